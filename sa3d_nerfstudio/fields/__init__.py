@@ -1,0 +1,1 @@
+"""Mask fields: evidence per voxel (NeRFs) or per splat (Gaussians)."""

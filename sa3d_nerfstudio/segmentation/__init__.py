@@ -1,0 +1,1 @@
+"""From a prompt in one view to evidence in 3D, view after view."""

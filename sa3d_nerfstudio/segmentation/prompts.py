@@ -1,0 +1,85 @@
+"""Prompts: what points at the object in one image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass
+class Prompt:
+    """What points at the object in one image of ``height`` x ``width`` pixels.
+
+    Coordinates are x, y pixel indices from the top left of *that* image: (0, 0) is the top left pixel.
+    A prompt may hold any mix of points, a box and a prior; at least one positive point or a box is needed to
+    select anything.
+    """
+
+    height: int
+    """Height of the image that the coordinates refer to."""
+    width: int
+    """Width of the image that the coordinates refer to."""
+    points: Float[Tensor, "num_points 2"] = field(default_factory=lambda: torch.zeros(0, 2))
+    """x, y of each point."""
+    labels: Bool[Tensor, " num_points"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    """True where the point lies on the object, False where it lies on something else."""
+    box: Float[Tensor, "4"] | None = None
+    """x0, y0, x1, y1 of a rectangle around the object, upper bounds exclusive."""
+    prior: Float[Tensor, "height width"] | None = None
+    """The probability of the object at each pixel as the mask field renders it; NaN where nothing is known."""
+
+    @classmethod
+    def from_points(
+        cls,
+        height: int,
+        width: int,
+        positive: object = (),
+        negative: object = (),
+        box: object = None,
+        prior: Tensor | None = None,
+    ) -> Prompt:
+        """Build a prompt from sequences of (x, y) pairs.
+
+        Args:
+            height: Height of the image.
+            width: Width of the image.
+            positive: (x, y) pairs on the object, any array-like of shape [num, 2].
+            negative: (x, y) pairs on something else, likewise.
+            box: x0, y0, x1, y1, or None.
+            prior: Probabilities of shape [height, width], or None.
+        """
+        on = torch.as_tensor(np.asarray(positive, dtype=np.float32).reshape(-1, 2))
+        off = torch.as_tensor(np.asarray(negative, dtype=np.float32).reshape(-1, 2))
+        labels = torch.cat([torch.ones(len(on), dtype=torch.bool), torch.zeros(len(off), dtype=torch.bool)])
+        rectangle = None if box is None else torch.as_tensor(np.asarray(box, dtype=np.float32).reshape(4))
+        return cls(height, width, torch.cat([on, off]), labels, rectangle, prior)
+
+    @property
+    def positive(self) -> Float[Tensor, "num 2"]:
+        """The points on the object."""
+        return self.points[self.labels]
+
+    @property
+    def negative(self) -> Float[Tensor, "num 2"]:
+        """The points on something else."""
+        return self.points[~self.labels]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing here selects anything."""
+        return self.box is None and not bool(self.labels.any())
+
+    def resized(self, height: int, width: int) -> Prompt:
+        """The same prompt in an image of another size. The pixel that holds a point's centre keeps it."""
+        scale = torch.tensor([width / self.width, height / self.height])
+        points = ((self.points + 0.5) * scale).floor()
+        points = torch.minimum(points, torch.tensor([width - 1.0, height - 1.0])).clamp(min=0)
+        box = None if self.box is None else self.box * scale.repeat(2)
+        prior = self.prior
+        if prior is not None and prior.shape != (height, width):
+            prior = torch.nn.functional.interpolate(prior[None, None], size=(height, width), mode="nearest")[0, 0]
+        return Prompt(height, width, points, self.labels, box, prior)

@@ -1,0 +1,1 @@
+"""2D segmenters: embed an image once, predict masks for many prompts."""

@@ -1,0 +1,1 @@
+"""Traces: how a frozen radiance field spreads a pixel over the cells of a mask field."""

@@ -1,0 +1,70 @@
+"""Build nerfstudio's models without downloading the networks of their LPIPS metric.
+
+Most nerfstudio models hold torchmetrics' LPIPS, whose constructor fetches 233 MB of AlexNet from the internet only to
+have it overwritten by the run's checkpoint, which stores the same weights. A trained run needs no network at all.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torchmetrics.functional.image import lpips as torchmetrics_lpips
+
+_BACKBONE_BUILDERS = ("_get_tv_model_features", "_get_net")  # its name since and before torchmetrics 1.3
+
+_skip_download: ContextVar[bool] = ContextVar("sa3d_skip_lpips_download", default=False)
+_lock = threading.Lock()
+_users = 0
+_originals: dict[str, Callable[..., Any]] = {}
+
+
+@contextmanager
+def lpips_without_download() -> Iterator[None]:
+    """Within this context LPIPS metrics get a randomly initialised backbone instead of a downloaded one.
+
+    Shapes and state-dict keys are those of the pretrained network, and the small linear layers that come with
+    torchmetrics are loaded as always, so a checkpoint fits. Until one is loaded the metric's values mean nothing.
+
+    May be nested and used by several threads: a metric built by a thread outside the context is not affected.
+    """
+    token = _skip_download.set(True)
+    _install()
+    try:
+        yield
+    finally:
+        _uninstall()
+        _skip_download.reset(token)
+
+
+def _install() -> None:
+    global _users  # noqa: PLW0603
+    with _lock:
+        _users += 1
+        if _users > 1:
+            return
+        for name in _BACKBONE_BUILDERS:
+            original = getattr(torchmetrics_lpips, name, None)
+            if original is not None:
+                _originals[name] = original
+                setattr(torchmetrics_lpips, name, _untrained_within_context(original))
+
+
+def _uninstall() -> None:
+    global _users  # noqa: PLW0603
+    with _lock:
+        _users -= 1
+        if _users == 0:
+            for name, original in _originals.items():
+                setattr(torchmetrics_lpips, name, original)
+            _originals.clear()
+
+
+def _untrained_within_context(build_backbone: Callable[..., Any]) -> Callable[..., Any]:
+    def build(net: str, pretrained: bool = False) -> Any:
+        return build_backbone(net, pretrained=pretrained and not _skip_download.get())
+
+    return build

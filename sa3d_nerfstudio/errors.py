@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 
 class SA3DError(Exception):
@@ -18,14 +17,18 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     return f"{text[:limit]}..." if len(text) > limit else text or type(error).__name__
 
 
-@contextmanager
-def errors_end_in_a_sentence() -> Iterator[None]:
-    """Turn an :class:`SA3DError` into its sentence on stderr and exit code 1, with no traceback.
+def end_in_a_sentence() -> None:
+    """Make an uncaught :class:`SA3DError` end the process with its sentence on stderr and exit code 1.
 
-    Used where a command begins; library code only raises.
+    nerfstudio's commands (ns-train, ns-export, ...) call into the plugin and show a traceback for whatever it raises;
+    this hook is the one place where they all can be taught better. Other exceptions are reported as before.
     """
-    try:
-        yield
-    except SA3DError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if isinstance(error, SA3DError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            previous(kind, error, traceback)
+
+    sys.excepthook = hook

@@ -20,7 +20,7 @@ from sa3d_nerfstudio.errors import SA3DError, one_line
 
 _NUMBER_TYPES = (np.float64, np.float32, np.int64, np.int32, np.bool_)
 _NAMES_OF_SCALAR = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # by numpy 1, by numpy 2
-_CHECKPOINT_NAME = re.compile(r"step-(\d+)\.ckpt")
+_CHECKPOINT_NAME = re.compile(r"step-(\d{9,})\.ckpt")  # nerfstudio's step-%09d.ckpt
 
 
 def allow_nerfstudio_checkpoints() -> None:
@@ -56,13 +56,13 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
         SA3DError: the file is missing, truncated, damaged, or not a nerfstudio checkpoint.
     """
     if not path.is_file():
-        raise SA3DError(f"There is no checkpoint {path}{_other_checkpoints(path)}.")
+        raise SA3DError(f"there is no checkpoint {path}{_other_checkpoints(path)}.")
     try:
         damage = _damage(path)
     except Exception as error:  # a damaged zip directory can raise nearly anything
         damage = one_line(error)
     if damage is not None:
-        raise SA3DError(f"The checkpoint {path} is incomplete or damaged ({damage}){_other_checkpoints(path)}.")
+        raise SA3DError(f"the checkpoint {path} is incomplete or damaged ({damage}){_other_checkpoints(path)}.")
 
     allow_nerfstudio_checkpoints()
     mmap = torch.device(map_location).type == "cpu"
@@ -70,7 +70,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
         checkpoint = torch.load(str(path), map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # the unpickler lets through whatever a foreign file provokes
         raise SA3DError(
-            f"The checkpoint {path} cannot be read as plain weights ({one_line(error)}){_other_checkpoints(path)}."
+            f"the checkpoint {path} cannot be read as plain weights ({one_line(error)}){_other_checkpoints(path)}."
         ) from error
     if not _is_nerfstudio_checkpoint(checkpoint):
         raise SA3DError(

@@ -235,7 +235,7 @@ def test_missing_and_not_a_file(tmp_path: Path) -> None:
 
 
 def test_checkpoints_in_ignores_other_files(tmp_path: Path) -> None:
-    for name in ["step-000000010.ckpt", "step-000000009.ckpt", "step-000000011.ckpt.tmp", "notes.txt", "step-x.ckpt"]:
+    for name in ["step-000000010.ckpt", "step-000000009.ckpt", "step-000000011.ckpt.tmp", "notes.txt", "step-1.ckpt"]:
         (tmp_path / name).touch()
     (tmp_path / "step-000000099.ckpt").mkdir()
     assert list(checkpoints_in(tmp_path)) == [9, 10]

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 
 
@@ -71,3 +72,40 @@ class SegmenterOptions:
     """Weights of the Segment Anything model."""
     oracle_instances: Path | None = None
     """Folder of id maps (8 or 16 bit PNG, 0 = background), named like the images: benchmarks only."""
+
+
+def check_prompt(prompt: Prompt, height: int, width: int) -> None:
+    """What every segmenter asks of a prompt before it looks at it.
+
+    Args:
+        prompt: The prompt.
+        height: Rows of the embedded image.
+        width: Columns of the embedded image.
+
+    Raises:
+        SA3DError: The prompt selects nothing, or a point or the whole box lies outside of the image.
+        ValueError: The prompt is meant for an image of another size.
+    """
+    if (prompt.height, prompt.width) != (height, width):
+        raise ValueError(
+            f"the prompt is for an image of {prompt.width} x {prompt.height} pixels, this one has {width} x {height}"
+        )
+    if prompt.is_empty:
+        raise SA3DError("the prompt selects nothing; add a positive point or a box")
+    size = torch.tensor([width, height])
+    # Points are rounded to pixels, so half a pixel over the border is still inside.
+    outside = ((prompt.points < -0.5) | (prompt.points >= size - 0.5)).any(dim=-1) | ~prompt.points.isfinite().all(-1)
+    if outside.any():
+        x, y = prompt.points[outside][0].tolist()
+        raise SA3DError(
+            f"the point ({x:g}, {y:g}) lies outside of the image of {width} x {height} pixels; move it inside"
+        )
+    if prompt.box is not None:
+        low, high = prompt.box[:2], prompt.box[2:]
+        # Written so that NaN fails, too.
+        if not bool(((high > low) & (low < size) & (high > 0)).all()):
+            x0, y0, x1, y1 = prompt.box.tolist()
+            raise SA3DError(
+                f"the box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) holds no pixel of the image of {width} x {height} pixels; "
+                "give x0, y0, x1, y1 with x0 < x1 and y0 < y1"
+            )

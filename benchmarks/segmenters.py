@@ -1,0 +1,175 @@
+"""2D accuracy of a segmenter over the shared scenes, without any 3D: one row per object.
+
+    python benchmarks/segmenters.py ../shared/scenes --segmenter grabcut [--renders FOLDER]
+
+Each object is asked for in its reference view (``points`` and ``negative_points`` of ``prompts.json``) and in other
+views (the most interior pixel of the true mask, alone). ``--renders`` names a folder of ``SCENE_STEM.npz`` files with
+``rgb`` [height, width, 3] and ``depth`` [height, width] as a radiance field renders them; those images are used then,
+and views without one are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions
+from sa3d_nerfstudio.segmenters.oracle import read_ids, resize_nearest
+from sa3d_nerfstudio.segmenters.registry import make_segmenter
+
+KINDS = ("points", "point", "box", "other", "prior")
+"""Reference view by all points, by the first one, by the box; other views by one point; those with a prior, too."""
+MIN_PIXELS = 0.001
+"""Objects smaller than this fraction of a view are not asked for in it, as in the scenes' own score."""
+
+
+@dataclass
+class Question:
+    """One object in one view, with its true mask."""
+
+    scene: str
+    name: str
+    kind: str
+    image: SegmenterImage
+    prompt: Prompt
+    truth: np.ndarray
+
+
+def load_image(scene: Path, stem: str, renders: Path | None) -> SegmenterImage | None:
+    """A photograph, or the render of that view if ``renders`` is given and holds one."""
+    if renders is None:
+        rgb = cv2.cvtColor(cv2.imread(str(scene / "images" / f"{stem}.jpg")), cv2.COLOR_BGR2RGB)
+        return SegmenterImage(torch.from_numpy(rgb).float() / 255, f"{stem}.jpg")
+    path = renders / f"{scene.name}_{stem}.npz"
+    if not path.exists():
+        return None
+    with np.load(path) as render:
+        return SegmenterImage(torch.from_numpy(render["rgb"]), f"{stem}.jpg", torch.from_numpy(render["depth"]))
+
+
+def most_interior(mask: np.ndarray) -> tuple[int, int]:
+    """x, y of the pixel that is farthest from the outside."""
+    padded = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    y, x = np.unravel_index(int(padded.argmax()), mask.shape)
+    return int(x), int(y)
+
+
+def rendered_like(truth: np.ndarray, generator: np.random.Generator) -> torch.Tensor:
+    """A prior such as an unfinished mask field renders: soft at the rim, shifted, a third of the object unknown."""
+    shift = generator.integers(-2, 3, 2)
+    soft = cv2.GaussianBlur(np.roll(truth.astype(np.float32), tuple(shift), (0, 1)), (0, 0), max(truth.shape) / 160)
+    y, x = np.nonzero(truth)
+    angle = generator.uniform(0, 2 * np.pi)
+    grid_y, grid_x = np.indices(truth.shape)
+    far = np.quantile(x * np.cos(angle) + y * np.sin(angle), 2 / 3)
+    soft[grid_x * np.cos(angle) + grid_y * np.sin(angle) > far] = np.nan
+    return torch.from_numpy(soft)
+
+
+def questions(scene: Path, renders: Path | None, every: int) -> Iterator[Question]:
+    """All questions about one scene; other views are every ``every``-th of the training views."""
+    objects = json.loads((scene / "prompts.json").read_text())["objects"]
+    train = json.loads((scene / "transforms.json").read_text())["train_filenames"]
+    stems = [Path(name).stem for name in train]
+    others = stems[::every] if renders is None else stems
+    generator = np.random.default_rng(0)
+    for entry in objects:
+        for stem in sorted({Path(entry["frame"]).stem, *others}):
+            image = load_image(scene, stem, renders)
+            if image is None:
+                continue
+            full = read_ids(scene / "instances" / f"{stem}.png")
+            truth = resize_nearest(full, image.height, image.width) == entry["id"]
+            if truth.sum() <= MIN_PIXELS * truth.size:
+                continue
+
+            for kind, prompt in prompts(entry, stem, full.shape, truth, generator):
+                small = prompt.resized(image.height, image.width)
+                yield Question(scene.name, entry["name"], kind, image, small, truth)
+
+
+def prompts(
+    entry: dict, stem: str, size: tuple[int, ...], truth: np.ndarray, generator: np.random.Generator
+) -> Iterator[tuple[str, Prompt]]:
+    """The prompts for one object in one view, by kind."""
+    if stem == Path(entry["frame"]).stem:
+        points, off = entry["points"], entry["negative_points"]
+        yield "points", Prompt.from_points(size[0], size[1], points, off)
+        yield "point", Prompt.from_points(size[0], size[1], points[:1])
+        yield "box", Prompt.from_points(size[0], size[1], box=entry["box"])
+    else:
+        point = [most_interior(truth)]
+        yield "other", Prompt.from_points(truth.shape[0], truth.shape[1], point)
+        prior = rendered_like(truth, generator)
+        yield "prior", Prompt.from_points(truth.shape[0], truth.shape[1], point, prior=prior)
+
+
+def ious(answer: Candidates, truth: np.ndarray) -> np.ndarray:
+    """The IoU of each candidate with the true mask."""
+    masks = answer.masks.cpu().numpy()
+    return (masks & truth).sum((1, 2)) / np.maximum((masks | truth).sum((1, 2)), 1)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenes", type=Path, help="folder that holds the scenes")
+    parser.add_argument("--only", nargs="*", default=["desk", "toys", "shelf"], help="names of the scenes")
+    parser.add_argument("--segmenter", default="grabcut")
+    parser.add_argument("--sam-checkpoint", type=Path)
+    parser.add_argument("--renders", type=Path, help="folder of rendered rgb and depth")
+    parser.add_argument("--every", type=int, default=8, help="take every n-th training photograph as another view")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+
+    rows: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
+    spent = {"embed": 0.0, "predict": 0.0}
+    asked = 0
+    for name in args.only:
+        scene = args.scenes / name
+        options = SegmenterOptions(args.device, args.sam_checkpoint, scene / "instances")
+        segmenter = make_segmenter(args.segmenter, options)
+        for question in questions(scene, args.renders, args.every):
+            start = time.perf_counter()
+            embedding = segmenter.embed(question.image)
+            spent["embed"] += time.perf_counter() - start
+            start = time.perf_counter()
+            answer = segmenter.predict(embedding, question.prompt)
+            spent["predict"] += time.perf_counter() - start
+            asked += 1
+            each = ious(answer, question.truth)
+            kinds = rows.setdefault((question.scene, question.name), {kind: [] for kind in KINDS})
+            kinds[question.kind].append((float(each[int(answer.scores.argmax())]), float(each.max())))
+
+    print("| scene | object | " + " | ".join(KINDS) + " |\n|---|---|" + "---|" * len(KINDS))
+    for (scene_name, name), kinds in rows.items():
+        cells = [_cell(kinds[kind]) for kind in KINDS]
+        print(f"| {scene_name} | {name} | " + " | ".join(cells) + " |")
+    cells = [_cell([pair for kinds in rows.values() for pair in _mean(kinds[kind])]) for kind in KINDS]
+    print("| all | mean over objects | " + " | ".join(cells) + " |")
+    print(
+        f"\nIoU of the best-scored candidate (of the best one). {asked} questions; seconds per image: "
+        + ", ".join(f"{what} {seconds / asked:.3f}" for what, seconds in spent.items())
+    )
+
+
+def _mean(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The mean pair, or nothing of nothing."""
+    return [(float(np.mean([a for a, _ in pairs])), float(np.mean([b for _, b in pairs])))] if pairs else []
+
+
+def _cell(pairs: list[tuple[float, float]]) -> str:
+    return f"{_mean(pairs)[0][0]:.2f} ({_mean(pairs)[0][1]:.2f})" if pairs else "-"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""The mask grid: evidence per voxel, dense around the object, contracted beyond it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sa3d_nerfstudio.fields.base import MaskField
+
+OUTSIDE = 0.25
+"""Share of the box's half width that all of space outside is contracted into (see ``MaskGrid.contract``)."""
+MARGIN = 0.15
+"""How much wider than the object's bounds the box is placed, as a share of their half width."""
+
+
+class MaskGrid(MaskField):
+    """Voxels that store evidence at their vertices and are read trilinearly.
+
+    The grid is placed in a box of world space; that box holds 1 / (1 + ``OUTSIDE``) of the cells along each axis,
+    and all the rest of space the remaining rim, so that no evidence is lost. Memory layout is [z, y, x].
+    """
+
+    center: Float[Tensor, "3"]
+    half_extent: Float[Tensor, "3"]
+
+    def __init__(self, resolution: int = 128) -> None:
+        super().__init__(resolution**3)
+        self.register_buffer("center", torch.zeros(3))
+        self.register_buffer("half_extent", torch.ones(3))
+        self._filled: tuple[int, Tensor] | None = None
+
+    @property
+    def resolution(self) -> int:
+        """Vertices along each axis."""
+        return round(self.num_cells ** (1 / 3))
+
+    def place(self, center: Float[Tensor, "3"], half_extent: Float[Tensor, "3"]) -> None:
+        """Put the box somewhere in the world. Evidence gathered elsewhere is dropped."""
+        self.center = center.to(self.hit).clone()
+        self.half_extent = half_extent.to(self.hit).clone()
+        self.set(torch.zeros_like(self.hit), torch.zeros_like(self.seen))
+
+    def place_around(self, points: Float[Tensor, "num_points 3"], weights: Float[Tensor, " num_points"] | None = None):
+        """Put a cube around points of the object, leaving out the few that stray."""
+        low, high = robust_bounds(points, weights)
+        half = (high - low).max() / 2 * (1 + MARGIN)
+        self.place((low + high) / 2, half.clamp(min=1e-6).expand(3))
+
+    def fresh(self) -> MaskGrid:
+        """A grid in the same place with no evidence."""
+        grid = MaskGrid(self.resolution).to(self.hit.device)
+        grid.place(self.center, self.half_extent)
+        return grid
+
+    def copy_from(self, other: MaskGrid) -> None:
+        """Become what another grid is: its place and its evidence."""
+        self.place(other.center, other.half_extent)
+        self.set(other.hit.clone(), other.seen.clone())
+
+    def resampled(self, place: MaskGrid) -> MaskGrid:
+        """This grid's evidence read at the vertices of another."""
+        grid = place.fresh()
+        hit, seen = self.gather(torch.stack([self.hit, self.seen], dim=-1), grid.cell_positions()).unbind(-1)
+        grid.set(hit.contiguous(), seen.contiguous())
+        return grid
+
+    def contract(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
+        """World positions to grid coordinates in (-1, 1).
+
+        The contraction of mip-NeRF 360 (arXiv 2111.12077, eq. 10) in the maximum norm, with a rim of width
+        ``OUTSIDE`` instead of 1: x stays x inside the unit box, and becomes (1 + o (1 - 1 / (1 + (|x| - 1) / o))) x/|x|
+        outside it. Slope 1 on both sides of the border, so a cell there is as large as one inside.
+        """
+        x = (positions - self.center) / self.half_extent
+        norm = x.abs().amax(dim=-1, keepdim=True)
+        beyond = (norm - 1).clamp(min=0) / OUTSIDE
+        radius = norm.clamp(max=1) + OUTSIDE * (1 - 1 / (1 + beyond))
+        return x * (radius / norm.clamp(min=1e-9)) / (1 + OUTSIDE)
+
+    def cell_positions(self) -> Float[Tensor, "num_cells 3"]:
+        """World position of every vertex; those on the very border, which stand for infinity, lie far out."""
+        line = torch.linspace(-1, 1, self.resolution, device=self.hit.device)
+        z, y, x = torch.meshgrid(line, line, line, indexing="ij")
+        u = torch.stack([x, y, z], dim=-1).reshape(-1, 3) * (1 + OUTSIDE)
+        norm = u.abs().amax(dim=-1, keepdim=True)
+        beyond = ((norm - 1).clamp(min=0) / OUTSIDE).clamp(max=1 - 1e-3)
+        radius = norm.clamp(max=1) + OUTSIDE * (1 / (1 - beyond) - 1)
+        return self.center + u * (radius / norm.clamp(min=1e-9)) * self.half_extent
+
+    def gather(
+        self, values: Float[Tensor, "num_cells channels"], positions: Float[Tensor, "num_samples 3"]
+    ) -> Float[Tensor, "num_samples channels"]:
+        """Read values stored at the vertices, trilinearly, at world positions."""
+        r = self.resolution
+        volume = values.T.reshape(1, -1, r, r, r)
+        grid = self.contract(positions).reshape(1, 1, 1, -1, 3)
+        return F.grid_sample(volume, grid, align_corners=True).reshape(values.shape[1], -1).T
+
+    def scatter(
+        self, values: Float[Tensor, "num_samples channels"], positions: Float[Tensor, "num_samples 3"]
+    ) -> Float[Tensor, "num_cells channels"]:
+        """The adjoint of :meth:`gather`: add values at world positions to the vertices around them."""
+        r = self.resolution
+        u = ((self.contract(positions) + 1) * (0.5 * (r - 1))).clamp(0, r - 1)
+        base = u.floor().clamp(max=r - 2)
+        high = u - base
+        low = 1 - high
+        first = base.long()
+        index = (first[:, 2] * r + first[:, 1]) * r + first[:, 0]
+        out = values.new_zeros(self.num_cells, values.shape[1])
+        for dz, wz in ((0, low[:, 2]), (r * r, high[:, 2])):
+            for dy, wy in ((0, low[:, 1]), (r, high[:, 1])):
+                wzy = wz * wy
+                for dx, wx in ((0, low[:, 0]), (1, high[:, 0])):
+                    out.index_add_(0, index + (dx + dy + dz), values * (wzy * wx)[:, None])
+        return out
+
+    def object_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], Float[Tensor, " num"]]:
+        """World positions of the vertices on the object, with the weight of the rays that said so."""
+        on = self.probability() > threshold
+        return self.cell_positions()[on], self.hit[on]
+
+    def filled_probability(self) -> Float[Tensor, " num_cells"]:
+        """The probability everywhere: cells that no ray reached, such as an object's inside, take it from around them.
+
+        Averages of ever coarser blocks of known cells fill what is missing ("pull-push"). Needed where the mask gates
+        density: a surface is seen, the inside that it hides is not, and must go with it.
+        """
+        if self._filled is None or self._filled[0] != self.version:
+            r = self.resolution
+            known = self.known().float().reshape(1, 1, r, r, r)
+            mass = self.probability().reshape(1, 1, r, r, r) * known
+            self._filled = (self.version, _pull_push(mass, known).reshape(-1))
+        return self._filled[1]
+
+    def probability_at(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 1"]:
+        """The filled probability, read trilinearly at world positions."""
+        flat = self.gather(self.filled_probability()[:, None], positions.reshape(-1, 3))
+        return flat.reshape(*positions.shape[:-1], 1)
+
+    def hits(
+        self,
+        origins: Float[Tensor, "num_rays 3"],
+        directions: Float[Tensor, "num_rays 3"],
+        threshold: float = 0.5,
+        num_steps: int = 96,
+    ) -> Bool[Tensor, " num_rays"]:
+        """Which rays pass through a block of cells that holds a part of the object, whatever stands in front.
+
+        Errs on the side of True: cells are widened by one before they are tested.
+        """
+        passed = torch.zeros(len(origins), dtype=torch.bool, device=origins.device)
+        points, _ = self.object_points(threshold)
+        if len(points) == 0:
+            return passed
+        r = self.resolution
+        on = (self.probability() > threshold).float().reshape(1, 1, r, r, r)
+        occupied = F.max_pool3d(on, 3, stride=1, padding=1).reshape(-1, 1)
+        cell = 2 * self.half_extent.max() * (1 + OUTSIDE) / (r - 1)
+        low, high = points.amin(0) - 2 * cell, points.amax(0) + 2 * cell
+        safe = torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
+        t0, t1 = (low - origins) / safe, (high - origins) / safe
+        near = torch.minimum(t0, t1).amax(-1).clamp(min=0)
+        far = torch.maximum(t0, t1).amin(-1)
+        candidates = torch.nonzero(near < far)[:, 0]
+        steps = (torch.arange(num_steps, device=origins.device) + 0.5) / num_steps
+        for chunk in candidates.split(16384):
+            t = near[chunk, None] + (far - near)[chunk, None] * steps
+            x = origins[chunk, None] + directions[chunk, None] * t[..., None]
+            passed[chunk] = (self.gather(occupied, x.reshape(-1, 3)).reshape(len(chunk), num_steps) > 0).any(-1)
+        return passed
+
+
+def robust_bounds(
+    points: Float[Tensor, "num_points 3"], weights: Float[Tensor, " num_points"] | None = None, share: float = 0.02
+) -> tuple[Float[Tensor, "3"], Float[Tensor, "3"]]:
+    """Per-axis bounds that leave out ``share`` of the weight at either end, then are widened as if it were uniform."""
+    weights = torch.ones_like(points[:, 0]) if weights is None else weights
+    low, high = [], []
+    for axis in range(3):
+        order = points[:, axis].argsort()
+        mass = weights[order].cumsum(0) / weights.sum()
+        at = torch.searchsorted(mass, mass.new_tensor([share, 1 - share])).clamp(max=len(points) - 1)
+        first, last = points[order[at[0]], axis], points[order[at[1]], axis]
+        slack = (last - first) * share / (1 - 2 * share)
+        low.append(first - slack)
+        high.append(last + slack)
+    return torch.stack(low), torch.stack(high)
+
+
+def _pull_push(mass: Tensor, known: Tensor) -> Tensor:
+    """Fill a [1, 1, r, r, r] volume given as value x known; values are kept where ``known`` is 1."""
+    if mass.shape[-1] <= 1:
+        return mass / known.clamp(min=1e-9)
+    size = mass.shape[-3:]
+    coarse = _pull_push(
+        F.avg_pool3d(mass, 2, ceil_mode=True, count_include_pad=False),
+        F.avg_pool3d(known, 2, ceil_mode=True, count_include_pad=False),
+    )
+    above = F.interpolate(coarse, size=size, mode="trilinear", align_corners=False)
+    return torch.where(known > 0, mass / known.clamp(min=1e-9), above)

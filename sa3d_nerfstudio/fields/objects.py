@@ -1,0 +1,91 @@
+"""The objects of a run: named, shown or hidden, each with a mask field of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+
+
+class MaskObjects(nn.Module):
+    """Named objects in the order in which they were made. Saved in, and restored from, any checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fields = nn.ModuleDict()
+        self.hidden: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __getitem__(self, name: str) -> MaskGrid:
+        return self.fields[_key(name)]  # type: ignore[return-value]
+
+    def __setitem__(self, name: str, field: MaskField) -> None:
+        self.fields[_key(name)] = field
+
+    def __delitem__(self, name: str) -> None:
+        del self.fields[_key(name)]
+        self.hidden.discard(name)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all objects."""
+        return [_name(key) for key in self.fields]
+
+    @property
+    def shown(self) -> list[MaskGrid]:
+        """Fields of the objects that are not hidden and hold anything."""
+        return [self[name] for name in self.names if name not in self.hidden and not self[name].is_empty]
+
+    def probability_at(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 1"]:
+        """Probability that a world position belongs to any object shown."""
+        result = torch.zeros_like(positions[..., :1])
+        for field in self.shown:
+            result = torch.maximum(result, field.probability_at(positions))
+        return result
+
+    def hits(
+        self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
+    ) -> Bool[Tensor, " num_rays"]:
+        """Which rays pass through any object shown."""
+        result = torch.zeros(len(origins), dtype=torch.bool, device=origins.device)
+        for field in self.shown:
+            result |= field.hits(origins, directions, threshold)
+        return result
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the evidence: plain lists and strings, so that it loads weights-only."""
+        return {"names": self.names, "hidden": sorted(self.hidden)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore which objects were hidden; the fields themselves come with the tensors."""
+        self.hidden = set(state["hidden"])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Make the fields that the checkpoint holds before torch fills them."""
+        extra = state_dict.get(f"{prefix}_extra_state")
+        device = next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
+        if extra is not None:
+            self.fields = nn.ModuleDict()
+            for name in extra["names"]:
+                cells = state_dict[f"{prefix}fields.{_key(name)}.hit"].shape[0]
+                self[name] = MaskGrid(round(cells ** (1 / 3))).to(device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _key(name: str) -> str:
+    """Module names may not hold dots, object names may."""
+    return "object:" + name.replace("%", "%25").replace(".", "%2E")
+
+
+def _name(key: str) -> str:
+    return key.removeprefix("object:").replace("%2E", ".").replace("%25", "%")

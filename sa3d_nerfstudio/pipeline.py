@@ -1,0 +1,230 @@
+"""The pipeline: the base run's data and frozen model, with masks, and the jobs that fill them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import torch
+import tyro
+from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
+from nerfstudio.models.base_model import ModelConfig
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from torch import Tensor
+
+from sa3d_nerfstudio.datamanager import frozen_datamanager
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.lpips import lpips_without_download
+from sa3d_nerfstudio.model import MaskedModel, with_masks
+from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
+from sa3d_nerfstudio.segmenters.base import SegmenterOptions
+from sa3d_nerfstudio.segmenters.registry import make_segmenter
+from sa3d_nerfstudio.torch_compat import load_checkpoint
+from sa3d_nerfstudio.views import TrainingViews
+
+Suppressed = Annotated[Any, tyro.conf.Suppress]
+CPU_RAYS_PER_CHUNK = 1024
+"""On a CPU, chunks that stay in its caches render twice as fast as nerfstudio's default of 32768."""
+
+
+@dataclass
+class PromptConfig:
+    """What points at the object, in one training view. Pixels are x y from the top left of the original image."""
+
+    view: str | None = None
+    """Training view to prompt: its image's file name, or its index among the training views."""
+    points: tuple[float, ...] = ()
+    """x y of points on the object, several pairs in a row."""
+    negative_points: tuple[float, ...] = ()
+    """x y of points on something else, several pairs in a row."""
+
+
+@dataclass
+class BaseReference:
+    """What a sa3d run remembers of the run that it segments. Filled in from --load-dir."""
+
+    method: str
+    """Name of the method that trained it."""
+    config: Path
+    """Its config.yml."""
+    checkpoint: Path
+    """Its checkpoint."""
+    step: int
+    """Step at which that was saved."""
+    datamanager_target: Any
+    """Class of its data manager; nerfstudio's tools overwrite the one in the configuration."""
+
+
+@dataclass
+class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
+    """Segment objects in a trained radiance field."""
+
+    _target: type = field(default_factory=lambda: SA3DPipeline)
+    datamanager: Annotated[DataManagerConfig, tyro.conf.Suppress] = field(default_factory=DataManagerConfig)
+    """The base run's."""
+    model: Annotated[ModelConfig, tyro.conf.Suppress] = field(default_factory=ModelConfig)
+    """The base run's."""
+    base: Annotated[BaseReference | None, tyro.conf.Suppress] = None
+    """The base run."""
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    """What to segment; without it, the viewer asks."""
+    object_name: str = "object"
+    """Name that the segmented object is saved under."""
+    segmenter: str = "sam-vit-h"
+    """2D segmenter: sam-vit-h, sam-vit-l, sam-vit-b, grabcut (needs no weights), oracle (benchmarks), or a plugin's."""
+    sam_checkpoint: Path | None = None
+    """Weights of the Segment Anything model."""
+    oracle_instances: Path | None = None
+    """For the oracle: folder of id maps named like the images."""
+    resolution: int = 128
+    """Vertices of the mask grid along each axis; the grid is placed around the object."""
+    working_size: int | None = None
+    """Longer side of the images in which views are segmented; by default 1008 on CUDA and 160 on a CPU."""
+    object_background: Literal["white", "black"] = "white"
+    """What lies behind the object in object_rgb."""
+    save_base: bool = True
+    """Store the base model's weights in the checkpoint; else refer to the base run, which must then stay in place."""
+
+
+class SA3DPipeline(VanillaPipeline):
+    """A trained run with masks.
+
+    Raises:
+        SA3DError: The configuration names no base run (``ns-train sa3d`` without ``--load-dir``).
+    """
+
+    config: SA3DPipelineConfig
+
+    def __init__(
+        self,
+        config: SA3DPipelineConfig,
+        device: str,
+        test_mode: Literal["test", "val", "inference"] = "val",
+        world_size: int = 1,
+        local_rank: int = 0,
+        grad_scaler: Any = None,
+    ) -> None:
+        if config.base is None:
+            raise SA3DError("there is no run to segment: give one with --load-dir outputs/SCENE/METHOD/TIME.")
+        if world_size > 1:
+            raise SA3DError("sa3d uses one device: drop --machine.num-devices.")
+        vanilla = copy.copy(config)
+        vanilla.datamanager = copy.copy(config.datamanager)
+        vanilla.datamanager._target = frozen_datamanager(config.base.datamanager_target)
+        vanilla.model = copy.copy(config.model)
+        with lpips_without_download():
+            super().__init__(vanilla, device, test_mode, world_size, local_rank, grad_scaler)
+        self.config = config
+        model = with_masks(self._model, config.threshold, config.object_background)
+        model.requires_grad_(False)
+        if torch.device(device).type == "cpu":
+            model.config.eval_num_rays_per_chunk = min(model.config.eval_num_rays_per_chunk, CPU_RAYS_PER_CHUNK)
+        self._model = model.to(device)
+        self.eval()
+        self._views: TrainingViews | None = None
+        self.datamanager.ray_filter = lambda rays: self.model.masks.hits(  # type: ignore[assignment]
+            rays.origins.to(self.device), rays.directions.to(self.device), config.threshold
+        )
+
+    @property
+    def model(self) -> MaskedModel:
+        """The base model with masks."""
+        return cast(MaskedModel, self._model)
+
+    @property
+    def views(self) -> TrainingViews:
+        """The training views, at the working size."""
+        if self._views is None:
+            dataset = self.datamanager.train_dataset
+            assert dataset is not None
+            scaled_down = getattr(getattr(self.datamanager, "dataparser", None), "downscale_factor", None) or 1
+            size = self.config.working_size or (1008 if self.device.type == "cuda" else 160)
+            scale = scaled_down / dataset.scale_factor
+            self._views = TrainingViews(self.model, dataset.cameras, dataset.image_filenames, size, scale)
+        return self._views
+
+    def session(self, name: str | None = None) -> SegmentationSession:
+        """Begin to segment an object.
+
+        Args:
+            name: The object's name; an object of the same name is replaced.
+        """
+        config = self.config
+        options = SegmenterOptions(self.device, config.sam_checkpoint, config.oracle_instances)
+        segmenter = make_segmenter(config.segmenter, options)
+        name = name or config.object_name
+        grid = MaskGrid(config.resolution).to(self.device)
+        session = SegmentationSession(self.views, segmenter, grid, config)
+        self.model.masks[name] = grid
+        return session
+
+    def prompt_from_config(self) -> tuple[int, Prompt]:
+        """The view and prompt that the configuration gives.
+
+        Raises:
+            SA3DError: The view is unknown, or a point lies outside the image.
+        """
+        given = self.config.prompt
+        if given.view is None:
+            raise SA3DError("points need a view: name one with --pipeline.prompt.view.")
+        view = self.views.find(given.view)
+        height, width = self.views.image_size(view)
+        pairs = {"points": given.points, "negative-points": given.negative_points}
+        for option, values in pairs.items():
+            if len(values) % 2:
+                raise SA3DError(f"--pipeline.prompt.{option} takes pairs x y, but holds {len(values)} numbers.")
+            for x, y in zip(values[::2], values[1::2], strict=True):
+                if not (0 <= x < width and 0 <= y < height):
+                    raise SA3DError(
+                        f"point {x:g} {y:g} lies outside {self.views.name(view)}, which is {width} x {height} pixels: "
+                        "give x from 0 to the width and y from 0 to the height, from the top left."
+                    )
+        if not given.points:
+            raise SA3DError("the prompt selects nothing: give at least one point on it with --pipeline.prompt.points.")
+        return view, Prompt.from_points(height, width, given.points, given.negative_points)
+
+    def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
+        """Load a checkpoint of the base run, or of a sa3d run with or without base weights in it.
+
+        Raises:
+            SA3DError: The weights do not fit the base model, or the base run is gone.
+        """
+        state: Mapping[str, Tensor] = {key.removeprefix("module."): value for key, value in loaded_state.items()}
+        if not any(key.startswith("_model.") and not key.startswith("_model.masks.") for key in state):
+            assert self.config.base is not None
+            path = self.config.base.checkpoint
+            if not path.exists():
+                raise SA3DError(
+                    f"this run was saved without the base weights, and its base run's {path} is gone: put it back."
+                )
+            state = {**load_checkpoint(path)["pipeline"], **state}
+        self.model.update_to_step(step)
+        model_state = {key.removeprefix("_model."): value for key, value in state.items() if key.startswith("_model.")}
+        missing, unexpected = self.model.load_state_dict(model_state, strict=False)
+        missing = [key for key in missing if not key.startswith(("masks.", "lpips."))]
+        if missing or unexpected:
+            raise SA3DError(
+                f"the checkpoint does not fit the model in config.yml ({len(missing)} tensors missing, {len(unexpected)} "
+                "too many): use the config.yml that belongs to it, with the nerfstudio version that wrote it."
+            )
+        self.eval()
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """What a checkpoint holds: everything, or the masks alone if the base weights are left where they are."""
+        state = self.state_dict()
+        if self.config.save_base:
+            return state
+        return {key: value for key, value in state.items() if key.startswith("_model.masks.")}
+
+    def get_param_groups(self) -> dict[str, list[Any]]:
+        """None: nothing is trained by gradient steps."""
+        return {}
+
+    def get_training_callbacks(self, training_callback_attributes: Any) -> list[Any]:
+        """None: nothing is trained by gradient steps."""
+        return []

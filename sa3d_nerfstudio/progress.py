@@ -1,0 +1,58 @@
+"""What a job shows in the terminal: a progress bar, then a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
+
+
+def run_with_progress(session: SegmentationSession) -> None:
+    """Run all steps of a session under a progress bar, one per pass. Ctrl-C ends it at the next view, and keeps what is there."""
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("views"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
+    with Progress(*columns) as progress:
+        task, number, counts = None, 0, Counter[str]()
+        for record in session.steps():
+            if task is None or record.number_of_pass != number:
+                number, counts = record.number_of_pass, Counter()
+                task = progress.add_task(f"pass {number}", total=len(session.views), note="")
+            counts[record.state] += 1
+            progress.update(task, advance=1, note=f"{counts['used']} used, {counts['rejected']} rejected")
+
+
+def print_report(session: SegmentationSession, console: Console) -> None:
+    """Print views used and rejected, with why, the change of each pass, the object's size, and where the time went."""
+    report = session.report
+    last = report.last().values()
+    states = Counter(record.state for record in last)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("views used", f"{states['used'] + states['prompt']} of {len(session.views)}")
+    reasons = Counter(record.reason for record in last if record.state == "skipped")
+    for reason, number in reasons.items():
+        table.add_row("views skipped", f"{number}: {reason}")
+    for record in last:
+        if record.state == "rejected":
+            table.add_row("view rejected", f"{record.name}: {record.reason}")
+    changes = ", ".join(f"{change:.3f}" for change in report.changes) or "one pass only"
+    verdict = "converged" if report.converged else f"not below {session.settings.tolerance:g}"
+    table.add_row("L1 change per pass", f"{changes} ({verdict})" if report.changes else changes)
+    points, _ = session.grid.object_points(session.settings.threshold)
+    if len(points):
+        size = (points.amax(0) - points.amin(0)).tolist()
+        table.add_row("object", f"{len(points)} cells, {size[0]:.3f} x {size[1]:.3f} x {size[2]:.3f} (nerfstudio units)")
+    total = sum(report.seconds.values())
+    split = ", ".join(f"{name} {report.seconds[name]:.1f} s" for name in ("render", "segment", "lift"))
+    table.add_row("time", f"{total:.1f} s: {split}")
+    console.print(table)

@@ -1,0 +1,274 @@
+"""The loop over views: prompt, segment, lift, render, prompt again, until the field stops changing."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.segmentation.lifting import Lifting, LiftingName, field_change, make_lifting
+from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt, view_order
+from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage
+from sa3d_nerfstudio.traces.base import ViewTrace
+
+ViewState = Literal["prompt", "used", "rejected", "skipped"]
+
+
+class Views(Protocol):
+    """The views that a session looks at."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def camera_to_worlds(self) -> Float[Tensor, "num_views 3 4"]:
+        """Poses in nerfstudio's frame."""
+        ...
+
+    def name(self, view: int) -> str:
+        """File name of the view's image."""
+        ...
+
+    def trace(self, view: int) -> ViewTrace:
+        """The view's trace; rendered once."""
+        ...
+
+
+@dataclass
+class SessionSettings:
+    """How a session goes from one view to all."""
+
+    lifting: LiftingName = "evidence"
+    """How masks become evidence: 'evidence' sums (default), or the published 'gradient' steps."""
+    threshold: float = 0.5
+    """Probability above which something is on the object."""
+    num_prompts: int = 3
+    """Points that a rendered mask prompts the segmenter with, at most."""
+    min_agreement: float = 0.5
+    """A view whose 2D mask has a lower IoU with the rendered mask is rejected."""
+    tolerance: float = 0.01
+    """Stop when a pass changes the field by less than this (relative L1)."""
+    max_passes: int = 4
+    """Passes over the views, at most."""
+    view_order: Literal["overlap", "file"] = "overlap"
+    """Visit views by their overlap with those visited before, or in the order of the data set."""
+
+
+@dataclass
+class ViewRecord:
+    """What became of one view in one pass."""
+
+    view: int
+    name: str
+    number_of_pass: int
+    state: ViewState
+    reason: str = ""
+    agreement: float | None = None
+    """IoU of the 2D mask with the rendered one, where both are known."""
+
+
+@dataclass
+class SessionReport:
+    """What a session did."""
+
+    records: list[ViewRecord] = field(default_factory=list)
+    changes: list[float] = field(default_factory=list)
+    """Relative L1 change of the field in each pass after the first."""
+    seconds: Counter[str] = field(default_factory=Counter)
+    """Time spent in "render", "segment" and "lift"."""
+    converged: bool = False
+
+    def last(self) -> dict[int, ViewRecord]:
+        """The newest record of each view."""
+        return {record.view: record for record in self.records}
+
+
+@dataclass
+class _Given:
+    """A view that the user has prompted, with the mask that came of it."""
+
+    prompt: Prompt
+    candidates: Candidates
+    choice: int
+
+    @property
+    def mask(self) -> Bool[Tensor, "height width"]:
+        return self.candidates.masks[self.choice]
+
+
+class SegmentationSession:
+    """One object being segmented: the user's prompts, and the evidence that the views add.
+
+    Args:
+        views: The training views.
+        segmenter: The 2D segmenter.
+        grid: Where the evidence goes; it is placed and filled by the session.
+        settings: How to go about it.
+    """
+
+    def __init__(self, views: Views, segmenter: Segmenter, grid: MaskGrid, settings: SessionSettings) -> None:
+        self.views = views
+        self.segmenter = segmenter
+        self.grid = grid
+        self.settings = settings
+        self.report = SessionReport()
+        self.given: dict[int, _Given] = {}
+        self._embeddings: dict[int, Any] = {}
+
+    def prompt(self, view: int, prompt: Prompt) -> Candidates:
+        """Segment one view from the user's prompt. A second prompt for a view replaces the first.
+
+        Args:
+            view: Index of the training view.
+            prompt: In pixels of an image of any size.
+
+        Returns:
+            The segmenter's candidates, of which the one with the highest score is taken; see :meth:`choose`.
+
+        Raises:
+            SA3DError: The prompt selects nothing.
+        """
+        trace = self._trace(view)
+        prompt = prompt.resized(trace.height, trace.width)
+        candidates = self._predict(view, trace, prompt)
+        choice = int(candidates.scores.argmax())
+        if prompt.is_empty or not candidates.masks[choice].any():
+            raise SA3DError(
+                f"the prompt selects nothing in {self.views.name(view)}: "
+                "put a point on the object, add more points, or choose another view."
+            )
+        self.given[view] = _Given(prompt, candidates, choice)
+        return candidates
+
+    def choose(self, view: int, candidate: int) -> None:
+        """Take another of the candidates of a prompted view (for SAM: part, object, whole)."""
+        self.given[view].choice = candidate
+
+    def mask_of(self, view: int) -> Bool[Tensor, "height width"]:
+        """The 2D mask of a view that the user has prompted."""
+        return self.given[view].mask
+
+    def run(self) -> SessionReport:
+        """Do all steps and return the report."""
+        for _ in self.steps():
+            pass
+        return self.report
+
+    def steps(self) -> Iterator[ViewRecord]:
+        """Segment in 3D, one view a step. Whoever iterates may stop at any step: the grid holds what is known by then.
+
+        Raises:
+            SA3DError: Nothing has been prompted.
+        """
+        if not self.given:
+            raise SA3DError("nothing to segment: prompt a view first.")
+        previous: Lifting | None = None
+        for number in range(1, self.settings.max_passes + 1):
+            if previous is None:
+                self.grid.place_around(self._prompted_surface())
+                lifting = make_lifting(self.settings.lifting, self.grid)
+            else:
+                lifting = make_lifting(self.settings.lifting, _placed_again(previous.field))
+            for record in self._pass(number, lifting, previous or lifting):
+                self.report.records.append(record)
+                yield record
+            if previous is not None:
+                change = field_change(previous.field.resampled(lifting.field), lifting.field)
+                self.report.changes.append(change)
+                self.grid.copy_from(lifting.field)
+                if change < self.settings.tolerance:
+                    self.report.converged = True
+                    return
+            # The first pass has filled the grid itself, view by view; a copy stays behind to compare with.
+            previous = lifting
+
+    def _pass(self, number: int, lifting: Lifting, guide: Lifting) -> Iterator[ViewRecord]:
+        """Visit every view once; masks rendered from ``guide`` prompt, what they find goes to ``lifting``."""
+        for view, given in self.given.items():
+            self._lift(lifting, self._trace(view), given.mask)
+            yield ViewRecord(view, self.views.name(view), number, "prompt")
+        for view in self._order(guide):
+            state, reason, iou = self._visit(view, lifting, guide)
+            yield ViewRecord(view, self.views.name(view), number, state, reason, iou)
+
+    def _visit(self, view: int, lifting: Lifting, guide: Lifting) -> tuple[ViewState, str, float | None]:
+        trace = self._trace(view)
+        shape = (trace.height, trace.width)
+        with self._timed("lift"):
+            probability, known = (image.reshape(shape) for image in guide.render(trace))
+            prompt = self_prompt(
+                probability, known, trace.depth[..., 0], self.settings.num_prompts, self.settings.threshold
+            )
+        if prompt is None:
+            return "skipped", "object not in view", None
+        mask = self._predict(view, trace, prompt).best()
+        if not mask.any():
+            return "rejected", "the segmenter found nothing", None
+        iou = agreement(mask.to(known.device), probability, known, self.settings.threshold)
+        if iou < self.settings.min_agreement:
+            return "rejected", f"IoU with the rendered mask is {iou:.2f}", iou
+        self._lift(lifting, trace, mask)
+        return "used", "", iou
+
+    def _order(self, guide: Lifting) -> list[int]:
+        start = list(self.given)
+        if self.settings.view_order == "file":
+            return [view for view in range(len(self.views)) if view not in self.given]
+        return view_order(self.views.camera_to_worlds, guide.field.center, start)
+
+    def _prompted_surface(self) -> Float[Tensor, "num_points 3"]:
+        """Points of the object's surface in the views that the user has prompted."""
+        points = []
+        for view, given in self.given.items():
+            trace = self._trace(view)
+            # Pixels at the mask's border may see what lies behind the object.
+            inner = given.mask & ~F.max_pool2d((~given.mask)[None].float(), 3, stride=1, padding=1)[0].bool()
+            chosen = inner if inner.any() else given.mask
+            points.append(trace.surface_points()[chosen.reshape(-1).to(trace.depth.device)])
+        return torch.cat(points)
+
+    def _trace(self, view: int) -> ViewTrace:
+        with self._timed("render"):
+            return self.views.trace(view)
+
+    def _predict(self, view: int, trace: ViewTrace, prompt: Prompt) -> Candidates:
+        with self._timed("segment"):
+            if view not in self._embeddings:
+                image = SegmenterImage(trace.rgb, self.views.name(view), trace.depth[..., 0])
+                self._embeddings[view] = self.segmenter.embed(image)
+            return self.segmenter.predict(self._embeddings[view], prompt)
+
+    def _lift(self, lifting: Lifting, trace: ViewTrace, mask: Tensor) -> None:
+        with self._timed("lift"):
+            lifting.add(trace, mask.reshape(-1).to(trace.depth.device))
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.report.seconds[what] += time.perf_counter() - start
+
+
+def _placed_again(grid: MaskGrid) -> MaskGrid:
+    """An empty grid around the object as it is known now; in the same place if that fits well enough."""
+    fresh = grid.fresh()
+    points, weights = grid.object_points()
+    if len(points):
+        fresh.place_around(points, weights)
+        size = fresh.half_extent / grid.half_extent
+        shift = (fresh.center - grid.center).abs() / grid.half_extent
+        if bool((size > 0.8).all() and (size < 1.05).all() and (shift < 0.1).all()):
+            return grid.fresh()
+    return fresh

@@ -1,0 +1,141 @@
+"""The true mask under the prompt, from a scene's instance maps: benchmarks only.
+
+With it in the place of a 2D segmenter, every error that is left was made in 3D.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from PIL import Image, UnidentifiedImageError
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, check_prompt
+
+BACKGROUND = 0
+"""The id that is no object."""
+
+IdMap = Int[np.ndarray, "height width"]
+
+
+class OracleSegmenter:
+    """Answers the instance that a prompt points at. The embedding is the id map of the image."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the id maps from a folder.
+
+        Args:
+            folder: Holds one 8 or 16 bit single-channel PNG per image, with the image's stem as its name.
+
+        Raises:
+            SA3DError: There is no such folder.
+        """
+        if not folder.is_dir():
+            raise SA3DError(
+                f"{folder} is not a folder of instance maps; name it with --pipeline.oracle-instances "
+                "or choose another --pipeline.segmenter"
+            )
+        self.folder = folder
+
+    def embed(self, image: SegmenterImage) -> IdMap:
+        """The id map of the image, at its size [height, width].
+
+        Raises:
+            SA3DError: The folder holds no readable id map for this image.
+        """
+        path = self.folder / f"{Path(image.name).stem}.png"
+        return resize_nearest(read_ids(path), image.height, image.width)
+
+    def predict(self, embedding: IdMap, prompt: Prompt) -> Candidates:
+        """One candidate with score 1: the whole visible instance, or nothing where only background is meant.
+
+        Each positive point votes for the id under it, and an id under a negative point is out. Without positive points,
+        the id whose bounding box overlaps the prompt's box most. The prior is not looked at.
+        """
+        check_prompt(prompt, *embedding.shape)
+        votes = _ids_under(embedding, prompt.positive)
+        vetoed = set(_ids_under(embedding, prompt.negative).tolist())
+        if len(votes):
+            chosen = _most_voted(votes, vetoed)
+        else:
+            assert prompt.box is not None  # check_prompt: no positive point means a box
+            chosen = _best_boxed(embedding, prompt.box.numpy(), vetoed)
+        mask = (embedding == chosen) & (embedding != BACKGROUND)
+        return Candidates(torch.from_numpy(mask)[None], torch.ones(1))
+
+
+def read_ids(path: Path) -> IdMap:
+    """Read an id map as int32 [height, width].
+
+    Raises:
+        SA3DError: The file is missing or not a single-channel image.
+    """
+    try:
+        with Image.open(path) as image:
+            ids = np.asarray(image)
+    except FileNotFoundError:
+        raise SA3DError(
+            f"the oracle has no instance map {path}; "
+            "every image needs one of the same name in --pipeline.oracle-instances"
+        ) from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise SA3DError(f"the instance map {path} cannot be read ({error}); write it again as a PNG") from error
+    if ids.ndim != 2:
+        raise SA3DError(f"the instance map {path} has several channels; it must hold one id per pixel, 8 or 16 bit")
+    return ids.astype(np.int32)
+
+
+def resize_nearest(ids: IdMap, height: int, width: int) -> IdMap:
+    """The id map at another size: each pixel takes the id under its centre."""
+    rows = ((np.arange(height) + 0.5) * ids.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * ids.shape[1] / width).astype(int)
+    return ids[rows[:, None], columns[None, :]]
+
+
+def _ids_under(ids: IdMap, points: torch.Tensor) -> Int[np.ndarray, " num"]:
+    """The id under each x, y point."""
+    x, y = points.round().long().numpy().T
+    return ids[y, x]
+
+
+def _most_voted(votes: Int[np.ndarray, " num"], vetoed: set[int]) -> int:
+    """The id with most votes that is not vetoed. An object wins a tie with the background, then the earlier point."""
+    best, best_rank = BACKGROUND, (0, False, 0)
+    for place, candidate in enumerate(votes.tolist()):
+        rank = (votes.tolist().count(candidate), candidate != BACKGROUND, -place)
+        if candidate not in vetoed and rank > best_rank:
+            best, best_rank = candidate, rank
+    return best
+
+
+def _best_boxed(ids: IdMap, box: np.ndarray, vetoed: set[int]) -> int:
+    """The id whose bounding box has the highest IoU with ``box`` (x0, y0, x1, y1, upper bounds exclusive)."""
+    best, best_iou = BACKGROUND, 0.0
+    for candidate in np.unique(ids).tolist():
+        if candidate == BACKGROUND or candidate in vetoed:
+            continue
+        y, x = np.nonzero(ids == candidate)
+        low, high = np.array([x.min(), y.min()]), np.array([x.max() + 1, y.max() + 1])
+        shared = np.prod(np.maximum(np.minimum(high, box[2:]) - np.maximum(low, box[:2]), 0))
+        iou = float(shared / (np.prod(high - low) + np.prod(box[2:] - box[:2]) - shared))
+        if iou > best_iou:
+            best, best_iou = candidate, iou
+    return best
+
+
+def build(options: SegmenterOptions) -> OracleSegmenter:
+    """Build the oracle from ``options.oracle_instances``.
+
+    Raises:
+        SA3DError: No folder is named, or it is not there.
+    """
+    if options.oracle_instances is None:
+        raise SA3DError(
+            "the oracle needs the folder of the scene's instance maps; name it with --pipeline.oracle-instances "
+            "or choose another --pipeline.segmenter"
+        )
+    return OracleSegmenter(Path(options.oracle_instances))

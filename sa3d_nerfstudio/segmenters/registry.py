@@ -1,0 +1,79 @@
+"""Segmenters by name, those of other packages included.
+
+A package adds its own by an entry point in the group ``sa3d_nerfstudio.segmenters`` that names a factory::
+
+    # pyproject.toml of the package
+    [project.entry-points."sa3d_nerfstudio.segmenters"]
+    my-segmenter = "my_package:build"
+
+    # my_package.py
+    class MySegmenter:
+        def embed(self, image): return image.rgb
+        def predict(self, embedding, prompt): return Candidates(masks, scores)  # [n, height, width], [n]
+
+    def build(options: SegmenterOptions) -> MySegmenter: return MySegmenter()
+
+and ``--pipeline.segmenter my-segmenter`` finds it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterOptions
+
+ENTRY_POINT_GROUP = "sa3d_nerfstudio.segmenters"
+
+SegmenterFactory = Callable[[SegmenterOptions], Segmenter]
+
+# Factories are named, not imported: one segmenter's dependencies are nobody else's.
+_BUILT_IN = {
+    "sam-vit-h": "sa3d_nerfstudio.segmenters.sam:build_vit_h",
+    "sam-vit-l": "sa3d_nerfstudio.segmenters.sam:build_vit_l",
+    "sam-vit-b": "sa3d_nerfstudio.segmenters.sam:build_vit_b",
+    "grabcut": "sa3d_nerfstudio.segmenters.grabcut:build",
+    "oracle": "sa3d_nerfstudio.segmenters.oracle:build",
+}
+
+
+def _known() -> dict[str, EntryPoint]:
+    """Every segmenter by name. A name of ours cannot be taken by another package."""
+    found = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    ours = {name: EntryPoint(name, value, ENTRY_POINT_GROUP) for name, value in _BUILT_IN.items()}
+    return {**found, **ours}
+
+
+def segmenter_names() -> list[str]:
+    """The names that :func:`make_segmenter` knows: the built-in ones first, then those of other packages."""
+    return list(_BUILT_IN) + sorted(set(_known()) - set(_BUILT_IN))
+
+
+def make_segmenter(name: str, options: SegmenterOptions | None = None) -> Segmenter:
+    """Build the segmenter called ``name``.
+
+    Args:
+        name: One of :func:`segmenter_names`.
+        options: What it is built from; the defaults if None.
+
+    Raises:
+        SA3DError: No segmenter has that name, its package cannot be imported, or it lacks something it needs
+            (weights, a folder).
+    """
+    known = _known()
+    if name not in known:
+        names = segmenter_names()
+        near = difflib.get_close_matches(name, names, n=3)
+        hint = f"did you mean {' or '.join(near)}? There are" if near else "there are"
+        raise SA3DError(f"no segmenter is called {name!r}; {hint}: {', '.join(names)}")
+    entry = known[name]
+    try:
+        factory: SegmenterFactory = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise SA3DError(
+            f"the segmenter {name!r} cannot be imported from {entry.value} ({error}); "
+            "reinstall the package that provides it, or choose another with --pipeline.segmenter"
+        ) from error
+    return factory(options or SegmenterOptions())

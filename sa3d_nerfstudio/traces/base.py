@@ -1,0 +1,69 @@
+"""The trace of a view: the linear map from a mask field to the mask's image, and its adjoint."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sa3d_nerfstudio.fields.base import MaskField
+
+
+class RayTrace(Protocol):
+    """How a frozen radiance field spreads each of a set of rays over the cells of a mask field.
+
+    With ``A`` the matrix of volume-rendering weights, :meth:`render` is ``A x`` (mask rendering) and :meth:`splat` is
+    ``Aᵀ y`` (mask inverse rendering), so that ``<A x, y> == <x, Aᵀ y>``. Source: SA3D, arXiv 2304.12308, section 3.
+    """
+
+    @property
+    def accumulation(self) -> Float[Tensor, " num_rays"]:
+        """Sum of all weights of each ray, the ones that the trace leaves out included."""
+        ...
+
+    def render(self, field: Any, values: Float[Tensor, "num_cells channels"]) -> Float[Tensor, "num_rays channels"]:
+        """``A x``: composite values stored in the cells of ``field``."""
+        ...
+
+    def splat(self, field: Any, image: Float[Tensor, "num_rays channels"]) -> Float[Tensor, "num_cells channels"]:
+        """``Aᵀ y``: spread the rays' values over the cells of ``field`` that they saw."""
+        ...
+
+
+class ViewTrace(RayTrace, Protocol):
+    """The trace of all pixels of one view, in row-major order, with what the base model renders there."""
+
+    height: int
+    width: int
+    rgb: Float[Tensor, "height width 3"]
+    """Colours in [0, 1]."""
+    depth: Float[Tensor, "height width 1"]
+    """Distance along the ray, in nerfstudio's frame."""
+
+    def surface_points(self) -> Float[Tensor, "num_pixels 3"]:
+        """World position at the rendered depth of each pixel."""
+        ...
+
+
+MIN_KNOWN = 0.05
+"""Share of a ray's weight that must lie in cells with evidence for its mask to count as known."""
+
+
+def render_probability(
+    trace: RayTrace, field: MaskField
+) -> tuple[Float[Tensor, " num_rays"], Bool[Tensor, " num_rays"]]:
+    """Render the object's probability.
+
+    ``M = Σ w p / (Σ w + 1 - Σ all w)`` with the first two sums over the samples in cells with evidence: weight that
+    lies where nothing is known says nothing, while light that passes everything is known not to be the object.
+
+    Returns:
+        The probability of each ray, 0 where nothing is known, and where anything is known.
+    """
+    cells = torch.stack([field.probability(), field.known().float()], dim=-1)
+    mass, weight = trace.render(field, cells).unbind(-1)
+    evidence = weight + (1 - trace.accumulation).clamp(min=0)
+    known = evidence > MIN_KNOWN
+    return (mass / evidence.clamp(min=MIN_KNOWN)).clamp(0, 1) * known, known

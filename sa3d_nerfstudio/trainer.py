@@ -1,0 +1,232 @@
+"""What ``ns-train sa3d`` drives: restore the base run, segment, save; or keep the viewer open."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from nerfstudio.configs.base_config import MachineConfig
+from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils import writer
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from sa3d_nerfstudio.atomic import atomic_path
+from sa3d_nerfstudio.base_run import BaseRun, find_run
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
+from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineConfig
+from sa3d_nerfstudio.progress import print_report, run_with_progress
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.torch_compat import load_checkpoint
+
+OVERVIEW_VIEWS = 12
+"""Views in the grid of overview.png."""
+
+
+def _default_machine() -> MachineConfig:
+    return MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass
+class SA3DTrainerConfig(TrainerConfig):
+    """Segment objects in a trained run.
+
+    ``--load-dir`` names the run: its folder, its checkpoint folder, or its config.yml. Everything else about it, data set
+    and model included, is read from there.
+    """
+
+    _target: type = field(default_factory=lambda: SA3DTrainer)
+    pipeline: SA3DPipelineConfig = field(default_factory=SA3DPipelineConfig)  # type: ignore[assignment]
+    """Prompt, segmenter and lifting"""
+    machine: MachineConfig = field(default_factory=_default_machine)
+    """Machine configuration"""
+
+    def set_timestamp(self) -> None:
+        """Read the base run, then do as nerfstudio does.
+
+        This is the first thing that ``ns-train`` calls, before the configuration is shown or saved: from here on it holds
+        nothing but real values.
+        """
+        if self.load_dir is not None or self.pipeline.base is None:
+            self.restore_base()
+        super().set_timestamp()
+
+    def restore_base(self) -> None:
+        """Take model, data and checkpoint from the run that ``load_dir`` names.
+
+        Raises:
+            SA3DError: There is no such run, or the machine has not what is asked for.
+        """
+        if self.machine.device_type == "cuda" and not torch.cuda.is_available():
+            raise SA3DError("CUDA was asked for, but torch finds no CUDA device: use --machine.device-type cpu.")
+        if self.load_dir is None:
+            raise SA3DError("there is no run to segment: give one with --load-dir outputs/SCENE/METHOD/TIME.")
+        run = find_run(self.load_dir, self.load_step, self.data)
+        self.pipeline.base = _reference(run)
+        self.pipeline.datamanager = run.config.pipeline.datamanager
+        self.pipeline.model = run.config.pipeline.model
+        self.pipeline.datamanager._target = self.pipeline.base.datamanager_target
+        self.data = self.pipeline.datamanager.data
+        self.load_dir, self.load_step = run.checkpoint_path.parent, run.step
+
+    def print_to_terminal(self) -> None:
+        """Say what is about to happen; the whole configuration is in config.yml."""
+        base = self.pipeline.base
+        assert base is not None
+        CONSOLE.rule("sa3d")
+        CONSOLE.print(f"run         {base.method}, step {base.step}: {base.config}", highlight=False, soft_wrap=True)
+        CONSOLE.print(f"data        {self.data}", highlight=False, soft_wrap=True)
+        CONSOLE.print(f"segmenter   {self.pipeline.segmenter} on {self.machine.device_type}", highlight=False)
+
+    def save_config(self) -> None:
+        """Nothing yet: ``ns-train`` calls this before anything has been tried; see :meth:`SA3DTrainer.save_checkpoint`."""
+
+    def write(self, folder: Path) -> None:
+        """Write config.yml, as nerfstudio's tools read it."""
+        saved = copy.copy(self)
+        # What comes from the command line of this process only must not be applied to whoever loads the run.
+        saved.load_config = saved.load_checkpoint = None
+        with atomic_path(folder / "config.yml") as path:
+            path.write_text(yaml.dump(saved), "utf8")
+
+
+def _reference(run: BaseRun) -> BaseReference:
+    """What to remember of a run; of a sa3d run, what it remembers itself."""
+    if run.is_sa3d:
+        return run.config.pipeline.base  # type: ignore[attr-defined]
+    return BaseReference(
+        method=str(run.config.method_name),
+        config=run.config_path.absolute(),
+        checkpoint=run.checkpoint_path.absolute(),
+        step=run.step,
+        datamanager_target=run.config.pipeline.datamanager._target,
+    )
+
+
+class SA3DTrainer(Trainer):
+    """Restores the base run and segments in it. There are no training steps."""
+
+    config: SA3DTrainerConfig
+    pipeline: SA3DPipeline  # type: ignore[assignment]
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        """Build the pipeline and load the checkpoint; start the viewer if there is one."""
+        if not self.config.is_viewer_enabled() and self.config.pipeline.prompt.view is None:
+            raise SA3DError(
+                "there is nothing to do: give a prompt (--pipeline.prompt.view IMAGE --pipeline.prompt.points X Y), "
+                "or open the viewer with --vis viewer."
+            )
+        self.pipeline = self.config.pipeline.setup(device=self.device, test_mode=test_mode)
+        assert self.config.load_dir is not None
+        loaded = load_checkpoint(self.config.load_dir / f"step-{self.config.load_step:09d}.ckpt")
+        self.pipeline.load_pipeline(loaded["pipeline"], loaded["step"])
+        self.step = self._start_step = loaded["step"]
+        self.optimizers = Optimizers({}, {})
+        self.callbacks = []
+        self.viewer_state = None
+        if self.config.is_viewer_enabled():
+            self._open_viewer()
+
+    def _open_viewer(self) -> None:
+        from nerfstudio.viewer.viewer import Viewer  # noqa: PLC0415 (starts a server's worth of imports)
+
+        assert self.config.data is not None
+        self.viewer_state = Viewer(
+            self.config.viewer,
+            log_filename=self.base_dir / self.config.viewer.relative_log_filename,
+            datapath=self.config.data,
+            pipeline=self.pipeline,
+            trainer=self,
+            train_lock=self.train_lock,
+            share=self.config.viewer.make_share_url,
+        )
+        logging = copy.deepcopy(self.config.logging)
+        logging.local_writer.enable = False
+        writer.setup_local_writer(logging, max_iter=1, banner_messages=self.viewer_state.viewer_info)
+
+    def train(self) -> None:
+        """Segment what the configuration prompts, save, and stay while the viewer is open."""
+        self.training_state = "completed"
+        if self.config.pipeline.prompt.view is not None:
+            session = self.segment()
+            self.save(session)
+        if self.viewer_state is not None:
+            self._init_viewer_state()
+            self._update_viewer_state(self.step)
+            self._train_complete_viewer()
+
+    def segment(self) -> SegmentationSession:
+        """Segment what the configuration prompts, with a progress bar.
+
+        Raises:
+            SA3DError: The prompt is at fault, or nothing came of it.
+        """
+        view, prompt = self.pipeline.prompt_from_config()
+        session = self.pipeline.session()
+        session.prompt(view, prompt)
+        run_with_progress(session)
+        if session.grid.is_empty:
+            raise SA3DError(
+                "the segmented object is empty: no surface lies behind the prompted pixels; prompt another view."
+            )
+        print_report(session, CONSOLE)
+        return session
+
+    def save(self, session: SegmentationSession | None = None) -> None:
+        """Write the run: checkpoint, data parser transform, overview.png, and config.yml last."""
+        self.save_checkpoint(self.step)
+        outputs = getattr(self.pipeline.datamanager, "train_dataparser_outputs", None)
+        if outputs is not None:
+            outputs.save_dataparser_transform(self.base_dir / "dataparser_transforms.json")
+        if session is not None:
+            overview = self.base_dir / "overview.png"
+            self._write_overview(overview, session)
+        self.config.write(self.base_dir)
+        config = self.base_dir / "config.yml"
+        CONSOLE.print(f"saved       {config}", highlight=False, soft_wrap=True)
+        CONSOLE.print(
+            f"next        ns-export pointcloud --load-config {config} --output-dir exports --normal-method open3d",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def save_checkpoint(self, step: int) -> None:
+        """Save masks and base weights, as nerfstudio's tools read them."""
+        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
+        state: dict[str, Any] = {"step": step, "pipeline": self.pipeline.checkpoint_state()}
+        # nerfstudio's trainer reads these, and they hold nothing here.
+        state |= {"optimizers": {}, "schedulers": {}, "scalers": {}}
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
+
+    def _write_overview(self, path: Path, session: SegmentationSession) -> None:
+        records = session.report.last()
+        view = next(iter(session.given))
+        trace = session.views.trace(view)
+        given = session.given[view]
+        top = PromptPanel(trace.rgb.cpu(), given.mask.cpu(), given.prompt, session.views.name(view))
+        others = [record for record in records.values() if record.view not in session.given]
+        step = max(1, len(others) / OVERVIEW_VIEWS)
+        chosen = [others[int(index * step)] for index in range(min(OVERVIEW_VIEWS, len(others)))]
+        panels = []
+        for record in sorted(chosen, key=lambda record: record.view):
+            trace = session.views.trace(record.view)
+            probability = self.pipeline.model.render_mask(trace.samples).reshape(trace.height, trace.width)
+            status = f"{record.state}: {record.reason}" if record.reason else record.state
+            panels.append(ViewPanel(trace.rgb.cpu(), probability.cpu(), record.name, status))
+        write_overview(path, top, panels)
+
+
+def default_config() -> SA3DTrainerConfig:
+    """The configuration that ``ns-train sa3d`` starts from."""
+    config = SA3DTrainerConfig(method_name="sa3d", vis="viewer", optimizers={})
+    # The prompts and scenes of people who only work on this machine stay on it.
+    config.viewer = dataclasses.replace(config.viewer, websocket_host="127.0.0.1", quit_on_train_completion=False)
+    return config

@@ -1,0 +1,124 @@
+"""The training views of a run: their names, cameras and traces."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from torch import Tensor
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.model import MaskedModel
+from sa3d_nerfstudio.traces.nerf import RGB_OUTPUTS, NerfViewTrace, concatenate
+
+
+class TrainingViews:
+    """The training views of a run, rendered at a working size, each once.
+
+    Args:
+        model: The base model with masks.
+        cameras: Of all training images.
+        filenames: Of all training images, in the same order.
+        long_side: Images are rendered with their longer side no longer than this.
+        image_scale: Size of the image files' originals over the size in ``cameras``, which nerfstudio may have scaled down.
+    """
+
+    def __init__(
+        self,
+        model: MaskedModel,
+        cameras: Cameras,
+        filenames: Sequence[Path],
+        long_side: int,
+        image_scale: float = 1.0,
+    ) -> None:
+        self.model = model
+        self.cameras = cameras
+        self.filenames = [Path(name) for name in filenames]
+        self.long_side = long_side
+        self.image_scale = image_scale
+        self._traces: dict[int, NerfViewTrace] = {}
+
+    def __len__(self) -> int:
+        return len(self.filenames)
+
+    @property
+    def camera_to_worlds(self) -> Float[Tensor, "num_views 3 4"]:
+        """Poses in nerfstudio's frame."""
+        return self.cameras.camera_to_worlds
+
+    def name(self, view: int) -> str:
+        """File name of the view's image."""
+        return self.filenames[view].name
+
+    def image_size(self, view: int) -> tuple[int, int]:
+        """Height and width of the view's original image, in which prompts are given."""
+        camera = self.cameras[view]
+        return round(float(camera.height) * self.image_scale), round(float(camera.width) * self.image_scale)
+
+    def find(self, view: str | int) -> int:
+        """Index of a view that is given by its image's file name or by its index among the training views.
+
+        Raises:
+            SA3DError: There is no such view; the message says which are near.
+        """
+        names = [self.name(index) for index in range(len(self))]
+        stems = [Path(name).stem for name in names]
+        text = Path(str(view)).name
+        for known in (names, stems):
+            if known.count(text) == 1:
+                return known.index(text)
+        if text.isdecimal():
+            if int(text) < len(self):
+                return int(text)
+            raise SA3DError(f"there is no training view {view}: there are {len(self)}, counted from 0.")
+        near = difflib.get_close_matches(text, names, n=3, cutoff=0.3) or names[:3]
+        raise SA3DError(f"there is no training view named {view}: did you mean {', '.join(near)}?")
+
+    def camera(self, view: int) -> Cameras:
+        """The view's camera at the working size."""
+        camera = self.cameras[view : view + 1].to(self.model.device)
+        longest = max(int(camera.height.max()), int(camera.width.max()))
+        if longest > self.long_side:
+            camera.rescale_output_resolution(self.long_side / longest)
+        return camera
+
+    def trace(self, view: int) -> NerfViewTrace:
+        """The view's trace."""
+        if view not in self._traces:
+            self._traces[view] = trace_camera(self.model, self.camera(view))
+        return self._traces[view]
+
+
+@torch.no_grad()
+def trace_camera(model: MaskedModel, camera: Cameras) -> NerfViewTrace:
+    """Trace all pixels of one camera, in chunks of the model's own size.
+
+    Args:
+        model: The base model with masks; put in evaluation mode.
+        camera: One camera, of any type that the base model renders.
+    """
+    model.eval()
+    height, width = int(camera.height.max()), int(camera.width.max())
+    rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
+    parts, colors, depths = [], [], []
+    for start in range(0, len(rays), model.config.eval_num_rays_per_chunk):
+        chunk = rays[start : start + model.config.eval_num_rays_per_chunk].to(model.device)
+        if model.collider is not None:
+            chunk = model.collider(chunk)
+        outputs, samples = model.trace(chunk)
+        parts.append(samples.pruned())
+        colors.append(outputs[next(name for name in RGB_OUTPUTS if name in outputs)])
+        depths.append(outputs["depth" if "depth" in outputs else "depth_fine"].reshape(-1, 1))
+    return NerfViewTrace(
+        samples=concatenate(parts),
+        height=height,
+        width=width,
+        rgb=torch.cat(colors).reshape(height, width, 3),
+        depth=torch.cat(depths).reshape(height, width, 1),
+        origins=rays.origins.to(model.device),
+        directions=rays.directions.to(model.device),
+    )

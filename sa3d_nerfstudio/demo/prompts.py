@@ -57,7 +57,7 @@ def negative_point(ids: UInt8[ndarray, "height width"], number: int) -> tuple[li
 
 def _clear(allowed: Bool[ndarray, "height width"], start: list[int], end: list[int]) -> bool:
     """Whether the straight line between two pixels stays within ``allowed``."""
-    line = cv2.line(np.zeros(allowed.shape, np.uint8), start, end, 1)
+    line = cv2.line(np.zeros(allowed.shape, np.uint8), start, end, (1,))
     return bool(allowed[line > 0].all())
 
 
@@ -88,7 +88,9 @@ def background_scribble(mask: Bool[ndarray, "height width"]) -> Points:
     height, width = mask.shape
     distance = max(2, round(0.03 * max(height, width)))
     hull = cv2.convexHull(np.argwhere(mask)[:, ::-1].astype(np.int32))
-    canvas = cv2.fillConvexPoly(np.zeros((height + 4 * distance, width + 4 * distance), np.uint8), hull + 2 * distance, 1)
+    canvas = cv2.fillConvexPoly(
+        np.zeros((height + 4 * distance, width + 4 * distance), np.uint8), hull + 2 * distance, (1,)
+    )
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * distance + 1, 2 * distance + 1))
     outline = cv2.findContours(cv2.dilate(canvas, disc), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0][0][:, 0]
     ring = np.clip(outline[:: 2 * distance] - 2 * distance, 0, [width - 1, height - 1])

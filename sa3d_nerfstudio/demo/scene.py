@@ -128,18 +128,14 @@ def _transforms(train: Sequence[View], test: Sequence[View]) -> dict[str, Any]:
         "k2": 0.0,
         "p1": 0.0,
         "p2": 0.0,
-        "frames": [
-            {"file_path": view.file, "transform_matrix": view.camera.pose.tolist()} for view in (*train, *test)
-        ],
+        "frames": [{"file_path": view.file, "transform_matrix": view.camera.pose.tolist()} for view in (*train, *test)],
         "train_filenames": [view.file for view in train],
         "val_filenames": [view.file for view in test],
         "test_filenames": [view.file for view in test],
     }
 
 
-def times_seen(
-    points: Float[ndarray, "num 3"], solids: Sequence[Solid], views: Sequence[View]
-) -> Int[ndarray, " num"]:
+def times_seen(points: Float[ndarray, "num 3"], solids: Sequence[Solid], views: Sequence[View]) -> Int[ndarray, " num"]:
     """In how many views nothing stands between the camera and each point."""
     seen = np.zeros(len(points), dtype=np.int64)
     for view in views:
@@ -218,9 +214,7 @@ def _prompts(scene: str, solids: Sequence[Solid], train: Sequence[View]) -> dict
                 "tags": list(solid.tags),
             }
         )
-    least = [
-        min(_suitability(view, solid, number) for number, solid in enumerate(solids, start=1)) for view in train
-    ]
+    least = [min(_suitability(view, solid, number) for number, solid in enumerate(solids, start=1)) for view in train]
     return {
         "scene": scene,
         "pixel_convention": "x = column, y = row, origin top-left, integer pixel indices",

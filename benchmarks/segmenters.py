@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["desk", "toys", "shelf"], help="names of the scenes")
     parser.add_argument("--segmenter", default="grabcut")
     parser.add_argument("--sam-checkpoint", type=Path)
+    parser.add_argument("--dense-prompts", action="store_true", help="show SAM the priors")
     parser.add_argument("--renders", type=Path, help="folder of rendered rgb and depth")
     parser.add_argument("--every", type=int, default=8, help="take every n-th training photograph as another view")
     parser.add_argument("--device", default="cpu")
@@ -136,7 +137,12 @@ def main() -> None:
     asked = 0
     for name in args.only:
         scene = args.scenes / name
-        options = SegmenterOptions(args.device, args.sam_checkpoint, scene / "instances")
+        options = SegmenterOptions(
+            device=args.device,
+            sam_checkpoint=args.sam_checkpoint,
+            sam_dense_prompts=args.dense_prompts,
+            oracle_instances=scene / "instances",
+        )
         segmenter = make_segmenter(args.segmenter, options)
         for question in questions(scene, args.renders, args.every):
             start = time.perf_counter()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from scenes import TINY
 
 from sa3d_nerfstudio.demo.scene import write_scene
-from tests.scenes import TINY
 
 
 @pytest.fixture(scope="session")
 def tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the demo's scene in :data:`tests.scenes.TINY` form. Written once: treat it as read-only."""
+    """Folder of the demo's scene in :data:`scenes.TINY` form. Written once: treat it as read-only."""
     folder = tmp_path_factory.mktemp("scenes") / "tiny"
     write_scene(folder, TINY)
     return folder

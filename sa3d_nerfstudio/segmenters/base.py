@@ -72,6 +72,8 @@ class SegmenterOptions:
     """Weights of the Segment Anything model."""
     oracle_instances: Path | None = None
     """Folder of id maps (8 or 16 bit PNG, 0 = background), named like the images: benchmarks only."""
+    sam_dense_prompts: bool = False
+    """Whether SAM is shown a prompt's prior as its dense mask prompt."""
 
 
 def check_prompt(prompt: Prompt, height: int, width: int) -> None:

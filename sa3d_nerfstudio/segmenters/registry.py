@@ -34,6 +34,7 @@ _BUILT_IN = {
     "sam-vit-h": "sa3d_nerfstudio.segmenters.sam:build_vit_h",
     "sam-vit-l": "sa3d_nerfstudio.segmenters.sam:build_vit_l",
     "sam-vit-b": "sa3d_nerfstudio.segmenters.sam:build_vit_b",
+    "sam": "sa3d_nerfstudio.segmenters.sam:build",
     "grabcut": "sa3d_nerfstudio.segmenters.grabcut:build",
     "oracle": "sa3d_nerfstudio.segmenters.oracle:build",
 }

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from nerfstudio.configs.method_configs import method_configs
+from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.models.nerfacto import NerfactoModelConfig
 
 from sa3d_nerfstudio.demo.run import find_prompt, nerfstudio_command
 from sa3d_nerfstudio.demo.train import small_nerfacto
@@ -23,11 +26,11 @@ def test_commands_come_from_the_environment_that_runs_the_demo() -> None:
 
 
 def test_the_training_configuration_is_nerfactos_own_but_smaller(tiny_scene: Path, tmp_path: Path) -> None:
-    from nerfstudio.configs.method_configs import method_configs
-
+    original = method_configs["nerfacto"]
+    assert isinstance(original, TrainerConfig) and isinstance(original.pipeline.model, NerfactoModelConfig)
     config = small_nerfacto(tiny_scene, tmp_path, "now", steps=50)
     assert config.method_name == "nerfacto" and config.max_num_iterations == 50
-    assert config.pipeline.datamanager._target is method_configs["nerfacto"].pipeline.datamanager._target
+    assert config.pipeline.datamanager._target is original.pipeline.datamanager._target
     # nerfstudio's own configuration is shared by the whole process.
-    assert method_configs["nerfacto"].max_num_iterations > 50
-    assert method_configs["nerfacto"].pipeline.model.implementation == "tcnn"
+    assert original.max_num_iterations > 50
+    assert original.pipeline.model.implementation == "tcnn"

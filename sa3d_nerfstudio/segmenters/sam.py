@@ -1,0 +1,139 @@
+"""Segment Anything: one encoder pass per image, then any number of prompts.
+
+A. Kirillov et al., "Segment Anything", ICCV 2023; the network and its transforms are those of ``segment_anything``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from segment_anything import SamPredictor
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+
+from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage, SegmenterOptions, check_prompt
+from sa3d_nerfstudio.segmenters.checkpoints import find_checkpoint, load_sam
+
+MAX_LOGIT = 8.0
+"""Where the logits of a prior are cut off: a rendered 0 or 1 is sure, but never infinitely so."""
+
+
+@dataclass
+class SamEmbedding:
+    """What SAM's encoder makes of an image, and the sizes that its predictor needs to place prompts in it."""
+
+    features: Float[Tensor, "1 channels grid grid"]
+    original_size: tuple[int, int]
+    """Height and width of the image."""
+    input_size: tuple[int, int]
+    """Height and width of the image inside the padded square that the encoder saw."""
+
+
+class SamSegmenter:
+    """Segments with a Segment Anything model. Not a module: its weights belong in no checkpoint but their own."""
+
+    def __init__(self, model: Sam, dense_prompts: bool = False) -> None:
+        """Take a model; it is put into evaluation mode and frozen.
+
+        Args:
+            model: The network, on the device where it shall run.
+            dense_prompts: Whether a prompt's prior goes in as SAM's dense mask prompt.
+        """
+        self.model = model.eval().requires_grad_(False)
+        self.dense_prompts = dense_prompts
+
+    def embed(self, image: SegmenterImage) -> SamEmbedding:
+        """Run the encoder, in reduced precision where that is CUDA's."""
+        predictor = SamPredictor(self.model)
+        # The decoder decides about single pixels and costs next to nothing, so it stays in full precision.
+        with torch.no_grad(), torch.autocast("cuda", enabled=self.model.device.type == "cuda"):
+            predictor.set_image(to_bytes(image.rgb))
+        assert predictor.features is not None
+        height, width = predictor.input_size
+        return SamEmbedding(predictor.features.float(), (image.height, image.width), (height, width))
+
+    def predict(self, embedding: SamEmbedding, prompt: Prompt) -> Candidates:
+        """SAM's three masks (part, object, whole) with its own estimates of their IoU.
+
+        Raises:
+            SA3DError: The prompt selects nothing or lies outside of the image.
+        """
+        check_prompt(prompt, *embedding.original_size)
+        # A predictor is a few attributes around the model; with one per call, no call sees another's image.
+        predictor = SamPredictor(self.model)
+        predictor.original_size = embedding.original_size
+        predictor.input_size = embedding.input_size
+        predictor.features = embedding.features
+        predictor.is_image_set = True
+        masks, scores, _ = predictor.predict(
+            point_coords=None if len(prompt.points) == 0 else _place(prompt.points + 0.5, embedding),
+            point_labels=None if len(prompt.points) == 0 else prompt.labels.cpu().numpy().astype(np.int64),
+            box=None if prompt.box is None else _place(prompt.box.reshape(2, 2), embedding).reshape(4),
+            mask_input=self._mask_input(prompt),
+            multimask_output=True,
+        )
+        return Candidates(torch.as_tensor(masks), torch.as_tensor(scores))
+
+    def _mask_input(self, prompt: Prompt) -> Float[np.ndarray, "1 side side"] | None:
+        if not self.dense_prompts or prompt.prior is None:
+            return None
+        return low_res_logits(prompt.prior, self.model.prompt_encoder.mask_input_size[0]).cpu().numpy()
+
+
+def to_bytes(rgb: Float[Tensor, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    """Colours in [0, 1] as the bytes that image libraries work with; what lies outside is clipped."""
+    return (rgb.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def low_res_logits(prior: Float[Tensor, "height width"], side: int) -> Float[Tensor, "1 side side"]:
+    """A rendered probability in the form of SAM's dense prompt.
+
+    Args:
+        prior: Probability of the object at each pixel, NaN where nothing is known.
+        side: Size of the square that the prompt encoder takes (256 for the published models).
+
+    Returns:
+        Logits in ± :data:`MAX_LOGIT`, the image's long side resized to ``side`` and the rest padded as SAM pads the
+        image: at the right and the bottom, and as not the object. 0 where nothing is known.
+    """
+    logits = torch.logit(prior.float(), eps=1e-6).clamp(-MAX_LOGIT, MAX_LOGIT).nan_to_num(0.0)
+    size = ResizeLongestSide.get_preprocess_shape(prior.shape[0], prior.shape[1], side)
+    small = torch.nn.functional.interpolate(logits[None, None], size, mode="bilinear", antialias=True)[0]
+    padding = (0, side - size[1], 0, side - size[0])
+    return torch.nn.functional.pad(small, padding, value=-MAX_LOGIT)
+
+
+def _place(corners: Float[Tensor, "num 2"], embedding: SamEmbedding) -> Float[np.ndarray, "num 2"]:
+    """x, y distances from the image's top left corner, in pixels, as SAM wants them.
+
+    SAM scales what it is given to its own input and adds half an input pixel, as if the point had been chosen in an
+    image of that size. In an image of 320 pixels that would move each point by a third of a pixel.
+    """
+    (height, width), (input_height, input_width) = embedding.original_size, embedding.input_size
+    half_input_pixel = torch.tensor([0.5 * width / input_width, 0.5 * height / input_height])
+    return (corners.cpu() - half_input_pixel).numpy()
+
+
+def build(options: SegmenterOptions, size: str | None = None) -> Segmenter:
+    """Build the segmenter from the checkpoint that the options or the environment name.
+
+    Args:
+        options: Device, checkpoint, and whether priors are used.
+        size: ``vit-h``, ``vit-l`` or ``vit-b`` to insist on that size; None takes what the checkpoint holds.
+
+    Raises:
+        SA3DError: There is no checkpoint, it cannot be read, or it holds another size.
+    """
+    model = load_sam(find_checkpoint(options.sam_checkpoint, size), size)
+    return SamSegmenter(model.to(options.device), options.sam_dense_prompts)
+
+
+build_vit_h = partial(build, size="vit-h")
+build_vit_l = partial(build, size="vit-l")
+build_vit_b = partial(build, size="vit-b")

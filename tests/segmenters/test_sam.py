@@ -1,0 +1,221 @@
+"""SAM end to end: a checkpoint file of a tiny random model, loaded, embedding and answering as the real ones do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from segment_anything import SamPredictor
+from tiny_sam import save_tiny_sam, tiny_sam
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions
+from sa3d_nerfstudio.segmenters.registry import make_segmenter
+from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, SamSegmenter, low_res_logits, to_bytes
+
+HEIGHT, WIDTH = 60, 80
+PRIOR = torch.linspace(0, 1, WIDTH).expand(HEIGHT, WIDTH)
+PROMPTS = {
+    "point": Prompt.from_points(HEIGHT, WIDTH, [(20, 30)]),
+    "points": Prompt.from_points(HEIGHT, WIDTH, [(20, 30), (25, 30)], [(60, 10), (0, 0)]),
+    "box": Prompt.from_points(HEIGHT, WIDTH, box=[10, 5, 40, 50]),
+    "box and points": Prompt.from_points(HEIGHT, WIDTH, [(20, 30)], [(60, 10)], box=[10, 5, 40, 50]),
+    "box and a negative point": Prompt.from_points(HEIGHT, WIDTH, negative=[(60, 10)], box=[10, 5, 40, 50]),
+    "prior": Prompt.from_points(HEIGHT, WIDTH, [(20, 30)], prior=PRIOR),
+}
+
+
+def picture(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> SegmenterImage:
+    return SegmenterImage(torch.rand(height, width, 3, generator=torch.Generator().manual_seed(seed)), f"{seed}.jpg")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_sam(tmp_path_factory.mktemp("sam") / "tiny.pth")
+
+
+@pytest.fixture
+def segmenter(checkpoint: Path) -> SamSegmenter:
+    made = make_segmenter("sam", SegmenterOptions(sam_checkpoint=checkpoint))
+    assert isinstance(made, SamSegmenter)
+    return made
+
+
+@pytest.fixture
+def dense(checkpoint: Path) -> SamSegmenter:
+    made = make_segmenter("sam", SegmenterOptions(sam_checkpoint=checkpoint, sam_dense_prompts=True))
+    assert isinstance(made, SamSegmenter)
+    return made
+
+
+def same(first: Candidates, second: Candidates) -> bool:
+    return torch.equal(first.masks, second.masks) and torch.equal(first.scores, second.scores)
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_every_kind_of_prompt(segmenter: SamSegmenter, kind: str) -> None:
+    answer = segmenter.predict(segmenter.embed(picture()), PROMPTS[kind])
+    assert answer.masks.shape == (3, HEIGHT, WIDTH)
+    assert answer.masks.dtype == torch.bool
+    assert answer.scores.shape == (3,)
+    assert answer.scores.dtype == torch.float32
+    assert 0 < answer.masks.sum() < answer.masks.numel()
+    assert torch.equal(answer.best(), answer.masks[answer.scores.argmax()])
+    assert not answer.masks.requires_grad
+    assert not answer.scores.requires_grad
+
+
+def test_prompts_differ(segmenter: SamSegmenter) -> None:
+    embedding = segmenter.embed(picture())
+    scores = {kind: tuple(segmenter.predict(embedding, prompt).scores.tolist()) for kind, prompt in PROMPTS.items()}
+    assert scores["prior"] == scores["point"], "a prior must not matter unless dense prompts are on"
+    del scores["prior"]
+    assert len(set(scores.values())) == len(scores)
+    flipped = Prompt.from_points(HEIGHT, WIDTH, [(60, 10), (0, 0)], [(20, 30), (25, 30)])
+    assert tuple(segmenter.predict(embedding, flipped).scores.tolist()) != scores["points"]
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 80), (80, 60), (256, 256), (300, 500), (33, 7)])
+def test_sizes(segmenter: SamSegmenter, height: int, width: int) -> None:
+    answer = segmenter.predict(
+        segmenter.embed(picture(0, height, width)), Prompt.from_points(height, width, [(width - 1, height - 1)])
+    )
+    assert answer.masks.shape == (3, height, width)
+
+
+def test_same_answer_as_the_predictor_at_its_own_size(segmenter: SamSegmenter) -> None:
+    """Where the image has SAM's size no coordinate is moved, so SamPredictor used by hand must agree exactly."""
+    image = picture(0, 256, 256)
+    predictor = SamPredictor(tiny_sam())
+    predictor.set_image(to_bytes(image.rgb))
+    points, labels = np.array([[20, 30], [200, 100]]), np.array([1, 0])
+    masks, scores, _ = predictor.predict(points, labels, multimask_output=True)
+    answer = segmenter.predict(segmenter.embed(image), Prompt.from_points(256, 256, [(20, 30)], [(200, 100)]))
+    assert np.array_equal(answer.masks.numpy(), masks)
+    assert np.array_equal(answer.scores.numpy(), scores)
+
+
+def test_a_prompt_means_the_same_place_at_every_size(segmenter: SamSegmenter) -> None:
+    """A pixel of an image a quarter as large is the centre of a block of 4 x 4 of SAM's own pixels."""
+    small = picture(0, 64, 64)
+    enlarged = segmenter.embed(small)
+    asked: list[torch.Tensor] = []
+    handle = segmenter.model.prompt_encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: asked.extend([kwargs["points"][0].clone(), kwargs["boxes"].clone()]),
+        with_kwargs=True,
+    )
+    segmenter.predict(enlarged, Prompt.from_points(64, 64, [(10, 20)], box=[0, 8, 16, 64]))
+    handle.remove()
+    # The encoder adds half a pixel.
+    assert torch.allclose(asked[0] + 0.5, torch.tensor([[[42.0, 82.0]]]))
+    assert torch.allclose(asked[1] + 0.5, torch.tensor([[0.0, 32.0, 64.0, 256.0]]))
+
+
+def test_encoder_runs_once_per_image(segmenter: SamSegmenter) -> None:
+    calls: list[int] = []
+    segmenter.model.image_encoder.register_forward_hook(lambda *_: calls.append(1))
+    embedding = segmenter.embed(picture())
+    for prompt in PROMPTS.values():
+        segmenter.predict(embedding, prompt)
+    assert len(calls) == 1
+
+
+def test_interleaved_embeddings(checkpoint: Path, segmenter: SamSegmenter) -> None:
+    images = [picture(1), picture(2, 50, 90)]
+    embeddings = [segmenter.embed(image) for image in images]
+    for number in (0, 1, 1, 0, 1):
+        image = images[number]
+        prompt = Prompt.from_points(image.height, image.width, [(20, 30)], [(70, 10)])
+        fresh = make_segmenter("sam", SegmenterOptions(sam_checkpoint=checkpoint))
+        assert same(segmenter.predict(embeddings[number], prompt), fresh.predict(fresh.embed(image), prompt))
+    prompt = PROMPTS["point"]
+    assert not same(segmenter.predict(embeddings[0], prompt), segmenter.predict(segmenter.embed(picture(3)), prompt))
+
+
+def test_deterministic(segmenter: SamSegmenter) -> None:
+    answers = [segmenter.predict(segmenter.embed(picture()), PROMPTS["box and points"]) for _ in range(2)]
+    assert same(*answers)
+
+
+def test_frozen_and_no_submodule(segmenter: SamSegmenter) -> None:
+    """Assigned to a module, as a pipeline does, it must add nothing to that module's checkpoint."""
+    assert not segmenter.model.training
+    assert not any(weight.requires_grad for weight in segmenter.model.parameters())
+    owner = torch.nn.Module()
+    owner.segmenter = segmenter  # type: ignore[assignment]
+    assert not owner.state_dict()
+    assert not list(owner.modules())[1:]
+    image = picture()
+    image.rgb.requires_grad_(True)
+    assert not segmenter.embed(image).features.requires_grad
+
+
+def test_colours_become_bytes() -> None:
+    rgb = torch.tensor([[[0.0, 0.5, 1.0], [-0.2, 1.7, 0.999]]])
+    assert to_bytes(rgb).tolist() == [[[0, 128, 255], [0, 255, 255]]]
+    assert to_bytes(rgb).dtype == np.uint8
+    assert to_bytes(rgb.double()).tolist() == to_bytes(rgb).tolist()
+
+
+@pytest.mark.parametrize("points", [[(20, 30)], [(20, 30), (60, 30)]])
+def test_prior_matters_with_dense_prompts(dense: SamSegmenter, segmenter: SamSegmenter, points: list) -> None:
+    embedding = dense.embed(picture())
+    without = dense.predict(embedding, Prompt.from_points(HEIGHT, WIDTH, points))
+    given = dense.predict(embedding, Prompt.from_points(HEIGHT, WIDTH, points, prior=PRIOR))
+    mirrored = dense.predict(embedding, Prompt.from_points(HEIGHT, WIDTH, points, prior=PRIOR.flip(1)))
+    assert not same(without, given)
+    assert not same(given, mirrored)
+    assert same(without, segmenter.predict(embedding, Prompt.from_points(HEIGHT, WIDTH, points)))
+
+
+def test_logits_of_a_prior() -> None:
+    prior = torch.full((30, 40), 0.25)
+    prior[:, 20:] = torch.nan
+    prior[:15, :20] = 1.0
+    logits = low_res_logits(prior, 64)
+    assert logits.shape == (1, 64, 64)
+    assert logits.isfinite().all()
+    assert logits[0, 10, 10] == MAX_LOGIT
+    assert logits[0, 40, 10] == pytest.approx(np.log(0.25 / 0.75))
+    assert logits[0, 10, 50] == 0, "unknown is undecided"
+    assert (logits[0, 48:] == -MAX_LOGIT).all(), "below the image is no object"
+    assert (logits[0, :48] > -MAX_LOGIT).all()
+    assert low_res_logits(torch.zeros(7, 500), 64).shape == (1, 64, 64)
+    assert low_res_logits(torch.ones(500, 7), 64)[0, :, 2:].max() == -MAX_LOGIT
+
+
+@pytest.mark.parametrize("prompt", [Prompt(HEIGHT, WIDTH), Prompt(HEIGHT, WIDTH, prior=PRIOR)])
+def test_a_prompt_that_selects_nothing(dense: SamSegmenter, prompt: Prompt) -> None:
+    with pytest.raises(SA3DError, match="add a positive point or a box"):
+        dense.predict(dense.embed(picture()), prompt)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_the_cpu(checkpoint: Path, segmenter: SamSegmenter) -> None:
+    cuda = make_segmenter("sam", SegmenterOptions(device="cuda", sam_checkpoint=checkpoint))
+    embedding = cuda.embed(picture())
+    assert embedding.features.is_cuda
+    assert embedding.features.dtype == torch.float32
+    expected = segmenter.predict(segmenter.embed(picture()), PROMPTS["box and points"])
+    answer = cuda.predict(embedding, PROMPTS["box and points"])
+    assert torch.allclose(answer.scores.cpu(), expected.scores, atol=0.02)
+    assert (answer.masks.cpu() == expected.masks).float().mean() > 0.98
+
+
+@pytest.mark.sam
+@pytest.mark.skipif("SA3D_SAM_CHECKPOINT" not in os.environ, reason="SA3D_SAM_CHECKPOINT names no real weights")
+def test_real_weights_find_a_disc() -> None:
+    segmenter = make_segmenter("sam", SegmenterOptions("cuda" if torch.cuda.is_available() else "cpu"))
+    y, x = torch.meshgrid(torch.arange(240.0), torch.arange(320.0), indexing="ij")
+    disc = (x - 200) ** 2 + (y - 100) ** 2 < 40**2
+    rgb = torch.where(disc[..., None], torch.tensor([0.8, 0.2, 0.1]), torch.tensor([0.3, 0.5, 0.4]))
+    embedding = segmenter.embed(SegmenterImage(rgb, "disc.png"))
+    point, box = Prompt.from_points(240, 320, [(200, 100)]), Prompt.from_points(240, 320, box=[160, 60, 241, 141])
+    for prompt in (point, box):
+        mask = segmenter.predict(embedding, prompt).best().cpu()
+        assert (mask & disc).sum() / (mask | disc).sum() > 0.9

@@ -1,0 +1,264 @@
+"""A picture of a segmentation: what was asked in the prompt view, and what came out in all the others."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from sa3d_nerfstudio.atomic import atomic_path
+from sa3d_nerfstudio.segmentation.prompts import Prompt
+
+CELL = 320
+"""Width of a view in pixels."""
+GAP = 16
+HEADER_SCALE = 1.5
+"""The prompt view is drawn larger than the others by this."""
+FINE = 2
+"""Overlays are drawn at this multiple of their size and scaled down: smooth edges."""
+MAX_ASPECT = 1.5
+"""Portraits higher than this, relative to their width, are shown narrower instead of ever higher."""
+
+PAPER, INK, FAINT = (255, 255, 255), (31, 35, 40), (110, 118, 129)
+TINT = (0, 150, 255)
+POSITIVE, NEGATIVE, BOX = (30, 190, 80), (230, 50, 50), (255, 214, 10)
+STATE_COLORS = {"prompt": (0, 120, 212), "used": (26, 138, 66), "rejected": (207, 34, 46), "skipped": (128, 134, 143)}
+
+
+@dataclass
+class PromptPanel:
+    """The view that the user has prompted."""
+
+    rgb: Float[Tensor, "height width 3"]
+    """The image, in [0, 1]."""
+    mask: Bool[Tensor, "height width"]
+    """The 2D mask that came of the prompt."""
+    prompt: Prompt
+    """The prompt, in pixels of an image of any size."""
+    name: str = ""
+    """The image's name."""
+
+
+@dataclass
+class ViewPanel:
+    """One view with the mask that the object has in it."""
+
+    rgb: Float[Tensor, "height width 3"]
+    """The image, in [0, 1]."""
+    mask_probability: Float[Tensor, "mask_height mask_width"]
+    """The rendered mask; NaN where nothing is known, which is drawn as not the object."""
+    name: str
+    """The image's name."""
+    status: str
+    """What became of it: ``prompt``, ``used``, ``rejected: why`` or ``skipped: why``."""
+
+
+def write_overview(
+    path: Path,
+    prompt_view: PromptPanel,
+    views: Sequence[ViewPanel],
+    title: str = "",
+    columns: int = 4,
+    threshold: float = 0.5,
+) -> None:
+    """Write the picture: the prompt and its 2D mask on top, below it the views with their rendered masks.
+
+    Args:
+        path: The PNG to write; it appears whole or not at all.
+        prompt_view: The view that the user has prompted.
+        views: The views to show, in reading order.
+        title: Headline, such as the object's name.
+        columns: Views per row.
+        threshold: Probability above which a pixel counts as the object's.
+    """
+    page = _stack([_header(prompt_view, views, title, columns), *_grid(views, columns, threshold)])
+    with atomic_path(path) as temporary:
+        page.save(temporary)
+
+
+def _header(panel: PromptPanel, views: Sequence[ViewPanel], title: str, columns: int) -> Image.Image:
+    """The prompt view with the prompt, again with the 2D mask, and beside them the summary."""
+    size = _fitted([panel.rgb], HEADER_SCALE)
+    asked = _draw_prompt(_picture(panel.rgb, size), panel.prompt)
+    answered = _draw_mask(_picture(panel.rgb, size), panel.mask.float(), 0.5)
+    pictures = [
+        _captioned(_smooth(asked), panel.name, "prompt", size[0]),
+        _captioned(_smooth(answered), "2D mask", "", size[0]),
+    ]
+    left = GAP + 2 * (size[0] + GAP)
+    width = max(_page_width(columns), left + CELL)
+    header = Image.new("RGB", (width, GAP + pictures[0].height), PAPER)
+    for number, picture in enumerate(pictures):
+        header.paste(picture, (GAP + number * (size[0] + GAP), GAP))
+    header.paste(_summary(panel.prompt, views, title, width - left - GAP), (left, GAP))
+    return header
+
+
+def _summary(prompt: Prompt, views: Sequence[ViewPanel], title: str, width: int) -> Image.Image:
+    """Title, what the prompt consists of, and how many views ended in which state."""
+    sheet = Image.new("RGB", (width, 200), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    y = 0
+    if title:
+        draw.text((0, y), _shortened(title, _font(24, bold=True), width), INK, _font(24, bold=True))
+        y += 40
+    parts = [
+        f"{len(points)} {sign} point{'s' if len(points) > 1 else ''}"
+        for points, sign in ((prompt.positive, "positive"), (prompt.negative, "negative"))
+        if len(points)
+    ]
+    text = ", ".join(parts + (["box"] if prompt.box is not None else []))
+    draw.text((0, y), _shortened(text, _font(14), width), FAINT, _font(14))
+    y += 32
+    for state, number in Counter(_state(view.status) for view in views).items():
+        chip = _chip(draw, (0, y), state)
+        draw.text((chip + 8, y + 1), f"{number} view{'s' if number > 1 else ''}", INK, _font(14))
+        y += 26
+    return sheet
+
+
+def _grid(views: Sequence[ViewPanel], columns: int, threshold: float) -> list[Image.Image]:
+    """Rows of views with their rendered masks."""
+    size = _fitted([view.rgb for view in views])
+    rows = []
+    for start in range(0, len(views), columns):
+        cells = [
+            _captioned(
+                _smooth(_draw_mask(_picture(view.rgb, size), view.mask_probability, threshold)),
+                Path(view.name).name,
+                view.status,
+                size[0],
+            )
+            for view in views[start : start + columns]
+        ]
+        row = Image.new("RGB", (_page_width(columns), GAP + max(cell.height for cell in cells)), PAPER)
+        for number, cell in enumerate(cells):
+            row.paste(cell, (GAP + number * (CELL + GAP), GAP))
+        rows.append(row)
+    return rows
+
+
+def _fitted(images: Sequence[Float[Tensor, "height width 3"]], scale: float = 1.0) -> tuple[int, int]:
+    """Width and height of the cells for these images."""
+    aspect = max((image.shape[0] / image.shape[1] for image in images), default=0.75)
+    return round(CELL * scale), round(CELL * scale * min(aspect, MAX_ASPECT))
+
+
+def _page_width(columns: int) -> int:
+    return GAP + columns * (CELL + GAP)
+
+
+def _picture(rgb: Float[Tensor, "height width 3"], size: tuple[int, int]) -> Image.Image:
+    """The image at :data:`FINE` times the size that fits a cell."""
+    height, width = rgb.shape[:2]
+    scale = FINE * min(size[0] / width, size[1] / height)
+    pixels = (rgb.detach().cpu().float().nan_to_num(0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    fitted = (max(round(width * scale), FINE), max(round(height * scale), FINE))
+    return Image.fromarray(pixels).resize(fitted, Image.Resampling.BICUBIC)
+
+
+def _smooth(fine: Image.Image) -> Image.Image:
+    return fine.resize((fine.width // FINE, fine.height // FINE), Image.Resampling.BOX)
+
+
+def _draw_mask(picture: Image.Image, mask: Float[Tensor, "height width"], threshold: float) -> Image.Image:
+    """Tint what the mask holds, mute what it does not, and draw the line around it."""
+    soft = mask.detach().cpu().float().nan_to_num(0).numpy()
+    # Interpolated before it is compared: the contour of a small mask is a line, not a staircase.
+    on = cv2.resize(soft, picture.size, interpolation=cv2.INTER_CUBIC) > threshold
+    pixels = np.array(picture, np.float32)
+    drawn = 0.85 * (0.6 * pixels + 0.4 * pixels.mean(axis=2, keepdims=True))
+    drawn[on] = 0.65 * pixels[on] + 0.35 * np.array(TINT)
+    if on.any():
+        # The line lies outside of the mask: it hides nothing of a thin object.
+        away = cv2.distanceTransform((~on).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        drawn[~on & (away <= 3 * FINE)] *= 0.6
+        drawn[~on & (away <= 2 * FINE)] = PAPER
+    return Image.fromarray(drawn.round().astype(np.uint8))
+
+
+def _draw_prompt(picture: Image.Image, prompt: Prompt) -> Image.Image:
+    """The prompt's box, and its points as discs with a plus or a minus."""
+    draw = ImageDraw.Draw(picture)
+    x_scale, y_scale = picture.width / prompt.width, picture.height / prompt.height
+    line, radius = 2 * FINE, 9 * FINE
+    if prompt.box is not None:
+        x0, y0, x1, y1 = prompt.box.tolist()
+        corners = [x0 * x_scale, y0 * y_scale, x1 * x_scale - 1, y1 * y_scale - 1]
+        draw.rectangle(corners, outline=INK, width=2 * line)
+        draw.rectangle(corners, outline=BOX, width=line)
+    for (x, y), on in zip(prompt.points.tolist(), prompt.labels.tolist(), strict=True):
+        x, y = (x + 0.5) * x_scale, (y + 0.5) * y_scale
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), PAPER)
+        inner, arm = radius - line, radius - 2.4 * line
+        draw.ellipse((x - inner, y - inner, x + inner, y + inner), POSITIVE if on else NEGATIVE)
+        draw.line((x - arm, y, x + arm, y), PAPER, line)
+        if on:
+            draw.line((x, y - arm, x, y + arm), PAPER, line)
+    return picture
+
+
+def _captioned(picture: Image.Image, name: str, status: str, width: int) -> Image.Image:
+    """A picture, centred over its name, its state, and why."""
+    state, _, reason = status.partition(":")
+    cell = Image.new("RGB", (width, picture.height + (50 if reason else 28)), PAPER)
+    cell.paste(picture, ((width - picture.width) // 2, 0))
+    draw = ImageDraw.Draw(cell)
+    y = picture.height + 6
+    chip = _chip(draw, (width, y), state, right=True) if state else width
+    draw.text((0, y + 1), _shortened(name, _font(13), chip - 8), INK, _font(13))
+    if reason:
+        draw.text((0, y + 23), _shortened(reason.strip(), _font(12), width), FAINT, _font(12))
+    return cell
+
+
+def _chip(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, right: bool = False) -> int:
+    """A coloured label at its top left or top right corner; returns the x of its far end."""
+    x, y = corner
+    width = math.ceil(draw.textlength(text, _font(12, bold=True))) + 14
+    x0 = x - width if right else x
+    draw.rounded_rectangle((x0, y, x0 + width - 1, y + 19), 9, STATE_COLORS.get(text, FAINT))
+    draw.text((x0 + width / 2, y + 10), text, PAPER, _font(12, bold=True), anchor="mm")
+    return x0 if right else x0 + width
+
+
+def _state(status: str) -> str:
+    return status.partition(":")[0]
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text, its middle left out if it is too long: names of images differ at their ends."""
+    keep = len(text)
+    short = text
+    while keep > 0 and font.getlength(short) > width:
+        keep -= 1
+        short = text[: keep // 2] + "…" + text[len(text) - (keep - keep // 2) :]
+    return short
+
+
+@lru_cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """matplotlib's own font: the same on every machine."""
+    file = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / file), size)
+
+
+def _stack(rows: Sequence[Image.Image]) -> Image.Image:
+    """Rows below each other, and an empty rim at the end."""
+    page = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows) + GAP), PAPER)
+    y = 0
+    for row in rows:
+        page.paste(row, (0, y))
+        y += row.height
+    return page

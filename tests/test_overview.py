@@ -1,0 +1,154 @@
+"""The overview shows what it is given: sizes, masks, prompts and states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sa3d_nerfstudio.overview import (
+    BOX,
+    CELL,
+    GAP,
+    NEGATIVE,
+    PAPER,
+    POSITIVE,
+    STATE_COLORS,
+    PromptPanel,
+    ViewPanel,
+    write_overview,
+)
+from sa3d_nerfstudio.segmentation.prompts import Prompt
+
+HEIGHT, WIDTH = 60, 80
+GRAY = torch.full((HEIGHT, WIDTH, 3), 0.5)
+DISC = ((torch.arange(HEIGHT)[:, None] - 30) ** 2 + (torch.arange(WIDTH) - 40) ** 2 < 15**2).float()
+NOTHING = torch.zeros(HEIGHT, WIDTH)
+
+
+def asked(**prompt: object) -> PromptPanel:
+    given = Prompt.from_points(HEIGHT, WIDTH, **(prompt or {"positive": [(40, 30)]}))  # type: ignore[arg-type]
+    return PromptPanel(GRAY, DISC > 0.5, given, "images/frame_1.jpg")
+
+
+def view(mask: torch.Tensor = DISC, status: str = "used", rgb: torch.Tensor = GRAY) -> ViewPanel:
+    return ViewPanel(rgb, mask, "images/frame_1.jpg", status)
+
+
+def write(path: Path, *args, **kwargs) -> np.ndarray:
+    write_overview(path, *args, **kwargs)
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def holds(picture: np.ndarray, color: tuple[int, int, int], least: int = 20) -> bool:
+    return bool((np.abs(picture - color).max(axis=-1) <= 2).sum() >= least)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "made" / "overview.png"
+
+
+def test_page_grows_by_rows(path: Path) -> None:
+    heights = [write(path, asked(), [view()] * number).shape for number in (0, 1, 4, 5, 9)]
+    assert {shape[1] for shape in heights} == {GAP + 4 * (CELL + GAP)}
+    rows = [shape[0] for shape in heights]
+    row = rows[1] - rows[0]
+    assert row >= GAP + CELL * HEIGHT / WIDTH
+    assert [height - rows[0] for height in rows] == [0, row, row, 2 * row, 3 * row]
+    assert not [file for file in path.parent.iterdir() if file != path]
+
+
+def test_columns(path: Path) -> None:
+    assert write(path, asked(), [view()] * 6, columns=6).shape[1] == GAP + 6 * (CELL + GAP)
+    narrow = write(path, asked(), [view()] * 2, columns=1)
+    assert narrow.shape[1] >= GAP + 2 * CELL, "the prompt view's row must fit"
+
+
+def test_mask_changes_the_picture(path: Path) -> None:
+    pictures = [write(path, asked(), [view(mask)]) for mask in (NOTHING, DISC, 1 - DISC)]
+    assert (pictures[0] != pictures[1]).any()
+    assert (pictures[1] != pictures[2]).any()
+    disc = pictures[1][-CELL * HEIGHT // WIDTH - GAP - 28 : -GAP - 28, GAP : GAP + CELL]
+    center, corner = disc[120, 160], disc[5, 5]
+    assert center[2] > center[0] + 20, "the object is tinted"
+    assert corner.max() - corner.min() <= 3, "the rest keeps its hue"
+    assert corner.max() < 127, "and is muted"
+    assert holds(disc, PAPER), "a contour lies between the two"
+
+
+def test_contour_lies_outside_the_mask(path: Path) -> None:
+    picture = write(path, asked(), [view()])
+    disc = picture[-CELL * HEIGHT // WIDTH - GAP - 28 : -GAP - 28, GAP : GAP + CELL]
+    y, x = np.nonzero((np.abs(disc - PAPER).max(axis=-1) <= 2) & (np.indices(disc.shape[:2])[0] > 10))
+    distance = np.hypot(y - 122, x - 162)
+    assert distance.min() >= 57.5
+    assert distance.max() <= 66
+
+
+def test_unknown_is_not_the_object(path: Path) -> None:
+    unknown = torch.full((HEIGHT, WIDTH), torch.nan)
+    assert np.array_equal(write(path, asked(), [view(unknown)]), write(path, asked(), [view(NOTHING)]))
+
+
+def test_threshold(path: Path) -> None:
+    faint = [view(0.3 * DISC)]
+    assert np.array_equal(write(path, asked(), faint), write(path, asked(), [view(NOTHING)]))
+    assert not np.array_equal(write(path, asked(), faint, threshold=0.2), write(path, asked(), faint))
+
+
+def test_prompts_are_drawn_where_they_lie(path: Path) -> None:
+    picture = write(path, asked(positive=[(20, 30)], negative=[(60, 10)], box=[10, 5, 70, 55]), [])
+    scale = 1.5 * CELL / WIDTH
+
+    def around(x: float, y: float) -> np.ndarray:
+        column, row = GAP + round((x + 0.5) * scale), GAP + round((y + 0.5) * scale)
+        return picture[row - 12 : row + 12, column - 12 : column + 12]
+
+    assert holds(around(20, 30), POSITIVE)
+    assert holds(around(60, 10), NEGATIVE)
+    assert not holds(around(60, 10), POSITIVE)
+    assert holds(around(9.5, 30), BOX)
+    assert holds(around(40, 54.5), BOX)
+    assert not holds(write(path, asked(), []), NEGATIVE)
+
+
+@pytest.mark.parametrize("state", STATE_COLORS)
+def test_states_are_told_apart(path: Path, state: str) -> None:
+    others = [view(status=other) for other in STATE_COLORS if other != state and other != "prompt"]
+    own = write(path, asked(), [*others, view(status=f"{state}: for a reason")])
+    # The row of views alone; the summary shows every state that occurs.
+    assert holds(own[-CELL * HEIGHT // WIDTH - GAP :], STATE_COLORS[state])
+    if state != "prompt":
+        assert not holds(write(path, asked(), others), STATE_COLORS[state])
+
+
+def test_reason_and_name_change_the_picture(path: Path) -> None:
+    pictures = [write(path, asked(), [view(status=f"rejected: {why}")]) for why in ("IoU is 0.1", "IoU is 0.2")]
+    assert pictures[0].shape == pictures[1].shape
+    assert (pictures[0] != pictures[1]).any()
+
+
+def test_odd_sizes(path: Path) -> None:
+    """Portraits, panoramas, a single pixel, masks of another size, names that are too long."""
+    views = [
+        ViewPanel(torch.rand(300, 40, 3), torch.rand(20, 30), "ü" * 200, "skipped: " + "why " * 50),
+        ViewPanel(torch.rand(10, 400, 3), torch.rand(10, 400), "b.jpg", "used"),
+        ViewPanel(torch.rand(1, 1, 3), torch.rand(1, 1), "", "something else"),
+    ]
+    picture = write(path, asked(), views, title="a title that is longer than the place for it " * 3)
+    assert picture.shape[0] < 1200
+
+
+def test_nothing_is_left_of_a_failure(path: Path) -> None:
+    write(path, asked(), [view()])
+    before = path.read_bytes()
+    with pytest.raises(RuntimeError):
+        write_overview(path, asked(), [view(rgb=torch.zeros(HEIGHT, WIDTH, 3).to_sparse())])
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["overview.png"]

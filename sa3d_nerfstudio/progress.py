@@ -12,7 +12,7 @@ from sa3d_nerfstudio.segmentation.session import SegmentationSession
 
 
 def run_with_progress(session: SegmentationSession) -> None:
-    """Run all steps of a session under a progress bar, one per pass. Ctrl-C ends it at the next view, and keeps what is there."""
+    """Run all steps of a session under a progress bar, one per pass."""
     columns = [
         TextColumn("{task.description}"),
         BarColumn(),
@@ -51,7 +51,8 @@ def print_report(session: SegmentationSession, console: Console) -> None:
     points, _ = session.grid.object_points(session.settings.threshold)
     if len(points):
         size = (points.amax(0) - points.amin(0)).tolist()
-        table.add_row("object", f"{len(points)} cells, {size[0]:.3f} x {size[1]:.3f} x {size[2]:.3f} (nerfstudio units)")
+        extent = " x ".join(f"{length:.3f}" for length in size)
+        table.add_row("object", f"{len(points)} cells, {extent} (nerfstudio units)")
     total = sum(report.seconds.values())
     split = ", ".join(f"{name} {report.seconds[name]:.1f} s" for name in ("render", "segment", "lift"))
     table.add_row("time", f"{total:.1f} s: {split}")

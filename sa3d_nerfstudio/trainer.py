@@ -37,8 +37,8 @@ def _default_machine() -> MachineConfig:
 class SA3DTrainerConfig(TrainerConfig):
     """Segment objects in a trained run.
 
-    ``--load-dir`` names the run: its folder, its checkpoint folder, or its config.yml. Everything else about it, data set
-    and model included, is read from there.
+    ``--load-dir`` names the run: its folder, its checkpoint folder, or its config.yml. Everything else about it,
+    data set and model included, is read from there.
     """
 
     _target: type = field(default_factory=lambda: SA3DTrainer)
@@ -50,8 +50,8 @@ class SA3DTrainerConfig(TrainerConfig):
     def set_timestamp(self) -> None:
         """Read the base run, then do as nerfstudio does.
 
-        This is the first thing that ``ns-train`` calls, before the configuration is shown or saved: from here on it holds
-        nothing but real values.
+        This is the first thing that ``ns-train`` calls, before the configuration is shown or saved: from here on it
+        holds nothing but real values.
         """
         if self.load_dir is not None or self.pipeline.base is None:
             self.restore_base()
@@ -85,7 +85,7 @@ class SA3DTrainerConfig(TrainerConfig):
         CONSOLE.print(f"segmenter   {self.pipeline.segmenter} on {self.machine.device_type}", highlight=False)
 
     def save_config(self) -> None:
-        """Nothing yet: ``ns-train`` calls this before anything has been tried; see :meth:`SA3DTrainer.save_checkpoint`."""
+        """Nothing yet: ``ns-train`` calls this before anything has been tried; see :meth:`SA3DTrainer.save`."""
 
     def write(self, folder: Path) -> None:
         """Write config.yml, as nerfstudio's tools read it."""
@@ -134,7 +134,7 @@ class SA3DTrainer(Trainer):
             self._open_viewer()
 
     def _open_viewer(self) -> None:
-        from nerfstudio.viewer.viewer import Viewer  # noqa: PLC0415 (starts a server's worth of imports)
+        from nerfstudio.viewer.viewer import Viewer
 
         assert self.config.data is not None
         self.viewer_state = Viewer(
@@ -218,7 +218,7 @@ class SA3DTrainer(Trainer):
         panels = []
         for record in sorted(chosen, key=lambda record: record.view):
             trace = session.views.trace(record.view)
-            probability = self.pipeline.model.render_mask(trace.samples).reshape(trace.height, trace.width)
+            probability = self.pipeline.model.render_mask(trace).reshape(trace.height, trace.width)
             status = f"{record.state}: {record.reason}" if record.reason else record.state
             panels.append(ViewPanel(trace.rgb.cpu(), probability.cpu(), record.name, status))
         write_overview(path, top, panels)

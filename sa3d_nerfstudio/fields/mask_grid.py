@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.fields.base import MIN_EVIDENCE, MaskField
 
 OUTSIDE = 0.25
 """Share of the box's half width that all of space outside is contracted into (see ``MaskGrid.contract``)."""
+FIRM = 0.02
+"""Share of the evidence at the object's median cell below which a cell does not count by itself."""
 MARGIN = 0.15
 """How much wider than the object's bounds the box is placed, as a share of their half width."""
 
@@ -117,22 +119,47 @@ class MaskGrid(MaskField):
                     out.index_add_(0, index + (dx + dy + dz), values * (wzy * wx)[:, None])
         return out
 
+    def object_cells(self, threshold: float = 0.5) -> Bool[Tensor, " num_cells"]:
+        """The vertices that hold the object: on it, and seen well.
+
+        The tails of rays that end on the object reach what lies far behind it, and where no view has seen that place
+        better they call it object. Such cells weigh next to nothing in a render, but would spoil bounds and exports.
+        """
+        return (self.probability() > threshold) & (self.seen > self._firm_evidence())
+
     def object_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], Float[Tensor, " num"]]:
         """World positions of the vertices on the object, with the weight of the rays that said so."""
-        on = self.probability() > threshold
+        on = self.object_cells(threshold)
         return self.cell_positions()[on], self.hit[on]
+
+    def _firm_evidence(self) -> float:
+        """Evidence that a cell needs to be trusted by itself: a share of what half of the object's surface has."""
+        on = self.probability() > 0.5
+        if not bool(on.any()):
+            return MIN_EVIDENCE
+        seen, order = self.seen[on].sort()
+        mass = self.hit[on][order].cumsum(0)
+        middle = int(torch.searchsorted(mass, mass[-1] / 2).clamp(max=len(seen) - 1))
+        return max(MIN_EVIDENCE, FIRM * float(seen[middle]))
 
     def filled_probability(self) -> Float[Tensor, " num_cells"]:
         """The probability everywhere: cells that no ray reached, such as an object's inside, take it from around them.
 
-        Averages of ever coarser blocks of known cells fill what is missing ("pull-push"). Needed where the mask gates
-        density: a surface is seen, the inside that it hides is not, and must go with it.
+        Averages of ever coarser blocks of known cells fill what is missing ("pull-push"), within the object's bounds;
+        beyond them nothing is the object. Needed where the mask gates density: a surface is seen, the inside that it
+        hides is not, and must go with it.
         """
         if self._filled is None or self._filled[0] != self.version:
             r = self.resolution
-            known = self.known().float().reshape(1, 1, r, r, r)
-            mass = self.probability().reshape(1, 1, r, r, r) * known
-            self._filled = (self.version, _pull_push(mass, known).reshape(-1))
+            firm = (self.seen > self._firm_evidence()).float().reshape(1, 1, r, r, r)
+            mass = self.probability().reshape(1, 1, r, r, r) * firm
+            filled = _pull_push(mass, firm)[0, 0]
+            within = torch.zeros_like(filled)
+            cells = self.object_cells().reshape(r, r, r).nonzero()
+            if len(cells):
+                low, high = (cells.amin(0) - 1).clamp(min=0).tolist(), (cells.amax(0) + 2).tolist()
+                within[low[0] : high[0], low[1] : high[1], low[2] : high[2]] = 1
+            self._filled = (self.version, (filled * within).reshape(-1))
         return self._filled[1]
 
     def probability_at(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 1"]:
@@ -156,7 +183,7 @@ class MaskGrid(MaskField):
         if len(points) == 0:
             return passed
         r = self.resolution
-        on = (self.probability() > threshold).float().reshape(1, 1, r, r, r)
+        on = self.object_cells(threshold).float().reshape(1, 1, r, r, r)
         occupied = F.max_pool3d(on, 3, stride=1, padding=1).reshape(-1, 1)
         cell = 2 * self.half_extent.max() * (1 + OUTSIDE) / (r - 1)
         low, high = points.amin(0) - 2 * cell, points.amax(0) + 2 * cell

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,7 +83,7 @@ class SessionReport:
     records: list[ViewRecord] = field(default_factory=list)
     changes: list[float] = field(default_factory=list)
     """Relative L1 change of the field in each pass after the first."""
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: {"render": 0.0, "segment": 0.0, "lift": 0.0})
     """Time spent in "render", "segment" and "lift"."""
     converged: bool = False
 

@@ -48,7 +48,9 @@ def test_trace_explains_the_rendered_depth(method: str):
         args, kwargs = seen[-1] if method in ("vanilla-nerf", "mipnerf", "tensorf") else seen[0]
         given = {**dict(zip(("weights", "ray_samples"), args, strict=False)), **kwargs}
         expected = DepthRenderer(method="expected")(given["weights"], given["ray_samples"])
-    distance = ((samples.positions - bundle.origins[samples.ray_indices]) * bundle.directions[samples.ray_indices]).sum(-1)
+    distance = ((samples.positions - bundle.origins[samples.ray_indices]) * bundle.directions[samples.ray_indices]).sum(
+        -1
+    )
     mine = samples.composite(distance[:, None])[:, 0] / samples.accumulation
     solid = samples.accumulation > 1e-3
     assert solid.sum() > 50
@@ -91,10 +93,10 @@ def test_order_and_chunks_of_rays_do_not_matter():
     parts = [traced("nerfacto", bundle[order[start : start + 33]])[1] for start in range(0, 140, 33)]
     shuffled, grid = concatenate(parts), MaskGrid(12)
     values, image = torch.rand(grid.num_cells, 1), torch.rand(140, 1)
-    assert torch.allclose(NerfTrace(whole).render(grid, values)[order], NerfTrace(shuffled).render(grid, values), atol=1e-5)
     assert torch.allclose(
-        NerfTrace(whole).splat(grid, image), NerfTrace(shuffled).splat(grid, image[order]), atol=1e-5
+        NerfTrace(whole).render(grid, values)[order], NerfTrace(shuffled).render(grid, values), atol=1e-5
     )
+    assert torch.allclose(NerfTrace(whole).splat(grid, image), NerfTrace(shuffled).splat(grid, image[order]), atol=1e-5)
 
 
 def test_pruning_loses_no_more_than_it_says():
@@ -114,7 +116,9 @@ def test_packed_samples_are_read_as_they_come():
     packed = WeightedSamples(packed.positions[:-1], packed.weights[:-1], packed.ray_indices[:-1], packed.accumulation)
     assert len(set(torch.bincount(packed.ray_indices, minlength=6).tolist())) > 1
     values = torch.rand(len(packed.weights), 1)
-    by_hand = [float((values[packed.ray_indices == r, 0] * packed.weights[packed.ray_indices == r]).sum()) for r in range(6)]
+    by_hand = [
+        float((values[packed.ray_indices == r, 0] * packed.weights[packed.ray_indices == r]).sum()) for r in range(6)
+    ]
     assert packed.composite(values)[:, 0].tolist() == pytest.approx(by_hand, abs=1e-5)
 
 

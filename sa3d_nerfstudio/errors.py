@@ -10,6 +10,13 @@ class SA3DError(Exception):
     """A fault that the user can mend. Its message is one sentence that names what to do."""
 
 
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Another library's error as part of a sentence of ours: one line, no final stop, at most `limit` characters."""
+    text = " ".join(str(error).split()).rstrip(".")
+    text = "".join(character for character in text if character.isprintable())
+    return f"{text[:limit]}..." if len(text) > limit else text or type(error).__name__
+
+
 def end_in_a_sentence() -> None:
     """Make an uncaught :class:`SA3DError` end the process with its sentence on stderr and exit code 1.
 

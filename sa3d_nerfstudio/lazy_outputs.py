@@ -39,7 +39,10 @@ class LazyOutputs(dict):
 
     def get(self, name: str, default: Any = None) -> Any:
         """As of any dictionary."""
-        return self[name] if name in self else default
+        try:
+            return self[name]
+        except KeyError:
+            return default
 
     def keys(self) -> Any:
         """Names of all outputs; computes none."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sa3d_nerfstudio.fields.objects import MaskObjects
 from sa3d_nerfstudio.lazy_outputs import LazyOutputs
-from sa3d_nerfstudio.traces.base import render_probability
+from sa3d_nerfstudio.traces.base import RayTrace, render_probability
 from sa3d_nerfstudio.traces.gating import Gate, gated_density
 from sa3d_nerfstudio.traces.nerf import RGB_OUTPUTS, NerfTrace, WeightedSamples, trace_rays
 
@@ -49,7 +49,7 @@ class MaskedModel(_Base):
             return super().get_outputs(ray_bundle)  # type: ignore[safe-super]
         outputs, samples = self.trace(ray_bundle)
         rgb = outputs[next(name for name in RGB_OUTPUTS if name in outputs)]
-        mask = self.render_mask(samples)[:, None]
+        mask = self.render_mask(NerfTrace(samples))[:, None]
         tint = 0.6 * (mask > self.mask_threshold).float()
         ready = {**outputs, "mask": mask, "mask_overlay": rgb * (1 - tint) + rgb.new_tensor(OVERLAY) * tint}
         passing = self.masks.hits(ray_bundle.origins, ray_bundle.directions, self.mask_threshold)
@@ -65,17 +65,18 @@ class MaskedModel(_Base):
         """The base model's outputs for a bundle of rays, and the samples and weights that made them."""
         return trace_rays(self, lambda: self._base_outputs(ray_bundle), len(ray_bundle))
 
-    def render_mask(self, samples: WeightedSamples) -> Float[Tensor, " num_rays"]:
+    def render_mask(self, trace: RayTrace) -> Float[Tensor, " num_rays"]:
         """Probability of the shown objects along rays that have been traced."""
-        mask = torch.zeros_like(samples.accumulation)
+        mask = torch.zeros_like(trace.accumulation)
         for field in self.masks.shown:
-            mask = torch.maximum(mask, render_probability(NerfTrace(samples), field)[0])
+            mask = torch.maximum(mask, render_probability(trace, field)[0])
         return mask
 
     def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         """An output with alpha: the object's where it can be told, so that exporters keep the object alone.
 
-        nerfstudio's point cloud exporter keeps a pixel where alpha exceeds a half; a mask at its threshold becomes that.
+        nerfstudio's point cloud exporter keeps a pixel where alpha exceeds a half; a mask at its threshold
+        becomes that.
         """
         if output_name == "object_rgb":
             return torch.cat([outputs[output_name], outputs["object_accumulation"]], dim=-1)

@@ -209,8 +209,8 @@ class SA3DPipeline(VanillaPipeline):
         missing = [key for key in missing if not key.startswith(("masks.", "lpips."))]
         if missing or unexpected:
             raise SA3DError(
-                f"the checkpoint does not fit the model in config.yml ({len(missing)} tensors missing, {len(unexpected)} "
-                "too many): use the config.yml that belongs to it, with the nerfstudio version that wrote it."
+                f"the checkpoint does not fit the model in config.yml ({len(missing)} tensors missing, "
+                f"{len(unexpected)} too many): use the config.yml that belongs to it, and the nerfstudio that wrote it."
             )
         self.eval()
 

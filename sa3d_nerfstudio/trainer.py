@@ -37,8 +37,8 @@ def _default_machine() -> MachineConfig:
 class SA3DTrainerConfig(TrainerConfig):
     """Segment objects in a trained run.
 
-    ``--load-dir`` names the run: its folder, its checkpoint folder, or its config.yml. Everything else about it, data set
-    and model included, is read from there.
+    ``--load-dir`` names the run: its folder, its checkpoint folder, or its config.yml. Everything else about it,
+    data set and model included, is read from there.
     """
 
     _target: type = field(default_factory=lambda: SA3DTrainer)
@@ -50,8 +50,8 @@ class SA3DTrainerConfig(TrainerConfig):
     def set_timestamp(self) -> None:
         """Read the base run, then do as nerfstudio does.
 
-        This is the first thing that ``ns-train`` calls, before the configuration is shown or saved: from here on it holds
-        nothing but real values.
+        This is the first thing that ``ns-train`` calls, before the configuration is shown or saved: from here on it
+        holds nothing but real values.
         """
         if self.load_dir is not None or self.pipeline.base is None:
             self.restore_base()
@@ -85,7 +85,7 @@ class SA3DTrainerConfig(TrainerConfig):
         CONSOLE.print(f"segmenter   {self.pipeline.segmenter} on {self.machine.device_type}", highlight=False)
 
     def save_config(self) -> None:
-        """Nothing yet: ``ns-train`` calls this before anything has been tried; see :meth:`SA3DTrainer.save_checkpoint`."""
+        """Nothing yet: ``ns-train`` calls this before anything has been tried; see :meth:`SA3DTrainer.save`."""
 
     def write(self, folder: Path) -> None:
         """Write config.yml, as nerfstudio's tools read it."""
@@ -116,12 +116,18 @@ class SA3DTrainer(Trainer):
     pipeline: SA3DPipeline  # type: ignore[assignment]
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
-        """Build the pipeline and load the checkpoint; start the viewer if there is one."""
+        """Restore the run; start the viewer if there is one."""
         if not self.config.is_viewer_enabled() and self.config.pipeline.prompt.view is None:
             raise SA3DError(
                 "there is nothing to do: give a prompt (--pipeline.prompt.view IMAGE --pipeline.prompt.points X Y), "
                 "or open the viewer with --vis viewer."
             )
+        self.restore(test_mode)
+        if self.config.is_viewer_enabled():
+            self._open_viewer()
+
+    def restore(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        """Build the pipeline and load the base run's checkpoint, or that of a sa3d run with its objects."""
         self.pipeline = self.config.pipeline.setup(device=self.device, test_mode=test_mode)
         assert self.config.load_dir is not None
         loaded = load_checkpoint(self.config.load_dir / f"step-{self.config.load_step:09d}.ckpt")
@@ -130,11 +136,9 @@ class SA3DTrainer(Trainer):
         self.optimizers = Optimizers({}, {})
         self.callbacks = []
         self.viewer_state = None
-        if self.config.is_viewer_enabled():
-            self._open_viewer()
 
     def _open_viewer(self) -> None:
-        from nerfstudio.viewer.viewer import Viewer  # noqa: PLC0415 (starts a server's worth of imports)
+        from nerfstudio.viewer.viewer import Viewer
 
         assert self.config.data is not None
         self.viewer_state = Viewer(
@@ -170,11 +174,7 @@ class SA3DTrainer(Trainer):
         view, prompt = self.pipeline.prompt_from_config()
         session = self.pipeline.session()
         session.prompt(view, prompt)
-        run_with_progress(session)
-        if session.grid.is_empty:
-            raise SA3DError(
-                "the segmented object is empty: no surface lies behind the prompted pixels; prompt another view."
-            )
+        run_with_progress(session, CONSOLE)
         print_report(session, CONSOLE)
         return session
 
@@ -218,7 +218,7 @@ class SA3DTrainer(Trainer):
         panels = []
         for record in sorted(chosen, key=lambda record: record.view):
             trace = session.views.trace(record.view)
-            probability = self.pipeline.model.render_mask(trace.samples).reshape(trace.height, trace.width)
+            probability = self.pipeline.model.render_mask(trace).reshape(trace.height, trace.width)
             status = f"{record.state}: {record.reason}" if record.reason else record.state
             panels.append(ViewPanel(trace.rgb.cpu(), probability.cpu(), record.name, status))
         write_overview(path, top, panels)

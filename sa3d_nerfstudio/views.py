@@ -24,7 +24,7 @@ class TrainingViews:
         cameras: Of all training images.
         filenames: Of all training images, in the same order.
         long_side: Images are rendered with their longer side no longer than this.
-        image_scale: Size of the image files' originals over the size in ``cameras``, which nerfstudio may have scaled down.
+        image_scale: Size of the original images over the size in ``cameras``, which nerfstudio may have scaled down.
     """
 
     def __init__(
@@ -107,8 +107,9 @@ def trace_camera(model: MaskedModel, camera: Cameras) -> NerfViewTrace:
     parts, colors, depths = [], [], []
     for start in range(0, len(rays), model.config.eval_num_rays_per_chunk):
         chunk = rays[start : start + model.config.eval_num_rays_per_chunk].to(model.device)
-        if model.collider is not None:
-            chunk = model.collider(chunk)
+        collider = model.collider
+        if collider is not None:
+            chunk = collider(chunk)
         outputs, samples = model.trace(chunk)
         parts.append(samples.pruned())
         colors.append(outputs[next(name for name in RGB_OUTPUTS if name in outputs)])

@@ -70,7 +70,9 @@ class GradientLifting:
             self.field, torch.cat([pixels - self.negative_weight * (1 - pixels), torch.ones_like(pixels)], dim=-1)
         ).unbind(-1)
         now = self.views_seen + (seen > 0)
-        self.values = torch.where(seen > 0, (self.values * self.views_seen + weight * step) / now.clamp(min=1), self.values)
+        self.values = torch.where(
+            seen > 0, (self.values * self.views_seen + weight * step) / now.clamp(min=1), self.values
+        )
         self.views_seen = now
         # The field that the rest of the program reads holds probabilities: V > 0 is more than a half.
         self.field.set(torch.sigmoid(self.values) * now, now)

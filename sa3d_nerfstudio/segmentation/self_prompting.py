@@ -22,8 +22,8 @@ def self_prompt(
 
     As published (SA3D, arXiv 2304.12308, "cross-view self-prompting"): the first point has the highest score
     ``s = M - threshold``; each further one maximises ``s(p) - min_q d(p, q) s(q)`` over the points q chosen before it,
-    with d the distance in (y, x, depth), each normalised to [0, 1]: confident places, as long as they lie near to one that is
-    already trusted. A square around each chosen point is blanked, and no point is taken where the mask says no.
+    with d the distance in (y, x, depth), each normalised to [0, 1]: confident places, as long as they lie near to one
+    that is already trusted. A square around each chosen point is blanked, and no point is taken where the mask says no.
 
     Args:
         probability: The rendered mask, 0 where nothing is known.
@@ -64,9 +64,9 @@ def self_prompt(
 def _normalised_places(depth: Float[Tensor, "height width"], on: Bool[Tensor, "height width"]) -> Tensor:
     """(y, x, depth) of each pixel, each in [0, 1] over the image; depth over the object, which is what matters."""
     height, width = depth.shape
-    y, x = torch.meshgrid(
-        torch.arange(height, device=depth.device) / height, torch.arange(width, device=depth.device) / width, indexing="ij"
-    )
+    rows = torch.arange(height, device=depth.device) / height
+    columns = torch.arange(width, device=depth.device) / width
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     near, far = depth[on].min(), depth[on].max()
     z = ((depth - near) / (far - near).clamp(min=1e-9)).clamp(0, 1)
     return torch.stack([y, x, z], dim=-1)

@@ -69,9 +69,7 @@ def _depth_calls(model: nn.Module) -> Iterator[list[_DepthCall]]:
         names = ("weights", "ray_samples", "ray_indices", "num_rays")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         calls.append(
-            _DepthCall(
-                given["weights"], given["ray_samples"], given.get("ray_indices"), given.get("num_rays"), output
-            )
+            _DepthCall(given["weights"], given["ray_samples"], given.get("ray_indices"), given.get("num_rays"), output)
         )
 
     renderers = [module for module in model.modules() if isinstance(module, DepthRenderer)]
@@ -147,7 +145,7 @@ def _pack(call: _DepthCall, num_rays: int) -> WeightedSamples:
 
 @dataclass
 class NerfTrace:
-    """The trace of a bundle of rays through a NeRF: cells are the vertices of a :class:`MaskGrid` around each sample."""
+    """The trace of a bundle of rays through a NeRF; its cells are the vertices of a :class:`MaskGrid`."""
 
     samples: WeightedSamples
 
@@ -156,7 +154,9 @@ class NerfTrace:
         """Sum of all weights of each ray."""
         return self.samples.accumulation
 
-    def render(self, field: MaskGrid, values: Float[Tensor, "num_cells channels"]) -> Float[Tensor, "num_rays channels"]:
+    def render(
+        self, field: MaskGrid, values: Float[Tensor, "num_cells channels"]
+    ) -> Float[Tensor, "num_rays channels"]:
         """``A x``: read the grid at the samples, composite along the rays."""
         return self.samples.composite(field.gather(values, self.samples.positions))
 

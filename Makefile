@@ -1,0 +1,35 @@
+# `make demo` and `make test` set up what they need, once, and run. The other targets serve these two.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# Shared libraries of open3d and OpenCV, and a compiler for the dependencies that come as source.
+APT_PACKAGES := libusb-1.0-0 libgl1 libgomp1 g++
+# Options of the demo, such as ARGS="--object crate".
+ARGS :=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := demo
+.PHONY: demo test
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m sa3d_nerfstudio.demo $(ARGS)
+
+# Tests are many small sums: more threads only get in each other's way.
+test: export OMP_NUM_THREADS ?= 2
+test: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pytest
+
+# Installed anew when the dependencies change. Where ensurepip is not installed, the machine's own pip fills the
+# environment.
+$(VENV)/.installed: pyproject.toml Makefile
+	@sh tools/install-apt-packages $(APT_PACKAGES)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
+		{ $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; }
+	$(BIN)/python -m pip install --upgrade pip
+	$(BIN)/python -m pip install --editable '.[dev]'
+	touch $@

@@ -1,0 +1,217 @@
+"""The base run's data manager, frozen: nothing is loaded for training, and rays are drawn through the object only."""
+
+from __future__ import annotations
+
+import functools
+import math
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Int
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.datamanagers.base_datamanager import DataManager, VanillaDataManager
+from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager
+from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManager
+from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
+from nerfstudio.model_components.ray_generators import RayGenerator
+from torch import Tensor
+
+from sa3d_nerfstudio.errors import SA3DError
+
+RayFilter = Callable[[RayBundle], Bool[Tensor, " num_rays"]]
+"""Which rays pass through the object."""
+
+CELLS_ALONG_IMAGE = (96, 192, 384)
+"""Along an image's longer side: how many cells are tested for the object; more if it is too small to be found."""
+
+_MADE_BY_SETUP_EVAL = frozenset(
+    {
+        "eval_image_dataloader",
+        "iter_eval_image_dataloader",
+        "eval_pixel_sampler",
+        "eval_ray_generator",
+        "fixed_indices_eval_dataloader",
+        "eval_dataloader",
+    }
+)
+
+
+@functools.lru_cache
+def frozen_datamanager(target: Any) -> type[DataManager]:
+    """A subclass of a data manager that never trains.
+
+    - Data managers of rays (``VanillaDataManager``, ``ParallelDataManager`` and theirs) start no processes and load no
+      training images; evaluation images are loaded when they are first asked for. ``next_train`` draws rays from the
+      training cameras, through the object only if there is a ``ray_filter``.
+    - Those of full images (``FullImageDatamanager``) load nothing before they are asked for images.
+    - Any other is left as it is.
+
+    Args:
+        target: the base configuration's ``_target``: a class, or a generic alias such as
+            ``VanillaDataManager[DepthDataset]``, whose data set type is kept.
+    """
+    origin = typing.get_origin(target) or target
+    frozen: type[DataManager]
+    if issubclass(origin, (VanillaDataManager, ParallelDataManager)):
+        frozen = FrozenRays
+    elif issubclass(origin, FullImageDatamanager):
+        frozen = FrozenImages
+    else:
+        frozen = Filtered
+    # new_class keeps an alias among __orig_bases__, which is where nerfstudio looks for the data set's type
+    namespace = {"__module__": __name__, "__doc__": f"{origin.__name__} that never trains."}
+    return types.new_class(f"Frozen{origin.__name__}", (frozen, target), exec_body=lambda body: body.update(namespace))
+
+
+class Filtered(DataManager):
+    """Holds the ray filter."""
+
+    _ray_filter: RayFilter | None = None
+    _cells: PixelCells | None = None
+
+    @property
+    def ray_filter(self) -> RayFilter | None:
+        """Which rays pass through the object; None lets all pass."""
+        return self._ray_filter
+
+    @ray_filter.setter
+    def ray_filter(self, ray_filter: RayFilter | None) -> None:
+        self._ray_filter = ray_filter
+        self.reset_ray_filter()
+
+    def reset_ray_filter(self) -> None:
+        """Forget where the object is seen. To be called when the object has changed."""
+        self._cells = None
+
+
+class FrozenRays(Filtered):
+    """To be mixed into a data manager of rays."""
+
+    config: Any
+    device: Any
+    train_pixel_sampler: PixelSampler | None = None
+    _eval_is_pending = False
+
+    def setup_train(self) -> None:
+        """Only what it takes to draw rays: no images, no processes."""
+        assert self.train_dataset is not None
+        self.train_pixel_sampler = PixelSamplerConfig().setup(num_rays_per_batch=self.config.train_num_rays_per_batch)
+        self.train_ray_generator = RayGenerator(self.train_dataset.cameras.to(self.device)).to(self.device)
+
+    def setup_eval(self) -> None:
+        """As the base does, but not before it is needed, where what it makes is known."""
+        base = super().setup_eval
+        if getattr(base, "__func__", None) in (VanillaDataManager.setup_eval, ParallelDataManager.setup_eval):
+            self._eval_is_pending = True
+        else:
+            base()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _MADE_BY_SETUP_EVAL and self.__dict__.get("_eval_is_pending"):
+            self._eval_is_pending = False
+            super().setup_eval()
+            self.to(self.device)
+            return getattr(self, name)
+        return super().__getattr__(name)
+
+    def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
+        """Random rays of the training cameras.
+
+        Args:
+            step: not used.
+
+        Returns:
+            ``train_pixel_sampler.num_rays_per_batch`` rays, and as batch their "indices" (camera, y, x) alone.
+
+        Raises:
+            SA3DError: no training camera sees the object.
+        """
+        assert self.train_pixel_sampler is not None
+        self.train_count += 1
+        if self._cells is None:
+            self._cells = self._cells_with_object()
+        indices = self._cells.sample(self.train_pixel_sampler.num_rays_per_batch)
+        return self.train_ray_generator(indices), {"indices": indices}
+
+    def _cells_with_object(self) -> PixelCells:
+        assert self.train_dataset is not None
+        cameras = self.train_dataset.cameras.to(self.device)
+        if self.ray_filter is None:
+            return PixelCells.whole_images(cameras)
+        for num_cells in CELLS_ALONG_IMAGE:
+            cells = [
+                PixelCells.in_image(cameras, index, num_cells, self.train_ray_generator, self.ray_filter)
+                for index in range(len(cameras))
+            ]
+            found = PixelCells(torch.cat([one.bounds for one in cells]))
+            if len(found.bounds):
+                return found
+        raise SA3DError(
+            "the segmented object is empty, or no training view sees it: segment it again with another prompt."
+        )
+
+
+class FrozenImages(Filtered):
+    """To be mixed into a data manager of full images."""
+
+    def get_train_rays_per_batch(self) -> int:
+        """Pixels of a training image, told without loading the images."""
+        assert self.train_dataset is not None
+        camera = self.train_dataset.cameras[0]
+        return int(camera.height.item() * camera.width.item())
+
+
+class PixelCells:
+    """Rectangles of pixels, of several images, to draw random pixels from.
+
+    Args:
+        bounds: per cell the camera's index, and the first (inclusive) and last (exclusive) row and column:
+            (camera, y0, x0, y1, x1).
+    """
+
+    def __init__(self, bounds: Int[Tensor, "num_cells 5"]) -> None:
+        self.bounds = bounds
+
+    @classmethod
+    def whole_images(cls, cameras: Cameras) -> PixelCells:
+        """One cell per image, with all of it."""
+        height, width = cameras.height[:, 0], cameras.width[:, 0]
+        index, zero = torch.arange(len(height), device=height.device), torch.zeros_like(height)
+        return cls(torch.stack([index, zero, zero, height, width], dim=-1))
+
+    @classmethod
+    def in_image(
+        cls, cameras: Cameras, index: int, num_cells: int, generate_rays: RayGenerator, ray_filter: RayFilter
+    ) -> PixelCells:
+        """The cells of an image whose central ray, or a neighbour's, passes the filter.
+
+        Args:
+            cameras: all cameras.
+            index: which of them.
+            num_cells: number of cells along the image's longer side, if it has as many pixels.
+            generate_rays: for (camera, y, x) indices.
+            ray_filter: which rays pass through the object.
+        """
+        camera = cameras[index]
+        height, width = int(camera.height.item()), int(camera.width.item())
+        stride = math.ceil(max(height, width) / num_cells)
+        y0 = torch.arange(0, height, stride, device=cameras.device)
+        x0 = torch.arange(0, width, stride, device=cameras.device)
+        y1, x1 = (y0 + stride).clamp(max=height), (x0 + stride).clamp(max=width)
+        centres = torch.cartesian_prod((y0 + y1) // 2, (x0 + x1) // 2)
+        rays = generate_rays(F.pad(centres, (1, 0), value=index))
+        hits = ray_filter(rays).to(cameras.device).reshape(1, 1, len(y0), len(x0))
+        row, column = F.max_pool2d(hits.float(), 3, stride=1, padding=1)[0, 0].nonzero(as_tuple=True)
+        return cls(torch.stack([torch.full_like(row, index), y0[row], x0[column], y1[row], x1[column]], dim=-1))
+
+    def sample(self, num_pixels: int) -> Int[Tensor, "num_pixels 3"]:
+        """Random pixels (camera, y, x): a cell, each as likely as any other, then a pixel in it."""
+        cell = self.bounds[torch.randint(len(self.bounds), (num_pixels,), device=self.bounds.device)]
+        low, size = cell[:, 1:3], cell[:, 3:5] - cell[:, 1:3]
+        offset = (torch.rand(num_pixels, 2, device=cell.device) * size).long()
+        return torch.cat([cell[:, :1], low + torch.minimum(offset, size - 1)], dim=-1)

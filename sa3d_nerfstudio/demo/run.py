@@ -1,0 +1,138 @@
+"""The demo: make a scene, train nerfacto, segment one object from one click, export it, score it.
+
+Everything heavy is a command of its own, the same that a user would type, with its output in a log file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from sa3d_nerfstudio.demo.scene import SceneConfig, write_scene
+from sa3d_nerfstudio.demo.stages import Stages, counted_share, training_share
+from sa3d_nerfstudio.errors import SA3DError
+
+
+@dataclass
+class DemoConfig:
+    """Segment one object of a made-up scene from one click, and score it in views that nothing has looked at."""
+
+    output_dir: Path = Path("demo")
+    """Where everything goes."""
+    scene: SceneConfig = field(default_factory=SceneConfig)
+    """The scene."""
+    steps: int = 800
+    """Training steps of nerfacto."""
+    object: str = "ball"
+    """What to click on. The segmenter that needs no weights goes by colour: ball is what it can do; try die_near."""
+    num_points: int = 20000
+    """Points of the exported point cloud."""
+
+
+def nerfstudio_command(name: str) -> Path:
+    """The path of a nerfstudio command, in the environment that runs the demo.
+
+    Raises:
+        SA3DError: It is not there.
+    """
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise SA3DError(f"there is no {name} beside {sys.executable}: install this package there with pip install.")
+    return path
+
+
+def find_prompt(scene: Path, name: str) -> dict[str, Any]:
+    """What prompts.json holds on an object.
+
+    Raises:
+        SA3DError: There is no such object.
+    """
+    prompts = json.loads((scene / "prompts.json").read_text())["objects"]
+    for prompt in prompts:
+        if prompt["name"] == name:
+            return prompt
+    raise SA3DError(f"there is no object {name!r}: choose one of {', '.join(prompt['name'] for prompt in prompts)}.")
+
+
+def run_demo(config: DemoConfig, console: Console | None = None) -> float:
+    """Run all stages and print what came of them.
+
+    Args:
+        config: What to do.
+        console: Where to print; the terminal by default.
+
+    Returns:
+        Mean IoU over the views that were not trained on.
+
+    Raises:
+        SA3DError: A stage failed.
+    """
+    console = console or Console()
+    started = time.monotonic()
+    folder = config.output_dir
+    scene, runs, export = folder / "scene", folder / "outputs", folder / "export"
+    timestamp = time.strftime("%Y-%m-%d_%H%M%S")
+    base_run, sa3d_run = (runs / "scene" / method / timestamp for method in ("nerfacto", "sa3d"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    stages = Stages(console, folder / "logs", number=5)
+
+    with stages.stage("make a scene") as advance:
+        write_scene(scene, config.scene, lambda done, total: advance(done / total))
+    prompt = find_prompt(scene, config.object)
+    view, (x, y) = Path(prompt["frame"]).name, prompt["points"][0]
+
+    train = [sys.executable, "-m", "sa3d_nerfstudio.demo.train", "--data", scene, "--output-dir", runs]
+    stages.run("train nerfacto", [*train, "--timestamp", timestamp, "--steps", str(config.steps)], training_share)
+
+    segment = [nerfstudio_command("ns-train"), "sa3d", "--load-dir", base_run, "--vis", "tensorboard"]
+    segment += ["--output-dir", runs, "--experiment-name", "scene", "--timestamp", timestamp]
+    segment += ["--machine.device-type", device, "--pipeline.segmenter", "grabcut"]
+    segment += ["--pipeline.object-name", config.object, "--pipeline.prompt.view", view]
+    stages.run(f"segment the {config.object}", [*segment, "--pipeline.prompt.points", str(x), str(y)])
+
+    cloud = [nerfstudio_command("ns-export"), "pointcloud", "--load-config", sa3d_run / "config.yml"]
+    cloud += ["--output-dir", export, "--num-points", str(config.num_points), "--normal-method", "open3d"]
+    stages.run("export its point cloud", cloud)
+
+    score = [sys.executable, "-m", "sa3d_nerfstudio.demo.score", "--config", sa3d_run / "config.yml"]
+    score += ["--scene", scene, "--name", config.object, "--output-dir", folder]
+    stages.run("score it in unseen views", score, counted_share)
+
+    scores = json.loads((folder / "scores.json").read_text())
+    table = Table("unseen view", "IoU", "pixels", title=f"{config.object}, one click at {x} {y} in {view}")
+    for row in scores["per_frame"]:
+        table.add_row(row["frame"], f"{row['iou']:.3f}", str(row["pixels"]))
+    table.add_row("mean", f"{scores['mean_iou']:.3f}", "", style="bold")
+    console.print(table)
+    for what, where in {
+        "overview": folder / "overview.png",
+        "point cloud": export / "point_cloud.ply",
+        "masks": folder / "masks",
+        "run": sa3d_run / "config.yml",
+        "logs": folder / "logs",
+    }.items():
+        console.print(f"{what:<12}{where}", highlight=False, soft_wrap=True)
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    console.print(f"mean IoU {scores['mean_iou']:.3f} against the truth, {minutes} min {seconds} s", style="bold")
+    return scores["mean_iou"]
+
+
+def main() -> None:
+    """The command line of ``python -m sa3d_nerfstudio.demo``."""
+    config = tyro.cli(DemoConfig)
+    try:
+        run_demo(config)
+    except SA3DError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,126 @@
+"""Run the stages of a long job one after the other, each under a progress bar, with its output in a log file."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from sa3d_nerfstudio.errors import SA3DError
+
+MAX_THREADS = 4
+"""Batches as small as the demo's gain nothing from more."""
+LAST_LINES = 12
+"""How much of a log a failure shows."""
+
+Advance = Callable[[float], None]
+"""Told the share that is done, from 0 to 1."""
+ReadShare = Callable[[str], "float | None"]
+"""Finds the share that is done in a line of output, or None where the line does not say."""
+
+
+def training_share(line: str) -> float | None:
+    """The share that a line of nerfstudio's training table tells, such as ``120 (40.00%)  81.2 ms ...``."""
+    found = re.match(r"\d+ \((\d+\.\d+)%\)", line)
+    return float(found[1]) / 100 if found else None
+
+
+def counted_share(line: str) -> float | None:
+    """The share in a line such as ``3/16 frame_0002.png``."""
+    found = re.match(r"(\d+)/(\d+) ", line)
+    return int(found[1]) / int(found[2]) if found else None
+
+
+def _silent(line: str) -> float | None:
+    return None
+
+
+class Stages:
+    """Shows a bar for each stage; where the output is no terminal, a line when it begins and one when it ends.
+
+    Args:
+        console: Where to show them.
+        logs: Folder for the log files.
+        number: How many stages there will be.
+    """
+
+    def __init__(self, console: Console, logs: Path, number: int) -> None:
+        self.console = console
+        self.logs = logs
+        self.number = number
+        self._begun = 0
+
+    @contextmanager
+    def stage(self, title: str, measured: bool = True) -> Iterator[Advance]:
+        """A stage in this process.
+
+        Args:
+            title: What is done.
+            measured: Whether the share that is done will be told; else the bar only shows that time passes.
+        """
+        self._begun += 1
+        title = f"{self._begun}/{self.number} {title}"
+        if not self.console.is_terminal:
+            self.console.print(title)
+        columns = (SpinnerColumn(), TextColumn("{task.description:<34}"), BarColumn(), TaskProgressColumn())
+        with Progress(*columns, TimeElapsedColumn(), console=self.console) as progress:
+            task = progress.add_task(title, total=1.0 if measured else None)
+            yield lambda share: progress.update(task, completed=share)
+            progress.update(task, total=1.0, completed=1.0)
+
+    def run(self, title: str, command: Sequence[str | Path], share: ReadShare | None = None) -> None:
+        """A stage that is a command. What it prints goes to a log file named after the stage.
+
+        Args:
+            title: What is done.
+            command: Program and arguments.
+            share: Tells from a line of its output how far it is.
+
+        Raises:
+            SA3DError: The command failed; the message holds the end of its log.
+        """
+        arguments = [str(argument) for argument in command]
+        self.logs.mkdir(parents=True, exist_ok=True)
+        log = self.logs / f"{self._begun + 1}-{title.replace(' ', '-')}.log"
+        read = share or _silent
+        with self.stage(title, measured=share is not None) as advance, log.open("w", encoding="utf8") as file:
+            print("$", *arguments, file=file, flush=True)
+            with subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+                encoding="utf8",
+                errors="replace",
+            ) as process:
+                try:
+                    assert process.stdout is not None
+                    for line in process.stdout:
+                        file.write(line)
+                        file.flush()
+                        done = read(line)
+                        if done is not None:
+                            advance(done)
+                except BaseException:
+                    process.terminate()
+                    raise
+            if process.returncode == 0:
+                return
+        lines = log.read_text(encoding="utf8").rstrip().splitlines()[-LAST_LINES:]
+        raise SA3DError(
+            f"the stage '{title}' failed (exit code {process.returncode}); see {log}, which ends with:\n  "
+            + "\n  ".join(lines)
+        )
+
+
+def _environment() -> dict[str, str]:
+    """Unbuffered, so that progress arrives; and with as many threads as help, unless the user says otherwise."""
+    threads = str(min(MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else MAX_THREADS))
+    return {"OMP_NUM_THREADS": threads, **os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "160"}

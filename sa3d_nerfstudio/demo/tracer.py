@@ -1,0 +1,147 @@
+"""A small ray tracer: who is hit, how far away, and in what colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from numpy import ndarray
+
+from sa3d_nerfstudio.demo.solids import Box, Solid, Texture
+
+LIGHT = (0.9, -0.7, 2.1)
+"""World position of the lamp."""
+AMBIENT = 0.55
+"""Share of the light that comes from everywhere: shadows keep their colours."""
+SURFACE_OFFSET = 1e-5
+"""How far above its surface a shadow ray starts, metres."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """The closed room that ends every ray: a floor at z = 0, four walls and a ceiling, seen from inside."""
+
+    half: tuple[float, float, float]
+    floor: Texture
+    walls: Texture
+
+    def exit(self, origins: Float[ndarray, "num 3"], directions: Float[ndarray, "num 3"]) -> Float[ndarray, " num"]:
+        """How far away rays that start inside meet the room."""
+        return Box(self.half).interval(self._centred(origins), directions)[1]
+
+    def normals(self, points: Float[ndarray, "num 3"]) -> Float[ndarray, "num 3"]:
+        """Unit normals into the room."""
+        return -Box(self.half).normals(self._centred(points))
+
+    def colours(self, points: Float[ndarray, "num 3"]) -> Float[ndarray, "num 3"]:
+        """Albedo at points of the room."""
+        on_floor = points[:, 2] < 1e-6
+        colours = np.empty_like(points)
+        colours[on_floor] = self.floor(points[on_floor])
+        colours[~on_floor] = self.walls(points[~on_floor])
+        return colours
+
+    def _centred(self, points: ndarray) -> ndarray:
+        return points - [0.0, 0.0, self.half[2]]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera with square pixels."""
+
+    pose: Float[ndarray, "4 4"]
+    """Camera to world, OpenGL axes (x right, y up, looking along -z)."""
+    width: int
+    height: int
+    focal: float
+    """Pixels."""
+
+    def rays(self, supersample: int = 1) -> tuple[Float[ndarray, "num 3"], Float[ndarray, "num 3"]]:
+        """Origins and unit directions, row by row, ``supersample`` squared evenly spaced ones to a pixel.
+
+        With ``supersample=1`` each ray goes through the centre of its pixel.
+        """
+        x = (np.arange(self.width * supersample) + 0.5) / supersample - self.width / 2
+        y = (np.arange(self.height * supersample) + 0.5) / supersample - self.height / 2
+        x, y = np.meshgrid(x / self.focal, -y / self.focal)
+        directions = np.stack([x, y, -np.ones_like(x)], axis=-1).reshape(-1, 3)
+        directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+        origins = np.broadcast_to(self.pose[:3, 3], directions.shape)
+        return origins, directions @ self.pose[:3, :3].T
+
+    def project(self, points: Float[ndarray, "num 3"]) -> tuple[Float[ndarray, "num 2"], Float[ndarray, " num"]]:
+        """Image coordinates (the top left corner of the image is 0, 0) and depth along the optical axis."""
+        local = (points - self.pose[:3, 3]) @ self.pose[:3, :3]
+        depth = -local[:, 2]
+        # Behind the camera there is no image; the caller tells by the depth.
+        scale = self.focal / np.where(depth > 0, depth, np.inf)
+        centre = [self.width / 2, self.height / 2]
+        return local[:, :2] * [1.0, -1.0] * scale[:, None] + centre, depth
+
+
+def first_hits(
+    origins: Float[ndarray, "num 3"], directions: Float[ndarray, "num 3"], solids: Sequence[Solid]
+) -> tuple[Int[ndarray, " num"], Float[ndarray, " num"]]:
+    """The first solid on each ray.
+
+    Returns:
+        Its number counted from 1, or 0 where there is none; and the distance, infinite where there is none.
+    """
+    ids = np.zeros(len(origins), dtype=np.int64)
+    distances = np.full(len(origins), np.inf)
+    for number, solid in enumerate(solids, start=1):
+        enter, leave = solid.interval(origins, directions)
+        nearer = (enter < leave) & (enter > 0) & (enter < distances)
+        ids[nearer] = number
+        distances[nearer] = enter[nearer]
+    return ids, distances
+
+
+def trace(
+    origins: Float[ndarray, "num 3"], directions: Float[ndarray, "num 3"], solids: Sequence[Solid], room: Room
+) -> tuple[Int[ndarray, " num"], Float[ndarray, " num"]]:
+    """Like :func:`first_hits`, but every ray ends at the room (number 0) at the latest."""
+    ids, distances = first_hits(origins, directions, solids)
+    return ids, np.minimum(distances, room.exit(origins, directions))
+
+
+def shade(
+    origins: Float[ndarray, "num 3"], directions: Float[ndarray, "num 3"], solids: Sequence[Solid], room: Room
+) -> Float[ndarray, "num 3"]:
+    """The colour that each ray sees: matt surfaces, one lamp, hard shadows."""
+    ids, distances = trace(origins, directions, solids, room)
+    points = origins + directions * distances[:, None]
+    normals, albedo = np.empty_like(points), np.empty_like(points)
+    for number in np.unique(ids):
+        here = ids == number
+        if number == 0:
+            normals[here], albedo[here] = room.normals(points[here]), room.colours(points[here])
+        else:
+            solid = solids[number - 1]
+            normals[here] = solid.normals(points[here])
+            albedo[here] = solid.texture(solid.to_local(points[here]))
+    to_light = np.asarray(LIGHT) - points
+    to_light /= np.linalg.norm(to_light, axis=-1, keepdims=True)
+    # The lamp hangs above every solid, so whatever a ray towards it meets first is in its way.
+    in_shadow = first_hits(points + SURFACE_OFFSET * normals, to_light, solids)[0] > 0
+    direct = np.maximum((normals * to_light).sum(-1), 0.0) * ~in_shadow
+    return albedo * (AMBIENT + (1.0 - AMBIENT) * direct)[:, None]
+
+
+def render(
+    camera: Camera, solids: Sequence[Solid], room: Room, supersample: int
+) -> tuple[UInt8[ndarray, "height width 3"], UInt8[ndarray, "height width"], Float[ndarray, "height width"]]:
+    """One view.
+
+    Returns:
+        The colours, averaged over ``supersample`` squared rays to a pixel; the number of the solid at each pixel's
+        centre (0 = room); and the distance from the camera to what is there, metres.
+    """
+    colours = shade(*camera.rays(supersample), solids, room)
+    shape = (camera.height, supersample, camera.width, supersample, 3)
+    rgb = np.round(255 * colours.reshape(shape).mean(axis=(1, 3))).astype(np.uint8)
+    ids, distances = trace(*camera.rays(), solids, room)
+    size = (camera.height, camera.width)
+    return rgb, ids.reshape(size).astype(np.uint8), distances.reshape(size)

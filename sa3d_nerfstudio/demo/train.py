@@ -1,0 +1,97 @@
+"""Train a small nerfacto on the demo's scene, as ``ns-train nerfacto`` would, on a CPU and without network.
+
+This is a module of its own because nerfacto's data manager starts processes that import the main module again, and
+because building nerfacto would otherwise download the network of a metric that the demo never computes.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+import tyro
+from nerfstudio.configs.method_configs import method_configs
+from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManagerConfig
+from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
+from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.models.nerfacto import NerfactoModelConfig
+from nerfstudio.scripts import train as ns_train
+
+from sa3d_nerfstudio.lpips import lpips_without_download
+
+RAYS_PER_STEP = 512
+
+
+def small_nerfacto(data: Path, output_dir: Path, timestamp: str, steps: int) -> TrainerConfig:
+    """nerfacto's own configuration, cut down to what a small scene needs and a CPU can do in minutes.
+
+    Args:
+        data: Folder of the scene.
+        output_dir: Where runs go; this one goes to ``output_dir/NAME_OF_DATA/nerfacto/timestamp``.
+        timestamp: Name of the run.
+        steps: Training steps.
+    """
+    config = copy.deepcopy(method_configs["nerfacto"])
+    assert isinstance(config, TrainerConfig)
+    config.data = data
+    config.output_dir = output_dir
+    config.timestamp = timestamp
+    config.max_num_iterations = steps
+    config.vis = "tensorboard"
+    config.machine.device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    config.mixed_precision = False
+    config.steps_per_save = steps
+    # The demo scores the run itself, afterwards; an evaluation costs as much as tens of steps.
+    config.steps_per_eval_batch = config.steps_per_eval_image = config.steps_per_eval_all_images = 10 * steps
+    # Plain lines for the log file, instead of a table that moves the cursor.
+    config.logging.local_writer.max_log_size = 0
+
+    data_manager = config.pipeline.datamanager
+    # The parallel one stays: ns-viewer and ns-export expect nerfacto's own when they read the run.
+    assert isinstance(data_manager, ParallelDataManagerConfig)
+    data_manager.num_processes = 1
+    data_manager.train_num_rays_per_batch = RAYS_PER_STEP
+
+    model = config.pipeline.model
+    assert isinstance(model, NerfactoModelConfig)
+    model.implementation = "torch"
+    model.num_levels = 8
+    model.log2_hashmap_size = 16
+    model.max_res = 256
+    model.hidden_dim = model.hidden_dim_color = 32
+    model.num_proposal_samples_per_ray = (64, 32)
+    model.num_nerf_samples_per_ray = 24
+    model.proposal_net_args_list = [
+        {**arguments, "log2_hashmap_size": 15} for arguments in model.proposal_net_args_list
+    ]
+    # The room ends every ray. Without an end, floor and walls settle at infinity, where 16 views cannot tell.
+    model.near_plane, model.far_plane = 0.5, 5.0
+    model.proposal_initial_sampler = "uniform"
+    model.average_init_density = 0.1
+    # These span the first part of a run of 30,000 steps; keep their share of a short one.
+    model.proposal_weights_anneal_max_num_iters = max(1, steps // 4)
+    model.proposal_warmup = steps
+    # The cameras are exact and the lamp is the same in every view: there is nothing to correct for.
+    model.camera_optimizer.mode = "off"
+    model.use_appearance_embedding = False
+    for name in ("fields", "proposal_networks"):
+        config.optimizers[name]["scheduler"] = ExponentialDecaySchedulerConfig(lr_final=1e-3, max_steps=steps)
+    return config
+
+
+def train(data: Path, output_dir: Path, timestamp: str, steps: int) -> None:
+    """Train and save the run.
+
+    Args:
+        data: Folder of the scene.
+        output_dir: Where runs go.
+        timestamp: Name of the run.
+        steps: Training steps.
+    """
+    with lpips_without_download():
+        ns_train.main(small_nerfacto(data, output_dir, timestamp, steps))
+
+
+if __name__ == "__main__":
+    tyro.cli(train)

@@ -1,0 +1,142 @@
+"""The mask grid against slow, obvious references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid, robust_bounds
+
+
+def placed_grid(resolution: int = 9) -> MaskGrid:
+    grid = MaskGrid(resolution)
+    grid.place(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 1.0, 0.25]))
+    return grid
+
+
+def trilinear_by_hand(grid: MaskGrid, values: torch.Tensor, position: torch.Tensor) -> float:
+    """Eight corners, one at a time."""
+    r = grid.resolution
+    u = (grid.contract(position[None])[0] + 1) / 2 * (r - 1)
+    total = 0.0
+    for corner in range(8):
+        weight, index = 1.0, 0
+        for axis, stride in enumerate((1, r, r * r)):
+            low = min(int(u[axis]), r - 2)
+            up = corner >> axis & 1
+            share = float(u[axis]) - low
+            weight *= share if up else 1 - share
+            index += (low + up) * stride
+        total += weight * float(values[index])
+    return total
+
+
+def test_gather_is_trilinear():
+    torch.manual_seed(0)
+    grid = placed_grid()
+    values = torch.rand(grid.num_cells, 1)
+    positions = torch.randn(50, 3)
+    expected = [trilinear_by_hand(grid, values[:, 0], position) for position in positions]
+    assert grid.gather(values, positions)[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**31), spread=st.floats(0.01, 100), resolution=st.integers(2, 12))
+def test_scatter_is_the_adjoint_of_gather(seed: int, spread: float, resolution: int):
+    generator = torch.Generator().manual_seed(seed)
+    grid = placed_grid(resolution)
+    x = torch.rand(grid.num_cells, 2, generator=generator)
+    positions = torch.randn(64, 3, generator=generator) * spread
+    y = torch.rand(64, 2, generator=generator)
+    forward = (grid.gather(x, positions).double() * y).sum()
+    adjoint = (x.double() * grid.scatter(y, positions)).sum()
+    assert float(forward) == pytest.approx(float(adjoint), rel=1e-5)
+
+
+def test_scatter_keeps_all_weight_near_and_far():
+    grid = placed_grid()
+    positions = torch.tensor([[0.3, -0.2, 1.0], [1e6, 0.0, 0.0], [-1e3, 1e3, 5.0], [0.8, 0.8, 1.25]])
+    assert float(grid.scatter(torch.ones(4, 1), positions).sum()) == pytest.approx(4.0, rel=1e-5)
+
+
+def test_cell_positions_invert_the_contraction():
+    grid = placed_grid(11)
+    line = torch.linspace(-1, 1, 11)
+    u = grid.contract(grid.cell_positions()).reshape(11, 11, 11, 3)
+    # The rim stands for infinity, so it is only met up to the finite distance that takes its place.
+    assert torch.allclose(u[5, 5, :, 0], line, atol=1e-3)
+    assert torch.allclose(u[:, 5, 5, 2], line, atol=1e-3)
+
+
+def test_contraction_is_smooth_at_the_border_of_the_box():
+    grid = placed_grid()
+    x = torch.zeros(3, 3) + grid.center
+    x[:, 0] += grid.half_extent[0] * torch.tensor([1 - 1e-3, 1.0, 1 + 1e-3])
+    u = grid.contract(x)[:, 0]
+    assert float(u[1] - u[0]) == pytest.approx(float(u[2] - u[1]), rel=1e-2)
+
+
+def test_unknown_is_not_the_same_as_no():
+    grid = placed_grid(3)
+    hit, seen = torch.zeros(27), torch.zeros(27)
+    seen[0], seen[1], hit[1] = 5.0, 5.0, 4.0
+    grid.add(hit, seen)
+    assert grid.known().nonzero()[:, 0].tolist() == [0, 1]
+    assert grid.probability()[:3].tolist() == pytest.approx([0.0, 0.8, 0.0])
+
+
+def test_filling_takes_the_inside_from_the_shell():
+    grid = MaskGrid(32)
+    position = grid.cell_positions()
+    radius = position.norm(dim=-1)
+    shell = (radius > 0.35) & (radius < 0.5)
+    outside = (radius > 0.7) & (radius < 0.9)
+    grid.add(shell.float(), (shell | outside).float())
+    filled = grid.filled_probability()
+    assert (filled[radius < 0.3] > 0.5).all()
+    assert (filled[radius > 0.75] < 0.5).all()
+    assert torch.equal(filled[shell | outside], grid.probability()[shell | outside])
+
+
+def test_hits_finds_every_ray_through_the_object_and_few_others():
+    grid = MaskGrid(64)
+    on = grid.cell_positions().norm(dim=-1) < 0.4
+    grid.add(on.float(), torch.ones(grid.num_cells))
+    torch.manual_seed(0)
+    origins = torch.nn.functional.normalize(torch.randn(4000, 3), dim=-1) * 3
+    directions = torch.nn.functional.normalize(torch.rand(4000, 3) * 1.6 - 0.8 - origins, dim=-1)
+    nearest = torch.linalg.cross(origins, directions).norm(dim=-1)
+    hits = grid.hits(origins, directions)
+    cell = 2 * 1.25 / 63
+    assert hits[nearest < 0.4 - cell].all()
+    assert not hits[nearest > 0.4 + 4 * cell].any()
+
+
+def test_robust_bounds_leave_out_strays():
+    torch.manual_seed(0)
+    points = torch.rand(1000, 3)
+    points[:5] = 100.0
+    low, high = robust_bounds(points)
+    assert (low.abs() < 0.05).all()
+    assert ((high - 1).abs() < 0.05).all()
+
+
+def test_a_grid_of_another_resolution_loads():
+    saved = placed_grid(7)
+    saved.add(torch.rand(343), torch.ones(343))
+    grid = MaskGrid(4)
+    grid.load_state_dict(saved.state_dict())
+    assert grid.resolution == 7
+    assert torch.equal(grid.probability(), saved.probability())
+    assert torch.equal(grid.center, saved.center)
+
+
+def test_resampling_in_the_same_place_changes_nothing():
+    saved = placed_grid(9)
+    saved.add(torch.rand(729), torch.ones(729))
+    again = saved.resampled(saved.fresh())
+    inner = torch.ones(9, 9, 9, dtype=torch.bool)
+    inner[[0, -1]] = inner[:, [0, -1]] = inner[:, :, [0, -1]] = False
+    assert torch.allclose(again.probability()[inner.reshape(-1)], saved.probability()[inner.reshape(-1)], atol=1e-4)

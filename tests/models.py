@@ -1,0 +1,72 @@
+"""Real nerfstudio models, small and untrained, for tests that need a radiance field but not a picture."""
+
+from __future__ import annotations
+
+import torch
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.models.base_model import Model
+from nerfstudio.models.depth_nerfacto import DepthNerfactoModelConfig
+from nerfstudio.models.mipnerf import MipNerfModel
+from nerfstudio.models.nerfacto import NerfactoModelConfig
+from nerfstudio.models.tensorf import TensoRFModelConfig
+from nerfstudio.models.vanilla_nerf import NeRFModel, VanillaModelConfig
+
+from sa3d_nerfstudio.lpips import lpips_without_download
+from sa3d_nerfstudio.model import MaskedModel, with_masks
+
+_SMALL_NERFACTO = {
+    "implementation": "torch",
+    "num_levels": 4,
+    "log2_hashmap_size": 10,
+    "hidden_dim": 16,
+    "hidden_dim_color": 16,
+    "num_nerf_samples_per_ray": 12,
+    "num_proposal_samples_per_ray": (24, 12),
+    "average_init_density": 3.0,
+}
+
+CONFIGS = {
+    "nerfacto": lambda: NerfactoModelConfig(**_SMALL_NERFACTO),
+    "depth-nerfacto": lambda: DepthNerfactoModelConfig(**_SMALL_NERFACTO),
+    "vanilla-nerf": lambda: VanillaModelConfig(_target=NeRFModel, num_coarse_samples=12, num_importance_samples=12),
+    "mipnerf": lambda: VanillaModelConfig(_target=MipNerfModel, num_coarse_samples=12, num_importance_samples=12),
+    "tensorf": lambda: TensoRFModelConfig(
+        init_resolution=16, final_resolution=16, num_samples=12, num_uniform_samples=24
+    ),
+}
+
+
+def small_model(method: str, masked: bool = True) -> Model:
+    """An untrained model of a method, in evaluation mode, with masks if wanted."""
+    torch.manual_seed(0)
+    box = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
+    with lpips_without_download():
+        model = CONFIGS[method]().setup(scene_box=box, num_train_data=3, metadata={})
+    model.eval()
+    return with_masks(model, threshold=0.5, object_background="white") if masked else model
+
+
+def masked(model: Model) -> MaskedModel:
+    """The same model, for type checkers."""
+    assert isinstance(model, MaskedModel)
+    return model
+
+
+def camera(height: int = 10, width: int = 14) -> Cameras:
+    """A camera that looks at the origin from z = 3."""
+    pose = torch.eye(4)[None, :3]
+    pose[0, 2, 3] = 3.0
+    return Cameras(
+        pose, fx=float(width), fy=float(width), cx=width / 2, cy=height / 2, height=height, width=width,
+        camera_type=CameraType.PERSPECTIVE,
+    )  # fmt: skip
+
+
+def rays(height: int = 10, width: int = 14) -> RayBundle:
+    """All rays of that camera, with near and far planes."""
+    bundle = camera(height, width).generate_rays(camera_indices=0, keep_shape=True).flatten()
+    bundle.nears = torch.full_like(bundle.origins[:, :1], 1.0)
+    bundle.fars = torch.full_like(bundle.origins[:, :1], 6.0)
+    return bundle

@@ -1,0 +1,327 @@
+"""Frozen data managers: every kind, no processes, no training images, rays through the object only."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.datamanagers.base_datamanager import DataManager, VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
+from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManager, ParallelDataManagerConfig
+from nerfstudio.data.datamanagers.random_cameras_datamanager import (
+    RandomCamerasDataManager,
+    RandomCamerasDataManagerConfig,
+)
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.data.datasets.depth_dataset import DepthDataset
+from pathos.helpers import mp
+from PIL import Image
+from torch import Tensor
+
+from sa3d_nerfstudio.datamanager import frozen_datamanager
+from sa3d_nerfstudio.errors import SA3DError
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+RAY_CONFIGS = [VanillaDataManagerConfig, ParallelDataManagerConfig]
+
+
+class Sphere:
+    """The rays that pass through a sphere, in front of the camera."""
+
+    def __init__(self, radius: float, centre: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:
+        self.radius, self.centre, self.calls = radius, torch.tensor(centre), 0
+
+    def __call__(self, rays: RayBundle) -> Tensor:
+        self.calls += 1
+        to_centre = self.centre - rays.origins
+        along = (to_centre * rays.directions).sum(-1, keepdim=True)
+        return ((to_centre - along * rays.directions).norm(dim=-1) < self.radius) & (along[..., 0] > 0)
+
+
+def camera_to_world(angle: float) -> list[list[float]]:
+    """A camera 4 m from the origin that looks at it, z up, OpenGL axes."""
+    c, s = math.cos(angle), math.sin(angle)
+    return [[-s, 0, c, 4 * c], [c, 0, s, 4 * s], [0, 1, 0, 0], [0, 0, 0, 1]]
+
+
+def write_scene(folder: Path, sizes: list[tuple[int, int]], model: str = "OPENCV", **camera: float) -> Path:
+    """A data set in nerfstudio's format: cameras around the origin, with images of these (width, height)."""
+    (folder / "images").mkdir(parents=True)
+    frames = []
+    for i, (width, height) in enumerate(sizes):
+        name = f"images/{i}.png"
+        Image.new("RGB", (width, height), (i, 100, 200)).save(folder / name)
+        frame: dict[str, Any] = {"file_path": name, "transform_matrix": camera_to_world(2 * math.pi * i / len(sizes))}
+        frame |= {"w": width, "h": height, "fl_x": width, "fl_y": width, "cx": width / 2, "cy": height / 2, **camera}
+        frames.append(frame)
+    names = [frame["file_path"] for frame in frames]
+    # the last image is for evaluation
+    splits = {"train_filenames": names[:-1], "val_filenames": names[-1:], "test_filenames": names[-1:]}
+    (folder / "transforms.json").write_text(json.dumps({"camera_model": model, "frames": frames, **splits}))
+    return folder
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> Path:
+    return write_scene(tmp_path / "ring", [(64, 48)] * 6)
+
+
+def make(config_type: type, data: Path | None, target: Any = None, test_mode: str = "val", **options: Any) -> Any:
+    """The frozen data manager of a configuration, made as a pipeline makes it."""
+    config = config_type(**options)
+    if data is not None:
+        # poses are used as they are, so that the sphere is where the test says
+        config.dataparser = NerfstudioDataParserConfig(
+            data=data, orientation_method="none", center_method="none", auto_scale_poses=False
+        )
+    config._target = frozen_datamanager(target or config._target)
+    return config.setup(device="cpu", test_mode=test_mode, world_size=1, local_rank=0)
+
+
+def pixels_that_pass(datamanager: Any, sphere: Sphere, camera: int) -> Tensor:
+    """By testing each pixel: [height, width]."""
+    rays = datamanager.train_dataset.cameras.generate_rays(camera_indices=camera, keep_shape=True)
+    return sphere(rays.flatten()).reshape(rays.shape)
+
+
+def dilated(mask: Tensor, radius: int) -> Tensor:
+    return torch.nn.functional.max_pool2d(mask[None].float(), 2 * radius + 1, stride=1, padding=radius)[0] > 0
+
+
+def assert_rays_cover_the_sphere(datamanager: Any, sphere: Sphere, stride: int, num_batches: int) -> None:
+    datamanager.ray_filter = sphere
+    indices = torch.cat([datamanager.next_train(step)[1]["indices"] for step in range(num_batches)])
+    for index, camera in enumerate(datamanager.train_dataset.cameras):
+        drawn = torch.zeros(int(camera.height), int(camera.width), dtype=torch.bool)
+        _, y, x = indices[indices[:, 0] == index].unbind(-1)
+        drawn[y, x] = True
+        passing = pixels_that_pass(datamanager, sphere, index)
+        assert (drawn & ~dilated(passing, 2 * stride)).sum() == 0, "a ray far from the object"
+        assert (passing & ~dilated(drawn, stride - 1)).sum() == 0, "a part of the object without rays"
+
+
+@pytest.mark.parametrize("config_type", RAY_CONFIGS)
+def test_rays_pass_through_the_object(config_type: type, ring: Path) -> None:
+    datamanager = make(config_type, ring)
+    assert isinstance(datamanager, (VanillaDataManager, ParallelDataManager))
+    sphere = Sphere(0.3, (0.5, 0.0, 0.2))
+    assert 20 < pixels_that_pass(datamanager, sphere, 0).sum() < 300
+    assert_rays_cover_the_sphere(datamanager, sphere, stride=1, num_batches=40)
+
+
+def test_images_of_several_sizes(tmp_path: Path) -> None:
+    sizes = [(64, 48), (48, 64), (250, 131), (64, 48), (64, 48)]
+    datamanager = make(VanillaDataManagerConfig, write_scene(tmp_path / "mixed", sizes))
+    assert_rays_cover_the_sphere(datamanager, Sphere(0.3), stride=3, num_batches=60)
+
+
+@pytest.mark.parametrize("lens", [{"k1": 0.3, "p1": 0.05}, {"model": "OPENCV_FISHEYE", "k1": 0.1}])
+def test_distorted_and_fisheye_cameras(lens: dict[str, Any], tmp_path: Path) -> None:
+    distorted = make(VanillaDataManagerConfig, write_scene(tmp_path / "distorted", [(64, 48)] * 4, **lens))
+    plain = make(VanillaDataManagerConfig, write_scene(tmp_path / "plain", [(64, 48)] * 4))
+    sphere = Sphere(0.4, (0.0, 0.0, 1.0))
+    assert not torch.equal(pixels_that_pass(distorted, sphere, 0), pixels_that_pass(plain, sphere, 0))
+    assert_rays_cover_the_sphere(distorted, sphere, stride=1, num_batches=40)
+
+
+def test_desk() -> None:
+    scene = SHARED / "scenes" / "desk"
+    if not scene.is_dir():
+        pytest.skip(f"no scene at {scene}")
+    datamanager = make(VanillaDataManagerConfig, scene)
+    centre = datamanager.train_dataset.cameras.camera_to_worlds[:, :, 3].mean(0)
+    below = (float(centre[0]), float(centre[1]), float(centre[2]) - 0.4)
+    assert_rays_cover_the_sphere(datamanager, Sphere(0.1, below), stride=4, num_batches=100)
+
+
+@pytest.mark.parametrize("config_type", RAY_CONFIGS)
+def test_rays_and_indices_belong_together(config_type: type, ring: Path) -> None:
+    datamanager = make(config_type, ring)
+    datamanager.ray_filter = Sphere(0.5)
+    rays, batch = datamanager.next_train(0)
+    c, y, x = batch["indices"].unbind(-1)
+    expected = datamanager.train_dataset.cameras.generate_rays(
+        camera_indices=c[:, None], coords=torch.stack([y, x], dim=-1) + 0.5
+    )
+    assert torch.equal(rays.camera_indices[:, 0], c)
+    torch.testing.assert_close(rays.directions, expected.directions)
+    torch.testing.assert_close(rays.origins, expected.origins)
+
+
+@pytest.mark.parametrize("config_type", RAY_CONFIGS)
+def test_without_a_filter_every_pixel_is_drawn(config_type: type, ring: Path) -> None:
+    datamanager = make(config_type, ring, train_num_rays_per_batch=100_000)
+    rays, batch = datamanager.next_train(0)
+    assert len(rays) == len(batch["indices"]) == datamanager.get_train_rays_per_batch() == 100_000
+    counts = torch.zeros(5, 48, 64)
+    counts.index_put_(batch["indices"].unbind(-1), torch.ones(100_000), accumulate=True)
+    expected = 100_000 / counts.numel()
+    assert (counts - expected).square().mean() / expected == pytest.approx(1, abs=0.1)  # as a Poisson process
+
+
+def test_exporters_set_the_batch_size(ring: Path) -> None:
+    datamanager = make(VanillaDataManagerConfig, ring)
+    datamanager.train_pixel_sampler.num_rays_per_batch = 17
+    assert len(datamanager.next_train(0)[0]) == 17
+    assert datamanager.get_train_rays_per_batch() == 17
+
+
+def test_the_filter_runs_once_until_reset(ring: Path) -> None:
+    datamanager = make(VanillaDataManagerConfig, ring)
+    sphere = datamanager.ray_filter = Sphere(0.5)
+    datamanager.next_train(0)
+    datamanager.next_train(1)
+    assert sphere.calls == 5
+    before = datamanager.next_train(2)[1]["indices"][:, 2].float().std()
+    sphere.radius = 0.1
+    datamanager.reset_ray_filter()
+    after = datamanager.next_train(3)[1]["indices"][:, 2].float().std()
+    assert sphere.calls == 10
+    assert after < before / 2
+    datamanager.ray_filter = None
+    assert datamanager.next_train(4)[1]["indices"][:, 2].float().std() > before
+
+
+def test_an_object_smaller_than_a_cell_is_found(tmp_path: Path) -> None:
+    datamanager = make(VanillaDataManagerConfig, write_scene(tmp_path / "large", [(1920, 1080)] * 3))
+    sphere = datamanager.ray_filter = Sphere(0.008, (0.0, 0.0, 0.017))  # 4 pixels in radius, between centres of cells
+    _, batch = datamanager.next_train(0)
+    assert sphere.calls > 2
+    index, y, x = batch["indices"].unbind(-1)
+    row, column = pixels_that_pass(datamanager, sphere, 0).nonzero(as_tuple=True)
+    assert 20 < len(row) < 100
+    assert (y[index == 0] - row.float().mean()).abs().max() < 20
+    assert (x[index == 0] - column.float().mean()).abs().max() < 20
+
+
+def test_an_empty_object_is_refused(ring: Path) -> None:
+    datamanager = make(VanillaDataManagerConfig, ring)
+    datamanager.ray_filter = Sphere(0.1, (0.0, 0.0, 50.0))
+    with pytest.raises(SA3DError, match="segment it again"):
+        datamanager.next_train(0)
+
+
+def test_no_processes(ring: Path) -> None:
+    datamanager = make(ParallelDataManagerConfig, ring)
+    datamanager.next_train(0)
+    next(iter(datamanager.fixed_indices_eval_dataloader))
+    assert mp.active_children() == []  # pyright: ignore[reportAttributeAccessIssue]
+    assert not hasattr(datamanager, "data_procs")
+
+
+@pytest.mark.parametrize("config_type", [*RAY_CONFIGS, FullImageDatamanagerConfig])
+def test_images_are_not_opened_before_they_are_needed(config_type: type, ring: Path) -> None:
+    datamanager = make(config_type, ring)
+    for path in (ring / "images").iterdir():
+        path.unlink()
+    assert datamanager.get_train_rays_per_batch() > 0
+    if config_type is not FullImageDatamanagerConfig:
+        datamanager.next_train(0)
+    with pytest.raises(FileNotFoundError):
+        next(iter(datamanager.fixed_indices_eval_dataloader))
+
+
+@pytest.mark.parametrize("config_type", RAY_CONFIGS)
+def test_evaluation_is_the_base_s(config_type: type, ring: Path) -> None:
+    datamanager = make(config_type, ring)
+    camera, batch = next(iter(datamanager.fixed_indices_eval_dataloader))
+    assert batch["image"].shape == (48, 64, 3)
+    torch.testing.assert_close(camera.camera_to_worlds[0, :, 3], torch.tensor(camera_to_world(5 * math.pi / 3))[:3, 3])
+    camera, batch = datamanager.next_eval_image(0)
+    assert batch["image"][0, 0, 0] == pytest.approx(5 / 255)  # the sixth image
+    rays, batch = datamanager.next_eval(0)
+    assert len(rays) == len(batch["image"]) == datamanager.get_eval_rays_per_batch()
+
+
+def test_next_eval_may_come_first(ring: Path) -> None:
+    assert len(make(VanillaDataManagerConfig, ring).next_eval(0)[0]) == 1024
+
+
+@pytest.mark.parametrize("config_type", [*RAY_CONFIGS, FullImageDatamanagerConfig])
+def test_inference_loads_nothing(config_type: type, ring: Path) -> None:
+    datamanager = make(config_type, ring, test_mode="inference")
+    assert not hasattr(datamanager, "train_ray_generator")
+    assert not hasattr(datamanager, "eval_dataloader")
+    assert datamanager.get_datapath() == ring
+    assert len(datamanager.train_dataset) == len(datamanager.train_dataparser_outputs.image_filenames) == 5
+    assert len(datamanager.eval_dataset) == 1
+
+
+class Custom(VanillaDataManager[DepthDataset]):
+    """A plugin's data manager, which prepares evaluation in its own way."""
+
+    def setup_eval(self) -> None:
+        super().setup_eval()
+        self.prepared = True
+
+
+@pytest.mark.parametrize(
+    ("target", "dataset_type"),
+    [
+        (VanillaDataManager, InputDataset),
+        (VanillaDataManager[DepthDataset], DepthDataset),
+        (ParallelDataManager, InputDataset),
+        (ParallelDataManager[DepthDataset], DepthDataset),
+        (FullImageDatamanager, InputDataset),
+        (FullImageDatamanager[DepthDataset], DepthDataset),
+        (Custom, DepthDataset),
+    ],
+)
+def test_dataset_type_is_kept(target: Any, dataset_type: type, ring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frozen_datamanager(target), "create_train_dataset", plain_dataset)
+    monkeypatch.setattr(frozen_datamanager(target), "create_eval_dataset", plain_dataset)
+    configs = {VanillaDataManager: VanillaDataManagerConfig, ParallelDataManager: ParallelDataManagerConfig}
+    config_type = configs.get(getattr(target, "__origin__", target), VanillaDataManagerConfig)
+    if "FullImage" in str(target):
+        config_type = FullImageDatamanagerConfig
+    datamanager = make(config_type, ring, target)
+    assert datamanager.dataset_type is dataset_type
+    assert isinstance(datamanager, getattr(target, "__origin__", target))
+
+
+def plain_dataset(datamanager: Any) -> InputDataset:
+    """Stands in for data sets that need files which the ring does not have, such as depth."""
+    return InputDataset(datamanager.train_dataparser_outputs)
+
+
+def test_a_subclass_keeps_its_own_preparations(ring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frozen_datamanager(Custom), "create_train_dataset", plain_dataset)
+    monkeypatch.setattr(frozen_datamanager(Custom), "create_eval_dataset", plain_dataset)
+    assert make(VanillaDataManagerConfig, ring, Custom).prepared
+
+
+def test_full_images(ring: Path) -> None:
+    datamanager = make(FullImageDatamanagerConfig, ring, cache_images="gpu")
+    datamanager.ray_filter = Sphere(0.5)
+    assert datamanager.get_train_rays_per_batch() == 48 * 64
+    camera, batch = datamanager.next_train(0)
+    assert camera.shape == (1,)
+    assert batch["image"].shape == (48, 64, 3)
+    assert len(datamanager.fixed_indices_eval_dataloader) == 1
+
+
+def test_random_cameras() -> None:
+    datamanager = make(RandomCamerasDataManagerConfig, None)
+    datamanager.ray_filter = Sphere(0.5)
+    assert isinstance(datamanager, RandomCamerasDataManager)
+    assert len(datamanager.next_train(0)[0]) == datamanager.get_train_rays_per_batch()
+
+
+def test_nothing_goes_into_checkpoints(ring: Path) -> None:
+    datamanager = make(VanillaDataManagerConfig, ring)
+    datamanager.next_eval(0)
+    assert datamanager.state_dict() == {}
+    assert datamanager.get_param_groups() == {}
+
+
+def test_one_class_per_target() -> None:
+    assert frozen_datamanager(VanillaDataManager) is frozen_datamanager(VanillaDataManager)
+    assert frozen_datamanager(VanillaDataManager[DepthDataset]) is not frozen_datamanager(VanillaDataManager)
+    assert issubclass(frozen_datamanager(ParallelDataManager[DepthDataset]), DataManager)
+    assert frozen_datamanager(ParallelDataManager).__name__ == "FrozenParallelDataManager"

@@ -1,0 +1,159 @@
+"""Traces of real nerfstudio models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.model_components.renderers import DepthRenderer
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.traces.base import render_probability
+from sa3d_nerfstudio.traces.nerf import NerfTrace, WeightedSamples, concatenate
+from sa3d_nerfstudio.views import trace_camera
+from tests.models import CONFIGS, camera, masked, rays, small_model
+
+METHODS = sorted(CONFIGS)
+
+
+def traced(method: str, bundle: RayBundle | None = None) -> tuple[dict, WeightedSamples]:
+    with torch.no_grad():
+        return masked(small_model(method)).trace(bundle or rays())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_of_a_ray_add_up_to_its_accumulation(method: str):
+    outputs, samples = traced(method)
+    name = "accumulation" if "accumulation" in outputs else "accumulation_fine"
+    total = torch.zeros(140).index_add_(0, samples.ray_indices, samples.weights)
+    assert torch.allclose(total, outputs[name][:, 0], atol=1e-5)
+    assert torch.allclose(samples.accumulation, total)
+    assert (samples.weights >= 0).all()
+    assert total.max() <= 1 + 1e-5
+    assert total.max() > 0.01
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_trace_explains_the_rendered_depth(method: str):
+    """Σ w t / Σ w over the traced samples is what nerfstudio's own expected depth gives for the same weights."""
+    bundle = rays()
+    seen = []
+    model = masked(small_model(method))
+    for module in model.modules():
+        if isinstance(module, DepthRenderer):
+            module.register_forward_hook(lambda m, a, k, o: seen.append((a, k)), with_kwargs=True)
+    with torch.no_grad():
+        _, samples = model.trace(bundle)
+        args, kwargs = seen[-1] if method in ("vanilla-nerf", "mipnerf", "tensorf") else seen[0]
+        given = {**dict(zip(("weights", "ray_samples"), args, strict=False)), **kwargs}
+        expected = DepthRenderer(method="expected")(given["weights"], given["ray_samples"])
+    distance = ((samples.positions - bundle.origins[samples.ray_indices]) * bundle.directions[samples.ray_indices]).sum(
+        -1
+    )
+    mine = samples.composite(distance[:, None])[:, 0] / samples.accumulation
+    solid = samples.accumulation > 1e-3
+    assert solid.sum() > 50
+    assert torch.allclose(mine[solid], expected[solid, 0], atol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_splat_is_the_adjoint_of_render(method: str):
+    _, samples = traced(method)
+    trace, grid = NerfTrace(samples), MaskGrid(12)
+    torch.manual_seed(1)
+    x, y = torch.rand(grid.num_cells, 2), torch.rand(140, 2)
+    forward = (trace.render(grid, x).double() * y).sum()
+    adjoint = (x.double() * trace.splat(grid, y)).sum()
+    assert float(forward) == pytest.approx(float(adjoint), rel=1e-5)
+
+
+def test_render_and_splat_agree_with_loops():
+    _, samples = traced("nerfacto", rays(3, 4))
+    trace, grid = NerfTrace(samples), MaskGrid(6)
+    torch.manual_seed(1)
+    x, y = torch.rand(grid.num_cells, 1), torch.rand(12, 1)
+    matrix = torch.zeros(12, grid.num_cells)
+    for position, weight, ray in zip(samples.positions, samples.weights, samples.ray_indices, strict=True):
+        u = ((grid.contract(position[None])[0] + 1) / 2 * 5).clamp(0, 5)
+        base = u.floor().clamp(max=4)
+        for corner in range(8):
+            bits = torch.tensor([corner & 1, corner >> 1 & 1, corner >> 2 & 1])
+            share = torch.where(bits == 1, u - base, 1 - (u - base)).prod()
+            cell = base.long() + bits
+            matrix[ray, cell[2] * 36 + cell[1] * 6 + cell[0]] += weight * share
+    assert torch.allclose(trace.render(grid, x), matrix @ x, atol=1e-5)
+    assert torch.allclose(trace.splat(grid, y), matrix.T @ y, atol=1e-5)
+
+
+def test_order_and_chunks_of_rays_do_not_matter():
+    bundle = rays()
+    _, whole = traced("nerfacto", bundle)
+    order = torch.randperm(140, generator=torch.Generator().manual_seed(3))
+    parts = [traced("nerfacto", bundle[order[start : start + 33]])[1] for start in range(0, 140, 33)]
+    shuffled, grid = concatenate(parts), MaskGrid(12)
+    values, image = torch.rand(grid.num_cells, 1), torch.rand(140, 1)
+    assert torch.allclose(
+        NerfTrace(whole).render(grid, values)[order], NerfTrace(shuffled).render(grid, values), atol=1e-5
+    )
+    assert torch.allclose(NerfTrace(whole).splat(grid, image), NerfTrace(shuffled).splat(grid, image[order]), atol=1e-5)
+
+
+def test_pruning_loses_no_more_than_it_says():
+    _, samples = traced("nerfacto")
+    cut = float(samples.weights.median())
+    kept = samples.pruned(cut)
+    lost = samples.accumulation - torch.zeros(140).index_add_(0, kept.ray_indices, kept.weights)
+    assert len(kept.weights) < len(samples.weights)
+    assert 0 < lost.max() <= cut * 12
+    assert torch.equal(kept.accumulation, samples.accumulation)
+
+
+def test_packed_samples_are_read_as_they_come():
+    """The form in which instant-ngp hands over its samples: rays of different length, one after the other."""
+    _, dense = traced("nerfacto", rays(2, 3))
+    packed = dense.pruned(float(dense.weights.median()) * (1 + 1e-4))
+    packed = WeightedSamples(packed.positions[:-1], packed.weights[:-1], packed.ray_indices[:-1], packed.accumulation)
+    assert len(set(torch.bincount(packed.ray_indices, minlength=6).tolist())) > 1
+    values = torch.rand(len(packed.weights), 1)
+    by_hand = [
+        float((values[packed.ray_indices == r, 0] * packed.weights[packed.ray_indices == r]).sum()) for r in range(6)
+    ]
+    assert packed.composite(values)[:, 0].tolist() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_a_view_is_its_rays():
+    model = masked(small_model("nerfacto"))
+    model.config.eval_num_rays_per_chunk = 37
+    view = trace_camera(model, camera())
+    with torch.no_grad():
+        outputs = model.get_outputs_for_camera(camera())
+    assert torch.allclose(view.rgb, outputs["rgb"], atol=1e-5)
+    assert torch.allclose(view.depth, outputs["depth"], atol=1e-4)
+    assert view.surface_points().shape == (140, 3)
+
+
+def test_probability_counts_only_what_is_known():
+    samples = WeightedSamples(
+        positions=torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.0, 0.0, 0.0], [-0.5, -0.5, -0.5]]),
+        weights=torch.tensor([0.5, 0.5, 0.5, 0.3]),
+        ray_indices=torch.tensor([0, 0, 1, 2]),
+        accumulation=torch.tensor([1.0, 0.5, 0.3]),
+    )
+    grid = MaskGrid(11)
+    grid.place(torch.zeros(3), torch.full((3,), 0.8))
+    # Evidence around the origin only: it is on the object.
+    near = (grid.cell_positions().norm(dim=-1) < 0.4).float()
+    grid.add(near, near)
+    probability, known = render_probability(NerfTrace(samples), grid)
+    # Half of the first ray is unknown, and says nothing; half of the second passes, and says no.
+    assert probability.tolist() == pytest.approx([1.0, 0.5, 0.0], abs=1e-4)
+    assert known.tolist() == [True, True, True]
+
+
+def test_a_model_without_depth_renderers_is_named():
+    model = masked(small_model("nerfacto"))
+    for name in ("renderer_depth", "renderer_expected_depth"):
+        setattr(model, name, torch.nn.Identity())
+    with pytest.raises(SA3DError, match="NerfactoModel cannot be traced"):
+        model.trace(rays())

@@ -123,6 +123,8 @@ class SegmentationSession:
         self.settings = settings
         self.report = SessionReport()
         self.given: dict[int, _Given] = {}
+        self.lifting: Lifting | None = None
+        """What the newest pass has lifted."""
         self._embeddings: dict[int, Any] = {}
         self._spacings: dict[int, float] = {}
         """Distance between the rays of neighbouring pixels at the object, in each view that has shown it."""
@@ -183,6 +185,7 @@ class SegmentationSession:
                 lifting = make_lifting(self.settings.lifting, self.grid)
             else:
                 lifting = make_lifting(self.settings.lifting, _placed_again(previous.field, self._spacing()))
+            self.lifting = lifting
             for record in self._pass(number, lifting, previous or lifting):
                 self.report.records.append(record)
                 yield record

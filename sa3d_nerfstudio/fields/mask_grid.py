@@ -13,6 +13,8 @@ OUTSIDE = 0.25
 """Share of the box's half width that all of space outside is contracted into (see ``MaskGrid.contract``)."""
 FIRM = 0.02
 """Share of the evidence at the object's median cell below which a cell does not count by itself."""
+REACH = 1.5
+"""How far out the object may extend, in half widths of the box; cells beyond are too large to say."""
 MIN_RESOLUTION = 16
 """Vertices along each axis that a grid has at least, however coarse the images are."""
 MARGIN = 0.15
@@ -140,14 +142,20 @@ class MaskGrid(MaskField):
         return out
 
     def object_cells(self, threshold: float = 0.5) -> Bool[Tensor, " num_cells"]:
-        """The vertices that hold the object: on it, and seen well.
+        """The vertices that hold the object: on it, seen well, and in or near the box.
 
         The tails of rays that end on the object reach what lies far behind it, and where no view has seen that place
         better they call it object. Such cells weigh next to nothing in a render, but would spoil bounds and exports.
         """
         return self.derived(
-            ("object", threshold), lambda: (self.probability() > threshold) & (self.seen > self._firm_evidence())
+            ("object", threshold),
+            lambda: (self.probability() > threshold) & (self.seen > self._firm_evidence()) & self._near(),
         )
+
+    def _near(self) -> Bool[Tensor, " num_cells"]:
+        """Vertices no farther out than ``REACH``; an object that outgrows its box moves it in the next pass."""
+        x = (self.cell_positions() - self.center) / self.half_extent
+        return x.abs().amax(dim=-1) <= REACH
 
     def object_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], Float[Tensor, " num"]]:
         """World positions of the vertices on the object, with the weight of the rays that said so."""

@@ -36,9 +36,9 @@ class DemoConfig:
     steps: int = 900
     """Training steps of nerfacto."""
     object: str = "ball"
-    """What to click on."""
+    """What to click on: ball, crate, tin, die_near, die_far or post."""
     segmenter: str = "grabcut"
-    """2D segmenter: grabcut needs no weights and goes by colour, which suits the ball; oracle knows the true masks."""
+    """2D segmenter: grabcut needs no weights and goes by colour and depth; oracle knows the true masks."""
     sam_checkpoint: Path | None = None
     """Weights, for the segmenters sam-vit-h, sam-vit-l and sam-vit-b."""
     num_points: int = 20000

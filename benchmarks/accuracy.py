@@ -116,7 +116,7 @@ class Benchmark:
         """The exact mask of an object in one image."""
         image = Image.open(self.options.scene / "instances" / f"{stem}.png")
         if shape is not None:
-            image = image.resize(shape[::-1], Image.Resampling.NEAREST)
+            image = image.resize((shape[1], shape[0]), Image.Resampling.NEAREST)
         return torch.from_numpy(np.asarray(image) == number)
 
     def score(self, lifting: Lifting, number: int) -> tuple[list[float], list[float]]:

@@ -144,7 +144,10 @@ class SegmentationSession:
         """
         trace = self._trace(view)
         prompt = prompt.resized(trace.height, trace.width)
-        candidates = self._predict(view, trace, prompt)
+        if prompt.mask is not None:
+            candidates = Candidates(prompt.mask[None], torch.ones(1))
+        else:
+            candidates = self._predict(view, trace, prompt)
         choice = int(candidates.scores.argmax())
         if prompt.is_empty or not candidates.masks[choice].any():
             raise SA3DError(

@@ -141,3 +141,14 @@ def test_running_without_a_prompt_is_refused():
     views = BallViews()
     with pytest.raises(SA3DError, match="prompt a view first"):
         SegmentationSession(views, BallSegmenter.of(views), MaskGrid(8), SessionSettings()).run()
+
+
+def test_a_given_mask_is_taken_as_it_is():
+    views = BallViews()
+    session = SegmentationSession(views, BallSegmenter.of(views), MaskGrid(64), SessionSettings())
+    prompt = Prompt(views.height, views.width, mask=views.ids(0) == 3)
+    session.prompt(0, prompt)
+    assert isinstance(session.segmenter, BallSegmenter)
+    assert session.segmenter.prompts == []
+    session.run()
+    assert iou_in_unseen_views(session, 3) > 0.93

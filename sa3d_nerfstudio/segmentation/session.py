@@ -162,7 +162,7 @@ class SegmentationSession:
         """
         trace = self.trace(view)
         prompt = prompt.resized(trace.height, trace.width)
-        candidates = self._predict(view, trace, prompt)
+        candidates = self._predict(view, prompt)
         choice = int(candidates.scores.argmax())
         if prompt.is_empty or not candidates.masks[choice].any():
             raise SA3DError(
@@ -262,7 +262,7 @@ class SegmentationSession:
             )
         if prompt is None:
             return "skipped", "object not in view", None
-        mask = self._predict(view, trace, prompt).best()
+        mask = self._predict(view, prompt).best()
         if not mask.any():
             return "rejected", "the segmenter found nothing", None
         iou = agreement(mask.to(known.device), probability, known, self.settings.threshold)
@@ -291,12 +291,19 @@ class SegmentationSession:
             points.append(trace.surface_points()[chosen.reshape(-1).to(trace.depth.device)])
         return torch.cat(points)
 
-    def _predict(self, view: int | str, trace: ViewTrace, prompt: Prompt) -> Candidates:
+    def embed(self, view: int | str) -> Any:
+        """What the segmenter embeds of a view; done once, and done by the first prompt if not before."""
+        trace = self.trace(view)
         with self._timed("segment"):
             if view not in self._embeddings:
                 image = SegmenterImage(trace.rgb, self.name(view), trace.depth[..., 0])
                 self._embeddings[view] = self.segmenter.embed(image)
-            return self.segmenter.predict(self._embeddings[view], prompt)
+        return self._embeddings[view]
+
+    def _predict(self, view: int | str, prompt: Prompt) -> Candidates:
+        embedding = self.embed(view)
+        with self._timed("segment"):
+            return self.segmenter.predict(embedding, prompt)
 
     def _lift(self, lifting: Lifting, trace: ViewTrace, mask: Tensor, weight: float = 1.0) -> None:
         with self._timed("lift"):

@@ -62,7 +62,7 @@ def score(config: Path, scene: Path, name: str, output_dir: Path) -> None:
 
 def _render_mask(pipeline: SA3DPipeline, trace: NerfViewTrace) -> torch.Tensor:
     """Probability of the object at each pixel."""
-    return pipeline.model.render_mask(trace.samples).reshape(trace.height, trace.width).cpu()
+    return pipeline.model.render_mask(trace).reshape(trace.height, trace.width).cpu()
 
 
 def _write_overview(path: Path, pipeline: SA3DPipeline, prompt: dict, panels: list[ViewPanel]) -> None:

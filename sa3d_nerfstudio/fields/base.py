@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ class MaskField(nn.Module):
         self.register_buffer("hit", torch.zeros(num_cells))
         self.register_buffer("seen", torch.zeros(num_cells))
         self.version = 0
-        """Counts the changes, so that whatever is derived from the evidence knows when to be derived again."""
+        """Counts the changes."""
+        self._derived: dict[Any, tuple[int, Tensor]] = {}
 
     @property
     def num_cells(self) -> int:
@@ -40,7 +42,20 @@ class MaskField(nn.Module):
     @property
     def is_empty(self) -> bool:
         """Whether no cell is on the object."""
-        return not bool((self.probability() > 0.5).any())
+        return not bool(self.derived("any", self._any))
+
+    def _any(self) -> Tensor:
+        return (self.probability() > 0.5).any()
+
+    def derived(self, key: Any, compute: Callable[[], Tensor]) -> Tensor:
+        """Something computed from the evidence, kept until the evidence changes or moves to another device.
+
+        Renders ask for the same few tensors with every chunk of rays.
+        """
+        kept = self._derived.get(key)
+        if kept is None or kept[0] != self.version or kept[1].device != self.hit.device:
+            kept = self._derived[key] = (self.version, compute())
+        return kept[1]
 
     def add(self, hit: Float[Tensor, " num_cells"], seen: Float[Tensor, " num_cells"]) -> None:
         """Add the evidence of one view."""
@@ -52,6 +67,13 @@ class MaskField(nn.Module):
         """Replace all evidence."""
         self.hit, self.seen = hit, seen
         self.version += 1
+
+    def cells(self) -> Float[Tensor, "num_cells 2"]:
+        """What a render of the mask composites: probability, and 1 where anything is known."""
+        return self.derived("cells", self._cells)
+
+    def _cells(self) -> Tensor:
+        return torch.stack([self.probability(), self.known().float()], dim=-1)
 
     def known(self) -> Bool[Tensor, " num_cells"]:
         """Which cells any view has seen."""

@@ -23,9 +23,10 @@ from sa3d_nerfstudio.lpips import lpips_without_download
 from sa3d_nerfstudio.model import MaskedModel, with_masks
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
-from sa3d_nerfstudio.segmenters.base import SegmenterOptions
+from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterOptions
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.torch_compat import load_checkpoint
+from sa3d_nerfstudio.viewer.panel import SegmentPanel
 from sa3d_nerfstudio.views import TrainingViews
 
 Suppressed = Annotated[Any, tyro.conf.Suppress]
@@ -128,6 +129,8 @@ class SA3DPipeline(VanillaPipeline):
         self._model = model.to(device)
         self.eval()
         self._views: TrainingViews | None = None
+        self.segment_panel = SegmentPanel(self)
+        """nerfstudio's viewer looks for such among the attributes of a pipeline."""
         self.datamanager.ray_filter = lambda rays: self.model.masks.hits(  # type: ignore[assignment]
             rays.origins.to(self.device), rays.directions.to(self.device), config.threshold
         )
@@ -149,6 +152,16 @@ class SA3DPipeline(VanillaPipeline):
             self._views = TrainingViews(self.model, dataset.cameras, dataset.image_filenames, size, scale)
         return self._views
 
+    def make_segmenter(self) -> Segmenter:
+        """Build the 2D segmenter that the configuration names.
+
+        Raises:
+            SA3DError: There is none of that name, or it lacks its weights.
+        """
+        config = self.config
+        options = SegmenterOptions(self.device, config.sam_checkpoint, config.oracle_instances)
+        return make_segmenter(config.segmenter, options)
+
     def session(self, name: str | None = None) -> SegmentationSession:
         """Begin to segment an object.
 
@@ -156,8 +169,7 @@ class SA3DPipeline(VanillaPipeline):
             name: The object's name; an object of the same name is replaced.
         """
         config = self.config
-        options = SegmenterOptions(self.device, config.sam_checkpoint, config.oracle_instances)
-        segmenter = make_segmenter(config.segmenter, options)
+        segmenter = self.make_segmenter()
         name = name or config.object_name
         grid = MaskGrid(config.resolution).to(self.device)
         session = SegmentationSession(self.views, segmenter, grid, config)

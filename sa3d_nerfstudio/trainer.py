@@ -141,6 +141,7 @@ class SA3DTrainer(Trainer):
         from nerfstudio.viewer.viewer import Viewer
 
         assert self.config.data is not None
+        self.base_dir.mkdir(parents=True, exist_ok=True)
         self.viewer_state = Viewer(
             self.config.viewer,
             log_filename=self.base_dir / self.config.viewer.relative_log_filename,

@@ -208,7 +208,7 @@ class SegmentationSession:
             self.grid.place(self.grid.center, self.grid.half_extent)
         lifting = EvidenceLifting(self.grid)
         for view, given in self.given.items():
-            self._lift(lifting, self.trace(view), given.mask, self.settings.prompt_weight)
+            self._lift(lifting, view, self.trace(view), given.mask, self.settings.prompt_weight)
 
     def run(self) -> SessionReport:
         """Do all steps and return the report."""

@@ -1,4 +1,4 @@
-"""nerfstudio's viewer, where the panel needs more of it than it offers. All of its private parts that we touch are here.
+"""nerfstudio's viewer, where the panel needs more than it offers. All of its private parts that we touch are here.
 
 Checked against nerfstudio 1.1.5; what is used has the same names on its main branch.
 """
@@ -24,8 +24,8 @@ from sa3d_nerfstudio.errors import SA3DError
 if TYPE_CHECKING:
     from sa3d_nerfstudio.pipeline import SA3DPipeline
 
-CPU_MAX_RES = 192
-"""Longer side of the viewport's renders on a CPU: about four seconds each, where nerfstudio's 512 take half a minute."""
+CPU_MAX_RES = 160
+"""Longer side of the viewport's renders on a CPU: some three seconds each, where nerfstudio's 512 take half a minute."""
 MODEL_DIR = "nerfstudio_models"
 """Folder of a run's checkpoints; nerfstudio's default, which ``ns-viewer`` does not pass on."""
 
@@ -109,17 +109,18 @@ class Host:
         if dropdown.gui_handle is not None and name in dropdown.gui_handle.options and dropdown.value != name:
             dropdown.value = name
 
-    def show_cameras(self, visible: bool) -> None:
-        """Show or hide the training cameras, which are in the way of clicks, unless the user has hidden them."""
+    def hide_cameras(self) -> None:
+        """Hide the training cameras, which are in the way of clicks; nerfstudio's button shows them again."""
         if self.viewer.hide_images.visible and hasattr(self.viewer, "camera_handles"):
-            self.viewer.set_camera_visibility(visible)
+            self.viewer.set_camera_visibility(False)
+            self.viewer.toggle_cameravis_button()
 
     def size(self, client: viser.ClientHandle, long_side: int) -> tuple[int, int]:
-        """Height and width of an image of the tab's shape."""
+        """Height and width of an image of the tab's shape, with no more pixels than one of 3:2 would have."""
         aspect = client.camera.aspect
         long_side = min(long_side, self.viewer.control_panel.max_res)
-        width = long_side if aspect >= 1 else max(round(long_side * aspect), 1)
-        return max(round(width / aspect), 1), width
+        width = min(long_side * min(1.0, aspect), (long_side**2 / 1.5 * aspect) ** 0.5)
+        return max(round(width / aspect), 1), max(round(width), 1)
 
     def look_from(self, client: viser.ClientHandle, view: int) -> None:
         """Put a tab's camera where a training image was taken."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -78,6 +78,9 @@ class Workbench:
         self.free: dict[str, FreeView] = {}
         self.history = History()
         self.unsaved = False
+        """Whether anything has changed since somebody set this."""
+        self.publications = 0
+        """Counts how often the model's masks were changed."""
         self._make_segmenter = segmenter
         self._segmenter: Segmenter | None = None
         self._cameras: dict[str, Float[Tensor, " camera"]] = {}
@@ -139,8 +142,9 @@ class Workbench:
         current = self.state.current
         found = []
         for prompt in current.prompts if current else ():
-            trace = self.free[prompt.view].trace
-            points = torch.lerp(trace.origins, trace.surface_points(), 0.97)
+            view = self.free[prompt.view]
+            trace, position = view.trace, view.camera_to_world[:, 3].to(self.model.device)
+            points = torch.lerp(position, trace.surface_points(), 0.97)
             for mark in prompt.marks:
                 x, y = (
                     min(int(mark.x * trace.width), trace.width - 1),
@@ -248,7 +252,7 @@ class Workbench:
 
     # The loop over the training views.
 
-    def segment(self, live_every: float = 4.0) -> Iterator[Progress]:
+    def segment(self, live_every: float = 4.0) -> Generator[Progress, None, None]:
         """Segment the selected object in all training views, one view a step.
 
         Whoever iterates may close the iterator at any step; what is known by then is kept.
@@ -384,6 +388,7 @@ class Workbench:
         # Grids are never changed once they are here, so whoever is rendering may go on with the old ones.
         self.model.masks.replace(grids, hidden, {thing.name: thing.color for thing in state})
         self._published = grids
+        self.publications += 1
         self.unsaved = True
 
 

@@ -42,6 +42,8 @@ class MaskedModel(_Base):
     masks: MaskObjects
     mask_threshold: float
     object_background: str
+    wanted_outputs: Callable[[], set[str]] | None = None
+    """What a viewer shows of the outputs; it renders all, but those that take a pass of their own are not filled in."""
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:  # type: ignore[override]
         """Outputs for a bundle of rays."""
@@ -51,14 +53,17 @@ class MaskedModel(_Base):
         rgb = outputs[next(name for name in RGB_OUTPUTS if name in outputs)]
         mask, overlay = self.render_overlay(NerfTrace(samples), rgb)
         ready = {**outputs, "mask": mask[:, None], "mask_overlay": overlay}
+        wanted = None if self.wanted_outputs is None else self.wanted_outputs()
         passing = self.masks.hits(ray_bundle.origins, ray_bundle.directions, self.mask_threshold)
-        return LazyOutputs(
-            ready,
-            {
-                ("object_rgb", "object_depth", "object_accumulation"): lambda: self._object(ray_bundle, passing, rgb),
-                ("background_rgb",): lambda: {"background_rgb": self._background(ray_bundle, passing, rgb)},
-            },
-        )
+        later = {
+            ("object_rgb", "object_depth", "object_accumulation"): lambda: self._object(ray_bundle, passing, rgb),
+            ("background_rgb",): lambda: {"background_rgb": self._background(ray_bundle, passing, rgb)},
+        }
+        if wanted is not None:
+            for names in [names for names in later if wanted.isdisjoint(names)]:
+                ready |= {name: torch.zeros_like(rgb if name.endswith("rgb") else rgb[:, :1]) for name in names}
+                del later[names]
+        return LazyOutputs(ready, later)
 
     def trace(self, ray_bundle: RayBundle) -> tuple[dict[str, Any], WeightedSamples]:
         """The base model's outputs for a bundle of rays, and the samples and weights that made them."""

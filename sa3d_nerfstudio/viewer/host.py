@@ -24,8 +24,6 @@ from sa3d_nerfstudio.errors import SA3DError
 if TYPE_CHECKING:
     from sa3d_nerfstudio.pipeline import SA3DPipeline
 
-CPU_MAX_RES = 160
-"""Longer side of the viewport's renders on a CPU: some three seconds each, where nerfstudio's 512 take half a minute."""
 MODEL_DIR = "nerfstudio_models"
 """Folder of a run's checkpoints; nerfstudio's default, which ``ns-viewer`` does not pass on."""
 
@@ -71,14 +69,20 @@ class Host:
         """The run's config.yml."""
         return self.run_dir / "config.yml"
 
-    def prepare(self, on_cpu: bool) -> None:
-        """Put away what only makes sense while a model is trained, and set a size that a CPU can render."""
+    def prepare(self, max_res: int | None) -> None:
+        """Put away what only makes sense while a model is trained, and have no more rendered than is looked at.
+
+        Args:
+            max_res: Longer side of the viewport's renders, where nerfstudio's 512 would take too long.
+        """
         self.viewer.pause_train.visible = self.viewer.resume_train.visible = False
         panel = self.viewer.control_panel
         panel._train_speed.set_hidden(True)
         panel._train_util.set_hidden(True)
-        if on_cpu:
-            panel._max_res.value = CPU_MAX_RES
+        if max_res is not None:
+            panel._max_res.value = max(max_res, 64)
+        model: Any = self.viewer.pipeline.model
+        model.wanted_outputs = lambda: {panel.output_render, panel.split_output_render}
 
     def rerender(self, but: viser.ClientHandle | None = None) -> None:
         """Have every tab render again, but one."""

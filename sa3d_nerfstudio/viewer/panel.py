@@ -37,6 +37,8 @@ VIEWS = {
     "photo": "rgb",
 }
 SIZES = ("small", "mid", "large")
+LIVE_SECONDS = 8.0
+"""Between two updates of the viewport while all views are segmented; a render on a CPU takes a good part of that."""
 NO_OBJECT = "(none yet)"
 GREEN, RED, GRAY = "green", "red", "gray"
 
@@ -70,7 +72,7 @@ class SegmentPanel(ViewerControl):
             self.host.lock,
         )
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="sa3d")
-        self.host.prepare(on_cpu=pipeline.device.type == "cpu")
+        self.host.prepare(pipeline.views.long_side if pipeline.device.type == "cpu" else None)
         # Above nerfstudio's own controls, whose order begins at 0.
         with self.viser_server.gui.add_folder("Segment", order=-1.0):
             self._add_prompting()
@@ -264,7 +266,7 @@ class SegmentPanel(ViewerControl):
         self._output.value = "overlay"
         self.host.show_output(VIEWS["overlay"])
         self._running(True)
-        steps = self.bench.segment()
+        steps = self.bench.segment(LIVE_SECONDS)
         try:
             drawn = 0
             for progress in steps:

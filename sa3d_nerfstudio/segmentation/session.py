@@ -146,6 +146,8 @@ class SegmentationSession:
         self.given: dict[int | str, Given] = {}
         self.free: dict[str, FreeView] = {}
         """Views beside the training views that may be prompted, by name."""
+        self.lifting: Lifting | None = None
+        """What the newest pass has lifted."""
         self._embeddings: dict[int | str, Any] = {} if embeddings is None else embeddings
         self._spacings: dict[int | str, float] = {}
         """Distance between the rays of neighbouring pixels at the object, in each view that has shown it."""
@@ -231,6 +233,7 @@ class SegmentationSession:
                 lifting = make_lifting(self.settings.lifting, self.grid)
             else:
                 lifting = make_lifting(self.settings.lifting, _placed_again(previous.field, self._spacing()))
+            self.lifting = lifting
             for record in self._pass(number, lifting, previous or lifting):
                 self.report.records.append(record)
                 yield record

@@ -15,12 +15,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, LiftingName, field_change, make_lifting
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt, view_order
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage
 from sa3d_nerfstudio.traces.base import ViewTrace
+
+MOSTLY_INSIDE = 0.05
+"""Share of the prompted surface that may lie outside of the box of the mask grid."""
 
 ViewState = Literal["prompt", "used", "rejected", "skipped"]
 
@@ -68,6 +71,8 @@ class SessionSettings:
     """A view whose 2D mask has a lower IoU with the rendered mask is rejected."""
     prompt_weight: float = 3.0
     """How many of the other views' masks one that the user has prompted counts for ('evidence' lifting only)."""
+    correction_weight: float = 1.0
+    """How often all other views together are counted by a view in which the user has corrected the mask."""
     tolerance: float = 0.01
     """Stop when a pass changes the field by less than this (relative L1)."""
     max_passes: int = 4
@@ -113,6 +118,8 @@ class Given:
     prompt: Prompt
     candidates: Candidates
     choice: int
+    correcting: bool = False
+    """Whether the user has corrected what the other views say, and not just pointed at the object."""
 
     @property
     def mask(self) -> Bool[Tensor, "height width"]:
@@ -203,14 +210,14 @@ class SegmentationSession:
             base: Evidence of other views to add it to; without it, the grid is placed around what is prompted.
         """
         if base is not None:
-            self.grid.copy_from(base)
+            self.grid.copy_from(self._with_room(base))
         elif self.given:
             self._place_around_prompts()
         else:
             self.grid.place(self.grid.center, self.grid.half_extent)
         lifting = EvidenceLifting(self.grid)
         for view, given in self.given.items():
-            self._lift(lifting, view, self.trace(view), given.mask, self.settings.prompt_weight)
+            self._lift(lifting, view, self.trace(view), given.mask, self._weight(given))
 
     def run(self) -> SessionReport:
         """Do all steps and return the report."""
@@ -249,9 +256,9 @@ class SegmentationSession:
 
     def _pass(self, number: int, lifting: Lifting, guide: Lifting) -> Iterator[ViewRecord]:
         """Visit every view once; masks rendered from ``guide`` prompt, what they find goes to ``lifting``."""
-        # The published update has no such weight.
-        weight = self.settings.prompt_weight if self.settings.lifting == "evidence" else 1.0
         for view, given in self.given.items():
+            # The published update has no such weight.
+            weight = self._weight(given) if self.settings.lifting == "evidence" else 1.0
             self._lift(lifting, view, self.trace(view), given.mask, weight)
             yield ViewRecord(view, self.name(view), number, "prompt")
         for view in self._order(guide):
@@ -277,6 +284,10 @@ class SegmentationSession:
         self._lift(lifting, view, trace, mask)
         return "used", "", iou
 
+    def _weight(self, given: Given) -> float:
+        settings = self.settings
+        return max(settings.prompt_weight, given.correcting * settings.correction_weight * len(self.views))
+
     def _order(self, guide: Lifting) -> list[int]:
         if self.settings.view_order == "file":
             return [view for view in range(len(self.views)) if view not in self.given]
@@ -285,6 +296,26 @@ class SegmentationSession:
         free = [self.free[view].camera_to_world.to(poses) for view in self.given if isinstance(view, str)]
         start += range(len(poses), len(poses) + len(free))
         return view_order(torch.cat([poses, torch.stack(free)]) if free else poses, guide.field.center, start)
+
+    def _with_room(self, base: MaskGrid) -> MaskGrid:
+        """The same evidence; in a wider box if what is prompted lies beyond the fine cells of the one that it is in."""
+        if not self.given or not bool(base.object_cells().any()):
+            return base
+        surface = self._prompted_surface()
+        beyond = base.contract(surface).abs().amax(dim=-1) * (1 + OUTSIDE) > 1
+        if beyond.float().mean() < MOSTLY_INSIDE:
+            return base
+        wider = base.fresh()
+        known = base.object_points()[0]
+        # What is new may have few pixels, and must not be taken for points that stray.
+        weights = torch.cat([torch.full_like(part[:, 0], 1 / len(part)) for part in (known, surface[beyond])])
+        wider.place_around(torch.cat([known, surface[beyond]]), weights, self._spacing())
+        result = base.resampled(wider)
+        # A coarse cell holds the rays of many fine ones: where there were such, count all views for one.
+        coarse = base.contract(result.cell_positions()).abs().amax(dim=-1) * (1 + OUTSIDE) > 1
+        share = torch.where(coarse, 1 / len(self.views), 1.0)
+        result.set(result.hit * share, result.seen * share)
+        return result
 
     def _place_around_prompts(self) -> None:
         points = self._prompted_surface()

@@ -36,6 +36,8 @@ class ViewPrompt:
     """x0, y0, x1, y1, as shares of width and height."""
     context: tuple[Mark, ...] = ()
     """Points on the object as it was known when the view was first prompted: they keep what the user did not touch."""
+    correcting: bool = False
+    """Whether other views had their say before: then this is there to overrule them."""
     choice: int | None = None
     """Which of the segmenter's candidates the user wants, or None for the best."""
 

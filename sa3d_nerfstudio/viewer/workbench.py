@@ -328,7 +328,8 @@ class Workbench:
         current = self._current()
         prompt = current.prompt_in(view)
         if prompt.is_empty and not current.is_empty:
-            prompt = replace(prompt, context=self._context(current, view))
+            correcting = current.evidence is not None
+            prompt = replace(prompt, context=self._context(current, view), correcting=correcting)
         return prompt
 
     def _context(self, current: ObjectState, view: str) -> tuple[Mark, ...]:
@@ -357,6 +358,7 @@ class Workbench:
             session.prompt(prompt.view, prompt.pixels(trace.height, trace.width))
             if prompt.choice is not None:
                 session.choose(prompt.view, prompt.choice)
+            session.given[prompt.view].correcting = prompt.correcting
             self._answers[prompt] = session.given[prompt.view]
         return self._answers[prompt]
 

@@ -15,6 +15,7 @@ from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from torch import Tensor
 
+from sa3d_nerfstudio.atomic import atomic_path
 from sa3d_nerfstudio.datamanager import frozen_datamanager
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
@@ -22,9 +23,10 @@ from sa3d_nerfstudio.lpips import lpips_without_download
 from sa3d_nerfstudio.model import MaskedModel, with_masks
 from sa3d_nerfstudio.prompt_config import ObjectPrompts, PromptConfig, read_prompts
 from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
-from sa3d_nerfstudio.segmenters.base import SegmenterOptions
+from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterOptions
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.torch_compat import load_checkpoint
+from sa3d_nerfstudio.viewer.panel import SegmentPanel
 from sa3d_nerfstudio.views import TrainingViews
 
 Suppressed = Annotated[Any, tyro.conf.Suppress]
@@ -115,6 +117,8 @@ class SA3DPipeline(VanillaPipeline):
         self._model = model.to(device)
         self.eval()
         self._views: TrainingViews | None = None
+        self.segment_panel = SegmentPanel(self)
+        """nerfstudio's viewer looks for such among the attributes of a pipeline."""
         self.datamanager.ray_filter = lambda rays: self.model.masks.hits(  # type: ignore[assignment]
             rays.origins.to(self.device), rays.directions.to(self.device), config.threshold
         )
@@ -136,6 +140,16 @@ class SA3DPipeline(VanillaPipeline):
             self._views = TrainingViews(self.model, dataset.cameras, dataset.image_filenames, size, scale)
         return self._views
 
+    def make_segmenter(self) -> Segmenter:
+        """Build the 2D segmenter that the configuration names.
+
+        Raises:
+            SA3DError: There is none of that name, or it lacks its weights.
+        """
+        config = self.config
+        options = SegmenterOptions(self.device, config.sam_checkpoint, config.oracle_instances)
+        return make_segmenter(config.segmenter, options)
+
     def session(self, name: str | None = None) -> SegmentationSession:
         """Begin to segment an object.
 
@@ -143,8 +157,7 @@ class SA3DPipeline(VanillaPipeline):
             name: The object's name; an object of the same name is replaced.
         """
         config = self.config
-        options = SegmenterOptions(self.device, config.sam_checkpoint, config.oracle_instances)
-        segmenter = make_segmenter(config.segmenter, options)
+        segmenter = self.make_segmenter()
         name = name or config.object_name
         grid = MaskGrid(config.resolution).to(self.device)
         session = SegmentationSession(self.views, segmenter, grid, config)
@@ -191,6 +204,14 @@ class SA3DPipeline(VanillaPipeline):
         if self.config.save_base:
             return state
         return {key: value for key, value in state.items() if key.startswith("_model.masks.")}
+
+    def save_checkpoint(self, path: Path, step: int) -> None:
+        """Write a checkpoint that nerfstudio's tools read, or leave the one that is there as it is."""
+        state: dict[str, Any] = {"step": step, "pipeline": self.checkpoint_state()}
+        # nerfstudio's trainer reads these, and they hold nothing here.
+        state |= {"optimizers": {}, "schedulers": {}, "scalers": {}}
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
 
     def get_param_groups(self) -> dict[str, list[Any]]:
         """None: nothing is trained by gradient steps."""

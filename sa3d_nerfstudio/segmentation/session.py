@@ -15,12 +15,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.fields.mask_grid import MaskGrid
-from sa3d_nerfstudio.segmentation.lifting import Lifting, LiftingName, field_change, make_lifting
+from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
+from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, LiftingName, field_change, make_lifting
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt, view_order
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage
 from sa3d_nerfstudio.traces.base import ViewTrace
+
+MOSTLY_INSIDE = 0.05
+"""Share of the prompted surface that may lie outside of the box of the mask grid."""
 
 ViewState = Literal["prompt", "used", "rejected", "skipped"]
 
@@ -45,6 +48,16 @@ class Views(Protocol):
 
 
 @dataclass
+class FreeView:
+    """A view that is none of the training views, such as the one in the viewer, to be prompted like one of them."""
+
+    trace: ViewTrace
+    """Its trace."""
+    camera_to_world: Float[Tensor, "3 4"]
+    """Pose in nerfstudio's frame."""
+
+
+@dataclass
 class SessionSettings:
     """How a session goes from one view to all."""
 
@@ -56,6 +69,10 @@ class SessionSettings:
     """Points that a rendered mask prompts the segmenter with, at most."""
     min_agreement: float = 0.5
     """A view whose 2D mask has a lower IoU with the rendered mask is rejected."""
+    prompt_weight: float = 3.0
+    """How many of the other views' masks one that the user has prompted counts for ('evidence' lifting only)."""
+    correction_weight: float = 1.0
+    """How often all other views together are counted by a view in which the user has corrected the mask."""
     tolerance: float = 0.01
     """Stop when a pass changes the field by less than this (relative L1)."""
     max_passes: int = 4
@@ -68,7 +85,8 @@ class SessionSettings:
 class ViewRecord:
     """What became of one view in one pass."""
 
-    view: int
+    view: int | str
+    """Index of the training view, or name of the free view."""
     name: str
     number_of_pass: int
     state: ViewState
@@ -88,18 +106,20 @@ class SessionReport:
     """Time spent in "render", "segment" and "lift"."""
     converged: bool = False
 
-    def last(self) -> dict[int, ViewRecord]:
+    def last(self) -> dict[int | str, ViewRecord]:
         """The newest record of each view."""
         return {record.view: record for record in self.records}
 
 
 @dataclass
-class _Given:
+class Given:
     """A view that the user has prompted, with the mask that came of it."""
 
     prompt: Prompt
     candidates: Candidates
     choice: int
+    correcting: bool = False
+    """Whether the user has corrected what the other views say, and not just pointed at the object."""
 
     @property
     def mask(self) -> Bool[Tensor, "height width"]:
@@ -114,26 +134,36 @@ class SegmentationSession:
         segmenter: The 2D segmenter.
         grid: Where the evidence goes; it is placed and filled by the session.
         settings: How to go about it.
+        embeddings: What the segmenter has embedded already, by view; sessions of several objects may share it.
     """
 
-    def __init__(self, views: Views, segmenter: Segmenter, grid: MaskGrid, settings: SessionSettings) -> None:
+    def __init__(
+        self,
+        views: Views,
+        segmenter: Segmenter,
+        grid: MaskGrid,
+        settings: SessionSettings,
+        embeddings: dict[int | str, Any] | None = None,
+    ) -> None:
         self.views = views
         self.segmenter = segmenter
         self.grid = grid
         self.settings = settings
         self.report = SessionReport()
-        self.given: dict[int, _Given] = {}
+        self.given: dict[int | str, Given] = {}
+        self.free: dict[str, FreeView] = {}
+        """Views beside the training views that may be prompted, by name."""
         self.lifting: Lifting | None = None
         """What the newest pass has lifted."""
-        self._embeddings: dict[int, Any] = {}
-        self._spacings: dict[int, float] = {}
+        self._embeddings: dict[int | str, Any] = {} if embeddings is None else embeddings
+        self._spacings: dict[int | str, float] = {}
         """Distance between the rays of neighbouring pixels at the object, in each view that has shown it."""
 
-    def prompt(self, view: int, prompt: Prompt) -> Candidates:
+    def prompt(self, view: int | str, prompt: Prompt) -> Candidates:
         """Segment one view from the user's prompt. A second prompt for a view replaces the first.
 
         Args:
-            view: Index of the training view.
+            view: Index of the training view, or name of a view in ``free``.
             prompt: In pixels of an image of any size.
 
         Returns:
@@ -142,28 +172,55 @@ class SegmentationSession:
         Raises:
             SA3DError: The prompt selects nothing.
         """
-        trace = self._trace(view)
+        trace = self.trace(view)
         prompt = prompt.resized(trace.height, trace.width)
         if prompt.mask is not None:
             candidates = Candidates(prompt.mask[None], torch.ones(1))
         else:
-            candidates = self._predict(view, trace, prompt)
+            candidates = self._predict(view, prompt)
         choice = int(candidates.scores.argmax())
         if prompt.is_empty or not candidates.masks[choice].any():
             raise SA3DError(
-                f"the prompt selects nothing in {self.views.name(view)}: "
+                f"the prompt selects nothing in {self.name(view)}: "
                 "put a point on the object, add more points, or choose another view."
             )
-        self.given[view] = _Given(prompt, candidates, choice)
+        self.given[view] = Given(prompt, candidates, choice)
         return candidates
 
-    def choose(self, view: int, candidate: int) -> None:
+    def choose(self, view: int | str, candidate: int) -> None:
         """Take another of the candidates of a prompted view (for SAM: part, object, whole)."""
         self.given[view].choice = candidate
 
-    def mask_of(self, view: int) -> Bool[Tensor, "height width"]:
+    def mask_of(self, view: int | str) -> Bool[Tensor, "height width"]:
         """The 2D mask of a view that the user has prompted."""
         return self.given[view].mask
+
+    def name(self, view: int | str) -> str:
+        """File name of a training view's image, or name of a free view."""
+        return view if isinstance(view, str) else self.views.name(view)
+
+    def trace(self, view: int | str) -> ViewTrace:
+        """The trace of a training view or a free view."""
+        if isinstance(view, str):
+            return self.free[view].trace
+        with self._timed("render"):
+            return self.views.trace(view)
+
+    def lift_prompts(self, base: MaskGrid | None = None) -> None:
+        """Fill the grid with what the prompted views say by themselves: at once, and 3D already.
+
+        Args:
+            base: Evidence of other views to add it to; without it, the grid is placed around what is prompted.
+        """
+        if base is not None:
+            self.grid.copy_from(self._with_room(base))
+        elif self.given:
+            self._place_around_prompts()
+        else:
+            self.grid.place(self.grid.center, self.grid.half_extent)
+        lifting = EvidenceLifting(self.grid)
+        for view, given in self.given.items():
+            self._lift(lifting, view, self.trace(view), given.mask, self._weight(given))
 
     def run(self) -> SessionReport:
         """Do all steps and return the report."""
@@ -182,9 +239,7 @@ class SegmentationSession:
         previous: Lifting | None = None
         for number in range(1, self.settings.max_passes + 1):
             if previous is None:
-                points = self._prompted_surface()
-                # One side has been seen; the box leaves room for the others.
-                self.grid.place_around(points, spacing=self._spacing(), margin=0.5)
+                self._place_around_prompts()
                 lifting = make_lifting(self.settings.lifting, self.grid)
             else:
                 lifting = make_lifting(self.settings.lifting, _placed_again(previous.field, self._spacing()))
@@ -205,14 +260,16 @@ class SegmentationSession:
     def _pass(self, number: int, lifting: Lifting, guide: Lifting) -> Iterator[ViewRecord]:
         """Visit every view once; masks rendered from ``guide`` prompt, what they find goes to ``lifting``."""
         for view, given in self.given.items():
-            self._lift(lifting, view, self._trace(view), given.mask)
-            yield ViewRecord(view, self.views.name(view), number, "prompt")
+            # The published update has no such weight.
+            weight = self._weight(given) if self.settings.lifting == "evidence" else 1.0
+            self._lift(lifting, view, self.trace(view), given.mask, weight)
+            yield ViewRecord(view, self.name(view), number, "prompt")
         for view in self._order(guide):
             state, reason, iou = self._visit(view, lifting, guide)
             yield ViewRecord(view, self.views.name(view), number, state, reason, iou)
 
     def _visit(self, view: int, lifting: Lifting, guide: Lifting) -> tuple[ViewState, str, float | None]:
-        trace = self._trace(view)
+        trace = self.trace(view)
         shape = (trace.height, trace.width)
         with self._timed("lift"):
             probability, known = (image.reshape(shape) for image in guide.render(trace))
@@ -221,7 +278,7 @@ class SegmentationSession:
             )
         if prompt is None:
             return "skipped", "object not in view", None
-        mask = self._predict(view, trace, prompt).best()
+        mask = self._predict(view, prompt).best()
         if not mask.any():
             return "rejected", "the segmenter found nothing", None
         iou = agreement(mask.to(known.device), probability, known, self.settings.threshold)
@@ -230,39 +287,78 @@ class SegmentationSession:
         self._lift(lifting, view, trace, mask)
         return "used", "", iou
 
+    def _weight(self, given: Given) -> float:
+        settings = self.settings
+        return max(settings.prompt_weight, given.correcting * settings.correction_weight * len(self.views))
+
     def _order(self, guide: Lifting) -> list[int]:
-        start = list(self.given)
         if self.settings.view_order == "file":
             return [view for view in range(len(self.views)) if view not in self.given]
-        return view_order(self.views.camera_to_worlds, guide.field.center, start)
+        poses = self.views.camera_to_worlds
+        start = [view for view in self.given if isinstance(view, int)]
+        free = [self.free[view].camera_to_world.to(poses) for view in self.given if isinstance(view, str)]
+        start += range(len(poses), len(poses) + len(free))
+        return view_order(torch.cat([poses, torch.stack(free)]) if free else poses, guide.field.center, start)
+
+    def _with_room(self, base: MaskGrid) -> MaskGrid:
+        """The same evidence; in a wider box if what is prompted lies beyond the fine cells of the one that it is in."""
+        if not self.given or not bool(base.object_cells().any()):
+            return base
+        surface = self._prompted_surface()
+        beyond = base.contract(surface).abs().amax(dim=-1) * (1 + OUTSIDE) > 1
+        if beyond.float().mean() < MOSTLY_INSIDE:
+            return base
+        wider = base.fresh()
+        known = base.object_points()[0]
+        # What is new may have few pixels, and must not be taken for points that stray.
+        weights = torch.cat([torch.full_like(part[:, 0], 1 / len(part)) for part in (known, surface[beyond])])
+        wider.place_around(torch.cat([known, surface[beyond]]), weights, self._spacing())
+        result = base.resampled(wider)
+        # A coarse cell holds the rays of many fine ones: where there were such, count all views for one.
+        coarse = base.contract(result.cell_positions()).abs().amax(dim=-1) * (1 + OUTSIDE) > 1
+        share = torch.where(coarse, 1 / len(self.views), 1.0)
+        result.set(result.hit * share, result.seen * share)
+        return result
+
+    def _place_around_prompts(self) -> None:
+        points = self._prompted_surface()
+        # One side has been seen; the box leaves room for the others.
+        self.grid.place_around(points, spacing=self._spacing(), margin=0.5)
 
     def _prompted_surface(self) -> Float[Tensor, "num_points 3"]:
         """Points of the object's surface in the views that the user has prompted."""
         points = []
         for view, given in self.given.items():
-            trace = self._trace(view)
-            points.append(surface_of(trace, given.mask, self.views.camera_to_worlds[view, :, 3]))
+            trace = self.trace(view)
+            points.append(surface_of(trace, given.mask, self._position(view)))
             self._spacings[view] = pixel_spacing(trace, given.mask)
         return torch.cat(points)
+
+    def _position(self, view: int | str) -> Float[Tensor, "3"]:
+        pose = self.free[view].camera_to_world if isinstance(view, str) else self.views.camera_to_worlds[view]
+        return pose[:, 3]
 
     def _spacing(self) -> float:
         return median(self._spacings.values())
 
-    def _trace(self, view: int) -> ViewTrace:
-        with self._timed("render"):
-            return self.views.trace(view)
-
-    def _predict(self, view: int, trace: ViewTrace, prompt: Prompt) -> Candidates:
+    def embed(self, view: int | str) -> Any:
+        """What the segmenter embeds of a view; done once, and done by the first prompt if not before."""
+        trace = self.trace(view)
         with self._timed("segment"):
             if view not in self._embeddings:
-                image = SegmenterImage(trace.rgb, self.views.name(view), trace.depth[..., 0])
+                image = SegmenterImage(trace.rgb, self.name(view), trace.depth[..., 0])
                 self._embeddings[view] = self.segmenter.embed(image)
-            return self.segmenter.predict(self._embeddings[view], prompt)
+        return self._embeddings[view]
 
-    def _lift(self, lifting: Lifting, view: int, trace: ViewTrace, mask: Tensor) -> None:
+    def _predict(self, view: int | str, prompt: Prompt) -> Candidates:
+        embedding = self.embed(view)
+        with self._timed("segment"):
+            return self.segmenter.predict(embedding, prompt)
+
+    def _lift(self, lifting: Lifting, view: int | str, trace: ViewTrace, mask: Tensor, weight: float = 1.0) -> None:
         with self._timed("lift"):
             mask = mask.to(trace.depth.device)
-            lifting.add(trace, mask.reshape(-1))
+            lifting.add(trace, mask.reshape(-1), weight)
             self._spacings[view] = pixel_spacing(trace, mask)
 
     @contextmanager

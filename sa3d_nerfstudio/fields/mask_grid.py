@@ -7,12 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sa3d_nerfstudio.fields.base import MIN_EVIDENCE, MaskField
+from sa3d_nerfstudio.fields.base import MaskField
 
 OUTSIDE = 0.25
 """Share of the box's half width that all of space outside is contracted into (see ``MaskGrid.contract``)."""
-FIRM = 0.02
-"""Share of the evidence at the object's median cell below which a cell does not count by itself."""
 MARGIN = 0.15
 """How much wider than the object's bounds the box is placed, as a share of their half width."""
 
@@ -24,7 +22,6 @@ class MaskGrid(MaskField):
     and all the rest of space the remaining rim, so that no evidence is lost. Memory layout is [z, y, x].
     """
 
-    center: Float[Tensor, "3"]
     half_extent: Float[Tensor, "3"]
 
     def __init__(self, resolution: int = 128) -> None:
@@ -49,6 +46,22 @@ class MaskGrid(MaskField):
         low, high = robust_bounds(points, weights)
         half = (high - low).max() / 2 * (1 + MARGIN)
         self.place((low + high) / 2, half.clamp(min=1e-6).expand(3))
+
+    def prepare(self, surface: Float[Tensor, "num_points 3"]) -> None:
+        """Place the grid around points of the object."""
+        self.place_around(surface)
+
+    def placed_again(self) -> MaskGrid:
+        """An empty grid around the object as it is known now; in the same place if that fits well enough."""
+        fresh = self.fresh()
+        points, weights = self.object_points()
+        if len(points):
+            fresh.place_around(points, weights)
+            size = fresh.half_extent / self.half_extent
+            shift = (fresh.center - self.center).abs() / self.half_extent
+            if bool((size > 0.8).all() and (size < 1.05).all() and (shift < 0.1).all()):
+                return self.fresh()
+        return fresh
 
     def fresh(self) -> MaskGrid:
         """A grid in the same place with no evidence."""
@@ -119,28 +132,10 @@ class MaskGrid(MaskField):
                     out.index_add_(0, index + (dx + dy + dz), values * (wzy * wx)[:, None])
         return out
 
-    def object_cells(self, threshold: float = 0.5) -> Bool[Tensor, " num_cells"]:
-        """The vertices that hold the object: on it, and seen well.
-
-        The tails of rays that end on the object reach what lies far behind it, and where no view has seen that place
-        better they call it object. Such cells weigh next to nothing in a render, but would spoil bounds and exports.
-        """
-        return (self.probability() > threshold) & (self.seen > self._firm_evidence())
-
     def object_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], Float[Tensor, " num"]]:
         """World positions of the vertices on the object, with the weight of the rays that said so."""
         on = self.object_cells(threshold)
         return self.cell_positions()[on], self.hit[on]
-
-    def _firm_evidence(self) -> float:
-        """Evidence that a cell needs to be trusted by itself: a share of what half of the object's surface has."""
-        on = self.probability() > 0.5
-        if not bool(on.any()):
-            return MIN_EVIDENCE
-        seen, order = self.seen[on].sort()
-        mass = self.hit[on][order].cumsum(0)
-        middle = int(torch.searchsorted(mass, mass[-1] / 2).clamp(max=len(seen) - 1))
-        return max(MIN_EVIDENCE, FIRM * float(seen[middle]))
 
     def filled_probability(self) -> Float[Tensor, " num_cells"]:
         """The probability everywhere: cells that no ray reached, such as an object's inside, take it from around them.
@@ -151,7 +146,7 @@ class MaskGrid(MaskField):
         """
         if self._filled is None or self._filled[0] != self.version:
             r = self.resolution
-            firm = (self.seen > self._firm_evidence()).float().reshape(1, 1, r, r, r)
+            firm = (self.seen > self.firm_evidence()).float().reshape(1, 1, r, r, r)
             mass = self.probability().reshape(1, 1, r, r, r) * firm
             filled = _pull_push(mass, firm)[0, 0]
             within = torch.zeros_like(filled)

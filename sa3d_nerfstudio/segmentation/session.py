@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.segmentation.lifting import Lifting, LiftingName, field_change, make_lifting
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt, view_order
@@ -115,7 +115,7 @@ class SegmentationSession:
         settings: How to go about it.
     """
 
-    def __init__(self, views: Views, segmenter: Segmenter, grid: MaskGrid, settings: SessionSettings) -> None:
+    def __init__(self, views: Views, segmenter: Segmenter, grid: MaskField, settings: SessionSettings) -> None:
         self.views = views
         self.segmenter = segmenter
         self.grid = grid
@@ -174,10 +174,10 @@ class SegmentationSession:
         previous: Lifting | None = None
         for number in range(1, self.settings.max_passes + 1):
             if previous is None:
-                self.grid.place_around(self._prompted_surface())
+                self.grid.prepare(self._prompted_surface())
                 lifting = make_lifting(self.settings.lifting, self.grid)
             else:
-                lifting = make_lifting(self.settings.lifting, _placed_again(previous.field))
+                lifting = make_lifting(self.settings.lifting, previous.field.placed_again())
             for record in self._pass(number, lifting, previous or lifting):
                 self.report.records.append(record)
                 yield record
@@ -258,16 +258,3 @@ class SegmentationSession:
             yield
         finally:
             self.report.seconds[what] += time.perf_counter() - start
-
-
-def _placed_again(grid: MaskGrid) -> MaskGrid:
-    """An empty grid around the object as it is known now; in the same place if that fits well enough."""
-    fresh = grid.fresh()
-    points, weights = grid.object_points()
-    if len(points):
-        fresh.place_around(points, weights)
-        size = fresh.half_extent / grid.half_extent
-        shift = (fresh.center - grid.center).abs() / grid.half_extent
-        if bool((size > 0.8).all() and (size < 1.05).all() and (shift < 0.1).all()):
-            return grid.fresh()
-    return fresh

@@ -21,8 +21,8 @@ from sa3d_nerfstudio.traces.base import RayTrace, render_probability
 from sa3d_nerfstudio.traces.gating import Gate, gated_density
 from sa3d_nerfstudio.traces.nerf import RGB_OUTPUTS, NerfTrace, WeightedSamples, trace_rays
 
-OVERLAY = (1.0, 0.45, 0.0)
-"""Colour that marks the object in ``mask_overlay``."""
+TINT = 0.6
+"""How much of an object's colour goes into ``mask_overlay``."""
 
 _Base = Model if TYPE_CHECKING else object
 
@@ -49,9 +49,8 @@ class MaskedModel(_Base):
             return super().get_outputs(ray_bundle)  # type: ignore[safe-super]
         outputs, samples = self.trace(ray_bundle)
         rgb = outputs[next(name for name in RGB_OUTPUTS if name in outputs)]
-        mask = self.render_mask(NerfTrace(samples))[:, None]
-        tint = 0.6 * (mask > self.mask_threshold).float()
-        ready = {**outputs, "mask": mask, "mask_overlay": rgb * (1 - tint) + rgb.new_tensor(OVERLAY) * tint}
+        mask, overlay = self.render_overlay(NerfTrace(samples), rgb)
+        ready = {**outputs, "mask": mask[:, None], "mask_overlay": overlay}
         passing = self.masks.hits(ray_bundle.origins, ray_bundle.directions, self.mask_threshold)
         return LazyOutputs(
             ready,
@@ -71,6 +70,18 @@ class MaskedModel(_Base):
         for field in self.masks.shown:
             mask = torch.maximum(mask, render_probability(trace, field)[0])
         return mask
+
+    def render_overlay(
+        self, trace: RayTrace, rgb: Float[Tensor, "num_rays 3"]
+    ) -> tuple[Float[Tensor, " num_rays"], Float[Tensor, "num_rays 3"]]:
+        """Probability of the shown objects along rays that have been traced, and their colours tinted by it."""
+        mask, color = torch.zeros_like(trace.accumulation), torch.zeros_like(rgb)
+        for name in self.masks.shown_names:
+            probability = render_probability(trace, self.masks[name])[0]
+            color = torch.where((probability > mask)[:, None], rgb.new_tensor(self.masks.colors[name]), color)
+            mask = torch.maximum(mask, probability)
+        tint = TINT * (mask > self.mask_threshold).float()[:, None]
+        return mask, rgb * (1 - tint) + color * tint
 
     def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         """An output with alpha: the object's where it can be told, so that exporters keep the object alone.

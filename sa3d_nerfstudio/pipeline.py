@@ -15,6 +15,7 @@ from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from torch import Tensor
 
+from sa3d_nerfstudio.atomic import atomic_path
 from sa3d_nerfstudio.datamanager import frozen_datamanager
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
@@ -220,6 +221,14 @@ class SA3DPipeline(VanillaPipeline):
         if self.config.save_base:
             return state
         return {key: value for key, value in state.items() if key.startswith("_model.masks.")}
+
+    def save_checkpoint(self, path: Path, step: int) -> None:
+        """Write a checkpoint that nerfstudio's tools read, or leave the one that is there as it is."""
+        state: dict[str, Any] = {"step": step, "pipeline": self.checkpoint_state()}
+        # nerfstudio's trainer reads these, and they hold nothing here.
+        state |= {"optimizers": {}, "schedulers": {}, "scalers": {}}
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
 
     def get_param_groups(self) -> dict[str, list[Any]]:
         """None: nothing is trained by gradient steps."""

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import yaml
@@ -198,26 +198,20 @@ class SA3DTrainer(Trainer):
 
     def save_checkpoint(self, step: int) -> None:
         """Save masks and base weights, as nerfstudio's tools read them."""
-        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
-        state: dict[str, Any] = {"step": step, "pipeline": self.pipeline.checkpoint_state()}
-        # nerfstudio's trainer reads these, and they hold nothing here.
-        state |= {"optimizers": {}, "schedulers": {}, "scalers": {}}
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        self.pipeline.save_checkpoint(self.checkpoint_dir / f"step-{step:09d}.ckpt", step)
 
     def _write_overview(self, path: Path, session: SegmentationSession) -> None:
         records = session.report.last()
         view = next(iter(session.given))
-        trace = session.views.trace(view)
+        trace = session.trace(view)
         given = session.given[view]
-        top = PromptPanel(trace.rgb.cpu(), given.mask.cpu(), given.prompt, session.views.name(view))
+        top = PromptPanel(trace.rgb.cpu(), given.mask.cpu(), given.prompt, session.name(view))
         others = [record for record in records.values() if record.view not in session.given]
         step = max(1, len(others) / OVERVIEW_VIEWS)
         chosen = [others[int(index * step)] for index in range(min(OVERVIEW_VIEWS, len(others)))]
         panels = []
-        for record in sorted(chosen, key=lambda record: record.view):
-            trace = session.views.trace(record.view)
+        for record in sorted(chosen, key=lambda record: record.name):
+            trace = session.trace(record.view)
             probability = self.pipeline.model.render_mask(trace).reshape(trace.height, trace.width)
             status = f"{record.state}: {record.reason}" if record.reason else record.state
             panels.append(ViewPanel(trace.rgb.cpu(), probability.cpu(), record.name, status))

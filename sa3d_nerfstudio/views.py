@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -40,6 +42,8 @@ class TrainingViews:
         self.filenames = [Path(name) for name in filenames]
         self.long_side = long_side
         self.image_scale = image_scale
+        self.lock: AbstractContextManager[Any] = nullcontext()
+        """Held while the model renders; the viewer renders with the same model on other threads."""
         self._traces: dict[int, NerfViewTrace] = {}
 
     def __len__(self) -> int:
@@ -89,19 +93,20 @@ class TrainingViews:
     def trace(self, view: int) -> NerfViewTrace:
         """The view's trace."""
         if view not in self._traces:
-            self._traces[view] = trace_camera(self.model, self.camera(view))
+            self._traces[view] = trace_camera(self.model, self.camera(view), self.lock)
         return self._traces[view]
 
 
 @torch.no_grad()
-def trace_camera(model: MaskedModel, camera: Cameras) -> NerfViewTrace:
+def trace_camera(model: MaskedModel, camera: Cameras, lock: AbstractContextManager[Any] | None = None) -> NerfViewTrace:
     """Trace all pixels of one camera, in chunks of the model's own size.
 
     Args:
         model: The base model with masks; put in evaluation mode.
         camera: One camera, of any type that the base model renders.
+        lock: Held for each chunk, and free in between, so that others get their turn with the model.
     """
-    model.eval()
+    lock = lock or nullcontext()
     height, width = int(camera.height.max()), int(camera.width.max())
     rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
     parts, colors, depths = [], [], []
@@ -110,7 +115,9 @@ def trace_camera(model: MaskedModel, camera: Cameras) -> NerfViewTrace:
         collider = model.collider
         if collider is not None:
             chunk = collider(chunk)
-        outputs, samples = model.trace(chunk)
+        with lock:
+            model.eval()
+            outputs, samples = model.trace(chunk)
         parts.append(samples.pruned())
         colors.append(outputs[next(name for name in RGB_OUTPUTS if name in outputs)])
         depths.append(outputs["depth" if "depth" in outputs else "depth_fine"].reshape(-1, 1))

@@ -12,6 +12,16 @@ from torch import Tensor, nn
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 
+PALETTE = (
+    (1.0, 0.45, 0.0),
+    (0.1, 0.65, 1.0),
+    (0.75, 0.3, 0.95),
+    (0.2, 0.8, 0.35),
+    (1.0, 0.25, 0.5),
+    (0.95, 0.85, 0.15),
+)
+"""Colours that mark objects, in the order in which they are made."""
+
 
 class MaskObjects(nn.Module):
     """Named objects in the order in which they were made. Saved in, and restored from, any checkpoint.
@@ -26,6 +36,7 @@ class MaskObjects(nn.Module):
         self._make_field = make_field
         self.fields = nn.ModuleDict()
         self.hidden: set[str] = set()
+        self.colors: dict[str, tuple[float, float, float]] = {}
 
     def __len__(self) -> int:
         return len(self.fields)
@@ -38,10 +49,14 @@ class MaskObjects(nn.Module):
 
     def __setitem__(self, name: str, field: MaskField) -> None:
         self.fields[_key(name)] = field
+        if name not in self.colors:
+            used = list(self.colors.values())
+            self.colors[name] = min(PALETTE, key=used.count)
 
     def __delitem__(self, name: str) -> None:
         del self.fields[_key(name)]
         self.hidden.discard(name)
+        del self.colors[name]
 
     @property
     def names(self) -> list[str]:
@@ -49,9 +64,14 @@ class MaskObjects(nn.Module):
         return [_name(key) for key in self.fields]
 
     @property
+    def shown_names(self) -> list[str]:
+        """Names of the objects that are not hidden and hold anything."""
+        return [name for name in self.names if name not in self.hidden and not self[name].is_empty]
+
+    @property
     def shown(self) -> list[MaskField]:
         """Fields of the objects that are not hidden and hold anything."""
-        return [self[name] for name in self.names if name not in self.hidden and not self[name].is_empty]
+        return [self[name] for name in self.shown_names]
 
     def probability_at(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 1"]:
         """Probability that a world position belongs to any object shown. Fields must be grids."""
@@ -71,18 +91,20 @@ class MaskObjects(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the evidence: plain lists and strings, so that it loads weights-only."""
-        return {"names": self.names, "hidden": sorted(self.hidden)}
+        colors = {name: list(self.colors[name]) for name in self.names}
+        return {"names": self.names, "hidden": sorted(self.hidden), "colors": colors}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore which objects were hidden; the fields themselves come with the tensors."""
+        """Restore which objects were hidden, and their colours; the fields themselves come with the tensors."""
         self.hidden = set(state["hidden"])
+        self.colors.update({name: tuple(color) for name, color in state.get("colors", {}).items()})
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Make the fields that the checkpoint holds before torch fills them."""
         extra = state_dict.get(f"{prefix}_extra_state")
         device = next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
         if extra is not None:
-            self.fields = nn.ModuleDict()
+            self.fields, self.colors = nn.ModuleDict(), {}
             for name in extra["names"]:
                 cells = state_dict[f"{prefix}fields.{_key(name)}.hit"].shape[0]
                 self[name] = self._make_field(cells).to(device)

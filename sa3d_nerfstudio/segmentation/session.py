@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
-from sa3d_nerfstudio.segmentation.lifting import Lifting, LiftingName, field_change, make_lifting
+from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, LiftingName, field_change, make_lifting
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt, view_order
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage
@@ -44,6 +44,16 @@ class Views(Protocol):
 
 
 @dataclass
+class FreeView:
+    """A view that is none of the training views, such as the one in the viewer, to be prompted like one of them."""
+
+    trace: ViewTrace
+    """Its trace."""
+    camera_to_world: Float[Tensor, "3 4"]
+    """Pose in nerfstudio's frame."""
+
+
+@dataclass
 class SessionSettings:
     """How a session goes from one view to all."""
 
@@ -55,6 +65,8 @@ class SessionSettings:
     """Points that a rendered mask prompts the segmenter with, at most."""
     min_agreement: float = 0.5
     """A view whose 2D mask has a lower IoU with the rendered mask is rejected."""
+    prompt_weight: float = 3.0
+    """How many of the other views' masks one that the user has prompted counts for ('evidence' lifting only)."""
     tolerance: float = 0.01
     """Stop when a pass changes the field by less than this (relative L1)."""
     max_passes: int = 4
@@ -67,7 +79,8 @@ class SessionSettings:
 class ViewRecord:
     """What became of one view in one pass."""
 
-    view: int
+    view: int | str
+    """Index of the training view, or name of the free view."""
     name: str
     number_of_pass: int
     state: ViewState
@@ -87,13 +100,13 @@ class SessionReport:
     """Time spent in "render", "segment" and "lift"."""
     converged: bool = False
 
-    def last(self) -> dict[int, ViewRecord]:
+    def last(self) -> dict[int | str, ViewRecord]:
         """The newest record of each view."""
         return {record.view: record for record in self.records}
 
 
 @dataclass
-class _Given:
+class Given:
     """A view that the user has prompted, with the mask that came of it."""
 
     prompt: Prompt
@@ -113,22 +126,32 @@ class SegmentationSession:
         segmenter: The 2D segmenter.
         grid: Where the evidence goes; it is placed and filled by the session.
         settings: How to go about it.
+        embeddings: What the segmenter has embedded already, by view; sessions of several objects may share it.
     """
 
-    def __init__(self, views: Views, segmenter: Segmenter, grid: MaskField, settings: SessionSettings) -> None:
+    def __init__(
+        self,
+        views: Views,
+        segmenter: Segmenter,
+        grid: MaskField,
+        settings: SessionSettings,
+        embeddings: dict[int | str, Any] | None = None,
+    ) -> None:
         self.views = views
         self.segmenter = segmenter
         self.grid = grid
         self.settings = settings
         self.report = SessionReport()
-        self.given: dict[int, _Given] = {}
-        self._embeddings: dict[int, Any] = {}
+        self.given: dict[int | str, Given] = {}
+        self.free: dict[str, FreeView] = {}
+        """Views beside the training views that may be prompted, by name."""
+        self._embeddings: dict[int | str, Any] = {} if embeddings is None else embeddings
 
-    def prompt(self, view: int, prompt: Prompt) -> Candidates:
+    def prompt(self, view: int | str, prompt: Prompt) -> Candidates:
         """Segment one view from the user's prompt. A second prompt for a view replaces the first.
 
         Args:
-            view: Index of the training view.
+            view: Index of the training view, or name of a view in ``free``.
             prompt: In pixels of an image of any size.
 
         Returns:
@@ -137,25 +160,52 @@ class SegmentationSession:
         Raises:
             SA3DError: The prompt selects nothing.
         """
-        trace = self._trace(view)
+        trace = self.trace(view)
         prompt = prompt.resized(trace.height, trace.width)
         candidates = self._predict(view, trace, prompt)
         choice = int(candidates.scores.argmax())
         if prompt.is_empty or not candidates.masks[choice].any():
             raise SA3DError(
-                f"the prompt selects nothing in {self.views.name(view)}: "
+                f"the prompt selects nothing in {self.name(view)}: "
                 "put a point on the object, add more points, or choose another view."
             )
-        self.given[view] = _Given(prompt, candidates, choice)
+        self.given[view] = Given(prompt, candidates, choice)
         return candidates
 
-    def choose(self, view: int, candidate: int) -> None:
+    def choose(self, view: int | str, candidate: int) -> None:
         """Take another of the candidates of a prompted view (for SAM: part, object, whole)."""
         self.given[view].choice = candidate
 
-    def mask_of(self, view: int) -> Bool[Tensor, "height width"]:
+    def mask_of(self, view: int | str) -> Bool[Tensor, "height width"]:
         """The 2D mask of a view that the user has prompted."""
         return self.given[view].mask
+
+    def name(self, view: int | str) -> str:
+        """File name of a training view's image, or name of a free view."""
+        return view if isinstance(view, str) else self.views.name(view)
+
+    def trace(self, view: int | str) -> ViewTrace:
+        """The trace of a training view or a free view."""
+        if isinstance(view, str):
+            return self.free[view].trace
+        with self._timed("render"):
+            return self.views.trace(view)
+
+    def lift_prompts(self, base: MaskField | None = None) -> None:
+        """Fill the grid with what the prompted views say by themselves: at once, and 3D already.
+
+        Args:
+            base: Evidence of other views to add it to; without it, the grid is placed around what is prompted.
+        """
+        if base is not None:
+            self.grid.copy_from(base)
+        elif self.given:
+            self.grid.prepare(self._prompted_surface())
+        else:
+            self.grid.copy_from(self.grid.fresh())
+        lifting = EvidenceLifting(self.grid)
+        for view, given in self.given.items():
+            self._lift(lifting, self.trace(view), given.mask, self.settings.prompt_weight)
 
     def run(self) -> SessionReport:
         """Do all steps and return the report."""
@@ -193,15 +243,17 @@ class SegmentationSession:
 
     def _pass(self, number: int, lifting: Lifting, guide: Lifting) -> Iterator[ViewRecord]:
         """Visit every view once; masks rendered from ``guide`` prompt, what they find goes to ``lifting``."""
+        # The published update has no such weight.
+        weight = self.settings.prompt_weight if self.settings.lifting == "evidence" else 1.0
         for view, given in self.given.items():
-            self._lift(lifting, self._trace(view), given.mask)
-            yield ViewRecord(view, self.views.name(view), number, "prompt")
+            self._lift(lifting, self.trace(view), given.mask, weight)
+            yield ViewRecord(view, self.name(view), number, "prompt")
         for view in self._order(guide):
             state, reason, iou = self._visit(view, lifting, guide)
             yield ViewRecord(view, self.views.name(view), number, state, reason, iou)
 
     def _visit(self, view: int, lifting: Lifting, guide: Lifting) -> tuple[ViewState, str, float | None]:
-        trace = self._trace(view)
+        trace = self.trace(view)
         shape = (trace.height, trace.width)
         with self._timed("lift"):
             probability, known = (image.reshape(shape) for image in guide.render(trace))
@@ -220,36 +272,35 @@ class SegmentationSession:
         return "used", "", iou
 
     def _order(self, guide: Lifting) -> list[int]:
-        start = list(self.given)
         if self.settings.view_order == "file":
             return [view for view in range(len(self.views)) if view not in self.given]
-        return view_order(self.views.camera_to_worlds, guide.field.center, start)
+        poses = self.views.camera_to_worlds
+        start = [view for view in self.given if isinstance(view, int)]
+        free = [self.free[view].camera_to_world.to(poses) for view in self.given if isinstance(view, str)]
+        start += range(len(poses), len(poses) + len(free))
+        return view_order(torch.cat([poses, torch.stack(free)]) if free else poses, guide.field.center, start)
 
     def _prompted_surface(self) -> Float[Tensor, "num_points 3"]:
         """Points of the object's surface in the views that the user has prompted."""
         points = []
         for view, given in self.given.items():
-            trace = self._trace(view)
+            trace = self.trace(view)
             # Pixels at the mask's border may see what lies behind the object.
             inner = given.mask & ~F.max_pool2d((~given.mask)[None].float(), 3, stride=1, padding=1)[0].bool()
             chosen = inner if inner.any() else given.mask
             points.append(trace.surface_points()[chosen.reshape(-1).to(trace.depth.device)])
         return torch.cat(points)
 
-    def _trace(self, view: int) -> ViewTrace:
-        with self._timed("render"):
-            return self.views.trace(view)
-
-    def _predict(self, view: int, trace: ViewTrace, prompt: Prompt) -> Candidates:
+    def _predict(self, view: int | str, trace: ViewTrace, prompt: Prompt) -> Candidates:
         with self._timed("segment"):
             if view not in self._embeddings:
-                image = SegmenterImage(trace.rgb, self.views.name(view), trace.depth[..., 0])
+                image = SegmenterImage(trace.rgb, self.name(view), trace.depth[..., 0])
                 self._embeddings[view] = self.segmenter.embed(image)
             return self.segmenter.predict(self._embeddings[view], prompt)
 
-    def _lift(self, lifting: Lifting, trace: ViewTrace, mask: Tensor) -> None:
+    def _lift(self, lifting: Lifting, trace: ViewTrace, mask: Tensor, weight: float = 1.0) -> None:
         with self._timed("lift"):
-            lifting.add(trace, mask.reshape(-1).to(trace.depth.device))
+            lifting.add(trace, mask.reshape(-1).to(trace.depth.device), weight)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:

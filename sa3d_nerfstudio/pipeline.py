@@ -18,9 +18,9 @@ from torch import Tensor
 from sa3d_nerfstudio.atomic import atomic_path
 from sa3d_nerfstudio.datamanager import frozen_datamanager
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.lpips import lpips_without_download
-from sa3d_nerfstudio.model import MaskedModel, with_masks
+from sa3d_nerfstudio.mask_outputs import MaskOutputs
+from sa3d_nerfstudio.model import with_masks
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
 from sa3d_nerfstudio.segmenters.base import SegmenterOptions
@@ -126,6 +126,7 @@ class SA3DPipeline(VanillaPipeline):
         if torch.device(device).type == "cpu":
             model.config.eval_num_rays_per_chunk = min(model.config.eval_num_rays_per_chunk, CPU_RAYS_PER_CHUNK)
         self._model = model.to(device)
+        self.model.for_inference = test_mode == "inference"
         self.eval()
         self._views: TrainingViews | None = None
         self.datamanager.ray_filter = lambda rays: self.model.masks.hits(  # type: ignore[assignment]
@@ -133,9 +134,9 @@ class SA3DPipeline(VanillaPipeline):
         )
 
     @property
-    def model(self) -> MaskedModel:
+    def model(self) -> MaskOutputs:
         """The base model with masks."""
-        return cast(MaskedModel, self._model)
+        return cast(MaskOutputs, self._model)
 
     @property
     def views(self) -> TrainingViews:
@@ -159,7 +160,7 @@ class SA3DPipeline(VanillaPipeline):
         options = SegmenterOptions(self.device, config.sam_checkpoint, config.oracle_instances)
         segmenter = make_segmenter(config.segmenter, options)
         name = name or config.object_name
-        grid = MaskGrid(config.resolution).to(self.device)
+        grid = self.model.new_field(config.resolution)
         session = SegmentationSession(self.views, segmenter, grid, config)
         self.model.masks[name] = grid
         return session

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
@@ -10,11 +12,13 @@ from nerfstudio.models.base_model import Model
 from nerfstudio.models.depth_nerfacto import DepthNerfactoModelConfig
 from nerfstudio.models.mipnerf import MipNerfModel
 from nerfstudio.models.nerfacto import NerfactoModelConfig
+from nerfstudio.models.splatfacto import SplatfactoModel, SplatfactoModelConfig
 from nerfstudio.models.tensorf import TensoRFModelConfig
 from nerfstudio.models.vanilla_nerf import NeRFModel, VanillaModelConfig
 
 from sa3d_nerfstudio.lpips import lpips_without_download
 from sa3d_nerfstudio.model import MaskedModel, with_masks
+from sa3d_nerfstudio.splat_model import MaskedSplatModel
 
 _SMALL_NERFACTO = {
     "implementation": "torch",
@@ -46,6 +50,34 @@ def small_model(method: str, masked: bool = True) -> Model:
         model = CONFIGS[method]().setup(scene_box=box, num_train_data=3, metadata={})
     model.eval()
     return with_masks(model, threshold=0.5, object_background="white") if masked else model
+
+
+def small_splats(num_splats: int = 40, masked: bool = True, **config: Any) -> SplatfactoModel:
+    """An untrained splatfacto in evaluation mode: splats of all shapes within a ball of radius 1."""
+    torch.manual_seed(0)
+    box = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
+    settings = SplatfactoModelConfig(random_init=True, num_random=num_splats, random_scale=1.5, **config)
+    with lpips_without_download():
+        model = settings.setup(scene_box=box, num_train_data=3, metadata={})
+    assert isinstance(model, SplatfactoModel)
+    splats = model.gauss_params
+    with torch.no_grad():
+        splats["scales"] += torch.randn(num_splats, 3) * 0.4 - 0.7
+        splats["opacities"] += torch.rand(num_splats, 1) * 5
+        splats["features_rest"] += torch.randn_like(splats["features_rest"]) * 0.05
+    model.step = 30000
+    model.eval()
+    model.requires_grad_(False)
+    if masked:
+        with_masks(model, threshold=0.5, object_background="white")
+    return model
+
+
+def masked_splats(num_splats: int = 40, **config: Any) -> MaskedSplatModel:
+    """:func:`small_splats` with masks."""
+    model = small_splats(num_splats, **config)
+    assert isinstance(model, MaskedSplatModel)
+    return model
 
 
 def masked(model: Model) -> MaskedModel:

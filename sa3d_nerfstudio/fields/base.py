@@ -80,7 +80,8 @@ class MaskField(nn.Module):
         """The cells that hold the object: on it, and seen well.
 
         The tails of rays that end on the object reach what lies far behind it, and where no view has seen that place
-        better they call it object. Such cells weigh next to nothing in a render, but they would spoil bounds and exports.
+        better they call it object. Such cells weigh next to nothing in a render, but they would spoil bounds and
+        exports.
         """
         return (self.probability() > threshold) & (self.seen > self.firm_evidence())
 

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 
 
-def run_with_progress(session: SegmentationSession) -> None:
-    """Run all steps of a session under a progress bar, one per pass."""
+def run_with_progress(session: SegmentationSession, console: Console) -> None:
+    """Run all steps of a session under a progress bar, one per pass.
+
+    Ctrl-C ends it after the view at hand and keeps what has been found; pressed again, it interrupts as always.
+
+    Raises:
+        SA3DError: Nothing came of it.
+    """
     columns = [
         TextColumn("{task.description}"),
         BarColumn(),
@@ -22,7 +34,7 @@ def run_with_progress(session: SegmentationSession) -> None:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     ]
-    with Progress(*columns) as progress:
+    with Progress(*columns, console=console) as progress, _interruptible() as interrupted:
         task, number, counts = None, 0, Counter[str]()
         for record in session.steps():
             if task is None or record.number_of_pass != number:
@@ -30,6 +42,33 @@ def run_with_progress(session: SegmentationSession) -> None:
                 task = progress.add_task(f"pass {number}", total=len(session.views), note="")
             counts[record.state] += 1
             progress.update(task, advance=1, note=f"{counts['used']} used, {counts['rejected']} rejected")
+            if interrupted.is_set():
+                console.print(f"stopped by Ctrl-C in pass {number}: what the views so far have shown is kept.")
+                break
+    if session.grid.is_empty:
+        raise SA3DError(
+            "the segmented object is empty: no surface lies behind the prompted pixels; prompt another view."
+        )
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets instead of raising; only the main thread can have it so."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, previous)
+        event.set()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def print_report(session: SegmentationSession, console: Console) -> None:

@@ -116,12 +116,18 @@ class SA3DTrainer(Trainer):
     pipeline: SA3DPipeline  # type: ignore[assignment]
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
-        """Build the pipeline and load the checkpoint; start the viewer if there is one."""
+        """Restore the run; start the viewer if there is one."""
         if not self.config.is_viewer_enabled() and self.config.pipeline.prompt.view is None:
             raise SA3DError(
                 "there is nothing to do: give a prompt (--pipeline.prompt.view IMAGE --pipeline.prompt.points X Y), "
                 "or open the viewer with --vis viewer."
             )
+        self.restore(test_mode)
+        if self.config.is_viewer_enabled():
+            self._open_viewer()
+
+    def restore(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        """Build the pipeline and load the base run's checkpoint, or that of a sa3d run with its objects."""
         self.pipeline = self.config.pipeline.setup(device=self.device, test_mode=test_mode)
         assert self.config.load_dir is not None
         loaded = load_checkpoint(self.config.load_dir / f"step-{self.config.load_step:09d}.ckpt")
@@ -130,8 +136,6 @@ class SA3DTrainer(Trainer):
         self.optimizers = Optimizers({}, {})
         self.callbacks = []
         self.viewer_state = None
-        if self.config.is_viewer_enabled():
-            self._open_viewer()
 
     def _open_viewer(self) -> None:
         from nerfstudio.viewer.viewer import Viewer
@@ -170,11 +174,7 @@ class SA3DTrainer(Trainer):
         view, prompt = self.pipeline.prompt_from_config()
         session = self.pipeline.session()
         session.prompt(view, prompt)
-        run_with_progress(session)
-        if session.grid.is_empty:
-            raise SA3DError(
-                "the segmented object is empty: no surface lies behind the prompted pixels; prompt another view."
-            )
+        run_with_progress(session, CONSOLE)
         print_report(session, CONSOLE)
         return session
 

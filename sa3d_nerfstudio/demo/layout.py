@@ -24,7 +24,7 @@ def room() -> Room:
     """A room of 4 x 4 x 2.4 metres, textured all over so that every ray has something to hold on to."""
     return Room(
         half=(2.0, 2.0, 1.2),
-        floor=mottled((0.36, 0.37, 0.33), (0.80, 0.79, 0.72), 0.16, seed=11),
+        floor=mottled((0.36, 0.37, 0.33), (0.80, 0.79, 0.72), 0.26, seed=11),
         walls=mottled((0.45, 0.55, 0.62), (0.85, 0.87, 0.85), 0.7, seed=12),
     )
 

@@ -36,7 +36,7 @@ SEEN_TOLERANCE = 1e-6
 class SceneConfig:
     """How the scene is captured."""
 
-    train_views: int = 16
+    train_views: int = 24
     """Views to train on, all round the objects."""
     test_views: int = 4
     """Views in between, which nothing but the score looks at."""

@@ -66,7 +66,7 @@ def small_nerfacto(data: Path, output_dir: Path, timestamp: str, steps: int) -> 
         {**arguments, "log2_hashmap_size": 15} for arguments in model.proposal_net_args_list
     ]
     # The room ends every ray. Without an end, floor and walls settle at infinity, where 16 views cannot tell.
-    model.near_plane, model.far_plane = 0.1, 5.0
+    model.near_plane, model.far_plane = 0.5, 5.0
     model.proposal_initial_sampler = "uniform"
     model.average_init_density = 0.1
     # These span the first part of a run of 30,000 steps; keep their share of a short one.

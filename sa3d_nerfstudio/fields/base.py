@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ class MaskField(nn.Module):
         self.register_buffer("hit", torch.zeros(num_cells))
         self.register_buffer("seen", torch.zeros(num_cells))
         self.version = 0
-        """Counts the changes, so that whatever is derived from the evidence knows when to be derived again."""
+        """Counts the changes."""
+        self._derived: dict[Any, tuple[int, Tensor]] = {}
 
     @property
     def num_cells(self) -> int:
@@ -45,7 +47,20 @@ class MaskField(nn.Module):
     @property
     def is_empty(self) -> bool:
         """Whether no cell is on the object."""
-        return not bool((self.probability() > 0.5).any())
+        return not bool(self.derived("any", self._any))
+
+    def _any(self) -> Tensor:
+        return (self.probability() > 0.5).any()
+
+    def derived(self, key: Any, compute: Callable[[], Tensor]) -> Tensor:
+        """Something computed from the evidence, kept until the evidence changes or moves to another device.
+
+        Renders ask for the same few tensors with every chunk of rays.
+        """
+        kept = self._derived.get(key)
+        if kept is None or kept[0] != self.version or kept[1].device != self.hit.device:
+            kept = self._derived[key] = (self.version, compute())
+        return kept[1]
 
     def add(self, hit: Float[Tensor, " num_cells"], seen: Float[Tensor, " num_cells"]) -> None:
         """Add the evidence of one view."""
@@ -57,6 +72,13 @@ class MaskField(nn.Module):
         """Replace all evidence."""
         self.hit, self.seen = hit, seen
         self.version += 1
+
+    def cells(self) -> Float[Tensor, "num_cells 2"]:
+        """What a render of the mask composites: probability, and 1 where anything is known."""
+        return self.derived("cells", self._cells)
+
+    def _cells(self) -> Tensor:
+        return torch.stack([self.probability(), self.known().float()], dim=-1)
 
     def known(self) -> Bool[Tensor, " num_cells"]:
         """Which cells any view has seen."""
@@ -80,25 +102,31 @@ class MaskField(nn.Module):
         """The cells that hold the object: on it, and seen well.
 
         The tails of rays that end on the object reach what lies far behind it, and where no view has seen that place
-        better they call it object. Such cells weigh next to nothing in a render, but they would spoil bounds and
-        exports.
+        better they call it object. Such cells weigh next to nothing in a render, but would spoil bounds and exports.
         """
-        return (self.probability() > threshold) & (self.seen > self.firm_evidence())
+        return self.derived(
+            ("object", threshold), lambda: (self.probability() > threshold) & (self.seen > self.firm_evidence())
+        )
 
     def fresh(self) -> Self:
         """A field with the same cells and no evidence."""
         raise NotImplementedError
 
-    def prepare(self, surface: Float[Tensor, "num_points 3"]) -> None:
+    def prepare(self, surface: Float[Tensor, "num_points 3"], spacing: float) -> None:
         """Drop all evidence, and get ready for that of an object.
 
         Args:
-            surface: World positions of points on the object, strays among them.
+            surface: World positions of points on the side of the object that has been prompted.
+            spacing: Distance between the rays of neighbouring pixels there.
         """
         raise NotImplementedError
 
-    def placed_again(self) -> Self:
-        """An empty field with its cells where the object is known to be by now."""
+    def placed_again(self, spacing: float) -> Self:
+        """An empty field with its cells where the object is known to be by now.
+
+        Args:
+            spacing: Distance between the rays of neighbouring pixels there.
+        """
         raise NotImplementedError
 
     def resampled(self, place: Self) -> Self:

@@ -11,8 +11,13 @@ from sa3d_nerfstudio.fields.base import MaskField
 
 OUTSIDE = 0.25
 """Share of the box's half width that all of space outside is contracted into (see ``MaskGrid.contract``)."""
+MIN_RESOLUTION = 16
+"""Vertices along each axis that a grid has at least, however coarse the images are."""
 MARGIN = 0.15
-"""How much wider than the object's bounds the box is placed, as a share of their half width."""
+"""How much wider than the object's bounds the box is placed once they are known, as a share of their half width."""
+
+FIRST_MARGIN = 0.5
+"""How much wider than the part of the object that the prompts have shown it is placed at first."""
 
 
 class MaskGrid(MaskField):
@@ -26,9 +31,9 @@ class MaskGrid(MaskField):
 
     def __init__(self, resolution: int = 128) -> None:
         super().__init__(resolution**3)
+        self.max_resolution = resolution
         self.register_buffer("center", torch.zeros(3))
         self.register_buffer("half_extent", torch.ones(3))
-        self._filled: tuple[int, Tensor] | None = None
 
     @property
     def resolution(self) -> int:
@@ -41,31 +46,50 @@ class MaskGrid(MaskField):
         self.half_extent = half_extent.to(self.hit).clone()
         self.set(torch.zeros_like(self.hit), torch.zeros_like(self.seen))
 
-    def place_around(self, points: Float[Tensor, "num_points 3"], weights: Float[Tensor, " num_points"] | None = None):
-        """Put a cube around points of the object, leaving out the few that stray."""
+    def place_around(
+        self,
+        points: Float[Tensor, "num_points 3"],
+        weights: Float[Tensor, " num_points"] | None = None,
+        spacing: float = 0.0,
+        margin: float = MARGIN,
+    ) -> None:
+        """Put a cube around points of the object, leaving out the few that stray, and empty it.
+
+        Args:
+            points: On the object, in world space.
+            weights: How much each counts.
+            spacing: Distance between the rays of neighbouring pixels at the object. Cells are made no finer: finer ones
+                would lie between the rays, and stay unknown however many views there are.
+            margin: How much wider than the points' bounds the box is, as a share of their half width.
+        """
         low, high = robust_bounds(points, weights)
-        half = (high - low).max() / 2 * (1 + MARGIN)
-        self.place((low + high) / 2, half.clamp(min=1e-6).expand(3))
+        half = ((high - low).max() / 2 * (1 + margin)).clamp(min=1e-6)
+        cells = 2 * float(half) * (1 + OUTSIDE) / spacing if spacing > 0 else torch.inf
+        resolution = int(min(max(cells + 1, MIN_RESOLUTION), self.max_resolution))
+        self.hit = self.seen = self.hit.new_zeros(resolution**3)
+        self.place((low + high) / 2, half.expand(3))
 
-    def prepare(self, surface: Float[Tensor, "num_points 3"]) -> None:
-        """Place the grid around points of the object."""
-        self.place_around(surface)
+    def prepare(self, surface: Float[Tensor, "num_points 3"], spacing: float) -> None:
+        """Place the grid around points of the object, with room for the sides that have not been seen."""
+        self.place_around(surface, spacing=spacing, margin=FIRST_MARGIN)
 
-    def placed_again(self) -> MaskGrid:
+    def placed_again(self, spacing: float) -> MaskGrid:
         """An empty grid around the object as it is known now; in the same place if that fits well enough."""
-        fresh = self.fresh()
         points, weights = self.object_points()
-        if len(points):
-            fresh.place_around(points, weights)
-            size = fresh.half_extent / self.half_extent
-            shift = (fresh.center - self.center).abs() / self.half_extent
-            if bool((size > 0.8).all() and (size < 1.05).all() and (shift < 0.1).all()):
-                return self.fresh()
-        return fresh
+        if len(points) == 0:
+            return self.fresh()
+        placed = self.fresh()
+        placed.place_around(points, weights, spacing)
+        size = float(placed.half_extent.max() / self.half_extent.max())
+        shift = float((placed.center - self.center).abs().max() / self.half_extent.max())
+        finer = placed.resolution / self.resolution
+        fits = 0.75 < size < 1.1 and shift < 0.15 and 0.75 < finer < 1.33
+        return self.fresh() if fits else placed
 
     def fresh(self) -> MaskGrid:
         """A grid in the same place with no evidence."""
         grid = MaskGrid(self.resolution).to(self.hit.device)
+        grid.max_resolution = self.max_resolution
         grid.place(self.center, self.half_extent)
         return grid
 
@@ -137,6 +161,10 @@ class MaskGrid(MaskField):
         on = self.object_cells(threshold)
         return self.cell_positions()[on], self.hit[on]
 
+    def _object_bounds(self, threshold: float) -> Float[Tensor, "2 3"]:
+        points, _ = self.object_points(threshold)
+        return torch.stack([points.amin(0), points.amax(0)])
+
     def filled_probability(self) -> Float[Tensor, " num_cells"]:
         """The probability everywhere: cells that no ray reached, such as an object's inside, take it from around them.
 
@@ -144,18 +172,18 @@ class MaskGrid(MaskField):
         beyond them nothing is the object. Needed where the mask gates density: a surface is seen, the inside that it
         hides is not, and must go with it.
         """
-        if self._filled is None or self._filled[0] != self.version:
-            r = self.resolution
-            firm = (self.seen > self.firm_evidence()).float().reshape(1, 1, r, r, r)
-            mass = self.probability().reshape(1, 1, r, r, r) * firm
-            filled = _pull_push(mass, firm)[0, 0]
-            within = torch.zeros_like(filled)
-            cells = self.object_cells().reshape(r, r, r).nonzero()
-            if len(cells):
-                low, high = (cells.amin(0) - 1).clamp(min=0).tolist(), (cells.amax(0) + 2).tolist()
-                within[low[0] : high[0], low[1] : high[1], low[2] : high[2]] = 1
-            self._filled = (self.version, (filled * within).reshape(-1))
-        return self._filled[1]
+        return self.derived("filled", self._fill)
+
+    def _fill(self) -> Float[Tensor, " num_cells"]:
+        r = self.resolution
+        firm = (self.seen > self.firm_evidence()).float().reshape(1, 1, r, r, r)
+        filled = _pull_push(self.probability().reshape(1, 1, r, r, r) * firm, firm)[0, 0]
+        within = torch.zeros_like(filled)
+        cells = self.object_cells().reshape(r, r, r).nonzero()
+        if len(cells):
+            low, high = (cells.amin(0) - 1).clamp(min=0).tolist(), (cells.amax(0) + 2).tolist()
+            within[low[0] : high[0], low[1] : high[1], low[2] : high[2]] = 1
+        return (filled * within).reshape(-1)
 
     def probability_at(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 1"]:
         """The filled probability, read trilinearly at world positions."""
@@ -174,14 +202,18 @@ class MaskGrid(MaskField):
         Errs on the side of True: cells are widened by one before they are tested.
         """
         passed = torch.zeros(len(origins), dtype=torch.bool, device=origins.device)
-        points, _ = self.object_points(threshold)
-        if len(points) == 0:
+        if not bool(self.object_cells(threshold).any()):
             return passed
         r = self.resolution
-        on = self.object_cells(threshold).float().reshape(1, 1, r, r, r)
-        occupied = F.max_pool3d(on, 3, stride=1, padding=1).reshape(-1, 1)
         cell = 2 * self.half_extent.max() * (1 + OUTSIDE) / (r - 1)
-        low, high = points.amin(0) - 2 * cell, points.amax(0) + 2 * cell
+        low, high = self.derived(("bounds", threshold), lambda: self._object_bounds(threshold))
+        low, high = low - 2 * cell, high + 2 * cell
+
+        def widen() -> Tensor:
+            on = self.object_cells(threshold).float().reshape(1, 1, r, r, r)
+            return F.max_pool3d(on, 3, stride=1, padding=1).reshape(-1, 1)
+
+        occupied = self.derived(("widened", threshold), widen)
         safe = torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
         t0, t1 = (low - origins) / safe, (high - origins) / safe
         near = torch.minimum(t0, t1).amax(-1).clamp(min=0)

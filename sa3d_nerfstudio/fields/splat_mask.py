@@ -28,7 +28,6 @@ class SplatMask(MaskField):
         self.to(positions.device)
         self.register_buffer("positions", positions, persistent=False)
         self.register_buffer("center", torch.zeros_like(positions[:1].sum(0)))
-        self._selected: tuple[int, float, Tensor] | None = None
 
     def fresh(self) -> SplatMask:
         """A field of the same splats with no evidence."""
@@ -36,12 +35,12 @@ class SplatMask(MaskField):
         fresh.center = self.center.clone()
         return fresh
 
-    def prepare(self, surface: Float[Tensor, "num_points 3"]) -> None:
+    def prepare(self, surface: Float[Tensor, "num_points 3"], spacing: float) -> None:
         """Drop all evidence; the object is where the middle one of the points is."""
         self.center = surface.median(dim=0).values.to(self.hit)
         self.set(torch.zeros_like(self.hit), torch.zeros_like(self.seen))
 
-    def placed_again(self) -> SplatMask:
+    def placed_again(self, spacing: float) -> SplatMask:
         """A field of the same splats with no evidence, which knows better where the object is."""
         fresh = self.fresh()
         points, weights = self.object_points()
@@ -69,12 +68,10 @@ class SplatMask(MaskField):
         What lies within an object's bounds and has too little evidence of its own, such as the splats beneath its
         surface, takes the probability of the well-seen splats nearest to it. Nothing beyond the bounds is the object.
         """
-        if self._selected is None or self._selected[:2] != (self.version, threshold):
-            self._selected = (self.version, threshold, self._select(threshold))
-        return self._selected[2]
+        return self.derived(("selected", threshold), lambda: self._select(threshold))
 
     def _select(self, threshold: float) -> Tensor:
-        on = self.object_cells(threshold)
+        on = self.object_cells(threshold).clone()
         if not bool(on.any()):
             return on
         low, high = self.positions[on].amin(0), self.positions[on].amax(0)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, Literal, Protocol
 
 import torch
@@ -146,6 +147,8 @@ class SegmentationSession:
         self.free: dict[str, FreeView] = {}
         """Views beside the training views that may be prompted, by name."""
         self._embeddings: dict[int | str, Any] = {} if embeddings is None else embeddings
+        self._spacings: dict[int | str, float] = {}
+        """Distance between the rays of neighbouring pixels at the object, in each view that has shown it."""
 
     def prompt(self, view: int | str, prompt: Prompt) -> Candidates:
         """Segment one view from the user's prompt. A second prompt for a view replaces the first.
@@ -200,12 +203,12 @@ class SegmentationSession:
         if base is not None:
             self.grid.copy_from(base)
         elif self.given:
-            self.grid.prepare(self._prompted_surface())
+            self._prepare()
         else:
             self.grid.copy_from(self.grid.fresh())
         lifting = EvidenceLifting(self.grid)
         for view, given in self.given.items():
-            self._lift(lifting, self.trace(view), given.mask, self.settings.prompt_weight)
+            self._lift(lifting, view, self.trace(view), given.mask, self.settings.prompt_weight)
 
     def run(self) -> SessionReport:
         """Do all steps and return the report."""
@@ -213,7 +216,7 @@ class SegmentationSession:
             pass
         return self.report
 
-    def steps(self) -> Iterator[ViewRecord]:
+    def steps(self) -> Generator[ViewRecord, None, None]:
         """Segment in 3D, one view a step. Whoever iterates may stop at any step: the grid holds what is known by then.
 
         Raises:
@@ -224,10 +227,10 @@ class SegmentationSession:
         previous: Lifting | None = None
         for number in range(1, self.settings.max_passes + 1):
             if previous is None:
-                self.grid.prepare(self._prompted_surface())
+                self._prepare()
                 lifting = make_lifting(self.settings.lifting, self.grid)
             else:
-                lifting = make_lifting(self.settings.lifting, previous.field.placed_again())
+                lifting = make_lifting(self.settings.lifting, previous.field.placed_again(self._spacing()))
             for record in self._pass(number, lifting, previous or lifting):
                 self.report.records.append(record)
                 yield record
@@ -246,7 +249,7 @@ class SegmentationSession:
         # The published update has no such weight.
         weight = self.settings.prompt_weight if self.settings.lifting == "evidence" else 1.0
         for view, given in self.given.items():
-            self._lift(lifting, self.trace(view), given.mask, weight)
+            self._lift(lifting, view, self.trace(view), given.mask, weight)
             yield ViewRecord(view, self.name(view), number, "prompt")
         for view in self._order(guide):
             state, reason, iou = self._visit(view, lifting, guide)
@@ -268,7 +271,7 @@ class SegmentationSession:
         iou = agreement(mask.to(known.device), probability, known, self.settings.threshold)
         if iou < self.settings.min_agreement:
             return "rejected", f"IoU with the rendered mask is {iou:.2f}", iou
-        self._lift(lifting, trace, mask)
+        self._lift(lifting, view, trace, mask)
         return "used", "", iou
 
     def _order(self, guide: Lifting) -> list[int]:
@@ -276,20 +279,25 @@ class SegmentationSession:
             return [view for view in range(len(self.views)) if view not in self.given]
         poses = self.views.camera_to_worlds
         start = [view for view in self.given if isinstance(view, int)]
-        free = [self.free[view].camera_to_world.to(poses) for view in self.given if isinstance(view, str)]
+        free = [self._pose(view) for view in self.given if isinstance(view, str)]
         start += range(len(poses), len(poses) + len(free))
         return view_order(torch.cat([poses, torch.stack(free)]) if free else poses, guide.field.center, start)
 
-    def _prompted_surface(self) -> Float[Tensor, "num_points 3"]:
-        """Points of the object's surface in the views that the user has prompted."""
+    def _prepare(self) -> None:
+        """Empty the field, and put it where the views that the user has prompted show the object."""
         points = []
         for view, given in self.given.items():
             trace = self.trace(view)
-            # Pixels at the mask's border may see what lies behind the object.
-            inner = given.mask & ~F.max_pool2d((~given.mask)[None].float(), 3, stride=1, padding=1)[0].bool()
-            chosen = inner if inner.any() else given.mask
-            points.append(trace.surface_points()[chosen.reshape(-1).to(trace.depth.device)])
-        return torch.cat(points)
+            points.append(surface_of(trace, given.mask, self._pose(view)[:, 3]))
+            self._spacings[view] = pixel_spacing(trace, given.mask)
+        self.grid.prepare(torch.cat(points), self._spacing())
+
+    def _pose(self, view: int | str) -> Float[Tensor, "3 4"]:
+        poses = self.views.camera_to_worlds
+        return self.free[view].camera_to_world.to(poses) if isinstance(view, str) else poses[view]
+
+    def _spacing(self) -> float:
+        return median(self._spacings.values())
 
     def _predict(self, view: int | str, trace: ViewTrace, prompt: Prompt) -> Candidates:
         with self._timed("segment"):
@@ -298,9 +306,11 @@ class SegmentationSession:
                 self._embeddings[view] = self.segmenter.embed(image)
             return self.segmenter.predict(self._embeddings[view], prompt)
 
-    def _lift(self, lifting: Lifting, trace: ViewTrace, mask: Tensor, weight: float = 1.0) -> None:
+    def _lift(self, lifting: Lifting, view: int | str, trace: ViewTrace, mask: Tensor, weight: float = 1.0) -> None:
         with self._timed("lift"):
-            lifting.add(trace, mask.reshape(-1).to(trace.depth.device), weight)
+            mask = mask.to(trace.depth.device)
+            lifting.add(trace, mask.reshape(-1), weight)
+            self._spacings[view] = pixel_spacing(trace, mask)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -309,3 +319,32 @@ class SegmentationSession:
             yield
         finally:
             self.report.seconds[what] += time.perf_counter() - start
+
+
+def pixel_spacing(trace: ViewTrace, mask: Bool[Tensor, "height width"]) -> float:
+    """Distance in space between what neighbouring pixels of a mask see; the median over its pixels.
+
+    Of a pixel's right and lower neighbours the nearer one counts, so that slanted surfaces do not look coarse.
+    """
+    points = trace.surface_points().reshape(trace.height, trace.width, 3)
+    right = (points[:-1, 1:] - points[:-1, :-1]).norm(dim=-1)
+    down = (points[1:, :-1] - points[:-1, :-1]).norm(dim=-1)
+    spacing = torch.minimum(right, down)[mask[:-1, :-1].to(points.device)]
+    return float(spacing.median()) if len(spacing) else 0.0
+
+
+def surface_of(
+    trace: ViewTrace, mask: Bool[Tensor, "height width"], camera_position: Float[Tensor, "3"]
+) -> Float[Tensor, "num_points 3"]:
+    """Points of the surface that a mask covers, seen from one side.
+
+    Pixels at the mask's border may see what lies behind the object; they are brought back along their rays into the
+    range of depth of those inside.
+    """
+    mask = mask.to(trace.depth.device)
+    inner = mask & ~F.max_pool2d((~mask)[None].float(), 3, stride=1, padding=1)[0].bool()
+    depth = trace.depth[..., 0]
+    near, far = depth[inner if inner.any() else mask].quantile(depth.new_tensor([0.02, 0.98]))
+    factor = depth.clamp(near, far) / depth.clamp(min=1e-9)
+    camera = camera_position.to(depth)
+    return (camera + (trace.surface_points() - camera) * factor.reshape(-1, 1))[mask.reshape(-1)]

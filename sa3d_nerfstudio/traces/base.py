@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -62,8 +61,7 @@ def render_probability(
     Returns:
         The probability of each ray, 0 where nothing is known, and where anything is known.
     """
-    cells = torch.stack([field.probability(), field.known().float()], dim=-1)
-    mass, weight = trace.render(field, cells).unbind(-1)
+    mass, weight = trace.render(field, field.cells()).unbind(-1)
     evidence = weight + (1 - trace.accumulation).clamp(min=0)
     known = evidence > MIN_KNOWN
     return (mass / evidence.clamp(min=MIN_KNOWN)).clamp(0, 1) * known, known

@@ -63,12 +63,12 @@ def test_preparing_drops_evidence_and_knows_where_the_object_is():
     field = line(4)
     field.add(torch.ones(4), torch.ones(4))
     stray = torch.tensor([[100.0, 0.0, 0.0]])
-    field.prepare(torch.cat([torch.tensor([[2.0, 0.1, 0.0]]).expand(5, 3), stray]))
+    field.prepare(torch.cat([torch.tensor([[2.0, 0.1, 0.0]]).expand(5, 3), stray]), 0.1)
     assert field.is_empty
     assert field.center.tolist() == pytest.approx([2.0, 0.1, 0.0])
     field.add(torch.tensor([0.0, 0, 1, 3]), torch.tensor([0.0, 0, 1, 3]))
-    assert field.placed_again().center.tolist() == pytest.approx([2.75, 0.0, 0.0])
-    assert field.placed_again().is_empty
+    assert field.placed_again(0.1).center.tolist() == pytest.approx([2.75, 0.0, 0.0])
+    assert field.placed_again(0.1).is_empty
 
 
 def test_a_copy_is_independent():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     yield request.param
 
 
-def traced(device: str, **config: object) -> tuple[dict, GaussianTrace, MaskedSplatModel]:
+def traced(device: str, **config: Any) -> tuple[dict, GaussianTrace, MaskedSplatModel]:
     model = masked_splats(**config).to(device)
     with torch.no_grad():
         outputs, trace = model.trace(camera().to(device))

@@ -1,0 +1,143 @@
+"""Segmenting from Python: load a run, prompt, segment, look, save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from nerfstudio.cameras.cameras import Cameras
+from torch import Tensor
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.pipeline import SA3DPipeline
+from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionReport
+from sa3d_nerfstudio.torch_compat import allow_nerfstudio_checkpoints
+from sa3d_nerfstudio.trainer import SA3DTrainer, default_config
+from sa3d_nerfstudio.views import trace_camera
+
+
+def load(
+    run: str | Path,
+    *,
+    step: int | None = None,
+    data: str | Path | None = None,
+    device: str | None = None,
+    output_dir: str | Path = "outputs",
+    **options: Any,
+) -> Run:
+    """Load a trained nerfstudio run, or a sa3d run with its objects.
+
+    Args:
+        run: The run's folder, its checkpoint folder, or its config.yml. Code that config.yml names is run, as in
+            nerfstudio itself.
+        step: Which checkpoint; the newest by default.
+        data: The data set, if it has moved.
+        device: "cuda" or "cpu"; by default CUDA where there is one.
+        output_dir: Where :meth:`Run.save` makes the new run's folder.
+        options: Any other field of :class:`~sa3d_nerfstudio.pipeline.SA3DPipelineConfig`, such as
+            ``segmenter="grabcut"`` or ``working_size=320``.
+
+    Raises:
+        SA3DError: The run cannot be used; the message says why, and what to do.
+    """
+    allow_nerfstudio_checkpoints()
+    config = default_config()
+    config.load_dir, config.load_step = Path(run), step
+    config.data = None if data is None else Path(data)
+    config.output_dir = Path(output_dir)
+    config.vis = "tensorboard"
+    if device is not None:
+        config.machine.device_type = device  # type: ignore[assignment]
+    for name, value in options.items():
+        if not hasattr(config.pipeline, name):
+            raise SA3DError(f"there is no option {name}: see the fields of SA3DPipelineConfig.")
+        setattr(config.pipeline, name, value)
+    config.set_timestamp()
+    trainer = SA3DTrainer(config)
+    trainer.restore()
+    return Run(trainer)
+
+
+class Run:
+    """A loaded run: prompt an object, segment it, look at it, save."""
+
+    def __init__(self, trainer: SA3DTrainer) -> None:
+        self._trainer = trainer
+        self._session: SegmentationSession | None = None
+
+    @property
+    def pipeline(self) -> SA3DPipeline:
+        """The nerfstudio pipeline, with its model and data."""
+        return self._trainer.pipeline
+
+    @property
+    def objects(self) -> list[str]:
+        """Names of the objects segmented so far."""
+        return self.pipeline.model.masks.names
+
+    def prompt(
+        self,
+        view: str | int,
+        points: object = (),
+        negative_points: object = (),
+        box: object = None,
+        name: str | None = None,
+    ) -> Bool[Tensor, "height width"]:
+        """Point at an object in one training view. More views may be prompted before :meth:`segment` is called.
+
+        Args:
+            view: The image's file name, or its index among the training views.
+            points: (x, y) pairs on the object, in pixels of the original image from the top left.
+            negative_points: (x, y) pairs on something else.
+            box: x0, y0, x1, y1 around the object.
+            name: Name of the object; a new name begins a new object.
+
+        Returns:
+            The 2D mask, at the working size.
+
+        Raises:
+            SA3DError: The view is unknown, or the prompt selects nothing.
+        """
+        views = self.pipeline.views
+        index = views.find(view)
+        if self._session is None or name not in (None, self._name):
+            self._name = name or self.pipeline.config.object_name
+            self._session = self.pipeline.session(self._name)
+        height, width = views.image_size(index)
+        self._session.prompt(index, Prompt.from_points(height, width, points, negative_points, box))
+        return self._session.mask_of(index)
+
+    def segment(self) -> SessionReport:
+        """Lift what has been prompted to 3D, view after view, until it stops changing.
+
+        Raises:
+            SA3DError: Nothing has been prompted.
+        """
+        if self._session is None:
+            raise SA3DError("nothing to segment: call prompt() first.")
+        return self._session.run()
+
+    def mask(self, camera: Cameras | str | int) -> Float[Tensor, "height width"]:
+        """The objects' probability as any camera sees it.
+
+        Args:
+            camera: One nerfstudio camera, of any size, or a training view's name or index, at its full size.
+        """
+        if not isinstance(camera, Cameras):
+            index = self.pipeline.views.find(camera)
+            camera = self.pipeline.views.cameras[index : index + 1]
+        trace = trace_camera(self.pipeline.model, camera.to(self.pipeline.device))
+        with torch.no_grad():
+            return self.pipeline.model.render_mask(trace).reshape(trace.height, trace.width)
+
+    def render(self, camera: Cameras) -> dict[str, Tensor]:
+        """All outputs as one camera sees them, the object alone and the scene without it included."""
+        return self.pipeline.model.get_outputs_for_camera(camera.to(self.pipeline.device))
+
+    def save(self) -> Path:
+        """Write the run as ``ns-train sa3d`` would, and return its config.yml for nerfstudio's other tools."""
+        self._trainer.save(self._session)
+        return self._trainer.base_dir / "config.yml"

@@ -1,0 +1,111 @@
+"""An analytic scene: balls and a floor, traced exactly, for tests of the loop over views."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
+from sa3d_nerfstudio.traces.nerf import NerfViewTrace, WeightedSamples
+
+# x, y, z, radius: two that touch, one apart.
+BALLS = torch.tensor([[0.0, 0.0, 0.3, 0.3], [0.5, 0.0, 0.2, 0.2], [-0.8, 0.5, 0.25, 0.25]])
+FLOOR = 0.0
+
+
+class BallViews:
+    """Cameras in a ring that look at the balls; every ray ends on the first surface, with all its weight."""
+
+    def __init__(self, count: int = 12, height: int = 48, width: int = 64, distance: float = 3.0) -> None:
+        self.height, self.width = height, width
+        self.poses = torch.stack([_look_at_middle(2 * math.pi * i / count, distance) for i in range(count)])
+        self.traced: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.poses)
+
+    @property
+    def camera_to_worlds(self) -> Tensor:
+        return self.poses
+
+    def name(self, view: int) -> str:
+        return f"{view:03d}.png"
+
+    def ids(self, view: int) -> Tensor:
+        """Which ball each pixel sees, counted from 1; 0 is the floor or nothing."""
+        return self._cast(view)[1].reshape(self.height, self.width)
+
+    def trace(self, view: int) -> NerfViewTrace:
+        self.traced.append(view)
+        depth, ids, origins, directions = self._cast(view)
+        hit = torch.isfinite(depth).nonzero()[:, 0]
+        accumulation = torch.isfinite(depth).float()
+        samples = WeightedSamples((origins + directions * depth[:, None])[hit], torch.ones(len(hit)), hit, accumulation)
+        shape = (self.height, self.width)
+        return NerfViewTrace(
+            samples=samples,
+            height=self.height,
+            width=self.width,
+            rgb=ids.reshape(*shape, 1).expand(*shape, 3) / 3.0,
+            depth=depth.nan_to_num(posinf=1e3).reshape(*shape, 1),
+            origins=origins,
+            directions=directions,
+        )
+
+    def _cast(self, view: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        pose = self.poses[view]
+        y, x = torch.meshgrid(torch.arange(self.height) + 0.5, torch.arange(self.width) + 0.5, indexing="ij")
+        local = torch.stack(
+            [(x - self.width / 2) / self.width, -(y - self.height / 2) / self.width, -torch.ones_like(x)], dim=-1
+        )
+        directions = torch.nn.functional.normalize(local.reshape(-1, 3) @ pose[:, :3].T, dim=-1)
+        origins = pose[:, 3].expand_as(directions)
+        depth = torch.where(directions[:, 2] < 0, (FLOOR - origins[:, 2]) / directions[:, 2], torch.inf)
+        ids = torch.zeros(len(depth), dtype=torch.long)
+        for number, ball in enumerate(BALLS, start=1):
+            offset = origins - ball[:3]
+            b = (offset * directions).sum(-1)
+            root = b * b - (offset * offset).sum(-1) + ball[3] ** 2
+            t = -b - root.clamp(min=0).sqrt()
+            t = torch.where((root > 0) & (t > 0), t, torch.inf)
+            ids = torch.where(t < depth, number, ids)
+            depth = torch.minimum(depth, t)
+        return depth, ids, origins, directions
+
+
+def _look_at_middle(angle: float, distance: float) -> Tensor:
+    position = torch.tensor([distance * math.cos(angle), distance * math.sin(angle), 1.5])
+    back = torch.nn.functional.normalize(position - torch.tensor([0.0, 0.1, 0.2]), dim=0)
+    right = torch.nn.functional.normalize(torch.linalg.cross(torch.tensor([0.0, 0.0, 1.0]), back), dim=0)
+    return torch.stack([right, torch.linalg.cross(back, right), back, position], dim=1)
+
+
+@dataclass
+class BallSegmenter:
+    """Answers the ball that the first positive point lies on, except in the views in which it is told to err."""
+
+    views: BallViews
+    wrong: dict[int, Tensor]
+    prompts: list[tuple[str, Prompt]]
+    embedded: list[str]
+
+    @classmethod
+    def of(cls, views: BallViews, wrong: dict[int, Tensor] | None = None) -> BallSegmenter:
+        return cls(views, wrong or {}, [], [])
+
+    def embed(self, image: SegmenterImage) -> int:
+        self.embedded.append(image.name)
+        return int(image.name.removesuffix(".png"))
+
+    def predict(self, embedding: int, prompt: Prompt) -> Candidates:
+        self.prompts.append((self.views.name(embedding), prompt))
+        if embedding in self.wrong:
+            return Candidates(self.wrong[embedding][None], torch.ones(1))
+        ids = self.views.ids(embedding)
+        x, y = prompt.positive[0].long().tolist()
+        mask = (ids == ids[y, x]) & (ids > 0)
+        return Candidates(mask[None], torch.ones(1))

@@ -1,0 +1,143 @@
+"""The loop over views, on a scene whose answer is known exactly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
+from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
+from sa3d_nerfstudio.traces.base import render_probability
+from tests.analytic import BALLS, BallSegmenter, BallViews
+
+
+def session_on(
+    ball: int, views: BallViews | None = None, wrong: dict[int, torch.Tensor] | None = None, **settings
+) -> SegmentationSession:
+    """A session that has been prompted on one ball in view 0."""
+    views = views or BallViews()
+    session = SegmentationSession(views, BallSegmenter.of(views, wrong), MaskGrid(64), SessionSettings(**settings))
+    session.prompt(0, point_on(views, 0, ball))
+    return session
+
+
+def point_on(views: BallViews, view: int, ball: int) -> Prompt:
+    y, x = (views.ids(view) == ball).nonzero().float().mean(0).round().tolist()
+    return Prompt.from_points(views.height, views.width, [(x, y)])
+
+
+def iou_in_unseen_views(session: SegmentationSession, ball: int) -> float:
+    views = BallViews(count=7, distance=2.5)
+    scores = []
+    for view in range(len(views)):
+        probability, _ = render_probability(views.trace(view), session.grid)
+        mask, truth = probability.reshape(views.height, views.width) > 0.5, views.ids(view) == ball
+        scores.append(float((mask & truth).sum() / (mask | truth).sum()))
+    return sum(scores) / len(scores)
+
+
+@pytest.mark.parametrize("ball", [1, 2, 3])
+def test_one_click_finds_the_whole_ball(ball: int):
+    session = session_on(ball)
+    report = session.run()
+    assert iou_in_unseen_views(session, ball) > 0.93
+    assert report.converged
+    points, _ = session.grid.object_points()
+    x, y, z, radius = BALLS[ball - 1].tolist()
+    cell = 2 * float(session.grid.half_extent.max()) * (1 + OUTSIDE) / (session.grid.resolution - 1)
+    assert (points - torch.tensor([x, y, z])).norm(dim=-1).max() < radius + 1.8 * cell
+
+
+def test_the_published_update_finds_it_too():
+    session = session_on(3, lifting="gradient", max_passes=1, view_order="file")
+    session.run()
+    assert iou_in_unseen_views(session, 3) > 0.8
+
+
+def test_a_view_is_embedded_once_and_visited_every_pass():
+    session = session_on(1)
+    report = session.run()
+    segmenter = session.segmenter
+    assert isinstance(segmenter, BallSegmenter)
+    assert sorted(segmenter.embedded) == sorted(set(segmenter.embedded))
+    passes = len(report.changes) + 1
+    assert [record.number_of_pass for record in report.records] == sorted(
+        number for number in range(1, passes + 1) for _ in range(12)
+    )
+
+
+def test_a_view_that_disagrees_is_rejected_and_told():
+    views = BallViews()
+    other = views.ids(4) == 3
+    session = session_on(1, views, {4: other})
+    report = session.run()
+    record = report.last()[4]
+    assert record.state == "rejected"
+    assert record.reason.startswith("IoU with the rendered mask is 0.0")
+    assert iou_in_unseen_views(session, 1) > 0.93
+
+
+def test_without_rejection_the_same_view_does_harm():
+    views = BallViews()
+    wrong = {view: views.ids(view) == 3 for view in (2, 4, 6, 8, 10)}
+    guarded, open_to_all = session_on(1, views, wrong), session_on(1, views, wrong, min_agreement=0.0)
+    guarded.run()
+    open_to_all.run()
+    assert iou_in_unseen_views(guarded, 1) > iou_in_unseen_views(open_to_all, 1) + 0.02
+
+
+def test_an_empty_answer_is_rejected():
+    views = BallViews()
+    session = session_on(1, views, {3: torch.zeros(views.height, views.width, dtype=torch.bool)})
+    assert session.run().last()[3].reason == "the segmenter found nothing"
+
+
+def test_stopping_keeps_what_is_known_so_far():
+    session = session_on(1)
+    steps = session.steps()
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    assert not session.grid.is_empty
+
+
+def test_views_that_cannot_see_the_object_are_skipped():
+    views = BallViews()
+    # Turn one camera around.
+    views.poses[5, :, 0] *= -1
+    views.poses[5, :, 2] *= -1
+    report = session_on(1, views).run()
+    assert (report.last()[5].state, report.last()[5].reason) == ("skipped", "object not in view")
+
+
+def test_two_prompted_views_are_both_kept():
+    views = BallViews()
+    session = session_on(1, views)
+    session.prompt(6, point_on(views, 6, 1))
+    report = session.run()
+    assert {record.view for record in report.records if record.state == "prompt"} == {0, 6}
+
+
+@pytest.mark.parametrize("prompt", [Prompt.from_points(48, 64), Prompt.from_points(48, 64, negative=[(5, 5)])])
+def test_a_prompt_without_anything_positive_selects_nothing(prompt: Prompt):
+    views = BallViews()
+    session = SegmentationSession(
+        views, BallSegmenter.of(views, {0: views.ids(0) == 1}), MaskGrid(8), SessionSettings()
+    )
+    with pytest.raises(SA3DError, match=r"selects nothing in 000\.png"):
+        session.prompt(0, prompt)
+
+
+def test_a_prompt_on_nothing_selects_nothing():
+    views = BallViews()
+    session = SegmentationSession(views, BallSegmenter.of(views), MaskGrid(8), SessionSettings())
+    with pytest.raises(SA3DError, match="selects nothing"):
+        session.prompt(0, Prompt.from_points(48, 64, [(0, 0)]))
+
+
+def test_running_without_a_prompt_is_refused():
+    views = BallViews()
+    with pytest.raises(SA3DError, match="prompt a view first"):
+        SegmentationSession(views, BallSegmenter.of(views), MaskGrid(8), SessionSettings()).run()

@@ -66,9 +66,9 @@ class MaskOutputs(_Base):
     ) -> tuple[Float[Tensor, " num_rays"], Float[Tensor, "num_rays 3"]]:
         """Probability of the shown objects along rays that have been traced, and their colours tinted by it."""
         mask, color = torch.zeros_like(trace.accumulation), torch.zeros_like(rgb)
-        for name in self.masks.shown_names:
-            probability = render_probability(trace, self.masks[name])[0]
-            color = torch.where((probability > mask)[:, None], rgb.new_tensor(self.masks.colors[name]), color)
+        for field, its_color in self.masks.shown_colored:
+            probability = render_probability(trace, field)[0]
+            color = torch.where((probability > mask)[:, None], rgb.new_tensor(its_color), color)
             mask = torch.maximum(mask, probability)
         tint = TINT * (mask > self.mask_threshold).float()[:, None]
         return mask, rgb * (1 - tint) + color * tint

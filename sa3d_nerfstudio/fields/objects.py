@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -58,20 +58,31 @@ class MaskObjects(nn.Module):
         self.hidden.discard(name)
         del self.colors[name]
 
+    def replace(
+        self, fields: Mapping[str, MaskField], hidden: set[str], colors: Mapping[str, tuple[float, float, float]]
+    ) -> None:
+        """Become these objects, in this order."""
+        self.fields = nn.ModuleDict({_key(name): field for name, field in fields.items()})
+        self.hidden, self.colors = set(hidden), dict(colors)
+
     @property
     def names(self) -> list[str]:
         """Names of all objects."""
         return [_name(key) for key in self.fields]
 
     @property
-    def shown_names(self) -> list[str]:
-        """Names of the objects that are not hidden and hold anything."""
-        return [name for name in self.names if name not in self.hidden and not self[name].is_empty]
-
-    @property
     def shown(self) -> list[MaskField]:
         """Fields of the objects that are not hidden and hold anything."""
-        return [self[name] for name in self.shown_names]
+        return [field for field, _ in self.shown_colored]
+
+    @property
+    def shown_colored(self) -> list[tuple[MaskField, tuple[float, float, float]]]:
+        """Fields of the objects that are not hidden and hold anything, and their colours."""
+        # Read once: the viewer may replace all objects while another thread renders.
+        fields, hidden, colors = self.fields, self.hidden, self.colors
+        names = [(key, _name(key)) for key in fields]
+        shown = [(fields[key], colors.get(name, PALETTE[0])) for key, name in names if name not in hidden]
+        return [(field, color) for field, color in shown if isinstance(field, MaskField) and not field.is_empty]
 
     def probability_at(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 1"]:
         """Probability that a world position belongs to any object shown. Fields must be grids."""

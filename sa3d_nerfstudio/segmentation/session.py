@@ -165,7 +165,7 @@ class SegmentationSession:
         """
         trace = self.trace(view)
         prompt = prompt.resized(trace.height, trace.width)
-        candidates = self._predict(view, trace, prompt)
+        candidates = self._predict(view, prompt)
         choice = int(candidates.scores.argmax())
         if prompt.is_empty or not candidates.masks[choice].any():
             raise SA3DError(
@@ -203,12 +203,12 @@ class SegmentationSession:
         if base is not None:
             self.grid.copy_from(base)
         elif self.given:
-            self._prepare()
+            self._place_around_prompts()
         else:
             self.grid.copy_from(self.grid.fresh())
         lifting = EvidenceLifting(self.grid)
         for view, given in self.given.items():
-            self._lift(lifting, view, self.trace(view), given.mask, self.settings.prompt_weight)
+            self._lift(lifting, self.trace(view), given.mask, self.settings.prompt_weight)
 
     def run(self) -> SessionReport:
         """Do all steps and return the report."""
@@ -227,7 +227,7 @@ class SegmentationSession:
         previous: Lifting | None = None
         for number in range(1, self.settings.max_passes + 1):
             if previous is None:
-                self._prepare()
+                self._place_around_prompts()
                 lifting = make_lifting(self.settings.lifting, self.grid)
             else:
                 lifting = make_lifting(self.settings.lifting, previous.field.placed_again(self._spacing()))
@@ -265,7 +265,7 @@ class SegmentationSession:
             )
         if prompt is None:
             return "skipped", "object not in view", None
-        mask = self._predict(view, trace, prompt).best()
+        mask = self._predict(view, prompt).best()
         if not mask.any():
             return "rejected", "the segmenter found nothing", None
         iou = agreement(mask.to(known.device), probability, known, self.settings.threshold)
@@ -279,32 +279,43 @@ class SegmentationSession:
             return [view for view in range(len(self.views)) if view not in self.given]
         poses = self.views.camera_to_worlds
         start = [view for view in self.given if isinstance(view, int)]
-        free = [self._pose(view) for view in self.given if isinstance(view, str)]
+        free = [self.free[view].camera_to_world.to(poses) for view in self.given if isinstance(view, str)]
         start += range(len(poses), len(poses) + len(free))
         return view_order(torch.cat([poses, torch.stack(free)]) if free else poses, guide.field.center, start)
 
-    def _prepare(self) -> None:
-        """Empty the field, and put it where the views that the user has prompted show the object."""
+    def _place_around_prompts(self) -> None:
+        points = self._prompted_surface()
+        self.grid.prepare(points, self._spacing())
+
+    def _prompted_surface(self) -> Float[Tensor, "num_points 3"]:
+        """Points of the object's surface in the views that the user has prompted."""
         points = []
         for view, given in self.given.items():
             trace = self.trace(view)
-            points.append(surface_of(trace, given.mask, self._pose(view)[:, 3]))
+            points.append(surface_of(trace, given.mask, self._position(view)))
             self._spacings[view] = pixel_spacing(trace, given.mask)
-        self.grid.prepare(torch.cat(points), self._spacing())
+        return torch.cat(points)
 
-    def _pose(self, view: int | str) -> Float[Tensor, "3 4"]:
-        poses = self.views.camera_to_worlds
-        return self.free[view].camera_to_world.to(poses) if isinstance(view, str) else poses[view]
+    def _position(self, view: int | str) -> Float[Tensor, "3"]:
+        pose = self.free[view].camera_to_world if isinstance(view, str) else self.views.camera_to_worlds[view]
+        return pose[:, 3]
 
     def _spacing(self) -> float:
         return median(self._spacings.values())
 
-    def _predict(self, view: int | str, trace: ViewTrace, prompt: Prompt) -> Candidates:
+    def embed(self, view: int | str) -> Any:
+        """What the segmenter embeds of a view; done once, and done by the first prompt if not before."""
+        trace = self.trace(view)
         with self._timed("segment"):
             if view not in self._embeddings:
                 image = SegmenterImage(trace.rgb, self.name(view), trace.depth[..., 0])
                 self._embeddings[view] = self.segmenter.embed(image)
-            return self.segmenter.predict(self._embeddings[view], prompt)
+        return self._embeddings[view]
+
+    def _predict(self, view: int | str, prompt: Prompt) -> Candidates:
+        embedding = self.embed(view)
+        with self._timed("segment"):
+            return self.segmenter.predict(embedding, prompt)
 
     def _lift(self, lifting: Lifting, view: int | str, trace: ViewTrace, mask: Tensor, weight: float = 1.0) -> None:
         with self._timed("lift"):

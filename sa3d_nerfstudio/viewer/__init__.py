@@ -1,0 +1,1 @@
+"""The Segment panel in nerfstudio's viewer, and the state behind it."""

@@ -1,0 +1,176 @@
+"""nerfstudio's viewer, where the panel needs more of it than it offers. All of its private parts that we touch are here.
+
+Checked against nerfstudio 1.1.5; what is used has the same names on its main branch.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import viser
+import viser.transforms as vtf
+from jaxtyping import Float
+from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO, Viewer
+from torch import Tensor
+
+from sa3d_nerfstudio.errors import SA3DError
+
+if TYPE_CHECKING:
+    from sa3d_nerfstudio.pipeline import SA3DPipeline
+
+CPU_MAX_RES = 192
+"""Longer side of the viewport's renders on a CPU: about four seconds each, where nerfstudio's 512 take half a minute."""
+MODEL_DIR = "nerfstudio_models"
+"""Folder of a run's checkpoints; nerfstudio's default, which ``ns-viewer`` does not pass on."""
+
+
+class Turns:
+    """A lock that is let go long enough for others to take it.
+
+    Python's locks are not fair: a loop that takes one again at once starves everybody else.
+    """
+
+    def __init__(self, lock: threading.Lock, pause: float = 0.002) -> None:
+        self._lock = lock
+        self._pause = pause
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: Any) -> None:
+        self._lock.release()
+        time.sleep(self._pause)
+
+
+class Host:
+    """The viewer that the panel lives in, of ``ns-train`` or of ``ns-viewer``."""
+
+    def __init__(self, viewer: Viewer) -> None:
+        self.viewer = viewer
+        self.server = viewer.viser_server
+        self.lock = Turns(viewer.train_lock or threading.Lock())
+
+    @property
+    def trains(self) -> bool:
+        """Whether this is ``ns-train``, which makes a new run, and not ``ns-viewer``, which shows one."""
+        return self.viewer.trainer is not None
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run."""
+        return self.viewer.log_filename.parent
+
+    @property
+    def config(self) -> Path:
+        """The run's config.yml."""
+        return self.run_dir / "config.yml"
+
+    def prepare(self, on_cpu: bool) -> None:
+        """Put away what only makes sense while a model is trained, and set a size that a CPU can render."""
+        self.viewer.pause_train.visible = self.viewer.resume_train.visible = False
+        panel = self.viewer.control_panel
+        panel._train_speed.set_hidden(True)
+        panel._train_util.set_hidden(True)
+        if on_cpu:
+            panel._max_res.value = CPU_MAX_RES
+
+    def rerender(self, but: viser.ClientHandle | None = None) -> None:
+        """Have every tab render again, but one."""
+        for client_id, client in self.server.get_clients().items():
+            if client is not but:
+                self._act(client_id, client)
+
+    def hold(self, client: viser.ClientHandle) -> None:
+        """Stop rendering one tab until its camera moves: what it shows is sent by the panel."""
+        machine = self.viewer.render_statemachines.get(client.client_id)
+        if machine is None:
+            return
+        # Rendered in full and still, as far as the state machine knows; what it is rendering now is given up.
+        machine.state = "high"
+        machine.interrupt_render_flag = True
+        with self.lock:
+            machine.interrupt_render_flag = False
+
+    def send(self, client: viser.ClientHandle, image: Float[Tensor, "height width 3"]) -> None:
+        """Show an image in a tab's viewport."""
+        pixels = (image.clamp(0, 1) * 255).byte().cpu().numpy()
+        client.scene.set_background_image(pixels, format="jpeg", jpeg_quality=95)
+
+    def show_output(self, name: str) -> None:
+        """Choose one of the model's outputs in nerfstudio's own selector."""
+        dropdown = self.viewer.control_panel._output_render
+        # Until something has been rendered, the selector knows of no outputs.
+        if dropdown.gui_handle is not None and name in dropdown.gui_handle.options and dropdown.value != name:
+            dropdown.value = name
+
+    def show_cameras(self, visible: bool) -> None:
+        """Show or hide the training cameras, which are in the way of clicks, unless the user has hidden them."""
+        if self.viewer.hide_images.visible and hasattr(self.viewer, "camera_handles"):
+            self.viewer.set_camera_visibility(visible)
+
+    def size(self, client: viser.ClientHandle, long_side: int) -> tuple[int, int]:
+        """Height and width of an image of the tab's shape."""
+        aspect = client.camera.aspect
+        long_side = min(long_side, self.viewer.control_panel.max_res)
+        width = long_side if aspect >= 1 else max(round(long_side * aspect), 1)
+        return max(round(width / aspect), 1), width
+
+    def look_from(self, client: viser.ClientHandle, view: int) -> None:
+        """Put a tab's camera where a training image was taken."""
+        dataset = self.viewer.pipeline.datamanager.train_dataset
+        assert dataset is not None
+        camera = dataset.cameras[view % len(dataset)]
+        pose = camera.camera_to_worlds.cpu().numpy()
+        rotation = vtf.SO3.from_matrix(pose[:3, :3]) @ vtf.SO3.from_x_radians(np.pi)
+        with client.atomic():
+            client.camera.position = pose[:3, 3] * VISER_NERFSTUDIO_SCALE_RATIO
+            client.camera.wxyz = rotation.wxyz
+            client.camera.fov = 2 * math.atan(float(camera.height) / 2 / float(camera.fy))
+
+    def mark(self, points: Float[np.ndarray, "num 3"], colors: Float[np.ndarray, "num 3"]) -> None:
+        """Show points in the scene; those of before are gone."""
+        if len(points) == 0:
+            points, colors = np.full((1, 3), 1e6), np.zeros((1, 3))
+        self.server.scene.add_point_cloud(
+            "/sa3d/points", points * VISER_NERFSTUDIO_SCALE_RATIO, colors, point_size=0.08, point_shape="circle"
+        )
+
+    def commands(self) -> dict[str, str]:
+        """Commands for this run, to copy, and what each is for."""
+        config = shlex.quote(str(self.config))
+        return {
+            "The object's points": f"ns-export pointcloud --load-config {config} --output-dir exports "
+            "--normal-method open3d",
+            "A video of the object": f"ns-render interpolate --load-config {config} "
+            "--rendered-output-names object_rgb --output-path exports/object.mp4",
+            "This again": f"ns-viewer --load-config {config}",
+        }
+
+    def save(self, pipeline: SA3DPipeline) -> Path:
+        """Write the run, and say where its config.yml is.
+
+        Raises:
+            SA3DError: The run's checkpoint is not where it was.
+        """
+        trainer: Any = self.viewer.trainer
+        if trainer is not None:
+            trainer.save()
+            return self.config
+        checkpoints = sorted((self.run_dir / MODEL_DIR).glob("step-*.ckpt"))
+        if not checkpoints:
+            raise SA3DError(f"there is no checkpoint in {self.run_dir / MODEL_DIR} to save to: put the run back.")
+        pipeline.save_checkpoint(checkpoints[-1], int(checkpoints[-1].stem.removeprefix("step-")))
+        return self.config
+
+    def _act(self, client_id: int, client: viser.ClientHandle) -> None:
+        from nerfstudio.viewer.render_state_machine import RenderAction
+
+        machine = self.viewer.render_statemachines.get(client_id)
+        if machine is not None and self.viewer.ready:
+            machine.action(RenderAction("move", self.viewer.get_camera_state(client)))

@@ -1,0 +1,393 @@
+"""What the Segment panel does: prompts in, masks of named objects out. Knows of no screen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from torch import Tensor
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.fields.objects import PALETTE
+from sa3d_nerfstudio.model import MaskedModel
+from sa3d_nerfstudio.segmentation.self_prompting import self_prompt
+from sa3d_nerfstudio.segmentation.session import FreeView, Given, SegmentationSession, SessionSettings
+from sa3d_nerfstudio.segmenters.base import Segmenter
+from sa3d_nerfstudio.traces.base import render_probability
+from sa3d_nerfstudio.viewer.state import History, Mark, ObjectState, SceneState, ViewPrompt
+from sa3d_nerfstudio.views import TrainingViews, trace_camera
+
+SCRIBBLE_STEP = 0.04
+"""Distance of the points that join two clicks of a scribble, as a share of the image's width."""
+CLEARANCE = 0.1
+"""Around a point that the user calls something else, nothing is taken to be known to be the object (likewise)."""
+
+
+@dataclass
+class Progress:
+    """How far a segmentation has got."""
+
+    number_of_pass: int
+    done: int
+    """Views visited in this pass."""
+    total: int
+    """Views to visit in this pass."""
+    used: int
+    rejected: int
+    name: str
+    """Of the view just visited."""
+
+
+class Workbench:
+    """Objects being segmented in a run, by prompts in views of any camera.
+
+    Operations raise :class:`SA3DError` and leave everything as it was. They may come from any one thread at a time,
+    while others render; ``lock`` is held when this here renders with the model.
+
+    Args:
+        model: The base model with masks, whose masks are what there is at first.
+        views: The training views.
+        segmenter: Builds the 2D segmenter when it is first needed.
+        settings: Of the sessions.
+        resolution: Of the mask grids.
+        lock: Shared with everybody else who renders with the model.
+    """
+
+    def __init__(
+        self,
+        model: MaskedModel,
+        views: TrainingViews,
+        segmenter: Callable[[], Segmenter],
+        settings: SessionSettings,
+        resolution: int = 128,
+        lock: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.views = views
+        self.settings = settings
+        self.resolution = resolution
+        self.lock = nullcontext() if lock is None else lock
+        self.views.lock = self.lock
+        self.free: dict[str, FreeView] = {}
+        self.history = History()
+        self.unsaved = False
+        self._make_segmenter = segmenter
+        self._segmenter: Segmenter | None = None
+        self._cameras: dict[str, Float[Tensor, " camera"]] = {}
+        self._embeddings: dict[int | str, Any] = {}
+        self._answers: dict[ViewPrompt, Given] = {}
+        self._published: dict[str, MaskGrid] = {}
+        self.adopt()
+
+    @property
+    def state(self) -> SceneState:
+        """What there is."""
+        return self.history.present
+
+    def adopt(self) -> None:
+        """Take over the masks of the model if somebody else has changed them."""
+        masks = self.model.masks
+        there = {name: masks[name] for name in masks.names}
+        if list(there.items()) == list(self._published.items()):
+            return
+        objects = tuple(
+            ObjectState(name, masks.colors[name], name in masks.hidden, evidence=None if grid.is_empty else grid)
+            for name, grid in there.items()
+        )
+        self.history = History(SceneState(objects, objects[-1].name if objects else None))
+        self._published = there
+
+    # Views.
+
+    def look(self, camera: Cameras) -> str:
+        """Make a camera's view ready for prompts: rendered once, embedded once.
+
+        Returns:
+            Its name.
+        """
+        pose = camera.camera_to_worlds[0].reshape(-1).cpu()
+        size = [camera.fx, camera.fy, camera.height, camera.width]
+        key = torch.cat([pose, *[value.reshape(-1)[:1].cpu().float() for value in size]])
+        for name, known in self._cameras.items():
+            if torch.allclose(known, key, atol=1e-5):
+                return name
+        name = f"viewer {len(self._cameras) + 1}"
+        segmenter = self._segmenter or self._make_segmenter()
+        self._segmenter = segmenter
+        trace = trace_camera(self.model, camera.to(self.model.device), self.lock)
+        self.free[name] = FreeView(trace, camera.camera_to_worlds[0])
+        self._cameras[name] = key
+        self._session(MaskGrid(2)).embed(name)
+        return name
+
+    def picture(self, view: str) -> Float[Tensor, "height width 3"]:
+        """What a view shows, with the objects tinted; costs no rendering of the radiance field."""
+        trace = self.free[view].trace
+        _, overlay = self.model.render_overlay(trace, trace.rgb.reshape(-1, 3))
+        return overlay.reshape(trace.rgb.shape)
+
+    def markers(self) -> list[tuple[Float[Tensor, "3"], bool]]:
+        """World positions of the points that prompt the selected object, a little in front of its surface, and whether
+        they are on it."""
+        current = self.state.current
+        found = []
+        for prompt in current.prompts if current else ():
+            trace = self.free[prompt.view].trace
+            points = torch.lerp(trace.origins, trace.surface_points(), 0.97)
+            for mark in prompt.marks:
+                x, y = (
+                    min(int(mark.x * trace.width), trace.width - 1),
+                    min(int(mark.y * trace.height), trace.height - 1),
+                )
+                found.append((points[y * trace.width + x].cpu(), mark.on_object))
+        return found
+
+    # Prompts.
+
+    def mark(self, view: str, x: float, y: float, on_object: bool, joined: bool = False) -> None:
+        """Put a point into a view; ``joined`` fills up the way from the last one there.
+
+        Args:
+            view: As :meth:`look` named it.
+            x: Share of the width, from the left.
+            y: Share of the height, from the top.
+            on_object: Whether it lies on the object, or on something else.
+            joined: Whether to draw a line of points from the last one that said the same.
+        """
+        prompt = self._prompt_in(view)
+        marks = [Mark(x, y, on_object)]
+        last = next((mark for mark in reversed(prompt.marks) if mark.on_object == on_object), None)
+        if joined and last is not None:
+            steps = max(1, round(((x - last.x) ** 2 + (y - last.y) ** 2) ** 0.5 / SCRIBBLE_STEP))
+            ways = [step / steps for step in range(1, steps + 1)]
+            marks = [Mark(last.x + (x - last.x) * way, last.y + (y - last.y) * way, on_object) for way in ways]
+        self._set_prompt(replace(prompt, marks=(*prompt.marks, *marks), choice=None))
+
+    def draw_box(self, view: str, x0: float, y0: float, x1: float, y1: float) -> None:
+        """Draw a rectangle around the object; it replaces the last one in this view. Shares of width and height."""
+        if x1 - x0 < 0.01 or y1 - y0 < 0.01:
+            raise SA3DError("the box is empty: drag from one corner of the object to the other.")
+        self._set_prompt(replace(self._prompt_in(view), box=(x0, y0, x1, y1), choice=None))
+
+    def choose(self, candidate: int) -> None:
+        """Take another of the segmenter's answers to the last prompt, from the smallest to the largest."""
+        current = self.state.current
+        if current is None or not current.prompts:
+            raise SA3DError("there is no mask to choose from: put a point on the object first.")
+        prompt = current.prompts[-1]
+        areas = self._answer(prompt).candidates.masks.flatten(1).sum(1)
+        order = areas.argsort().tolist()
+        self._set_prompt(replace(prompt, choice=order[min(candidate, len(order) - 1)]))
+
+    def num_candidates(self) -> int:
+        """How many answers there are to choose from."""
+        current = self.state.current
+        return len(self._answer(current.prompts[-1]).candidates.masks) if current and current.prompts else 0
+
+    def clear(self) -> None:
+        """Begin the selected object again."""
+        current = self._current()
+        self._go_to(self.state.replacing(current.name, replace(current, prompts=(), evidence=None)))
+
+    # Objects.
+
+    def add_object(self, name: str | None = None) -> str:
+        """Make an object, and let prompts go to it."""
+        if name is None:
+            number = len(self.state.objects) + 1
+            while f"object {number}" in self.state.names:
+                number += 1
+            name = f"object {number}" if self.state.objects else "object"
+        self._check_name(name)
+        used = [thing.color for thing in self.state]
+        self._go_to(self.state.adding(ObjectState(name, min(PALETTE, key=used.count))))
+        return name
+
+    def select(self, name: str) -> None:
+        """Let prompts go to another object."""
+        self.history.present = self.state.selecting(name)
+
+    def rename(self, name: str) -> None:
+        """Rename the selected object."""
+        current = self._current()
+        if name != current.name:
+            self._check_name(name)
+            self._go_to(self.state.replacing(current.name, replace(current, name=name)))
+
+    def delete(self) -> None:
+        """Delete the selected object."""
+        self._go_to(self.state.removing(self._current().name))
+
+    def show(self, hidden: set[str]) -> None:
+        """Hide these objects, and no others. Not a step that is undone: nothing is lost."""
+        objects = tuple(replace(thing, hidden=thing.name in hidden) for thing in self.state)
+        self.history.present = replace(self.state, objects=objects)
+        self.model.masks.hidden = {thing.name for thing in objects if thing.hidden}
+
+    def solo(self, on: bool) -> None:
+        """Show the selected object alone, or all."""
+        current = self._current()
+        self.show({name for name in self.state.names if name != current.name} if on else set())
+
+    def undo(self) -> None:
+        """Go one step back."""
+        self._realise(self.history.before())
+        self.history.undo()
+
+    def redo(self) -> None:
+        """Take the last undo back."""
+        self._realise(self.history.after())
+        self.history.redo()
+
+    # The loop over the training views.
+
+    def segment(self, live_every: float = 4.0) -> Iterator[Progress]:
+        """Segment the selected object in all training views, one view a step.
+
+        Whoever iterates may close the iterator at any step; what is known by then is kept.
+
+        Args:
+            live_every: The model's mask is brought up to date no more often than this, in seconds.
+
+        Raises:
+            SA3DError: Nothing is prompted, or nothing came of it.
+        """
+        current = self._current()
+        if not current.prompts:
+            raise SA3DError(f"nothing points at {current.name} yet: choose '+ point' and click on it first.")
+        session = self._session(MaskGrid(self.resolution).to(self.model.device))
+        session.given = {prompt.view: self._answer(prompt) for prompt in current.prompts}
+        progress = Progress(0, 0, 0, 0, 0, "")
+        shown = time.monotonic()
+        try:
+            for record in session.steps():
+                if record.number_of_pass != progress.number_of_pass:
+                    progress = Progress(record.number_of_pass, 0, len(self.views) + len(session.given), 0, 0, "")
+                progress.done += 1
+                progress.used += record.state in ("used", "prompt")
+                progress.rejected += record.state == "rejected"
+                progress.name = record.name
+                if time.monotonic() - shown > live_every:
+                    self._publish(self.state, {**self._published, current.name: _copy(session.grid)})
+                    shown = time.monotonic()
+                yield progress
+        finally:
+            self._keep(current, session)
+        if session.grid.is_empty:
+            raise SA3DError(f"{current.name} is empty: no surface lies behind what is prompted; prompt another view.")
+
+    def _keep(self, current: ObjectState, session: SegmentationSession) -> None:
+        """Split what a session found into the user's part, which may still change, and the other views'."""
+        if not session.report.records:
+            return
+        evidence = session.grid
+        if self.settings.lifting == "evidence":
+            # All evidence is a sum, so what the prompted views gave can be taken out again.
+            total, evidence = evidence, evidence.fresh()
+            session.grid = evidence.fresh()
+            session.lift_prompts(evidence)
+            evidence.set((total.hit - session.grid.hit).clamp(min=0), (total.seen - session.grid.seen).clamp(min=0))
+        self._go_to(self.state.replacing(current.name, replace(current, evidence=evidence)))
+
+    # How it is done.
+
+    def _session(self, grid: MaskGrid) -> SegmentationSession:
+        if self._segmenter is None:
+            self._segmenter = self._make_segmenter()
+        session = SegmentationSession(self.views, self._segmenter, grid, self.settings, self._embeddings)
+        session.free = self.free
+        return session
+
+    def _current(self) -> ObjectState:
+        current = self.state.current
+        if current is None:
+            raise SA3DError("there is no object yet: choose '+ point' and click on one.")
+        return current
+
+    def _check_name(self, name: str) -> None:
+        if not name.strip():
+            raise SA3DError("an object needs a name: type one.")
+        if name in self.state.names:
+            raise SA3DError(f"there is an object named {name} already: type another name.")
+
+    def _prompt_in(self, view: str) -> ViewPrompt:
+        """The selected object's prompt in a view, begun from what is known of the object if it is new."""
+        if self.state.current is None:
+            self.add_object()
+        current = self._current()
+        prompt = current.prompt_in(view)
+        if prompt.is_empty and not current.is_empty:
+            prompt = replace(prompt, context=self._context(current, view))
+        return prompt
+
+    def _context(self, current: ObjectState, view: str) -> tuple[Mark, ...]:
+        trace = self.free[view].trace
+        shape = (trace.height, trace.width)
+        rendered = render_probability(trace, self._published[current.name])
+        probability, known = (image.reshape(shape) for image in rendered)
+        settings = self.settings
+        prompt = self_prompt(probability, known, trace.depth[..., 0], settings.num_prompts, settings.threshold)
+        if prompt is None:
+            return ()
+        return tuple(Mark((x + 0.5) / trace.width, (y + 0.5) / trace.height, True) for x, y in prompt.points.tolist())
+
+    def _set_prompt(self, prompt: ViewPrompt) -> None:
+        off = [mark for mark in prompt.marks if not mark.on_object]
+        far = [all((m.x - o.x) ** 2 + (m.y - o.y) ** 2 > CLEARANCE**2 for o in off) for m in prompt.context]
+        context = tuple(mark for mark, keep in zip(prompt.context, far, strict=True) if keep)
+        current = self._current()
+        self._go_to(self.state.replacing(current.name, current.prompted(replace(prompt, context=context))))
+
+    def _answer(self, prompt: ViewPrompt) -> Given:
+        """The mask that comes of a prompt; asked for once."""
+        if prompt not in self._answers:
+            trace = self.free[prompt.view].trace
+            session = self._session(MaskGrid(2))
+            session.prompt(prompt.view, prompt.pixels(trace.height, trace.width))
+            if prompt.choice is not None:
+                session.choose(prompt.view, prompt.choice)
+            self._answers[prompt] = session.given[prompt.view]
+        return self._answers[prompt]
+
+    def _go_to(self, state: SceneState) -> None:
+        self._realise(state)
+        self.history.push(state)
+
+    def _realise(self, state: SceneState) -> None:
+        """Make the model's masks what a state says; objects that do not change keep their grids."""
+        before = {(thing.prompts, thing.evidence): self._published[thing.name] for thing in self.state}
+        grids = {}
+        for thing in state:
+            same = before.get((thing.prompts, thing.evidence))
+            grids[thing.name] = same if same is not None and not thing.is_empty else self._lifted(thing)
+        self._publish(state, grids)
+
+    def _lifted(self, thing: ObjectState) -> MaskGrid:
+        if thing.evidence is not None and not thing.prompts:
+            return thing.evidence
+        grid = MaskGrid(self.resolution).to(self.model.device)
+        session = self._session(grid) if thing.prompts else None
+        if session is not None:
+            session.given = {prompt.view: self._answer(prompt) for prompt in thing.prompts}
+            session.lift_prompts(thing.evidence)
+        return grid
+
+    def _publish(self, state: SceneState, grids: dict[str, MaskGrid]) -> None:
+        hidden = {thing.name for thing in state if thing.hidden}
+        # Grids are never changed once they are here, so whoever is rendering may go on with the old ones.
+        self.model.masks.replace(grids, hidden, {thing.name: thing.color for thing in state})
+        self._published = grids
+        self.unsaved = True
+
+
+def _copy(grid: MaskGrid) -> MaskGrid:
+    copy = grid.fresh()
+    copy.copy_from(grid)
+    return copy

@@ -8,6 +8,7 @@ types as the plain data they are, not to allow arbitrary pickles.
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,12 @@ from sa3d_nerfstudio.errors import SA3DError, one_line
 _NUMBER_TYPES = (np.float64, np.float32, np.int64, np.int32, np.bool_)
 _NAMES_OF_SCALAR = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # by numpy 1, by numpy 2
 _CHECKPOINT_NAME = re.compile(r"step-(\d{9,})\.ckpt")  # nerfstudio's step-%09d.ckpt
+
+
+def quiet_nerfstudio() -> None:
+    """Keep a deprecation in nerfstudio's ray generation, which users can do nothing about, off their screens."""
+    warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multidimensional indexing")
+    warnings.filterwarnings("ignore", message=r"`torch\.cuda\.amp\.GradScaler", module="nerfstudio")
 
 
 def allow_nerfstudio_checkpoints() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from scenes import TINY
 
 from sa3d_nerfstudio.demo.scene import write_scene
+from tests.commands import succeed
+from tests.scenes import TINY
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +29,19 @@ def shared_dir() -> Path:
     if not (folder / "scenes").is_dir():
         pytest.skip(f"there are no benchmark scenes at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a nerfacto run that ns-train has really trained on the tiny scene, for a moment. Read-only."""
+    output = tmp_path_factory.mktemp("runs")
+    train = [sys.executable, "-m", "sa3d_nerfstudio.demo.train", "--data", tiny_scene, "--output-dir", output]
+    succeed(*train, "--timestamp", "T", "--steps", 600)
+    return output / tiny_scene.name / "nerfacto" / "T"
+
+
+@pytest.fixture(scope="session")
+def tiny_prompt(tiny_scene: Path) -> dict[str, Any]:
+    """The prompts of the ball in the tiny scene, as in prompts.json."""
+    objects = json.loads((tiny_scene / "prompts.json").read_text())["objects"]
+    return next(entry for entry in objects if entry["name"] == "ball")

@@ -13,12 +13,12 @@ import pytest
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from numpy import ndarray
 from PIL import Image
-from scenes import TINY
 
 from sa3d_nerfstudio.demo import layout, scene
 from sa3d_nerfstudio.demo.scene import SceneConfig, cameras, write_scene
 from sa3d_nerfstudio.demo.tracer import first_hits, trace
 from sa3d_nerfstudio.errors import SA3DError
+from tests.scenes import TINY
 
 SMALL = SceneConfig(train_views=8, test_views=2, width=96, height=72, supersample=1, surface_points=300)
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from segment_anything import sam_model_registry
-from tiny_sam import save_tiny_sam, tiny_sam
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.segmenters.base import SegmenterOptions
 from sa3d_nerfstudio.segmenters.checkpoints import CHECKPOINT_VARIABLE, find_checkpoint, load_sam
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.sam_architecture import build_sam_from_state, encoder_size
+from tests.tiny_sam import save_tiny_sam, tiny_sam
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from segment_anything import SamPredictor
-from tiny_sam import save_tiny_sam, tiny_sam
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, SamSegmenter, low_res_logits, to_bytes
+from tests.tiny_sam import save_tiny_sam, tiny_sam
 
 HEIGHT, WIDTH = 60, 80
 PRIOR = torch.linspace(0, 1, WIDTH).expand(HEIGHT, WIDTH)

@@ -16,7 +16,7 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineC
 from torch import Tensor
 
 from sa3d_nerfstudio.atomic import atomic_path
-from sa3d_nerfstudio.datamanager import frozen_datamanager
+from sa3d_nerfstudio.datamanager import Filtered, frozen_datamanager
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.lpips import lpips_without_download
 from sa3d_nerfstudio.mask_outputs import MaskOutputs
@@ -147,7 +147,8 @@ class SA3DPipeline(VanillaPipeline):
             scaled_down = getattr(getattr(self.datamanager, "dataparser", None), "downscale_factor", None) or 1
             size = self.config.working_size or (1008 if self.device.type == "cuda" else 160)
             scale = scaled_down / dataset.scale_factor
-            self._views = TrainingViews(self.model, dataset.cameras, dataset.image_filenames, size, scale)
+            cameras = cast(Filtered, self.datamanager).training_cameras()
+            self._views = TrainingViews(self.model, cameras, dataset.image_filenames, size, scale)
         return self._views
 
     def session(self, name: str | None = None) -> SegmentationSession:

@@ -9,12 +9,15 @@ from jaxtyping import Float
 from nerfstudio.models.base_model import Model
 from torch import Tensor
 
+from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.objects import MaskObjects
 from sa3d_nerfstudio.traces.base import RayTrace, render_probability
 
 TINT = 0.6
 """How much of an object's colour goes into ``mask_overlay``."""
+SOLID = 0.5
+"""Accumulation from which a pixel of the object alone has a depth."""
 
 _Base = Model if TYPE_CHECKING else object
 
@@ -30,6 +33,9 @@ class MaskOutputs(_Base):
       where there is none.
     - ``background_rgb``: the scene without the objects.
     """
+
+    EXPORT = "pointcloud --normal-method open3d"
+    """What of ``ns-export`` gives the objects' shape, for any model of this kind."""
 
     masks: MaskObjects
     mask_threshold: float
@@ -53,6 +59,15 @@ class MaskOutputs(_Base):
         """The base model's outputs, with the mask and its overlay in the form of its image."""
         mask, overlay = self.render_overlay(trace, rgb.reshape(-1, 3))
         return {**outputs, "mask": mask.reshape(*rgb.shape[:-1], 1), "mask_overlay": overlay.reshape(rgb.shape)}
+
+    def require_object(self) -> None:
+        """Check that there is an object to export.
+
+        Raises:
+            SA3DError: There is none.
+        """
+        if not self.masks.shown:
+            raise SA3DError("this run has no object to export: segment one first (ns-train sa3d --load-dir RUN).")
 
     def render_mask(self, trace: RayTrace) -> Float[Tensor, " num_rays"]:
         """Probability of the shown objects along rays that have been traced."""

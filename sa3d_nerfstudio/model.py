@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextvars import ContextVar
 from types import new_class
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.fields.sdf_field import SDFField
 from nerfstudio.model_components import renderers
 from nerfstudio.models.base_model import Model
 from nerfstudio.models.splatfacto import SplatfactoModel
@@ -16,16 +20,30 @@ from nerfstudio.utils.colors import COLORS_DICT
 from torch import Tensor
 
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.fields.object_sdf import cut_to_objects, whole_scene
 from sa3d_nerfstudio.fields.objects import MaskObjects
 from sa3d_nerfstudio.lazy_outputs import LazyOutputs
-from sa3d_nerfstudio.mask_outputs import MaskOutputs
+from sa3d_nerfstudio.mask_outputs import SOLID, MaskOutputs
 from sa3d_nerfstudio.splat_model import MaskedSplatModel
 from sa3d_nerfstudio.traces.gating import Gate, gated_density
 from sa3d_nerfstudio.traces.nerf import NerfTrace, WeightedSamples, trace_rays
 
+FAR = 1e3
+"""Depth that exporters are given where there is no object."""
+_FOR: ContextVar[Literal["viewing", "export"] | None] = ContextVar("for", default=None)
+"""What an image is rendered for; None while nobody renders one."""
+
 
 class MaskedModel(MaskOutputs):
-    """What is added to the class of a base model that renders rays."""
+    """What is added to the class of a base model that renders rays.
+
+    **What is exported.** ns-viewer, ns-render and ns-eval render through ``get_outputs_for_camera``, and get the base
+    model's image with masks beside it. The exporters of meshes (``ns-export tsdf``, and the textures of all meshes)
+    call ``get_outputs_for_camera_ray_bundle`` themselves and look at ``rgb`` and ``depth`` alone: so from there these
+    are the object's, and its depth is ``FAR`` where there is none, which the TSDF reads as free space. The exporters
+    of points call the model itself and go by alpha (``get_rgba_image``). ``ns-export marching-cubes`` asks the model's
+    field for signed distances, see :class:`sa3d_nerfstudio.fields.object_sdf.ObjectSDF`.
+    """
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:  # type: ignore[override]
         """Outputs for a bundle of rays."""
@@ -34,13 +52,39 @@ class MaskedModel(MaskOutputs):
         outputs, samples = self.trace(ray_bundle)
         rgb = _first(outputs, "rgb")
         passing = self.masks.hits(ray_bundle.origins, ray_bundle.directions, self.mask_threshold)
+        ready = self.with_mask(outputs, rgb, NerfTrace(samples))
+        if _FOR.get() == "export":
+            return ready | self._to_export(outputs, *self._alone(ray_bundle, passing))
         return LazyOutputs(
-            self.with_mask(outputs, rgb, NerfTrace(samples)),
+            ready,
             {
                 ("object_rgb", "object_depth", "object_accumulation"): lambda: self._object(ray_bundle, passing, rgb),
                 ("background_rgb",): lambda: {"background_rgb": self._background(ray_bundle, passing, rgb)},
             },
         )
+
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
+        """Outputs for all pixels of a camera."""
+        purpose = _FOR.set("viewing")
+        try:
+            return super().get_outputs_for_camera(camera, obb_box)
+        finally:
+            _FOR.reset(purpose)
+
+    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
+        """Outputs for an image of rays; for exporters, which call this themselves, those of the objects alone.
+
+        Raises:
+            SA3DError: An exporter asks, and there is no object.
+        """
+        if _FOR.get() == "viewing":
+            return super().get_outputs_for_camera_ray_bundle(camera_ray_bundle)
+        self.require_object()
+        purpose = _FOR.set("export")
+        try:
+            return super().get_outputs_for_camera_ray_bundle(camera_ray_bundle)
+        finally:
+            _FOR.reset(purpose)
 
     def trace(self, ray_bundle: RayBundle) -> tuple[dict[str, Any], WeightedSamples]:
         """The base model's outputs for a bundle of rays, and the samples and weights that made them."""
@@ -56,7 +100,8 @@ class MaskedModel(MaskOutputs):
 
     def _base_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
         # A copy, because some models move the near and far planes of the bundle that they are given.
-        return super().get_outputs(copy.copy(ray_bundle))  # type: ignore[safe-super]
+        with whole_scene():
+            return super().get_outputs(copy.copy(ray_bundle))  # type: ignore[safe-super]
 
     def _gated(self, ray_bundle: RayBundle, keep: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """Outputs with the density kept only where ``keep`` says so of the objects' probability."""
@@ -71,19 +116,40 @@ class MaskedModel(MaskOutputs):
             return self._base_outputs(ray_bundle)
 
     def _object(self, ray_bundle: RayBundle, passing: Tensor, rgb: Tensor) -> dict[str, Tensor]:
+        color, depth, accumulation = self._alone(ray_bundle, passing)
         background = renderers.BACKGROUND_COLOR_OVERRIDE
         if background is None:
             background = COLORS_DICT[self.object_background]
-        color = background.to(rgb).expand_as(rgb).clone()
-        depth, accumulation = torch.zeros_like(rgb[:, :1]), torch.zeros_like(rgb[:, :1])
+        return {
+            "object_rgb": color + (1 - accumulation) * background.to(rgb),
+            "object_depth": depth * (accumulation > SOLID),
+            "object_accumulation": accumulation,
+        }
+
+    def _to_export(
+        self, outputs: dict[str, Any], color: Tensor, depth: Tensor, accumulation: Tensor
+    ) -> dict[str, Tensor]:
+        """The object's outputs under the names of the base model's; its colours are not mixed with what is behind."""
+        values = {
+            "rgb": torch.where(accumulation > 0.01, color / accumulation.clamp(min=0.01), color).clamp(0, 1),
+            "depth": torch.where(accumulation > SOLID, depth, FAR),
+            "accumulation": accumulation,
+        }
+        values |= {f"{name}_fine": value for name, value in values.items()} | {"expected_depth": values["depth"]}
+        return {name: value for name, value in values.items() if name in outputs}
+
+    def _alone(self, ray_bundle: RayBundle, passing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Colour (on black), depth and accumulation of the objects alone."""
+        zero = torch.zeros(len(ray_bundle), 1, device=ray_bundle.origins.device)
+        color, depth, accumulation = zero.repeat(1, 3), zero.clone(), zero.clone()
         if passing.any():
-            with renderers.background_color_override_context(background.to(rgb)):
+            # On black, for models that put an image of the background behind the object themselves.
+            with renderers.background_color_override_context(color.new_zeros(3)):
                 alone = self._gated(ray_bundle[passing], lambda p: p > self.mask_threshold)
             color[passing] = _first(alone, "rgb")
             accumulation[passing] = _first(alone, "accumulation").reshape(-1, 1).clamp(0, 1)
             depth[passing] = _first(alone, "depth").reshape(-1, 1)
-            depth = depth * (accumulation > 0.5)
-        return {"object_rgb": color, "object_depth": depth, "object_accumulation": accumulation}
+        return color, depth, accumulation
 
     def _background(self, ray_bundle: RayBundle, passing: Tensor, rgb: Tensor) -> Tensor:
         color = rgb.clone()
@@ -110,4 +176,7 @@ def with_masks(model: Model, threshold: float, object_background: str) -> Model:
     model.masks = MaskObjects(model.field_with_cells)
     model.mask_threshold = threshold
     model.object_background = object_background
+    field = getattr(model, "field", None)
+    if isinstance(model, MaskedModel) and isinstance(field, SDFField):
+        cut_to_objects(field, model)
     return model

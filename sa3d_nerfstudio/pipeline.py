@@ -32,6 +32,8 @@ Suppressed = Annotated[Any, tyro.conf.Suppress]
 CPU_RAYS_PER_CHUNK = 1024
 """On a CPU, chunks that stay in its caches render twice as fast as nerfstudio's default of 32768."""
 
+MOVING = "the scene changes with time, and a mask holds for one moment only: give --load-dir a run of a still scene."
+
 
 @dataclass
 class PromptConfig:
@@ -114,12 +116,18 @@ class SA3DPipeline(VanillaPipeline):
             raise SA3DError("there is no run to segment: give one with --load-dir outputs/SCENE/METHOD/TIME.")
         if world_size > 1:
             raise SA3DError("sa3d uses one device: drop --machine.num-devices.")
+        if getattr(config.model, "enable_temporal_distortion", False):
+            raise SA3DError(MOVING)
+        # nerfstudio's tools put sa3d's own here, and ns-render dataset builds another data manager from it afterwards.
+        config.datamanager._target = config.base.datamanager_target
         vanilla = copy.copy(config)
         vanilla.datamanager = copy.copy(config.datamanager)
         vanilla.datamanager._target = frozen_datamanager(config.base.datamanager_target)
         vanilla.model = copy.copy(config.model)
         with lpips_without_download():
             super().__init__(vanilla, device, test_mode, world_size, local_rank, grad_scaler)
+        if getattr(self.datamanager, "includes_time", False):
+            raise SA3DError(MOVING)
         self.config = config
         model = with_masks(self._model, config.threshold, config.object_background)
         model.requires_grad_(False)

@@ -18,11 +18,8 @@ from torch.nn.modules.module import _IncompatibleKeys
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.splat_mask import SplatMask
 from sa3d_nerfstudio.lazy_outputs import LazyOutputs
-from sa3d_nerfstudio.mask_outputs import MaskOutputs
+from sa3d_nerfstudio.mask_outputs import SOLID, MaskOutputs
 from sa3d_nerfstudio.traces.gaussians import GaussianTrace, GaussianViewTrace, gated_splats, trace_gaussians
-
-SOLID = 0.5
-"""Accumulation from which a pixel of the object alone has a depth."""
 
 _Base = SplatfactoModel if TYPE_CHECKING else object
 
@@ -42,6 +39,8 @@ class MaskedSplatModel(MaskOutputs, _Base):
     ``gauss_params`` are always whole.
     """
 
+    EXPORT = "gaussian-splat"
+
     _rendering = 0
     _shared: dict[str, Tensor] | None = None
 
@@ -56,10 +55,8 @@ class MaskedSplatModel(MaskOutputs, _Base):
         values = self.gauss_params[name]
         if self._rendering or not self.for_inference:
             return values
-        keep = self.object_splats()
-        if not bool(keep.any()):
-            raise SA3DError("this run has no object to export: segment one first (ns-train sa3d --load-dir RUN).")
-        return values[keep]
+        self.require_object()
+        return values[self.object_splats()]
 
     def object_splats(self) -> Bool[Tensor, " num_splats"]:
         """The splats of the shown objects."""

@@ -127,7 +127,9 @@ def trace_camera(model: MaskOutputs, camera: Cameras, lock: AbstractContextManag
             outputs, samples = model.trace(chunk)
         parts.append(samples.pruned())
         colors.append(outputs[next(name for name in RGB_OUTPUTS if name in outputs)])
-        depths.append(outputs["depth" if "depth" in outputs else "depth_fine"].reshape(-1, 1))
+        assert samples.depth is not None
+        # Not the output of that name, which models of signed distances measure along the camera's axis.
+        depths.append(samples.depth)
     return NerfViewTrace(
         samples=concatenate(parts),
         height=height,

@@ -16,11 +16,11 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineC
 from torch import Tensor
 
 from sa3d_nerfstudio.atomic import atomic_path
-from sa3d_nerfstudio.datamanager import frozen_datamanager
+from sa3d_nerfstudio.datamanager import Filtered, frozen_datamanager
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.lpips import lpips_without_download
-from sa3d_nerfstudio.model import MaskedModel, with_masks
+from sa3d_nerfstudio.mask_outputs import MaskOutputs
+from sa3d_nerfstudio.model import with_masks
 from sa3d_nerfstudio.prompt_config import ObjectPrompts, PromptConfig, read_prompts
 from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterOptions
@@ -32,6 +32,8 @@ from sa3d_nerfstudio.views import TrainingViews
 Suppressed = Annotated[Any, tyro.conf.Suppress]
 CPU_RAYS_PER_CHUNK = 1024
 """On a CPU, chunks that stay in its caches render twice as fast as nerfstudio's default of 32768."""
+
+MOVING = "the scene changes with time, and a mask holds for one moment only: give --load-dir a run of a still scene."
 
 
 @dataclass
@@ -103,18 +105,25 @@ class SA3DPipeline(VanillaPipeline):
             raise SA3DError("there is no run to segment: give one with --load-dir outputs/SCENE/METHOD/TIME.")
         if world_size > 1:
             raise SA3DError("sa3d uses one device: drop --machine.num-devices.")
+        if getattr(config.model, "enable_temporal_distortion", False):
+            raise SA3DError(MOVING)
+        # nerfstudio's tools put sa3d's own here, and ns-render dataset builds another data manager from it afterwards.
+        config.datamanager._target = config.base.datamanager_target
         vanilla = copy.copy(config)
         vanilla.datamanager = copy.copy(config.datamanager)
         vanilla.datamanager._target = frozen_datamanager(config.base.datamanager_target)
         vanilla.model = copy.copy(config.model)
         with lpips_without_download():
             super().__init__(vanilla, device, test_mode, world_size, local_rank, grad_scaler)
+        if getattr(self.datamanager, "includes_time", False):
+            raise SA3DError(MOVING)
         self.config = config
         model = with_masks(self._model, config.threshold, config.object_background)
         model.requires_grad_(False)
         if torch.device(device).type == "cpu":
             model.config.eval_num_rays_per_chunk = min(model.config.eval_num_rays_per_chunk, CPU_RAYS_PER_CHUNK)
         self._model = model.to(device)
+        self.model.for_inference = test_mode == "inference"
         self.eval()
         self._views: TrainingViews | None = None
         self.segment_panel = SegmentPanel(self)
@@ -124,9 +133,9 @@ class SA3DPipeline(VanillaPipeline):
         )
 
     @property
-    def model(self) -> MaskedModel:
+    def model(self) -> MaskOutputs:
         """The base model with masks."""
-        return cast(MaskedModel, self._model)
+        return cast(MaskOutputs, self._model)
 
     @property
     def views(self) -> TrainingViews:
@@ -137,7 +146,8 @@ class SA3DPipeline(VanillaPipeline):
             scaled_down = getattr(getattr(self.datamanager, "dataparser", None), "downscale_factor", None) or 1
             size = self.config.working_size or (1008 if self.device.type == "cuda" else 160)
             scale = scaled_down / dataset.scale_factor
-            self._views = TrainingViews(self.model, dataset.cameras, dataset.image_filenames, size, scale)
+            cameras = cast(Filtered, self.datamanager).training_cameras()
+            self._views = TrainingViews(self.model, cameras, dataset.image_filenames, size, scale)
         return self._views
 
     def make_segmenter(self) -> Segmenter:
@@ -159,7 +169,7 @@ class SA3DPipeline(VanillaPipeline):
         config = self.config
         segmenter = self.make_segmenter()
         name = name or config.object_name
-        grid = MaskGrid(config.resolution).to(self.device)
+        grid = self.model.new_field(config.resolution)
         session = SegmentationSession(self.views, segmenter, grid, config)
         self.model.masks[name] = grid
         return session

@@ -204,7 +204,7 @@ class SA3DTrainer(Trainer):
         config = self.base_dir / "config.yml"
         CONSOLE.print(f"saved       {config}", highlight=False, soft_wrap=True)
         CONSOLE.print(
-            f"next        ns-export pointcloud --load-config {config} --output-dir exports --normal-method open3d",
+            f"next        ns-export {self.pipeline.model.EXPORT} --load-config {config} --output-dir exports",
             highlight=False,
             soft_wrap=True,
         )

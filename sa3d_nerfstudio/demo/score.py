@@ -18,7 +18,7 @@ from PIL import Image
 from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
 from sa3d_nerfstudio.pipeline import SA3DPipeline
 from sa3d_nerfstudio.segmentation.prompts import Prompt
-from sa3d_nerfstudio.traces.nerf import NerfViewTrace
+from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.views import trace_camera
 
 MIN_SHARE = 0.001
@@ -61,7 +61,7 @@ def score(config: Path, scene: Path, name: str, output_dir: Path) -> None:
     _write_overview(output_dir / "overview.png", pipeline, prompt, panels, f"{name}: IoU {mean:.3f}")
 
 
-def _render_mask(pipeline: SA3DPipeline, trace: NerfViewTrace) -> torch.Tensor:
+def _render_mask(pipeline: SA3DPipeline, trace: ViewTrace) -> torch.Tensor:
     """Probability of the object at each pixel."""
     return pipeline.model.render_mask(trace).reshape(trace.height, trace.width).cpu()
 

@@ -44,9 +44,11 @@ def test_one_click_finds_the_whole_ball(ball: int):
     report = session.run()
     assert iou_in_unseen_views(session, ball) > 0.93
     assert report.converged
-    points, _ = session.grid.object_points()
+    grid = session.grid
+    assert isinstance(grid, MaskGrid)
+    points, _ = grid.object_points()
     x, y, z, radius = BALLS[ball - 1].tolist()
-    cell = 2 * float(session.grid.half_extent.max()) * (1 + OUTSIDE) / (session.grid.resolution - 1)
+    cell = 2 * float(grid.half_extent.max()) * (1 + OUTSIDE) / (grid.resolution - 1)
     assert (points - torch.tensor([x, y, z])).norm(dim=-1).max() < radius + 1.8 * cell
 
 

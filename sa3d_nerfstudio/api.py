@@ -67,6 +67,7 @@ class Run:
     def __init__(self, trainer: SA3DTrainer) -> None:
         self._trainer = trainer
         self._session: SegmentationSession | None = None
+        self._name = ""
 
     @property
     def pipeline(self) -> SA3DPipeline:
@@ -137,7 +138,15 @@ class Run:
         """All outputs as one camera sees them, the object alone and the scene without it included."""
         return self.pipeline.model.get_outputs_for_camera(camera.to(self.pipeline.device))
 
-    def save(self) -> Path:
-        """Write the run as ``ns-train sa3d`` would, and return its config.yml for nerfstudio's other tools."""
-        self._trainer.save(self._session)
+    def save(self, output_dir: str | Path | None = None) -> Path:
+        """Write the run as ``ns-train sa3d`` would, and return its config.yml for nerfstudio's other tools.
+
+        Args:
+            output_dir: Where to make the run's folder, if not where :func:`load` was told.
+        """
+        if output_dir is not None:
+            self._trainer.config.output_dir = Path(output_dir)
+            self._trainer.base_dir = self._trainer.config.get_base_dir()
+            self._trainer.checkpoint_dir = self._trainer.config.get_checkpoint_dir()
+        self._trainer.save(None if self._session is None else {self._name: self._session})
         return self._trainer.base_dir / "config.yml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +42,8 @@ class MaskOutputs(_Base):
     masks: MaskObjects
     mask_threshold: float
     object_background: str
+    wanted_outputs: Callable[[], set[str]] | None = None
+    """What a viewer shows of the outputs; it renders all, but those that take a pass of their own are not filled in."""
     for_inference: bool = False
     """Whether the pipeline was set up in the mode "inference"."""
 

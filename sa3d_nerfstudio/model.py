@@ -55,13 +55,16 @@ class MaskedModel(MaskOutputs):
         ready = self.with_mask(outputs, rgb, NerfTrace(samples))
         if _FOR.get() == "export":
             return ready | self._to_export(outputs, *self._alone(ray_bundle, passing))
-        return LazyOutputs(
-            ready,
-            {
-                ("object_rgb", "object_depth", "object_accumulation"): lambda: self._object(ray_bundle, passing, rgb),
-                ("background_rgb",): lambda: {"background_rgb": self._background(ray_bundle, passing, rgb)},
-            },
-        )
+        later: dict[tuple[str, ...], Callable[[], dict[str, Tensor]]] = {
+            ("object_rgb", "object_depth", "object_accumulation"): lambda: self._object(ray_bundle, passing, rgb),
+            ("background_rgb",): lambda: {"background_rgb": self._background(ray_bundle, passing, rgb)},
+        }
+        if self.wanted_outputs is not None:
+            wanted = self.wanted_outputs()
+            for names in [names for names in later if wanted.isdisjoint(names)]:
+                ready |= {name: torch.zeros_like(rgb if name.endswith("rgb") else rgb[:, :1]) for name in names}
+                del later[names]
+        return LazyOutputs(ready, later)
 
     def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
         """Outputs for all pixels of a camera."""

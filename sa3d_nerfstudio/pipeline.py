@@ -21,11 +21,12 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.lpips import lpips_without_download
 from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.model import with_masks
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompt_config import ObjectPrompts, PromptConfig, read_prompts
 from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
-from sa3d_nerfstudio.segmenters.base import SegmenterOptions
+from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterOptions
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.torch_compat import load_checkpoint
+from sa3d_nerfstudio.viewer.panel import SegmentPanel
 from sa3d_nerfstudio.views import TrainingViews
 
 Suppressed = Annotated[Any, tyro.conf.Suppress]
@@ -33,18 +34,6 @@ CPU_RAYS_PER_CHUNK = 1024
 """On a CPU, chunks that stay in its caches render twice as fast as nerfstudio's default of 32768."""
 
 MOVING = "the scene changes with time, and a mask holds for one moment only: give --load-dir a run of a still scene."
-
-
-@dataclass
-class PromptConfig:
-    """What points at the object, in one training view. Pixels are x y from the top left of the original image."""
-
-    view: str | None = None
-    """Training view to prompt: its image's file name, or its index among the training views."""
-    points: tuple[float, ...] = ()
-    """x y of points on the object, several pairs in a row."""
-    negative_points: tuple[float, ...] = ()
-    """x y of points on something else, several pairs in a row."""
 
 
 @dataclass
@@ -137,6 +126,8 @@ class SA3DPipeline(VanillaPipeline):
         self.model.for_inference = test_mode == "inference"
         self.eval()
         self._views: TrainingViews | None = None
+        self.segment_panel = SegmentPanel(self)
+        """nerfstudio's viewer looks for such among the attributes of a pipeline."""
         self.datamanager.ray_filter = lambda rays: self.model.masks.hits(  # type: ignore[assignment]
             rays.origins.to(self.device), rays.directions.to(self.device), config.threshold
         )
@@ -159,6 +150,16 @@ class SA3DPipeline(VanillaPipeline):
             self._views = TrainingViews(self.model, cameras, dataset.image_filenames, size, scale)
         return self._views
 
+    def make_segmenter(self) -> Segmenter:
+        """Build the 2D segmenter that the configuration names.
+
+        Raises:
+            SA3DError: There is none of that name, or it lacks its weights.
+        """
+        config = self.config
+        options = SegmenterOptions(self.device, config.sam_checkpoint, config.oracle_instances)
+        return make_segmenter(config.segmenter, options)
+
     def session(self, name: str | None = None) -> SegmentationSession:
         """Begin to segment an object.
 
@@ -166,38 +167,20 @@ class SA3DPipeline(VanillaPipeline):
             name: The object's name; an object of the same name is replaced.
         """
         config = self.config
-        options = SegmenterOptions(self.device, config.sam_checkpoint, config.oracle_instances)
-        segmenter = make_segmenter(config.segmenter, options)
+        segmenter = self.make_segmenter()
         name = name or config.object_name
         grid = self.model.new_field(config.resolution)
         session = SegmentationSession(self.views, segmenter, grid, config)
         self.model.masks[name] = grid
         return session
 
-    def prompt_from_config(self) -> tuple[int, Prompt]:
-        """The view and prompt that the configuration gives.
+    def prompts_from_config(self) -> list[ObjectPrompts]:
+        """The prompts that the configuration gives, by object and view.
 
         Raises:
-            SA3DError: The view is unknown, or a point lies outside the image.
+            SA3DError: A view is unknown, a point lies outside its image, or a file cannot be read.
         """
-        given = self.config.prompt
-        if given.view is None:
-            raise SA3DError("points need a view: name one with --pipeline.prompt.view.")
-        view = self.views.find(given.view)
-        height, width = self.views.image_size(view)
-        pairs = {"points": given.points, "negative-points": given.negative_points}
-        for option, values in pairs.items():
-            if len(values) % 2:
-                raise SA3DError(f"--pipeline.prompt.{option} takes pairs x y, but holds {len(values)} numbers.")
-            for x, y in zip(values[::2], values[1::2], strict=True):
-                if not (0 <= x < width and 0 <= y < height):
-                    raise SA3DError(
-                        f"point {x:g} {y:g} lies outside {self.views.name(view)}, which is {width} x {height} pixels: "
-                        "give x from 0 to the width and y from 0 to the height, from the top left."
-                    )
-        if not given.points:
-            raise SA3DError("the prompt selects nothing: give at least one point on it with --pipeline.prompt.points.")
-        return view, Prompt.from_points(height, width, given.points, given.negative_points)
+        return read_prompts(self.config.prompt, self.views, self.config.object_name)
 
     def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
         """Load a checkpoint of the base run, or of a sa3d run with or without base weights in it.

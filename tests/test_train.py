@@ -68,7 +68,7 @@ def test_export_gives_the_objects_points(segmented: tuple[Path, str], tiny_promp
         "ns-export", "pointcloud", "--load-config", segmented[0] / "config.yml", "--output-dir", tmp_path,
         "--num-points", 2000, "--num-rays-per-batch", 1024, "--normal-method", "open3d", "--save-world-frame", "True",
     )  # fmt: skip
-    points = np.asarray(open3d.io.read_point_cloud(str(tmp_path / "point_cloud.ply")).points)
+    points = np.asarray(open3d.io.read_point_cloud(tmp_path / "point_cloud.ply").points)
     assert len(points) >= 1500
     objects = json.loads((tiny_scene / "objects.json").read_text())["objects"]
     box = next(entry for entry in objects if entry["name"] == tiny_prompt["name"])
@@ -171,7 +171,7 @@ def refused(tiny_run: Path, output: Path, **options: Any) -> str:
 
 
 def test_each_fault_of_a_prompt_has_its_sentence(tiny_run: Path, tmp_path: Path, tiny_prompt: dict):
-    from sa3d_nerfstudio.pipeline import PromptConfig
+    from sa3d_nerfstudio.prompt_config import PromptConfig
 
     out = tmp_path / "out"
     view = Path(tiny_prompt["frame"]).name

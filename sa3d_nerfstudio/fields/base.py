@@ -129,6 +129,16 @@ class MaskField(nn.Module):
         """
         raise NotImplementedError
 
+    def with_room_for(self, surface: Float[Tensor, "num_points 3"], spacing: float, num_views: int) -> Self:
+        """The same evidence, in cells that are fine enough where more is about to be prompted.
+
+        Args:
+            surface: World positions of points on what is prompted.
+            spacing: Distance between the rays of neighbouring pixels there.
+            num_views: How many views the evidence comes from.
+        """
+        return self
+
     def resampled(self, place: Self) -> Self:
         """This field's evidence in the cells of another."""
         raise NotImplementedError

@@ -11,6 +11,10 @@ from sa3d_nerfstudio.fields.base import MaskField
 
 OUTSIDE = 0.25
 """Share of the box's half width that all of space outside is contracted into (see ``MaskGrid.contract``)."""
+REACH = 1.5
+"""How far out the object may extend, in half widths of the box; cells beyond are too large to say."""
+MOSTLY_INSIDE = 0.05
+"""Share of a prompted surface that may lie outside of the box before it is widened."""
 MIN_RESOLUTION = 16
 """Vertices along each axis that a grid has at least, however coarse the images are."""
 MARGIN = 0.15
@@ -155,6 +159,35 @@ class MaskGrid(MaskField):
                 for dx, wx in ((0, low[:, 0]), (1, high[:, 0])):
                     out.index_add_(0, index + (dx + dy + dz), values * (wzy * wx)[:, None])
         return out
+
+    def object_cells(self, threshold: float = 0.5) -> Bool[Tensor, " num_cells"]:
+        """The vertices that hold the object: on it, seen well, and in or near the box."""
+        firm = super().object_cells(threshold)
+        return self.derived(("near object", threshold), lambda: firm & self._near())
+
+    def _near(self) -> Bool[Tensor, " num_cells"]:
+        """Vertices no farther out than ``REACH``; an object that outgrows its box moves it in the next pass."""
+        x = (self.cell_positions() - self.center) / self.half_extent
+        return x.abs().amax(dim=-1) <= REACH
+
+    def with_room_for(self, surface: Float[Tensor, "num_points 3"], spacing: float, num_views: int) -> MaskGrid:
+        """The same evidence; in a wider box if what is prompted lies beyond the fine cells of this one."""
+        beyond = self._outside(surface)
+        if not bool(self.object_cells().any()) or beyond.float().mean() < MOSTLY_INSIDE:
+            return self
+        wider = self.fresh()
+        known = self.object_points()[0]
+        # What is new may have few pixels, and must not be taken for points that stray.
+        weights = torch.cat([torch.full_like(part[:, 0], 1 / len(part)) for part in (known, surface[beyond])])
+        wider.place_around(torch.cat([known, surface[beyond]]), weights, spacing)
+        result = self.resampled(wider)
+        # A coarse cell holds the rays of many fine ones: where there were such, count all views for one.
+        share = torch.where(self._outside(result.cell_positions()), 1 / num_views, 1.0)
+        result.set(result.hit * share, result.seen * share)
+        return result
+
+    def _outside(self, positions: Float[Tensor, "num 3"]) -> Bool[Tensor, " num"]:
+        return self.contract(positions).abs().amax(dim=-1) * (1 + OUTSIDE) > 1
 
     def object_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], Float[Tensor, " num"]]:
         """World positions of the vertices on the object, with the weight of the rays that said so."""

@@ -68,6 +68,8 @@ class SessionSettings:
     """A view whose 2D mask has a lower IoU with the rendered mask is rejected."""
     prompt_weight: float = 3.0
     """How many of the other views' masks one that the user has prompted counts for ('evidence' lifting only)."""
+    correction_weight: float = 1.0
+    """How often all other views together are counted by a view in which the user has corrected the mask."""
     tolerance: float = 0.01
     """Stop when a pass changes the field by less than this (relative L1)."""
     max_passes: int = 4
@@ -113,6 +115,8 @@ class Given:
     prompt: Prompt
     candidates: Candidates
     choice: int
+    correcting: bool = False
+    """Whether the user has corrected what the other views say, and not just pointed at the object."""
 
     @property
     def mask(self) -> Bool[Tensor, "height width"]:
@@ -146,6 +150,8 @@ class SegmentationSession:
         self.given: dict[int | str, Given] = {}
         self.free: dict[str, FreeView] = {}
         """Views beside the training views that may be prompted, by name."""
+        self.lifting: Lifting | None = None
+        """What the newest pass has lifted."""
         self._embeddings: dict[int | str, Any] = {} if embeddings is None else embeddings
         self._spacings: dict[int | str, float] = {}
         """Distance between the rays of neighbouring pixels at the object, in each view that has shown it."""
@@ -165,7 +171,10 @@ class SegmentationSession:
         """
         trace = self.trace(view)
         prompt = prompt.resized(trace.height, trace.width)
-        candidates = self._predict(view, prompt)
+        if prompt.mask is not None:
+            candidates = Candidates(prompt.mask[None], torch.ones(1))
+        else:
+            candidates = self._predict(view, prompt)
         choice = int(candidates.scores.argmax())
         if prompt.is_empty or not candidates.masks[choice].any():
             raise SA3DError(
@@ -201,6 +210,8 @@ class SegmentationSession:
             base: Evidence of other views to add it to; without it, the grid is placed around what is prompted.
         """
         if base is not None:
+            if self.given:
+                base = base.with_room_for(self._prompted_surface(), self._spacing(), len(self.views))
             self.grid.copy_from(base)
         elif self.given:
             self._place_around_prompts()
@@ -208,7 +219,7 @@ class SegmentationSession:
             self.grid.copy_from(self.grid.fresh())
         lifting = EvidenceLifting(self.grid)
         for view, given in self.given.items():
-            self._lift(lifting, self.trace(view), given.mask, self.settings.prompt_weight)
+            self._lift(lifting, view, self.trace(view), given.mask, self._weight(given))
 
     def run(self) -> SessionReport:
         """Do all steps and return the report."""
@@ -231,6 +242,7 @@ class SegmentationSession:
                 lifting = make_lifting(self.settings.lifting, self.grid)
             else:
                 lifting = make_lifting(self.settings.lifting, previous.field.placed_again(self._spacing()))
+            self.lifting = lifting
             for record in self._pass(number, lifting, previous or lifting):
                 self.report.records.append(record)
                 yield record
@@ -246,9 +258,9 @@ class SegmentationSession:
 
     def _pass(self, number: int, lifting: Lifting, guide: Lifting) -> Iterator[ViewRecord]:
         """Visit every view once; masks rendered from ``guide`` prompt, what they find goes to ``lifting``."""
-        # The published update has no such weight.
-        weight = self.settings.prompt_weight if self.settings.lifting == "evidence" else 1.0
         for view, given in self.given.items():
+            # The published update has no such weight.
+            weight = self._weight(given) if self.settings.lifting == "evidence" else 1.0
             self._lift(lifting, view, self.trace(view), given.mask, weight)
             yield ViewRecord(view, self.name(view), number, "prompt")
         for view in self._order(guide):
@@ -273,6 +285,10 @@ class SegmentationSession:
             return "rejected", f"IoU with the rendered mask is {iou:.2f}", iou
         self._lift(lifting, view, trace, mask)
         return "used", "", iou
+
+    def _weight(self, given: Given) -> float:
+        settings = self.settings
+        return max(settings.prompt_weight, given.correcting * settings.correction_weight * len(self.views))
 
     def _order(self, guide: Lifting) -> list[int]:
         if self.settings.view_order == "file":

@@ -1,4 +1,4 @@
-"""nerfstudio's viewer, where the panel needs more of it than it offers. All of its private parts that we touch are here.
+"""nerfstudio's viewer, where the panel needs more than it offers. All of its private parts that we touch are here.
 
 Checked against nerfstudio 1.1.5; what is used has the same names on its main branch.
 """
@@ -24,8 +24,6 @@ from sa3d_nerfstudio.errors import SA3DError
 if TYPE_CHECKING:
     from sa3d_nerfstudio.pipeline import SA3DPipeline
 
-CPU_MAX_RES = 192
-"""Longer side of the viewport's renders on a CPU: about four seconds each, where nerfstudio's 512 take half a minute."""
 MODEL_DIR = "nerfstudio_models"
 """Folder of a run's checkpoints; nerfstudio's default, which ``ns-viewer`` does not pass on."""
 
@@ -71,14 +69,20 @@ class Host:
         """The run's config.yml."""
         return self.run_dir / "config.yml"
 
-    def prepare(self, on_cpu: bool) -> None:
-        """Put away what only makes sense while a model is trained, and set a size that a CPU can render."""
+    def prepare(self, max_res: int | None) -> None:
+        """Put away what only makes sense while a model is trained, and have no more rendered than is looked at.
+
+        Args:
+            max_res: Longer side of the viewport's renders, where nerfstudio's 512 would take too long.
+        """
         self.viewer.pause_train.visible = self.viewer.resume_train.visible = False
         panel = self.viewer.control_panel
         panel._train_speed.set_hidden(True)
         panel._train_util.set_hidden(True)
-        if on_cpu:
-            panel._max_res.value = CPU_MAX_RES
+        if max_res is not None:
+            panel._max_res.value = max(max_res, 64)
+        model: Any = self.viewer.pipeline.model
+        model.wanted_outputs = lambda: {panel.output_render, panel.split_output_render}
 
     def rerender(self, but: viser.ClientHandle | None = None) -> None:
         """Have every tab render again, but one."""
@@ -109,17 +113,18 @@ class Host:
         if dropdown.gui_handle is not None and name in dropdown.gui_handle.options and dropdown.value != name:
             dropdown.value = name
 
-    def show_cameras(self, visible: bool) -> None:
-        """Show or hide the training cameras, which are in the way of clicks, unless the user has hidden them."""
+    def hide_cameras(self) -> None:
+        """Hide the training cameras, which are in the way of clicks; nerfstudio's button shows them again."""
         if self.viewer.hide_images.visible and hasattr(self.viewer, "camera_handles"):
-            self.viewer.set_camera_visibility(visible)
+            self.viewer.set_camera_visibility(False)
+            self.viewer.toggle_cameravis_button()
 
     def size(self, client: viser.ClientHandle, long_side: int) -> tuple[int, int]:
-        """Height and width of an image of the tab's shape."""
+        """Height and width of an image of the tab's shape, with no more pixels than one of 3:2 would have."""
         aspect = client.camera.aspect
         long_side = min(long_side, self.viewer.control_panel.max_res)
-        width = long_side if aspect >= 1 else max(round(long_side * aspect), 1)
-        return max(round(width / aspect), 1), width
+        width = min(long_side * min(1.0, aspect), (long_side**2 / 1.5 * aspect) ** 0.5)
+        return max(round(width / aspect), 1), max(round(width), 1)
 
     def look_from(self, client: viser.ClientHandle, view: int) -> None:
         """Put a tab's camera where a training image was taken."""

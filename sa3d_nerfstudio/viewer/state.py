@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 
 Color = tuple[float, float, float]
@@ -36,6 +36,8 @@ class ViewPrompt:
     """x0, y0, x1, y1, as shares of width and height."""
     context: tuple[Mark, ...] = ()
     """Points on the object as it was known when the view was first prompted: they keep what the user did not touch."""
+    correcting: bool = False
+    """Whether other views had their say before: then this is there to overrule them."""
     choice: int | None = None
     """Which of the segmenter's candidates the user wants, or None for the best."""
 
@@ -68,7 +70,7 @@ class ObjectState:
     color: Color
     hidden: bool = False
     prompts: tuple[ViewPrompt, ...] = ()
-    evidence: MaskGrid | None = None
+    evidence: MaskField | None = None
     """Of the views that the user has not prompted. Shared by many states, so nobody may change it."""
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,9 +14,9 @@ from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.objects import PALETTE
-from sa3d_nerfstudio.model import MaskedModel
+from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.segmentation.self_prompting import self_prompt
 from sa3d_nerfstudio.segmentation.session import FreeView, Given, SegmentationSession, SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter
@@ -62,7 +62,7 @@ class Workbench:
 
     def __init__(
         self,
-        model: MaskedModel,
+        model: MaskOutputs,
         views: TrainingViews,
         segmenter: Callable[[], Segmenter],
         settings: SessionSettings,
@@ -78,12 +78,15 @@ class Workbench:
         self.free: dict[str, FreeView] = {}
         self.history = History()
         self.unsaved = False
+        """Whether anything has changed since somebody set this."""
+        self.publications = 0
+        """Counts how often the model's masks were changed."""
         self._make_segmenter = segmenter
         self._segmenter: Segmenter | None = None
         self._cameras: dict[str, Float[Tensor, " camera"]] = {}
         self._embeddings: dict[int | str, Any] = {}
         self._answers: dict[ViewPrompt, Given] = {}
-        self._published: dict[str, MaskGrid] = {}
+        self._published: dict[str, MaskField] = {}
         self.adopt()
 
     @property
@@ -124,7 +127,7 @@ class Workbench:
         trace = trace_camera(self.model, camera.to(self.model.device), self.lock)
         self.free[name] = FreeView(trace, camera.camera_to_worlds[0])
         self._cameras[name] = key
-        self._session(MaskGrid(2)).embed(name)
+        self._session(self.model.new_field(2)).embed(name)
         return name
 
     def picture(self, view: str) -> Float[Tensor, "height width 3"]:
@@ -139,8 +142,9 @@ class Workbench:
         current = self.state.current
         found = []
         for prompt in current.prompts if current else ():
-            trace = self.free[prompt.view].trace
-            points = torch.lerp(trace.origins, trace.surface_points(), 0.97)
+            view = self.free[prompt.view]
+            trace, position = view.trace, view.camera_to_world[:, 3].to(self.model.device)
+            points = torch.lerp(position, trace.surface_points(), 0.97)
             for mark in prompt.marks:
                 x, y = (
                     min(int(mark.x * trace.width), trace.width - 1),
@@ -248,7 +252,7 @@ class Workbench:
 
     # The loop over the training views.
 
-    def segment(self, live_every: float = 4.0) -> Iterator[Progress]:
+    def segment(self, live_every: float = 4.0) -> Generator[Progress, None, None]:
         """Segment the selected object in all training views, one view a step.
 
         Whoever iterates may close the iterator at any step; what is known by then is kept.
@@ -262,7 +266,7 @@ class Workbench:
         current = self._current()
         if not current.prompts:
             raise SA3DError(f"nothing points at {current.name} yet: choose '+ point' and click on it first.")
-        session = self._session(MaskGrid(self.resolution).to(self.model.device))
+        session = self._session(self.model.new_field(self.resolution))
         session.given = {prompt.view: self._answer(prompt) for prompt in current.prompts}
         progress = Progress(0, 0, 0, 0, 0, "")
         shown = time.monotonic()
@@ -298,7 +302,7 @@ class Workbench:
 
     # How it is done.
 
-    def _session(self, grid: MaskGrid) -> SegmentationSession:
+    def _session(self, grid: MaskField) -> SegmentationSession:
         if self._segmenter is None:
             self._segmenter = self._make_segmenter()
         session = SegmentationSession(self.views, self._segmenter, grid, self.settings, self._embeddings)
@@ -324,7 +328,8 @@ class Workbench:
         current = self._current()
         prompt = current.prompt_in(view)
         if prompt.is_empty and not current.is_empty:
-            prompt = replace(prompt, context=self._context(current, view))
+            correcting = current.evidence is not None
+            prompt = replace(prompt, context=self._context(current, view), correcting=correcting)
         return prompt
 
     def _context(self, current: ObjectState, view: str) -> tuple[Mark, ...]:
@@ -349,10 +354,11 @@ class Workbench:
         """The mask that comes of a prompt; asked for once."""
         if prompt not in self._answers:
             trace = self.free[prompt.view].trace
-            session = self._session(MaskGrid(2))
+            session = self._session(self.model.new_field(2))
             session.prompt(prompt.view, prompt.pixels(trace.height, trace.width))
             if prompt.choice is not None:
                 session.choose(prompt.view, prompt.choice)
+            session.given[prompt.view].correcting = prompt.correcting
             self._answers[prompt] = session.given[prompt.view]
         return self._answers[prompt]
 
@@ -369,25 +375,26 @@ class Workbench:
             grids[thing.name] = same if same is not None and not thing.is_empty else self._lifted(thing)
         self._publish(state, grids)
 
-    def _lifted(self, thing: ObjectState) -> MaskGrid:
+    def _lifted(self, thing: ObjectState) -> MaskField:
         if thing.evidence is not None and not thing.prompts:
             return thing.evidence
-        grid = MaskGrid(self.resolution).to(self.model.device)
+        grid = self.model.new_field(self.resolution)
         session = self._session(grid) if thing.prompts else None
         if session is not None:
             session.given = {prompt.view: self._answer(prompt) for prompt in thing.prompts}
             session.lift_prompts(thing.evidence)
         return grid
 
-    def _publish(self, state: SceneState, grids: dict[str, MaskGrid]) -> None:
+    def _publish(self, state: SceneState, grids: dict[str, MaskField]) -> None:
         hidden = {thing.name for thing in state if thing.hidden}
         # Grids are never changed once they are here, so whoever is rendering may go on with the old ones.
         self.model.masks.replace(grids, hidden, {thing.name: thing.color for thing in state})
         self._published = grids
+        self.publications += 1
         self.unsaved = True
 
 
-def _copy(grid: MaskGrid) -> MaskGrid:
+def _copy(grid: MaskField) -> MaskField:
     copy = grid.fresh()
     copy.copy_from(grid)
     return copy

@@ -177,7 +177,7 @@ def test_a_barely_trained_nerf_goes_all_the_way(
     """What is found in such a fog does not matter, only that something is, and that it can be exported."""
     train = [
         "ns-train", method, "--data", tiny_scene, "--output-dir", tmp_path, "--timestamp", "T", *QUIET, *NO_EVALUATION,
-        "--max-num-iterations", 40, "--steps-per-save", 9999, "--optimizers.fields.optimizer.lr", 0.003,
+        "--max-num-iterations", 60, "--steps-per-save", 9999, "--optimizers.fields.optimizer.lr", 0.003,
         "--pipeline.datamanager.train-num-rays-per-batch", 128, *SMALL[method], "nerfstudio-data",
     ]  # fmt: skip
     segment = [
@@ -185,7 +185,7 @@ def test_a_barely_trained_nerf_goes_all_the_way(
         "--timestamp", "S", *QUIET[:2], "--pipeline.prompt.view", Path(tiny_prompt["frame"]).name,
         "--pipeline.prompt.points", *tiny_prompt["points"][0], "--pipeline.segmenter", "oracle",
         "--pipeline.oracle-instances", tiny_scene / "instances", "--pipeline.working-size", 24,
-        "--pipeline.resolution", 32, "--pipeline.threshold", 0.2,
+        "--pipeline.resolution", 32,
     ]  # fmt: skip
     suffix = OUTPUTS.get(method, "")
     export = [

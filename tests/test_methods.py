@@ -93,7 +93,7 @@ def test_splatfacto_renders_whole_and_object(splats: tuple[Path, str], tmp_path:
     images = sorted(path.relative_to(tmp_path / "test").parts[0] for path in tmp_path.rglob("*.png"))
     assert images == ["mask", "mask", "object_rgb", "object_rgb", "rgb", "rgb"]
     alone, whole = (open3d.io.read_image(next((tmp_path / "test" / name).rglob("*.png"))) for name in images[2::2])
-    assert (np.asarray(alone) == 255).all(-1).mean() > 0.7
+    assert (np.asarray(alone) == 255).all(-1).mean() > 0.4
     assert (np.asarray(whole) == 255).all(-1).mean() < 0.2
 
 
@@ -108,3 +108,92 @@ def test_splatfacto_without_an_object_is_not_exported(splats: tuple[Path, str], 
     )
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: this run has no object to export")
+
+
+@pytest.fixture(scope="module")
+def nerf(tiny_run: Path, tiny_scene: Path, tiny_prompt: dict[str, Any], tmp_path_factory: pytest.TempPathFactory):
+    """Folder of a segmented nerfacto run."""
+    return segment(tiny_run, tiny_scene, tmp_path_factory.mktemp("nerf"), tiny_prompt)[0]
+
+
+def test_nerfacto_is_exported_as_meshes(nerf: Path, tiny_scene: Path, tiny_prompt: dict[str, Any], tmp_path: Path):
+    config = ["--load-config", nerf / "config.yml"]
+    # The object's box; beyond what the cameras see, nerfstudio's TSDF takes space for solid.
+    truth = json.loads((tiny_scene / "objects.json").read_text())["objects"]
+    box = next(entry for entry in truth if entry["name"] == tiny_prompt["name"])
+    transform = json.loads((nerf / "dataparser_transforms.json").read_text())
+    center = (np.array(box["aabb_min"]) + np.array(box["aabb_max"])) / 2
+    center = (np.array(transform["transform"]) @ [*center, 1]) * transform["scale"]
+    half = 0.9 * (np.array(box["aabb_max"]) - np.array(box["aabb_min"])).max() * transform["scale"]
+    bounds = ["--bounding-box-min", *(center - half), "--bounding-box-max", *(center + half)]
+    nerfstudio(
+        "ns-export", "tsdf", *config, "--output-dir", tmp_path / "tsdf", *bounds, "--resolution", 32,
+        "--downscale-factor", 1, "--target-num-faces", 200, "--num-pixels-per-side", 32,
+        "--then", "ns-export", "poisson", *config, "--output-dir", tmp_path / "poisson", "--num-points", 1000,
+        "--num-rays-per-batch", 512, "--normal-method", "open3d", "--save-point-cloud", True,
+        "--target-num-faces", 200, "--num-pixels-per-side", 32,
+    )  # fmt: skip
+    for name in ("tsdf/tsdf_mesh.ply", "poisson/poisson_mesh.ply"):
+        mesh = open3d.io.read_triangle_mesh(tmp_path / name)
+        assert len(mesh.triangles) > 50, name
+        assert share_in_object(to_scene(np.asarray(mesh.vertices), nerf), tiny_scene, tiny_prompt["name"]) > 0.8, name
+        texture = np.asarray(open3d.io.read_image((tmp_path / name).parent / "material_0.png"))
+        assert texture.std() > 1, name
+    tsdf = open3d.io.read_triangle_mesh(tmp_path / "tsdf/tsdf_mesh.ply")
+    size = np.ptp(to_scene(np.asarray(tsdf.vertices), nerf), axis=0)
+    # Not the whole of the box, as it would be if the space around the object had stayed solid.
+    assert (size < 1.6 * (np.array(box["aabb_max"]) - np.array(box["aabb_min"]))).all()
+
+
+SMALL = {
+    "vanilla-nerf": [
+        "--pipeline.model.num-coarse-samples", 16, "--pipeline.model.num-importance-samples", 16,
+        "--pipeline.model.collider-params", "near_plane", 0.1, "far_plane", 3.0,
+    ],
+    "mipnerf": [
+        "--pipeline.model.num-coarse-samples", 16, "--pipeline.model.num-importance-samples", 16,
+        "--pipeline.model.collider-params", "near_plane", 0.1, "far_plane", 3.0,
+    ],
+    "tensorf": [
+        "--pipeline.model.init-resolution", 24, "--pipeline.model.final-resolution", 24,
+        "--pipeline.model.num-samples", 16, "--pipeline.model.num-uniform-samples", 32,
+        "--pipeline.model.collider-params", "near_plane", 0.1, "far_plane", 3.0,
+        "--pipeline.datamanager.num-processes", 1,
+    ],
+    "phototourism": [
+        "--pipeline.model.implementation", "torch", "--pipeline.model.num-levels", 6,
+        "--pipeline.model.log2-hashmap-size", 12, "--pipeline.model.num-nerf-samples-per-ray", 12,
+        "--pipeline.model.num-proposal-samples-per-ray", 24, 12, "--pipeline.model.far-plane", 5.0,
+        "--pipeline.model.camera-optimizer.mode", "off", "--pipeline.model.average-init-density", 1.0,
+    ],
+}  # fmt: skip
+OUTPUTS = {"vanilla-nerf": "_fine", "mipnerf": "_fine"}
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_a_barely_trained_nerf_goes_all_the_way(
+    method: str, tiny_scene: Path, tiny_prompt: dict[str, Any], tmp_path: Path
+):
+    """What is found in such a fog does not matter, only that something is, and that it can be exported."""
+    train = [
+        "ns-train", method, "--data", tiny_scene, "--output-dir", tmp_path, "--timestamp", "T", *QUIET, *NO_EVALUATION,
+        "--max-num-iterations", 60, "--steps-per-save", 9999, "--optimizers.fields.optimizer.lr", 0.003,
+        "--pipeline.datamanager.train-num-rays-per-batch", 128, *SMALL[method], "nerfstudio-data",
+    ]  # fmt: skip
+    segment = [
+        "ns-train", "sa3d", "--load-dir", tmp_path / tiny_scene.name / method / "T", "--output-dir", tmp_path,
+        "--timestamp", "S", *QUIET[:2], "--pipeline.prompt.view", Path(tiny_prompt["frame"]).name,
+        "--pipeline.prompt.points", *tiny_prompt["points"][0], "--pipeline.segmenter", "oracle",
+        "--pipeline.oracle-instances", tiny_scene / "instances", "--pipeline.working-size", 24,
+        "--pipeline.resolution", 32,
+    ]  # fmt: skip
+    suffix = OUTPUTS.get(method, "")
+    export = [
+        "ns-export", "pointcloud", "--load-config", tmp_path / tiny_scene.name / "sa3d" / "S" / "config.yml",
+        "--output-dir", tmp_path / "out", "--num-points", 100, "--num-rays-per-batch", 256, "--normal-method", "open3d",
+        "--rgb-output-name", f"rgb{suffix}", "--depth-output-name", f"depth{suffix}", "--remove-outliers", False,
+    ]  # fmt: skip
+    nerfstudio(*map(str, train), "--then", *segment, "--then", *export)
+    points = np.asarray(open3d.io.read_point_cloud(tmp_path / "out" / "point_cloud.ply").points)
+    assert len(points) >= 100
+    assert np.isfinite(points).all()

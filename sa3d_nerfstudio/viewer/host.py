@@ -115,7 +115,11 @@ class Host:
 
     def hide_cameras(self) -> None:
         """Hide the training cameras, which are in the way of clicks; nerfstudio's button shows them again."""
-        if self.viewer.hide_images.visible and hasattr(self.viewer, "camera_handles"):
+        deadline = time.monotonic() + 30
+        # A tab may open before all of them have been added, which ends with this attribute.
+        while not hasattr(self.viewer, "train_state") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if self.viewer.hide_images.visible:
             self.viewer.set_camera_visibility(False)
             self.viewer.toggle_cameravis_button()
 

@@ -150,15 +150,22 @@ class Host:
             "/sa3d/points", points * VISER_NERFSTUDIO_SCALE_RATIO, colors, point_size=0.08, point_shape="circle"
         )
 
-    def commands(self) -> dict[str, str]:
-        """Commands for this run, to copy, and what each is for."""
-        config = shlex.quote(str(self.config))
+    def commands(self) -> dict[str, tuple[str, str]]:
+        """Commands for this run, to copy: a label, what each is for, and the command."""
+        config = f"--load-config {shlex.quote(str(self.config.absolute()))}"
         return {
-            "The object's points": f"ns-export pointcloud --load-config {config} --output-dir exports "
-            "--normal-method open3d",
-            "A video of the object": f"ns-render interpolate --load-config {config} "
-            "--rendered-output-names object_rgb --output-path exports/object.mp4",
-            "This again": f"ns-viewer --load-config {config}",
+            "Points": (
+                "Command that writes the object's points",
+                f"ns-export pointcloud {config} --output-dir exports --normal-method open3d",
+            ),
+            "Video": (
+                "Command that renders the object along the training cameras",
+                f"ns-render interpolate {config} --rendered-output-names object_rgb --output-path exports/object.mp4",
+            ),
+            "Viewer": (
+                "Command that opens this run again",
+                f"ns-viewer {config} --viewer.websocket-host 127.0.0.1",
+            ),
         }
 
     def save(self, pipeline: SA3DPipeline) -> Path:

@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -148,7 +149,10 @@ class SegmentPanel(ViewerControl):
             self._save.on_click(lambda _: self._do(self._write_run))
             self._points = gui.add_button("Write the object's points", color=GRAY, icon=viser.Icon.FILE_EXPORT)
             self._points.on_click(lambda _: self._do(self._write_points))
-            self._commands = gui.add_markdown("")
+            # In fields, which scroll: the panel would be as wide as the longest command.
+            self._commands = {
+                what: gui.add_text(what, "", hint=hint) for what, (hint, _) in self.host.commands().items()
+            }
 
     def _add_choice(
         self,
@@ -207,8 +211,13 @@ class SegmentPanel(ViewerControl):
 
     def _came(self, client: viser.ClientHandle) -> None:
         """A tab was opened; it begins where a picture was taken, and not somewhere in the middle of things."""
-        self._worker.submit(self._guarded, self.host.look_from, client, 0)
-        self._worker.submit(self._guarded, self.host.hide_cameras)
+
+        def welcome() -> None:
+            self.host.look_from(client, 0)
+            self.host.hide_cameras()
+
+        # Not on the worker, which may be at work for minutes.
+        threading.Thread(target=welcome, daemon=True).start()
 
     def _left(self, client: viser.ClientHandle) -> None:
         """A tab was closed, or reloaded; the tool that it held is free."""
@@ -300,7 +309,7 @@ class SegmentPanel(ViewerControl):
         config = self.host.save(self._pipeline())
         self.bench.unsaved = False
         self._refresh_handles()
-        self._say(f"Saved: `{config}`")
+        self._say(f"Saved: {_short(config)}")
 
     def _write_points(self) -> None:
         name = self.bench.state.selected
@@ -324,7 +333,7 @@ class SegmentPanel(ViewerControl):
         if len(points) == 0:
             raise SA3DError(f"no training view shows {name}: lower the threshold, or segment it again.")
         write_ply(path, points, colors)
-        self._say(f"{len(points)} points written: `{path}`")
+        self._say(f"{len(points)} points written: {_short(path)}")
 
     # What happens at once.
 
@@ -391,11 +400,16 @@ class SegmentPanel(ViewerControl):
         for handle in (self._rename, self._shown, self._solo, self._delete, self._points):
             handle.disabled = current is None
         saved = self.host.config.exists() and not self.bench.unsaved
-        commands = [f"{what}:\n```\n{command}\n```" for what, command in self.host.commands().items()]
-        self._commands.content = "\n".join(commands) if saved else "Save the run to get commands for it."
+        for what, (_, command) in self.host.commands().items():
+            self._commands[what].value = command if saved else "(save the run first)"
 
     def _say(self, text: str) -> None:
         self._status.content = text
 
     def _complain(self, text: str) -> None:
         self._status.content = f"⚠ **{text[:1].upper()}{text[1:]}**"
+
+
+def _short(path: Path) -> str:
+    """The end of a path; the panel is narrow."""
+    return "/".join(path.parts[-3:])

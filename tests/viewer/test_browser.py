@@ -141,7 +141,8 @@ def test_a_person_segments_an_object(tab: Tab, place: Place, run: Path):
     tab.shot("6-export")
     points = np.asarray(open3d.io.read_point_cloud(run / "exports" / "object.ply").points)
     assert len(points) > 50
-    assert tab.page.get_by_text("ns-export pointcloud").count() == 1
+    command = tab.page.get_by_label("Points", exact=True).input_value()
+    assert command.startswith("ns-export pointcloud") and str(run / "config.yml") in command
 
 
 def test_after_a_reload_all_is_there(tab: Tab, place: Place):

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Shared libraries of open3d and OpenCV, and a compiler for the dependencies that come as source.
 APT_PACKAGES := libusb-1.0-0 libgl1 libgomp1 g++
-# Options of the demo, such as ARGS="--object crate".
+# Options of the demo, such as ARGS="--steps 2000".
 ARGS :=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

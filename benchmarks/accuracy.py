@@ -32,7 +32,7 @@ from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.session import pixel_spacing
-from sa3d_nerfstudio.traces.nerf import NerfViewTrace
+from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.views import trace_camera
 
 MIN_FRACTION = 0.001
@@ -107,7 +107,7 @@ class Benchmark:
             views.trace(view)
         dataset = self.pipeline.datamanager.eval_dataset
         assert dataset is not None
-        self.tests: dict[str, NerfViewTrace] = {}
+        self.tests: dict[str, ViewTrace] = {}
         for index in track(range(len(dataset)), "tracing test views"):
             camera = dataset.cameras[index : index + 1].to(self.pipeline.device)
             self.tests[dataset.image_filenames[index].stem] = trace_camera(self.pipeline.model, camera)

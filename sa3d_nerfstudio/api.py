@@ -67,6 +67,7 @@ class Run:
     def __init__(self, trainer: SA3DTrainer) -> None:
         self._trainer = trainer
         self._session: SegmentationSession | None = None
+        self._name = ""
 
     @property
     def pipeline(self) -> SA3DPipeline:
@@ -147,5 +148,5 @@ class Run:
             self._trainer.config.output_dir = Path(output_dir)
             self._trainer.base_dir = self._trainer.config.get_base_dir()
             self._trainer.checkpoint_dir = self._trainer.config.get_checkpoint_dir()
-        self._trainer.save(self._session)
+        self._trainer.save(None if self._session is None else {self._name: self._session})
         return self._trainer.base_dir / "config.yml"

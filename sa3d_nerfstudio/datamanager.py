@@ -84,6 +84,11 @@ class Filtered(DataManager):
         self._ray_filter = ray_filter
         self.reset_ray_filter()
 
+    def training_cameras(self) -> Cameras:
+        """The cameras that the model was trained with."""
+        assert self.train_dataset is not None
+        return self.train_dataset.cameras
+
     def reset_ray_filter(self) -> None:
         """Forget where the object is seen. To be called when the object has changed."""
         self._cells = None
@@ -158,6 +163,20 @@ class FrozenRays(Filtered):
 
 class FrozenImages(Filtered):
     """To be mixed into a data manager of full images."""
+
+    cached_train: Any
+
+    def training_cameras(self) -> Cameras:
+        """The cameras that the model was trained with: those of the images without their distortion.
+
+        nerfstudio takes the distortion out when it loads the images, and writes what comes of it into the data set's
+        cameras, once. So the images are loaded, and kept, if there is any distortion.
+        """
+        assert self.train_dataset is not None
+        distortion = self.train_dataset.cameras.distortion_params
+        if distortion is not None and bool((distortion != 0).any()):
+            _ = self.cached_train
+        return self.train_dataset.cameras
 
     def get_train_rays_per_batch(self) -> int:
         """Pixels of a training image, told without loading the images."""

@@ -4,107 +4,107 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextvars import ContextVar
 from types import new_class
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.fields.sdf_field import SDFField
 from nerfstudio.model_components import renderers
 from nerfstudio.models.base_model import Model
+from nerfstudio.models.splatfacto import SplatfactoModel
 from nerfstudio.utils.colors import COLORS_DICT
 from torch import Tensor
 
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.fields.object_sdf import cut_to_objects, whole_scene
 from sa3d_nerfstudio.fields.objects import MaskObjects
 from sa3d_nerfstudio.lazy_outputs import LazyOutputs
-from sa3d_nerfstudio.traces.base import RayTrace, render_probability
+from sa3d_nerfstudio.mask_outputs import SOLID, MaskOutputs
+from sa3d_nerfstudio.splat_model import MaskedSplatModel
 from sa3d_nerfstudio.traces.gating import Gate, gated_density
-from sa3d_nerfstudio.traces.nerf import RGB_OUTPUTS, NerfTrace, WeightedSamples, trace_rays
+from sa3d_nerfstudio.traces.nerf import NerfTrace, WeightedSamples, trace_rays
 
-TINT = 0.6
-"""How much of an object's colour goes into ``mask_overlay``."""
+FAR = 1e3
+"""Depth that exporters are given where there is no object."""
+_FOR: ContextVar[Literal["viewing", "export"] | None] = ContextVar("for", default=None)
+"""What an image is rendered for; None while nobody renders one."""
 
-_Base = Model if TYPE_CHECKING else object
 
-
-class MaskedModel(_Base):
+class MaskedModel(MaskOutputs):
     """What is added to the class of a base model that renders rays.
 
-    Outputs in evaluation, beside the base model's own, which stay as they are:
-
-    - ``mask``: probability of the shown objects, as rendered from the evidence.
-    - ``mask_overlay``: the image with the objects tinted.
-    - ``object_rgb``, ``object_depth``, ``object_accumulation``: the objects alone, what stood in front gone. Depth is 0
-      where there is none.
-    - ``background_rgb``: the scene without the objects.
+    **What is exported.** ns-viewer, ns-render and ns-eval render through ``get_outputs_for_camera``, and get the base
+    model's image with masks beside it. The exporters of meshes (``ns-export tsdf``, and the textures of all meshes)
+    call ``get_outputs_for_camera_ray_bundle`` themselves and look at ``rgb`` and ``depth`` alone: so from there these
+    are the object's, and its depth is ``FAR`` where there is none, which the TSDF reads as free space. The exporters
+    of points call the model itself and go by alpha (``get_rgba_image``). ``ns-export marching-cubes`` asks the model's
+    field for signed distances, see :class:`sa3d_nerfstudio.fields.object_sdf.ObjectSDF`.
     """
-
-    masks: MaskObjects
-    mask_threshold: float
-    object_background: str
-    wanted_outputs: Callable[[], set[str]] | None = None
-    """What a viewer shows of the outputs; it renders all, but those that take a pass of their own are not filled in."""
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:  # type: ignore[override]
         """Outputs for a bundle of rays."""
         if self.training:
             return super().get_outputs(ray_bundle)  # type: ignore[safe-super]
         outputs, samples = self.trace(ray_bundle)
-        rgb = outputs[next(name for name in RGB_OUTPUTS if name in outputs)]
-        mask, overlay = self.render_overlay(NerfTrace(samples), rgb)
-        ready = {**outputs, "mask": mask[:, None], "mask_overlay": overlay}
-        wanted = None if self.wanted_outputs is None else self.wanted_outputs()
+        rgb = _first(outputs, "rgb")
         passing = self.masks.hits(ray_bundle.origins, ray_bundle.directions, self.mask_threshold)
-        later = {
+        ready = self.with_mask(outputs, rgb, NerfTrace(samples))
+        if _FOR.get() == "export":
+            return ready | self._to_export(outputs, *self._alone(ray_bundle, passing))
+        later: dict[tuple[str, ...], Callable[[], dict[str, Tensor]]] = {
             ("object_rgb", "object_depth", "object_accumulation"): lambda: self._object(ray_bundle, passing, rgb),
             ("background_rgb",): lambda: {"background_rgb": self._background(ray_bundle, passing, rgb)},
         }
-        if wanted is not None:
+        if self.wanted_outputs is not None:
+            wanted = self.wanted_outputs()
             for names in [names for names in later if wanted.isdisjoint(names)]:
                 ready |= {name: torch.zeros_like(rgb if name.endswith("rgb") else rgb[:, :1]) for name in names}
                 del later[names]
         return LazyOutputs(ready, later)
 
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
+        """Outputs for all pixels of a camera."""
+        purpose = _FOR.set("viewing")
+        try:
+            return super().get_outputs_for_camera(camera, obb_box)
+        finally:
+            _FOR.reset(purpose)
+
+    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
+        """Outputs for an image of rays; for exporters, which call this themselves, those of the objects alone.
+
+        Raises:
+            SA3DError: An exporter asks, and there is no object.
+        """
+        if _FOR.get() == "viewing":
+            return super().get_outputs_for_camera_ray_bundle(camera_ray_bundle)
+        self.require_object()
+        purpose = _FOR.set("export")
+        try:
+            return super().get_outputs_for_camera_ray_bundle(camera_ray_bundle)
+        finally:
+            _FOR.reset(purpose)
+
     def trace(self, ray_bundle: RayBundle) -> tuple[dict[str, Any], WeightedSamples]:
         """The base model's outputs for a bundle of rays, and the samples and weights that made them."""
         return trace_rays(self, lambda: self._base_outputs(ray_bundle), len(ray_bundle))
 
-    def render_mask(self, trace: RayTrace) -> Float[Tensor, " num_rays"]:
-        """Probability of the shown objects along rays that have been traced."""
-        mask = torch.zeros_like(trace.accumulation)
-        for field in self.masks.shown:
-            mask = torch.maximum(mask, render_probability(trace, field)[0])
-        return mask
+    def new_field(self, resolution: int) -> MaskGrid:
+        """An empty mask field: a grid."""
+        return MaskGrid(resolution).to(self.device)
 
-    def render_overlay(
-        self, trace: RayTrace, rgb: Float[Tensor, "num_rays 3"]
-    ) -> tuple[Float[Tensor, " num_rays"], Float[Tensor, "num_rays 3"]]:
-        """Probability of the shown objects along rays that have been traced, and their colours tinted by it."""
-        mask, color = torch.zeros_like(trace.accumulation), torch.zeros_like(rgb)
-        for field, its_color in self.masks.shown_colored:
-            probability = render_probability(trace, field)[0]
-            color = torch.where((probability > mask)[:, None], rgb.new_tensor(its_color), color)
-            mask = torch.maximum(mask, probability)
-        tint = TINT * (mask > self.mask_threshold).float()[:, None]
-        return mask, rgb * (1 - tint) + color * tint
-
-    def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
-        """An output with alpha: the object's where it can be told, so that exporters keep the object alone.
-
-        nerfstudio's point cloud exporter keeps a pixel where alpha exceeds a half; a mask at its threshold
-        becomes that.
-        """
-        if output_name == "object_rgb":
-            return torch.cat([outputs[output_name], outputs["object_accumulation"]], dim=-1)
-        if output_name == "background_rgb" or not self.masks.shown:
-            return super().get_rgba_image(outputs, output_name)
-        mask, threshold = outputs["mask"], self.mask_threshold
-        low, high = 0.5 * mask / threshold, 0.5 + 0.5 * (mask - threshold) / (1 - threshold)
-        return torch.cat([outputs[output_name][..., :3], torch.where(mask > threshold, high, low)], dim=-1)
+    def field_with_cells(self, num_cells: int) -> MaskGrid:
+        """An empty grid to restore from a checkpoint."""
+        return MaskGrid(round(num_cells ** (1 / 3)))
 
     def _base_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
         # A copy, because some models move the near and far planes of the bundle that they are given.
-        return super().get_outputs(copy.copy(ray_bundle))  # type: ignore[safe-super]
+        with whole_scene():
+            return super().get_outputs(copy.copy(ray_bundle))  # type: ignore[safe-super]
 
     def _gated(self, ray_bundle: RayBundle, keep: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """Outputs with the density kept only where ``keep`` says so of the objects' probability."""
@@ -119,19 +119,40 @@ class MaskedModel(_Base):
             return self._base_outputs(ray_bundle)
 
     def _object(self, ray_bundle: RayBundle, passing: Tensor, rgb: Tensor) -> dict[str, Tensor]:
+        color, depth, accumulation = self._alone(ray_bundle, passing)
         background = renderers.BACKGROUND_COLOR_OVERRIDE
         if background is None:
             background = COLORS_DICT[self.object_background]
-        color = background.to(rgb).expand_as(rgb).clone()
-        depth, accumulation = torch.zeros_like(rgb[:, :1]), torch.zeros_like(rgb[:, :1])
+        return {
+            "object_rgb": color + (1 - accumulation) * background.to(rgb),
+            "object_depth": depth * (accumulation > SOLID),
+            "object_accumulation": accumulation,
+        }
+
+    def _to_export(
+        self, outputs: dict[str, Any], color: Tensor, depth: Tensor, accumulation: Tensor
+    ) -> dict[str, Tensor]:
+        """The object's outputs under the names of the base model's; its colours are not mixed with what is behind."""
+        values = {
+            "rgb": torch.where(accumulation > 0.01, color / accumulation.clamp(min=0.01), color).clamp(0, 1),
+            "depth": torch.where(accumulation > SOLID, depth, FAR),
+            "accumulation": accumulation,
+        }
+        values |= {f"{name}_fine": value for name, value in values.items()} | {"expected_depth": values["depth"]}
+        return {name: value for name, value in values.items() if name in outputs}
+
+    def _alone(self, ray_bundle: RayBundle, passing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Colour (on black), depth and accumulation of the objects alone."""
+        zero = torch.zeros(len(ray_bundle), 1, device=ray_bundle.origins.device)
+        color, depth, accumulation = zero.repeat(1, 3), zero.clone(), zero.clone()
         if passing.any():
-            with renderers.background_color_override_context(background.to(rgb)):
+            # On black, for models that put an image of the background behind the object themselves.
+            with renderers.background_color_override_context(color.new_zeros(3)):
                 alone = self._gated(ray_bundle[passing], lambda p: p > self.mask_threshold)
             color[passing] = _first(alone, "rgb")
             accumulation[passing] = _first(alone, "accumulation").reshape(-1, 1).clamp(0, 1)
             depth[passing] = _first(alone, "depth").reshape(-1, 1)
-            depth = depth * (accumulation > 0.5)
-        return {"object_rgb": color, "object_depth": depth, "object_accumulation": accumulation}
+        return color, depth, accumulation
 
     def _background(self, ray_bundle: RayBundle, passing: Tensor, rgb: Tensor) -> Tensor:
         color = rgb.clone()
@@ -151,9 +172,14 @@ def with_masks(model: Model, threshold: float, object_background: str) -> Model:
     Changing the class of the instance, not wrapping it, keeps it what nerfstudio's tools look for by isinstance.
     """
     kind = type(model)
-    model.__class__ = new_class(f"SA3D{kind.__name__}", (MaskedModel, kind))
-    assert isinstance(model, MaskedModel)
-    model.masks = MaskObjects()
+    # nerfstudio itself asks this to tell the models that are given cameras from those that are given rays.
+    mixin = MaskedSplatModel if isinstance(model, SplatfactoModel) else MaskedModel
+    model.__class__ = new_class(f"SA3D{kind.__name__}", (mixin, kind))
+    assert isinstance(model, MaskOutputs)
+    model.masks = MaskObjects(model.field_with_cells)
     model.mask_threshold = threshold
     model.object_background = object_background
+    field = getattr(model, "field", None)
+    if isinstance(model, MaskedModel) and isinstance(field, SDFField):
+        cut_to_objects(field, model)
     return model

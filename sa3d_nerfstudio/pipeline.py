@@ -16,12 +16,12 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineC
 from torch import Tensor
 
 from sa3d_nerfstudio.atomic import atomic_path
-from sa3d_nerfstudio.datamanager import frozen_datamanager
+from sa3d_nerfstudio.datamanager import Filtered, frozen_datamanager
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.lpips import lpips_without_download
-from sa3d_nerfstudio.model import MaskedModel, with_masks
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.mask_outputs import MaskOutputs
+from sa3d_nerfstudio.model import with_masks
+from sa3d_nerfstudio.prompt_config import ObjectPrompts, PromptConfig, read_prompts
 from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterOptions
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
@@ -33,17 +33,7 @@ Suppressed = Annotated[Any, tyro.conf.Suppress]
 CPU_RAYS_PER_CHUNK = 1024
 """On a CPU, chunks that stay in its caches render twice as fast as nerfstudio's default of 32768."""
 
-
-@dataclass
-class PromptConfig:
-    """What points at the object, in one training view. Pixels are x y from the top left of the original image."""
-
-    view: str | None = None
-    """Training view to prompt: its image's file name, or its index among the training views."""
-    points: tuple[float, ...] = ()
-    """x y of points on the object, several pairs in a row."""
-    negative_points: tuple[float, ...] = ()
-    """x y of points on something else, several pairs in a row."""
+MOVING = "the scene changes with time, and a mask holds for one moment only: give --load-dir a run of a still scene."
 
 
 @dataclass
@@ -115,18 +105,25 @@ class SA3DPipeline(VanillaPipeline):
             raise SA3DError("there is no run to segment: give one with --load-dir outputs/SCENE/METHOD/TIME.")
         if world_size > 1:
             raise SA3DError("sa3d uses one device: drop --machine.num-devices.")
+        if getattr(config.model, "enable_temporal_distortion", False):
+            raise SA3DError(MOVING)
+        # nerfstudio's tools put sa3d's own here, and ns-render dataset builds another data manager from it afterwards.
+        config.datamanager._target = config.base.datamanager_target
         vanilla = copy.copy(config)
         vanilla.datamanager = copy.copy(config.datamanager)
         vanilla.datamanager._target = frozen_datamanager(config.base.datamanager_target)
         vanilla.model = copy.copy(config.model)
         with lpips_without_download():
             super().__init__(vanilla, device, test_mode, world_size, local_rank, grad_scaler)
+        if getattr(self.datamanager, "includes_time", False):
+            raise SA3DError(MOVING)
         self.config = config
         model = with_masks(self._model, config.threshold, config.object_background)
         model.requires_grad_(False)
         if torch.device(device).type == "cpu":
             model.config.eval_num_rays_per_chunk = min(model.config.eval_num_rays_per_chunk, CPU_RAYS_PER_CHUNK)
         self._model = model.to(device)
+        self.model.for_inference = test_mode == "inference"
         self.eval()
         self._views: TrainingViews | None = None
         self.segment_panel = SegmentPanel(self)
@@ -136,9 +133,9 @@ class SA3DPipeline(VanillaPipeline):
         )
 
     @property
-    def model(self) -> MaskedModel:
+    def model(self) -> MaskOutputs:
         """The base model with masks."""
-        return cast(MaskedModel, self._model)
+        return cast(MaskOutputs, self._model)
 
     @property
     def views(self) -> TrainingViews:
@@ -149,7 +146,8 @@ class SA3DPipeline(VanillaPipeline):
             scaled_down = getattr(getattr(self.datamanager, "dataparser", None), "downscale_factor", None) or 1
             size = self.config.working_size or (1008 if self.device.type == "cuda" else 160)
             scale = scaled_down / dataset.scale_factor
-            self._views = TrainingViews(self.model, dataset.cameras, dataset.image_filenames, size, scale)
+            cameras = cast(Filtered, self.datamanager).training_cameras()
+            self._views = TrainingViews(self.model, cameras, dataset.image_filenames, size, scale)
         return self._views
 
     def make_segmenter(self) -> Segmenter:
@@ -171,35 +169,18 @@ class SA3DPipeline(VanillaPipeline):
         config = self.config
         segmenter = self.make_segmenter()
         name = name or config.object_name
-        grid = MaskGrid(config.resolution).to(self.device)
+        grid = self.model.new_field(config.resolution)
         session = SegmentationSession(self.views, segmenter, grid, config)
         self.model.masks[name] = grid
         return session
 
-    def prompt_from_config(self) -> tuple[int, Prompt]:
-        """The view and prompt that the configuration gives.
+    def prompts_from_config(self) -> list[ObjectPrompts]:
+        """The prompts that the configuration gives, by object and view.
 
         Raises:
-            SA3DError: The view is unknown, or a point lies outside the image.
+            SA3DError: A view is unknown, a point lies outside its image, or a file cannot be read.
         """
-        given = self.config.prompt
-        if given.view is None:
-            raise SA3DError("points need a view: name one with --pipeline.prompt.view.")
-        view = self.views.find(given.view)
-        height, width = self.views.image_size(view)
-        pairs = {"points": given.points, "negative-points": given.negative_points}
-        for option, values in pairs.items():
-            if len(values) % 2:
-                raise SA3DError(f"--pipeline.prompt.{option} takes pairs x y, but holds {len(values)} numbers.")
-            for x, y in zip(values[::2], values[1::2], strict=True):
-                if not (0 <= x < width and 0 <= y < height):
-                    raise SA3DError(
-                        f"point {x:g} {y:g} lies outside {self.views.name(view)}, which is {width} x {height} pixels: "
-                        "give x from 0 to the width and y from 0 to the height, from the top left."
-                    )
-        if not given.points:
-            raise SA3DError("the prompt selects nothing: give at least one point on it with --pipeline.prompt.points.")
-        return view, Prompt.from_points(height, width, given.points, given.negative_points)
+        return read_prompts(self.config.prompt, self.views, self.config.object_name)
 
     def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
         """Load a checkpoint of the base run, or of a sa3d run with or without base weights in it.

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.fields.mask_grid import robust_bounds
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 
 
@@ -87,9 +88,10 @@ def print_report(session: SegmentationSession, console: Console) -> None:
     changes = ", ".join(f"{change:.3f}" for change in report.changes) or "one pass only"
     verdict = "converged" if report.converged else f"not below {session.settings.tolerance:g}"
     table.add_row("L1 change per pass", f"{changes} ({verdict})" if report.changes else changes)
-    points, _ = session.grid.object_points(session.settings.threshold)
+    points, weights = session.grid.object_points(session.settings.threshold)
     if len(points):
-        size = (points.amax(0) - points.amin(0)).tolist()
+        low, high = robust_bounds(points, weights)
+        size = (high - low).tolist()
         extent = " x ".join(f"{length:.3f}" for length in size)
         table.add_row("object", f"{len(points)} cells, {extent} (nerfstudio units)")
     total = sum(report.seconds.values())

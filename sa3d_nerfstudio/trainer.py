@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,7 @@ from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineCo
 from sa3d_nerfstudio.progress import print_report, run_with_progress
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.torch_compat import load_checkpoint
+from sa3d_nerfstudio.traces.base import render_probability
 
 OVERVIEW_VIEWS = 12
 """Views in the grid of overview.png."""
@@ -117,7 +119,7 @@ class SA3DTrainer(Trainer):
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Restore the run."""
-        if not self.config.is_viewer_enabled() and self.config.pipeline.prompt.view is None:
+        if not self.config.is_viewer_enabled() and not self.config.pipeline.prompt.is_given:
             raise SA3DError(
                 "there is nothing to do: give a prompt (--pipeline.prompt.view IMAGE --pipeline.prompt.points X Y), "
                 "or open the viewer with --vis viewer."
@@ -156,9 +158,8 @@ class SA3DTrainer(Trainer):
     def train(self) -> None:
         """Segment what the configuration prompts, save, and stay while the viewer is open."""
         self.training_state = "completed"
-        if self.config.pipeline.prompt.view is not None:
-            session = self.segment()
-            self.save(session)
+        if self.config.pipeline.prompt.is_given:
+            self.save(self.segment())
         # After the job, which changes masks that a viewer would be rendering.
         if self.config.is_viewer_enabled():
             self._open_viewer()
@@ -166,33 +167,44 @@ class SA3DTrainer(Trainer):
             self._update_viewer_state(self.step)
             self._train_complete_viewer()
 
-    def segment(self) -> SegmentationSession:
-        """Segment what the configuration prompts, with a progress bar.
+    def segment(self) -> dict[str, SegmentationSession]:
+        """Segment what the configuration prompts, one object after the other, each with a progress bar.
+
+        Returns:
+            The session of each object, by its name.
 
         Raises:
-            SA3DError: The prompt is at fault, or nothing came of it.
+            SA3DError: A prompt is at fault, or nothing came of it.
         """
-        view, prompt = self.pipeline.prompt_from_config()
-        session = self.pipeline.session()
-        session.prompt(view, prompt)
-        run_with_progress(session, CONSOLE)
-        print_report(session, CONSOLE)
-        return session
+        sessions: dict[str, SegmentationSession] = {}
+        prompts = self.pipeline.prompts_from_config()
+        # All prompts are tried before the first long loop begins.
+        for given in prompts:
+            sessions[given.name] = self.pipeline.session(given.name)
+            for view, prompt in given.views.items():
+                sessions[given.name].prompt(view, prompt)
+        for name, session in sessions.items():
+            if len(sessions) > 1:
+                CONSOLE.rule(name)
+            run_with_progress(session, CONSOLE)
+            print_report(session, CONSOLE)
+        return sessions
 
-    def save(self, session: SegmentationSession | None = None) -> None:
-        """Write the run: checkpoint, data parser transform, overview.png, and config.yml last."""
+    def save(self, sessions: dict[str, SegmentationSession] | None = None) -> None:
+        """Write the run: checkpoint, data parser transform, an overview of each object, and config.yml last."""
+        sessions = sessions or {}
         self.save_checkpoint(self.step)
         outputs = getattr(self.pipeline.datamanager, "train_dataparser_outputs", None)
         if outputs is not None:
             outputs.save_dataparser_transform(self.base_dir / "dataparser_transforms.json")
-        if session is not None:
-            overview = self.base_dir / "overview.png"
-            self._write_overview(overview, session)
+        for name, session in sessions.items():
+            suffix = f"-{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}" if len(sessions) > 1 else ""
+            self._write_overview(self.base_dir / f"overview{suffix}.png", session)
         self.config.write(self.base_dir)
         config = self.base_dir / "config.yml"
         CONSOLE.print(f"saved       {config}", highlight=False, soft_wrap=True)
         CONSOLE.print(
-            f"next        ns-export pointcloud --load-config {config} --output-dir exports --normal-method open3d",
+            f"next        ns-export {self.pipeline.model.EXPORT} --load-config {config} --output-dir exports",
             highlight=False,
             soft_wrap=True,
         )
@@ -213,7 +225,7 @@ class SA3DTrainer(Trainer):
         panels = []
         for record in sorted(chosen, key=lambda record: record.name):
             trace = session.trace(record.view)
-            probability = self.pipeline.model.render_mask(trace).reshape(trace.height, trace.width)
+            probability = render_probability(trace, session.grid)[0].reshape(trace.height, trace.width)
             status = f"{record.state}: {record.reason}" if record.reason else record.state
             panels.append(ViewPanel(trace.rgb.cpu(), probability.cpu(), record.name, status))
         write_overview(path, top, panels)

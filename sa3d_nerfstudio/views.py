@@ -14,7 +14,10 @@ from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.model import MaskedModel
+from sa3d_nerfstudio.splat_model import MaskedSplatModel
+from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.nerf import RGB_OUTPUTS, NerfViewTrace, concatenate
 
 
@@ -31,7 +34,7 @@ class TrainingViews:
 
     def __init__(
         self,
-        model: MaskedModel,
+        model: MaskOutputs,
         cameras: Cameras,
         filenames: Sequence[Path],
         long_side: int,
@@ -44,7 +47,7 @@ class TrainingViews:
         self.image_scale = image_scale
         self.lock: AbstractContextManager[Any] = nullcontext()
         """Held while the model renders; the viewer renders with the same model on other threads."""
-        self._traces: dict[int, NerfViewTrace] = {}
+        self._traces: dict[int, ViewTrace] = {}
 
     def __len__(self) -> int:
         return len(self.filenames)
@@ -90,7 +93,7 @@ class TrainingViews:
             camera.rescale_output_resolution(self.long_side / longest)
         return camera
 
-    def trace(self, view: int) -> NerfViewTrace:
+    def trace(self, view: int) -> ViewTrace:
         """The view's trace."""
         if view not in self._traces:
             self._traces[view] = trace_camera(self.model, self.camera(view), self.lock)
@@ -98,8 +101,8 @@ class TrainingViews:
 
 
 @torch.no_grad()
-def trace_camera(model: MaskedModel, camera: Cameras, lock: AbstractContextManager[Any] | None = None) -> NerfViewTrace:
-    """Trace all pixels of one camera, in chunks of the model's own size.
+def trace_camera(model: MaskOutputs, camera: Cameras, lock: AbstractContextManager[Any] | None = None) -> ViewTrace:
+    """Trace all pixels of one camera; rays in chunks of the model's own size.
 
     Args:
         model: The base model with masks; put in evaluation mode.
@@ -107,6 +110,10 @@ def trace_camera(model: MaskedModel, camera: Cameras, lock: AbstractContextManag
         lock: Held for each chunk, and free in between, so that others get their turn with the model.
     """
     lock = lock or nullcontext()
+    if isinstance(model, MaskedSplatModel):
+        with lock:
+            return model.trace_view(camera)
+    assert isinstance(model, MaskedModel)
     height, width = int(camera.height.max()), int(camera.width.max())
     rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
     parts, colors, depths = [], [], []
@@ -120,7 +127,9 @@ def trace_camera(model: MaskedModel, camera: Cameras, lock: AbstractContextManag
             outputs, samples = model.trace(chunk)
         parts.append(samples.pruned())
         colors.append(outputs[next(name for name in RGB_OUTPUTS if name in outputs)])
-        depths.append(outputs["depth" if "depth" in outputs else "depth_fine"].reshape(-1, 1))
+        assert samples.depth is not None
+        # Not the output of that name, which models of signed distances measure along the camera's axis.
+        depths.append(samples.depth)
     return NerfViewTrace(
         samples=concatenate(parts),
         height=height,

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.dataparsers.base_dataparser import Semantics
 from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.fields.sdf_field import SDFFieldConfig
 from nerfstudio.models.base_model import Model
 from nerfstudio.models.depth_nerfacto import DepthNerfactoModelConfig
+from nerfstudio.models.generfacto import GenerfactoModelConfig
+from nerfstudio.models.instant_ngp import InstantNGPModelConfig
 from nerfstudio.models.mipnerf import MipNerfModel
 from nerfstudio.models.nerfacto import NerfactoModelConfig
+from nerfstudio.models.neus import NeuSModelConfig
+from nerfstudio.models.neus_facto import NeuSFactoModelConfig
+from nerfstudio.models.semantic_nerfw import SemanticNerfWModelConfig
+from nerfstudio.models.splatfacto import SplatfactoModel, SplatfactoModelConfig
 from nerfstudio.models.tensorf import TensoRFModelConfig
 from nerfstudio.models.vanilla_nerf import NeRFModel, VanillaModelConfig
 
 from sa3d_nerfstudio.lpips import lpips_without_download
 from sa3d_nerfstudio.model import MaskedModel, with_masks
+from sa3d_nerfstudio.splat_model import MaskedSplatModel
 
 _SMALL_NERFACTO = {
     "implementation": "torch",
@@ -37,15 +48,68 @@ CONFIGS = {
     ),
 }
 
+_SMALL_SDF = {
+    "num_layers": 2, "hidden_dim": 16, "geo_feat_dim": 8, "num_layers_color": 2, "hidden_dim_color": 16, "bias": 0.6,
+    "inside_outside": False, "num_levels": 2, "beta_init": 0.3,
+}  # fmt: skip
+NEEDING_STAND_INS = {
+    "semantic-nerfw": lambda: SemanticNerfWModelConfig(**_SMALL_NERFACTO),
+    "neus": lambda: NeuSModelConfig(
+        sdf_field=SDFFieldConfig(**_SMALL_SDF), num_samples=12, num_samples_importance=16, num_samples_outside=8,
+        far_plane=6.0, overwrite_near_far_plane=True,
+    ),
+    "neus-facto": lambda: NeuSFactoModelConfig(
+        sdf_field=SDFFieldConfig(**_SMALL_SDF), num_proposal_samples_per_ray=(24, 12), num_neus_samples_per_ray=12,
+        far_plane=6.0, overwrite_near_far_plane=True, background_model="none",
+    ),
+    "instant-ngp": lambda: InstantNGPModelConfig(
+        grid_resolution=16, grid_levels=1, log2_hashmap_size=10, max_res=64, background_color="black",
+    ),
+    "generfacto": lambda: GenerfactoModelConfig(
+        implementation="torch", num_proposal_samples_per_ray=(24, 12), num_nerf_samples_per_ray=12, max_res=32,
+    ),
+}  # fmt: skip
+"""Methods that take something of CUDA or of the network to be built; see tests/stand_ins.py."""
+
 
 def small_model(method: str, masked: bool = True) -> Model:
     """An untrained model of a method, in evaluation mode, with masks if wanted."""
     torch.manual_seed(0)
     box = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
     with lpips_without_download():
-        model = CONFIGS[method]().setup(scene_box=box, num_train_data=3, metadata={})
+        config = (CONFIGS | NEEDING_STAND_INS)[method]()
+        metadata = {"semantics": Semantics([], ["a", "b"], torch.eye(3)[:2])}
+        model = config.setup(scene_box=box, num_train_data=3, metadata=metadata, grad_scaler=None, device="cpu")
     model.eval()
     return with_masks(model, threshold=0.5, object_background="white") if masked else model
+
+
+def small_splats(num_splats: int = 40, masked: bool = True, **config: Any) -> SplatfactoModel:
+    """An untrained splatfacto in evaluation mode: splats of all shapes within a ball of radius 1."""
+    torch.manual_seed(0)
+    box = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
+    settings = SplatfactoModelConfig(random_init=True, num_random=num_splats, random_scale=1.5, **config)
+    with lpips_without_download():
+        model = settings.setup(scene_box=box, num_train_data=3, metadata={})
+    assert isinstance(model, SplatfactoModel)
+    splats = model.gauss_params
+    with torch.no_grad():
+        splats["scales"] += torch.randn(num_splats, 3) * 0.4 - 0.7
+        splats["opacities"] += torch.rand(num_splats, 1) * 5
+        splats["features_rest"] += torch.randn_like(splats["features_rest"]) * 0.05
+    model.step = 30000
+    model.eval()
+    model.requires_grad_(False)
+    if masked:
+        with_masks(model, threshold=0.5, object_background="white")
+    return model
+
+
+def masked_splats(num_splats: int = 40, **config: Any) -> MaskedSplatModel:
+    """:func:`small_splats` with masks."""
+    model = small_splats(num_splats, **config)
+    assert isinstance(model, MaskedSplatModel)
+    return model
 
 
 def masked(model: Model) -> MaskedModel:

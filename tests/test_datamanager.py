@@ -306,6 +306,27 @@ def test_full_images(ring: Path) -> None:
     assert len(datamanager.fixed_indices_eval_dataloader) == 1
 
 
+def test_full_images_are_looked_at_as_they_were_trained_on(tmp_path: Path) -> None:
+    """Distorted images are trained on without their distortion: so with other intrinsics than the data set gives."""
+    distorted = write_scene(tmp_path / "distorted", [(64, 48)] * 3, k1=0.2)
+    trained = make(FullImageDatamanagerConfig, distorted, FullImageDatamanager)
+    _ = trained.cached_train
+    frozen = make(FullImageDatamanagerConfig, distorted)
+    before = frozen.train_dataset.cameras.fx.clone()
+    cameras = frozen.training_cameras()
+    assert not torch.allclose(before, cameras.fx)
+    for name in ("fx", "fy", "cx", "cy", "width", "height"):
+        assert torch.equal(getattr(cameras, name), getattr(trained.train_dataset.cameras, name)), name
+    # It is done once.
+    assert torch.equal(frozen.training_cameras().fx, cameras.fx)
+
+
+def test_undistorted_images_are_not_loaded_for_their_cameras(ring: Path) -> None:
+    datamanager = make(FullImageDatamanagerConfig, ring)
+    datamanager.training_cameras()
+    assert "cached_train" not in datamanager.__dict__
+
+
 def test_random_cameras() -> None:
     datamanager = make(RandomCamerasDataManagerConfig, None)
     datamanager.ray_filter = Sphere(0.5)

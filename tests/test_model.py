@@ -9,10 +9,18 @@ from nerfstudio.model_components import renderers
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.lazy_outputs import LazyOutputs
 from sa3d_nerfstudio.traces.gating import gated_density
-from tests.models import CONFIGS, camera, masked, rays, small_model
+from tests.models import CONFIGS, NEEDING_STAND_INS, camera, masked, rays, small_model
+from tests.stand_ins import occupancy_on_cpu, sdf_on_cpu
 
-METHODS = sorted(CONFIGS)
+# generfacto paints a background of its own making behind what its densities leave over, and calls it background_rgb.
+METHODS = sorted(set(CONFIGS | NEEDING_STAND_INS) - {"generfacto"})
 ADDED = {"mask", "mask_overlay", "object_rgb", "object_depth", "object_accumulation", "background_rgb"}
+
+
+@pytest.fixture(autouse=True)
+def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    for install in (sdf_on_cpu, occupancy_on_cpu):
+        install(monkeypatch)
 
 
 def ball(radius: float = 0.5, center: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> MaskGrid:

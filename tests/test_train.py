@@ -171,7 +171,7 @@ def refused(tiny_run: Path, output: Path, **options: Any) -> str:
 
 
 def test_each_fault_of_a_prompt_has_its_sentence(tiny_run: Path, tmp_path: Path, tiny_prompt: dict):
-    from sa3d_nerfstudio.pipeline import PromptConfig
+    from sa3d_nerfstudio.prompt_config import PromptConfig
 
     out = tmp_path / "out"
     view = Path(tiny_prompt["frame"]).name

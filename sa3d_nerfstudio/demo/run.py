@@ -21,6 +21,9 @@ from sa3d_nerfstudio.demo.scene import SceneConfig, write_scene
 from sa3d_nerfstudio.demo.stages import Stages, counted_share, training_share
 from sa3d_nerfstudio.errors import SA3DError
 
+EXPORT_RAYS = 4096
+"""Rays in a batch of the export; on a CPU nerfstudio's 32768 spend their time on memory."""
+
 
 @dataclass
 class DemoConfig:
@@ -30,10 +33,14 @@ class DemoConfig:
     """Where everything goes."""
     scene: SceneConfig = field(default_factory=SceneConfig)
     """The scene."""
-    steps: int = 800
+    steps: int = 900
     """Training steps of nerfacto."""
     object: str = "ball"
-    """What to click on. The segmenter that needs no weights goes by colour: ball is what it can do; try die_near."""
+    """What to click on: ball, crate, tin, die_near, die_far or post."""
+    segmenter: str = "grabcut"
+    """2D segmenter: grabcut needs no weights and goes by colour and depth; oracle knows the true masks."""
+    sam_checkpoint: Path | None = None
+    """Weights, for the segmenters sam-vit-h, sam-vit-l and sam-vit-b."""
     num_points: int = 20000
     """Points of the exported point cloud."""
 
@@ -95,12 +102,17 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> float:
 
     segment = [nerfstudio_command("ns-train"), "sa3d", "--load-dir", base_run, "--vis", "tensorboard"]
     segment += ["--output-dir", runs, "--experiment-name", "scene", "--timestamp", timestamp]
-    segment += ["--machine.device-type", device, "--pipeline.segmenter", "grabcut"]
+    segment += ["--machine.device-type", device, "--pipeline.segmenter", config.segmenter]
+    if config.sam_checkpoint is not None:
+        segment += ["--pipeline.sam-checkpoint", config.sam_checkpoint]
+    if config.segmenter == "oracle":
+        segment += ["--pipeline.oracle-instances", scene / "instances"]
     segment += ["--pipeline.object-name", config.object, "--pipeline.prompt.view", view]
     stages.run(f"segment the {config.object}", [*segment, "--pipeline.prompt.points", str(x), str(y)])
 
     cloud = [nerfstudio_command("ns-export"), "pointcloud", "--load-config", sa3d_run / "config.yml"]
     cloud += ["--output-dir", export, "--num-points", str(config.num_points), "--normal-method", "open3d"]
+    cloud += ["--num-rays-per-batch", str(EXPORT_RAYS)]
     stages.run("export its point cloud", cloud)
 
     score = [sys.executable, "-m", "sa3d_nerfstudio.demo.score", "--config", sa3d_run / "config.yml"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from PIL import Image
 from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
 from sa3d_nerfstudio.pipeline import SA3DPipeline
 from sa3d_nerfstudio.segmentation.prompts import Prompt
-from sa3d_nerfstudio.traces.nerf import NerfViewTrace
+from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.views import trace_camera
 
 MIN_SHARE = 0.001
@@ -51,28 +52,30 @@ def score(config: Path, scene: Path, name: str, output_dir: Path) -> None:
         if truth.mean() > MIN_SHARE:
             iou = float((mask & truth).sum() / (mask | truth).sum())
             rows.append({"frame": file.name, "iou": iou, "pixels": int(truth.sum())})
-            panels.append(ViewPanel(trace.rgb.cpu(), probability, file.name, f"unseen, IoU {iou:.2f}"))
+            panels.append(ViewPanel(trace.rgb.cpu(), probability, file.name, f"unseen: IoU {iou:.3f}"))
         print(f"{index + 1}/{len(dataset)} {file.name}")
 
     mean = float(np.mean([row["iou"] for row in rows]))
     result = {"object": name, "frames": len(rows), "mean_iou": mean, "per_frame": rows}
     (output_dir / "scores.json").write_text(json.dumps(result, indent=1) + "\n")
-    _write_overview(output_dir / "overview.png", pipeline, prompt, panels)
+    _write_overview(output_dir / "overview.png", pipeline, prompt, panels, f"{name}: IoU {mean:.3f}")
 
 
-def _render_mask(pipeline: SA3DPipeline, trace: NerfViewTrace) -> torch.Tensor:
+def _render_mask(pipeline: SA3DPipeline, trace: ViewTrace) -> torch.Tensor:
     """Probability of the object at each pixel."""
     return pipeline.model.render_mask(trace).reshape(trace.height, trace.width).cpu()
 
 
-def _write_overview(path: Path, pipeline: SA3DPipeline, prompt: dict, panels: list[ViewPanel]) -> None:
+def _write_overview(
+    path: Path, pipeline: SA3DPipeline, prompt: dict[str, Any], panels: list[ViewPanel], title: str
+) -> None:
     """The click with what it selected in its own view, above the unseen views."""
     view = pipeline.views.find(Path(prompt["frame"]).name)
     trace = pipeline.views.trace(view)
     mask = _render_mask(pipeline, trace) > pipeline.config.threshold
     height, width = pipeline.views.image_size(view)
     click = Prompt.from_points(height, width, prompt["points"][:1]).resized(trace.height, trace.width)
-    write_overview(path, PromptPanel(trace.rgb.cpu(), mask, click, pipeline.views.name(view)), panels)
+    write_overview(path, PromptPanel(trace.rgb.cpu(), mask, click, pipeline.views.name(view)), panels, title)
 
 
 if __name__ == "__main__":

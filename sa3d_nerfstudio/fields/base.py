@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from typing_extensions import Self
 
 MIN_EVIDENCE = 1e-3
 """Weight of rays below which a cell counts as never seen. One ray that ends in a cell leaves about 1."""
+FIRM = 0.02
+"""Share of the evidence at the object's median cell below which a cell does not count by itself."""
 
 
 class MaskField(nn.Module):
@@ -25,6 +28,8 @@ class MaskField(nn.Module):
 
     hit: Float[Tensor, " num_cells"]
     seen: Float[Tensor, " num_cells"]
+    center: Float[Tensor, "3"]
+    """About where the object is, in the world."""
 
     def __init__(self, num_cells: int) -> None:
         super().__init__()
@@ -83,8 +88,67 @@ class MaskField(nn.Module):
         """Share of the evidence that says "object"; 0 where nothing is known."""
         return torch.where(self.known(), self.hit / self.seen.clamp(min=MIN_EVIDENCE), 0.0)
 
-    def fresh(self) -> MaskField:
+    def firm_evidence(self) -> float:
+        """Evidence that a cell needs to be trusted by itself: a share of what half of the object's surface has."""
+        on = self.probability() > 0.5
+        if not bool(on.any()):
+            return MIN_EVIDENCE
+        seen, order = self.seen[on].sort()
+        mass = self.hit[on][order].cumsum(0)
+        middle = int(torch.searchsorted(mass, mass[-1] / 2).clamp(max=len(seen) - 1))
+        return max(MIN_EVIDENCE, FIRM * float(seen[middle]))
+
+    def object_cells(self, threshold: float = 0.5) -> Bool[Tensor, " num_cells"]:
+        """The cells that hold the object: on it, and seen well.
+
+        The tails of rays that end on the object reach what lies far behind it, and where no view has seen that place
+        better they call it object. Such cells weigh next to nothing in a render, but would spoil bounds and exports.
+        """
+        return self.derived(
+            ("object", threshold), lambda: (self.probability() > threshold) & (self.seen > self.firm_evidence())
+        )
+
+    def fresh(self) -> Self:
         """A field with the same cells and no evidence."""
+        raise NotImplementedError
+
+    def prepare(self, surface: Float[Tensor, "num_points 3"], spacing: float) -> None:
+        """Drop all evidence, and get ready for that of an object.
+
+        Args:
+            surface: World positions of points on the side of the object that has been prompted.
+            spacing: Distance between the rays of neighbouring pixels there.
+        """
+        raise NotImplementedError
+
+    def placed_again(self, spacing: float) -> Self:
+        """An empty field with its cells where the object is known to be by now.
+
+        Args:
+            spacing: Distance between the rays of neighbouring pixels there.
+        """
+        raise NotImplementedError
+
+    def with_room_for(self, surface: Float[Tensor, "num_points 3"], spacing: float, num_views: int) -> Self:
+        """The same evidence, in cells that are fine enough where more is about to be prompted.
+
+        Args:
+            surface: World positions of points on what is prompted.
+            spacing: Distance between the rays of neighbouring pixels there.
+            num_views: How many views the evidence comes from.
+        """
+        return self
+
+    def resampled(self, place: Self) -> Self:
+        """This field's evidence in the cells of another."""
+        raise NotImplementedError
+
+    def copy_from(self, other: Self) -> None:
+        """Become what another field is: its cells and its evidence."""
+        raise NotImplementedError
+
+    def object_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], Float[Tensor, " num"]]:
+        """World positions of the cells on the object, with the weight of the rays that said so."""
         raise NotImplementedError
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:

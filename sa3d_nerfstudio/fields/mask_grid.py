@@ -7,16 +7,21 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sa3d_nerfstudio.fields.base import MIN_EVIDENCE, MaskField
+from sa3d_nerfstudio.fields.base import MaskField
 
 OUTSIDE = 0.25
 """Share of the box's half width that all of space outside is contracted into (see ``MaskGrid.contract``)."""
-FIRM = 0.02
-"""Share of the evidence at the object's median cell below which a cell does not count by itself."""
+REACH = 1.5
+"""How far out the object may extend, in half widths of the box; cells beyond are too large to say."""
+MOSTLY_INSIDE = 0.05
+"""Share of a prompted surface that may lie outside of the box before it is widened."""
 MIN_RESOLUTION = 16
 """Vertices along each axis that a grid has at least, however coarse the images are."""
 MARGIN = 0.15
 """How much wider than the object's bounds the box is placed once they are known, as a share of their half width."""
+
+FIRST_MARGIN = 0.5
+"""How much wider than the part of the object that the prompts have shown it is placed at first."""
 
 
 class MaskGrid(MaskField):
@@ -26,7 +31,6 @@ class MaskGrid(MaskField):
     and all the rest of space the remaining rim, so that no evidence is lost. Memory layout is [z, y, x].
     """
 
-    center: Float[Tensor, "3"]
     half_extent: Float[Tensor, "3"]
 
     def __init__(self, resolution: int = 128) -> None:
@@ -68,6 +72,23 @@ class MaskGrid(MaskField):
         resolution = int(min(max(cells + 1, MIN_RESOLUTION), self.max_resolution))
         self.hit = self.seen = self.hit.new_zeros(resolution**3)
         self.place((low + high) / 2, half.expand(3))
+
+    def prepare(self, surface: Float[Tensor, "num_points 3"], spacing: float) -> None:
+        """Place the grid around points of the object, with room for the sides that have not been seen."""
+        self.place_around(surface, spacing=spacing, margin=FIRST_MARGIN)
+
+    def placed_again(self, spacing: float) -> MaskGrid:
+        """An empty grid around the object as it is known now; in the same place if that fits well enough."""
+        points, weights = self.object_points()
+        if len(points) == 0:
+            return self.fresh()
+        placed = self.fresh()
+        placed.place_around(points, weights, spacing)
+        size = float(placed.half_extent.max() / self.half_extent.max())
+        shift = float((placed.center - self.center).abs().max() / self.half_extent.max())
+        finer = placed.resolution / self.resolution
+        fits = 0.75 < size < 1.1 and shift < 0.15 and 0.75 < finer < 1.33
+        return self.fresh() if fits else placed
 
     def fresh(self) -> MaskGrid:
         """A grid in the same place with no evidence."""
@@ -140,14 +161,33 @@ class MaskGrid(MaskField):
         return out
 
     def object_cells(self, threshold: float = 0.5) -> Bool[Tensor, " num_cells"]:
-        """The vertices that hold the object: on it, and seen well.
+        """The vertices that hold the object: on it, seen well, and in or near the box."""
+        firm = super().object_cells(threshold)
+        return self.derived(("near object", threshold), lambda: firm & self._near())
 
-        The tails of rays that end on the object reach what lies far behind it, and where no view has seen that place
-        better they call it object. Such cells weigh next to nothing in a render, but would spoil bounds and exports.
-        """
-        return self.derived(
-            ("object", threshold), lambda: (self.probability() > threshold) & (self.seen > self._firm_evidence())
-        )
+    def _near(self) -> Bool[Tensor, " num_cells"]:
+        """Vertices no farther out than ``REACH``; an object that outgrows its box moves it in the next pass."""
+        x = (self.cell_positions() - self.center) / self.half_extent
+        return x.abs().amax(dim=-1) <= REACH
+
+    def with_room_for(self, surface: Float[Tensor, "num_points 3"], spacing: float, num_views: int) -> MaskGrid:
+        """The same evidence; in a wider box if what is prompted lies beyond the fine cells of this one."""
+        beyond = self._outside(surface)
+        if not bool(self.object_cells().any()) or beyond.float().mean() < MOSTLY_INSIDE:
+            return self
+        wider = self.fresh()
+        known = self.object_points()[0]
+        # What is new may have few pixels, and must not be taken for points that stray.
+        weights = torch.cat([torch.full_like(part[:, 0], 1 / len(part)) for part in (known, surface[beyond])])
+        wider.place_around(torch.cat([known, surface[beyond]]), weights, spacing)
+        result = self.resampled(wider)
+        # A coarse cell holds the rays of many fine ones: where there were such, count all views for one.
+        share = torch.where(self._outside(result.cell_positions()), 1 / num_views, 1.0)
+        result.set(result.hit * share, result.seen * share)
+        return result
+
+    def _outside(self, positions: Float[Tensor, "num 3"]) -> Bool[Tensor, " num"]:
+        return self.contract(positions).abs().amax(dim=-1) * (1 + OUTSIDE) > 1
 
     def object_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], Float[Tensor, " num"]]:
         """World positions of the vertices on the object, with the weight of the rays that said so."""
@@ -157,16 +197,6 @@ class MaskGrid(MaskField):
     def _object_bounds(self, threshold: float) -> Float[Tensor, "2 3"]:
         points, _ = self.object_points(threshold)
         return torch.stack([points.amin(0), points.amax(0)])
-
-    def _firm_evidence(self) -> float:
-        """Evidence that a cell needs to be trusted by itself: a share of what half of the object's surface has."""
-        on = self.probability() > 0.5
-        if not bool(on.any()):
-            return MIN_EVIDENCE
-        seen, order = self.seen[on].sort()
-        mass = self.hit[on][order].cumsum(0)
-        middle = int(torch.searchsorted(mass, mass[-1] / 2).clamp(max=len(seen) - 1))
-        return max(MIN_EVIDENCE, FIRM * float(seen[middle]))
 
     def filled_probability(self) -> Float[Tensor, " num_cells"]:
         """The probability everywhere: cells that no ray reached, such as an object's inside, take it from around them.
@@ -179,7 +209,7 @@ class MaskGrid(MaskField):
 
     def _fill(self) -> Float[Tensor, " num_cells"]:
         r = self.resolution
-        firm = (self.seen > self._firm_evidence()).float().reshape(1, 1, r, r, r)
+        firm = (self.seen > self.firm_evidence()).float().reshape(1, 1, r, r, r)
         filled = _pull_push(self.probability().reshape(1, 1, r, r, r) * firm, firm)[0, 0]
         within = torch.zeros_like(filled)
         cells = self.object_cells().reshape(r, r, r).nonzero()

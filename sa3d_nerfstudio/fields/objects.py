@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,10 +24,16 @@ PALETTE = (
 
 
 class MaskObjects(nn.Module):
-    """Named objects in the order in which they were made. Saved in, and restored from, any checkpoint."""
+    """Named objects in the order in which they were made. Saved in, and restored from, any checkpoint.
 
-    def __init__(self) -> None:
+    Args:
+        make_field: Makes an empty field of a number of cells, for objects that a checkpoint brings along. All fields of
+            a model are of one kind, which follows from the model.
+    """
+
+    def __init__(self, make_field: Callable[[int], MaskField]) -> None:
         super().__init__()
+        self._make_field = make_field
         self.fields = nn.ModuleDict()
         self.hidden: set[str] = set()
         self.colors: dict[str, tuple[float, float, float]] = {}
@@ -38,7 +44,7 @@ class MaskObjects(nn.Module):
     def __contains__(self, name: object) -> bool:
         return name in self.names
 
-    def __getitem__(self, name: str) -> MaskGrid:
+    def __getitem__(self, name: str) -> MaskField:
         return self.fields[_key(name)]  # type: ignore[return-value]
 
     def __setitem__(self, name: str, field: MaskField) -> None:
@@ -65,33 +71,33 @@ class MaskObjects(nn.Module):
         return [_name(key) for key in self.fields]
 
     @property
-    def shown(self) -> list[MaskGrid]:
+    def shown(self) -> list[MaskField]:
         """Fields of the objects that are not hidden and hold anything."""
         return [field for field, _ in self.shown_colored]
 
     @property
-    def shown_colored(self) -> list[tuple[MaskGrid, tuple[float, float, float]]]:
+    def shown_colored(self) -> list[tuple[MaskField, tuple[float, float, float]]]:
         """Fields of the objects that are not hidden and hold anything, and their colours."""
         # Read once: the viewer may replace all objects while another thread renders.
         fields, hidden, colors = self.fields, self.hidden, self.colors
         names = [(key, _name(key)) for key in fields]
         shown = [(fields[key], colors.get(name, PALETTE[0])) for key, name in names if name not in hidden]
-        return [(field, color) for field, color in shown if isinstance(field, MaskGrid) and not field.is_empty]
+        return [(field, color) for field, color in shown if isinstance(field, MaskField) and not field.is_empty]
 
     def probability_at(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 1"]:
-        """Probability that a world position belongs to any object shown."""
+        """Probability that a world position belongs to any object shown. Fields must be grids."""
         result = torch.zeros_like(positions[..., :1])
         for field in self.shown:
-            result = torch.maximum(result, field.probability_at(positions))
+            result = torch.maximum(result, cast(MaskGrid, field).probability_at(positions))
         return result
 
     def hits(
         self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
     ) -> Bool[Tensor, " num_rays"]:
-        """Which rays pass through any object shown."""
+        """Which rays pass through any object shown. Fields must be grids."""
         result = torch.zeros(len(origins), dtype=torch.bool, device=origins.device)
         for field in self.shown:
-            result |= field.hits(origins, directions, threshold)
+            result |= cast(MaskGrid, field).hits(origins, directions, threshold)
         return result
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -112,7 +118,7 @@ class MaskObjects(nn.Module):
             self.fields, self.colors = nn.ModuleDict(), {}
             for name in extra["names"]:
                 cells = state_dict[f"{prefix}fields.{_key(name)}.hit"].shape[0]
-                self[name] = MaskGrid(round(cells ** (1 / 3))).to(device)
+                self[name] = self._make_field(cells).to(device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

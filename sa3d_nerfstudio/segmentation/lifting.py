@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sa3d_nerfstudio.fields.base import MaskField
-from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.traces.base import RayTrace, render_probability
 
 LiftingName = Literal["evidence", "gradient"]
@@ -18,7 +17,7 @@ LiftingName = Literal["evidence", "gradient"]
 class Lifting(Protocol):
     """Gathers the masks of one pass over the views in a field."""
 
-    field: MaskGrid
+    field: MaskField
 
     def add(self, trace: RayTrace, mask: Bool[Tensor, " num_rays"], weight: float = 1.0) -> None:
         """Lift the mask of one view."""
@@ -35,7 +34,7 @@ class EvidenceLifting:
     Their quotient is the least-squares answer for all views at once; there is no step size, and no order of views.
     """
 
-    def __init__(self, field: MaskGrid) -> None:
+    def __init__(self, field: MaskField) -> None:
         self.field = field
 
     def add(self, trace: RayTrace, mask: Bool[Tensor, " num_rays"], weight: float = 1.0) -> None:
@@ -57,7 +56,7 @@ class GradientLifting:
     that have seen it. V has no bounds; a ray is on the object where M > 0.
     """
 
-    def __init__(self, field: MaskGrid, negative_weight: float = 1.0) -> None:
+    def __init__(self, field: MaskField, negative_weight: float = 1.0) -> None:
         self.field = field
         self.negative_weight = negative_weight
         self.values = torch.zeros_like(field.hit)
@@ -85,7 +84,7 @@ class GradientLifting:
         return torch.where(known & (rendered != 0), torch.sigmoid(rendered), torch.zeros_like(rendered)), known
 
 
-def make_lifting(name: LiftingName, field: MaskGrid) -> Lifting:
+def make_lifting(name: LiftingName, field: MaskField) -> Lifting:
     """The lifting of that name, into a field."""
     return EvidenceLifting(field) if name == "evidence" else GradientLifting(field)
 

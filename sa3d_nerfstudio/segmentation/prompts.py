@@ -29,6 +29,8 @@ class Prompt:
     """True where the point lies on the object, False where it lies on something else."""
     box: Float[Tensor, "4"] | None = None
     """x0, y0, x1, y1 of a rectangle around the object, upper bounds exclusive."""
+    mask: Bool[Tensor, "height width"] | None = None
+    """The object's mask itself, where the user has one: taken as it is, without asking a segmenter."""
     prior: Float[Tensor, "height width"] | None = None
     """The probability of the object at each pixel as the mask field renders it; NaN where nothing is known."""
 
@@ -56,7 +58,7 @@ class Prompt:
         off = torch.as_tensor(np.asarray(negative, dtype=np.float32).reshape(-1, 2))
         labels = torch.cat([torch.ones(len(on), dtype=torch.bool), torch.zeros(len(off), dtype=torch.bool)])
         rectangle = None if box is None else torch.as_tensor(np.asarray(box, dtype=np.float32).reshape(4))
-        return cls(height, width, torch.cat([on, off]), labels, rectangle, prior)
+        return cls(height, width, torch.cat([on, off]), labels, rectangle, prior=prior)
 
     @property
     def positive(self) -> Float[Tensor, "num 2"]:
@@ -71,7 +73,7 @@ class Prompt:
     @property
     def is_empty(self) -> bool:
         """Whether nothing here selects anything."""
-        return self.box is None and not bool(self.labels.any())
+        return self.mask is None and self.box is None and not bool(self.labels.any())
 
     def resized(self, height: int, width: int) -> Prompt:
         """The same prompt in an image of another size. The pixel that holds a point's centre keeps it."""
@@ -79,7 +81,14 @@ class Prompt:
         points = ((self.points + 0.5) * scale).floor()
         points = torch.minimum(points, torch.tensor([width - 1.0, height - 1.0])).clamp(min=0)
         box = None if self.box is None else self.box * scale.repeat(2)
+        mask = self.mask
+        if mask is not None:
+            mask = _nearest(mask.float(), height, width) > 0
         prior = self.prior
         if prior is not None and prior.shape != (height, width):
-            prior = torch.nn.functional.interpolate(prior[None, None], size=(height, width), mode="nearest")[0, 0]
-        return Prompt(height, width, points, self.labels, box, prior)
+            prior = _nearest(prior, height, width)
+        return Prompt(height, width, points, self.labels, box, mask, prior)
+
+
+def _nearest(image: Float[Tensor, "rows columns"], height: int, width: int) -> Float[Tensor, "height width"]:
+    return torch.nn.functional.interpolate(image[None, None], size=(height, width), mode="nearest-exact")[0, 0]

@@ -15,15 +15,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
+from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, LiftingName, field_change, make_lifting
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt, view_order
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage
 from sa3d_nerfstudio.traces.base import ViewTrace
-
-MOSTLY_INSIDE = 0.05
-"""Share of the prompted surface that may lie outside of the box of the mask grid."""
 
 ViewState = Literal["prompt", "used", "rejected", "skipped"]
 
@@ -141,7 +138,7 @@ class SegmentationSession:
         self,
         views: Views,
         segmenter: Segmenter,
-        grid: MaskGrid,
+        grid: MaskField,
         settings: SessionSettings,
         embeddings: dict[int | str, Any] | None = None,
     ) -> None:
@@ -174,7 +171,10 @@ class SegmentationSession:
         """
         trace = self.trace(view)
         prompt = prompt.resized(trace.height, trace.width)
-        candidates = self._predict(view, prompt)
+        if prompt.mask is not None:
+            candidates = Candidates(prompt.mask[None], torch.ones(1))
+        else:
+            candidates = self._predict(view, prompt)
         choice = int(candidates.scores.argmax())
         if prompt.is_empty or not candidates.masks[choice].any():
             raise SA3DError(
@@ -203,18 +203,20 @@ class SegmentationSession:
         with self._timed("render"):
             return self.views.trace(view)
 
-    def lift_prompts(self, base: MaskGrid | None = None) -> None:
+    def lift_prompts(self, base: MaskField | None = None) -> None:
         """Fill the grid with what the prompted views say by themselves: at once, and 3D already.
 
         Args:
             base: Evidence of other views to add it to; without it, the grid is placed around what is prompted.
         """
         if base is not None:
-            self.grid.copy_from(self._with_room(base))
+            if self.given:
+                base = base.with_room_for(self._prompted_surface(), self._spacing(), len(self.views))
+            self.grid.copy_from(base)
         elif self.given:
             self._place_around_prompts()
         else:
-            self.grid.place(self.grid.center, self.grid.half_extent)
+            self.grid.copy_from(self.grid.fresh())
         lifting = EvidenceLifting(self.grid)
         for view, given in self.given.items():
             self._lift(lifting, view, self.trace(view), given.mask, self._weight(given))
@@ -239,7 +241,7 @@ class SegmentationSession:
                 self._place_around_prompts()
                 lifting = make_lifting(self.settings.lifting, self.grid)
             else:
-                lifting = make_lifting(self.settings.lifting, _placed_again(previous.field, self._spacing()))
+                lifting = make_lifting(self.settings.lifting, previous.field.placed_again(self._spacing()))
             self.lifting = lifting
             for record in self._pass(number, lifting, previous or lifting):
                 self.report.records.append(record)
@@ -297,30 +299,9 @@ class SegmentationSession:
         start += range(len(poses), len(poses) + len(free))
         return view_order(torch.cat([poses, torch.stack(free)]) if free else poses, guide.field.center, start)
 
-    def _with_room(self, base: MaskGrid) -> MaskGrid:
-        """The same evidence; in a wider box if what is prompted lies beyond the fine cells of the one that it is in."""
-        if not self.given or not bool(base.object_cells().any()):
-            return base
-        surface = self._prompted_surface()
-        beyond = base.contract(surface).abs().amax(dim=-1) * (1 + OUTSIDE) > 1
-        if beyond.float().mean() < MOSTLY_INSIDE:
-            return base
-        wider = base.fresh()
-        known = base.object_points()[0]
-        # What is new may have few pixels, and must not be taken for points that stray.
-        weights = torch.cat([torch.full_like(part[:, 0], 1 / len(part)) for part in (known, surface[beyond])])
-        wider.place_around(torch.cat([known, surface[beyond]]), weights, self._spacing())
-        result = base.resampled(wider)
-        # A coarse cell holds the rays of many fine ones: where there were such, count all views for one.
-        coarse = base.contract(result.cell_positions()).abs().amax(dim=-1) * (1 + OUTSIDE) > 1
-        share = torch.where(coarse, 1 / len(self.views), 1.0)
-        result.set(result.hit * share, result.seen * share)
-        return result
-
     def _place_around_prompts(self) -> None:
         points = self._prompted_surface()
-        # One side has been seen; the box leaves room for the others.
-        self.grid.place_around(points, spacing=self._spacing(), margin=0.5)
+        self.grid.prepare(points, self._spacing())
 
     def _prompted_surface(self) -> Float[Tensor, "num_points 3"]:
         """Points of the object's surface in the views that the user has prompted."""
@@ -394,17 +375,3 @@ def surface_of(
     factor = depth.clamp(near, far) / depth.clamp(min=1e-9)
     camera = camera_position.to(depth)
     return (camera + (trace.surface_points() - camera) * factor.reshape(-1, 1))[mask.reshape(-1)]
-
-
-def _placed_again(grid: MaskGrid, spacing: float) -> MaskGrid:
-    """An empty grid around the object as it is known now; in the same place if that fits well enough."""
-    points, weights = grid.object_points()
-    if len(points) == 0:
-        return grid.fresh()
-    placed = grid.fresh()
-    placed.place_around(points, weights, spacing)
-    size = float(placed.half_extent.max() / grid.half_extent.max())
-    shift = float((placed.center - grid.center).abs().max() / grid.half_extent.max())
-    finer = placed.resolution / grid.resolution
-    fits = 0.75 < size < 1.1 and shift < 0.15 and 0.75 < finer < 1.33
-    return grid.fresh() if fits else placed

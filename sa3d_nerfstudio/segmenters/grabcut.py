@@ -30,8 +30,12 @@ COARSE, FINE = 160, 320
 NUM_CANDIDATES = 3
 SIZES = (0.0015, 0.004, 0.012, 0.03, 0.08)
 """Sizes of the first guesses, as fractions of the image, around a click."""
-GROWTH = (1.0, 1.3, 1.7, 2.3, 3.5)
-"""Sizes of the first guesses as multiples of what the prior knows of the object."""
+SPREADS = (0.2, 0.45, 1.0, 2.0, 4.0)
+"""Sizes of the first guesses as multiples of the square that spans the positive points, if there are several."""
+NARROW = 0.05
+"""Points nearer to each other than this share of the image say nothing about the object's size."""
+GROWTH = (0.6, 0.8, 1.0, 1.25, 1.6)
+"""Sizes of the first guesses as multiples of the object in the prior."""
 FILLING = (0.2, 0.35, 0.5, 0.65, 0.8)
 """Sizes of the first guesses as fractions of the prompt's box."""
 ROUNDS = 2
@@ -146,6 +150,8 @@ def _reaches(prompt: PlacedPrompt, distance: Map) -> Float[np.ndarray, " num"]:
     ranked = np.sort(distance if prompt.inside is None else distance[prompt.inside], axis=None)
     if prompt.probable is not None:
         areas = np.array(GROWTH) * prompt.probable.sum()
+    elif prompt.spread > 0 and prompt.inside is None:
+        areas = np.array(SPREADS) * max(prompt.spread, NARROW * max(prompt.shape)) ** 2
     else:
         areas = np.array(SIZES if prompt.inside is None else FILLING) * len(ranked)
     return np.maximum(ranked[np.minimum(areas.astype(int), len(ranked) - 1)], 1e-6)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
 from sa3d_nerfstudio.segmentation.prompts import Prompt
+
+SMALL_PART = 0.3
+"""Parts of a prior smaller than this share of the largest are not believed."""
 
 
 @dataclass
@@ -29,6 +33,12 @@ class PlacedPrompt:
     log_odds: Float[np.ndarray, "height width"] | None
     """How much the prior speaks for the object at each pixel; 0 where it knows nothing."""
 
+    @property
+    def spread(self) -> float:
+        """Largest distance between two positive points, in pixels; 0 for less than two."""
+        points = np.array(self.positive, float).reshape(-1, 2)
+        return float(np.linalg.norm(points[:, None] - points[None], axis=-1).max(initial=0.0))
+
 
 def place(prompt: Prompt, shape: tuple[int, int]) -> PlacedPrompt:
     """Place a prompt in an image of height and width ``shape``. A prior without any object in it counts as none."""
@@ -44,7 +54,19 @@ def place(prompt: Prompt, shape: tuple[int, int]) -> PlacedPrompt:
         prior = prompt.prior.detach().cpu().numpy()
         known = ~np.isnan(prior)
         probability = np.where(known, prior, 0.5)
-        probable = probability > 0.5
+        probable = _main_parts(probability > 0.5)
+        # What floats apart from the object was lifted from its rim, where rays just miss it.
+        known &= probable | (probability <= 0.5)
+        probability[~known] = 0.5
         # At most 1 : 20, for fields err.
         log_odds = np.log((probability + 0.05) / (1.05 - probability))
+        points[0] = [point for point in points[0] if known[point] <= probable[point]]
     return PlacedPrompt(shape, points[0], points[1], inside, probable, known, log_odds)
+
+
+def _main_parts(region: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """The large connected parts of a region: an object that is seen behind another may be in several."""
+    _, label, stats, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8), connectivity=8)
+    areas = stats[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0
+    return (areas >= SMALL_PART * areas.max())[label]

@@ -14,8 +14,8 @@ Regions = Bool[np.ndarray, "num height width"]
 
 SMALLEST = 4
 """Regions of fewer pixels are nothing."""
-COMPACTNESS, PRIOR_FIT = 0.5, 1.0
-"""Weights of what counts less, or more, than an edge all around."""
+COMPACTNESS, PRIOR_FIT, SPREAD_FIT = 0.5, 1.0, 0.25
+"""What these count, compared to an edge all around."""
 FULL_MARKS = 6.0
 """What a perfect region would get, about."""
 
@@ -72,7 +72,7 @@ def _looks(cues: Cues, region: Region) -> float:
 
 
 def _fits(prompt: PlacedPrompt, region: Region) -> float:
-    """Agreement with the prior where that knows something, and with the box."""
+    """Agreement with the prior where that knows something, with the box, and with the extent of the points."""
     fit = 0.0
     if prompt.known is not None and prompt.probable is not None:
         fit += PRIOR_FIT * iou(region & prompt.known, prompt.probable)
@@ -80,4 +80,7 @@ def _fits(prompt: PlacedPrompt, region: Region) -> float:
         _, _, width, height = cv2.boundingRect(region.astype(np.uint8))
         # The region lies in the box.
         fit += width * height / float(prompt.inside.sum())
+    elif prompt.spread > 0 and prompt.probable is None and region.any():
+        # Who puts several points on a thing spreads them over it.
+        fit -= SPREAD_FIT * np.log(np.sqrt(region.sum()) / prompt.spread) ** 2
     return fit

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from nerfstudio.cameras.rays import RaySamples
 from nerfstudio.fields.base_field import Field
@@ -21,12 +22,12 @@ def gated_density(model: nn.Module, gate: Gate) -> Iterator[None]:
 
     The model's own samplers then find what is left, so that a gate that keeps one object removes what stood in front
     of it, and one that removes the object shows what it hid. Fields that render signed distances have their alphas
-    scaled instead.
+    scaled instead, and samplers that look for their surfaces find none where the gate is closed.
     """
     with ExitStack() as stack:
         for field in model.modules():
             if isinstance(field, Field):
-                for name in ("get_density", "get_alpha"):
+                for name in ("get_density", "get_alpha", "get_sdf"):
                     if hasattr(field, name):
                         stack.enter_context(_wrapped(field, name, gate))
         yield
@@ -39,6 +40,8 @@ def _wrapped(field: Field, name: str, gate: Gate) -> Iterator[None]:
     def gated(ray_samples: RaySamples, *args: Any, **kwargs: Any) -> Any:
         result = original(ray_samples, *args, **kwargs)
         factor = gate(ray_samples.frustums.get_positions())
+        if name == "get_sdf":
+            return torch.where(factor.to(result) > 0.5, result, result.abs() + 1)
         # TensoRF returns the density alone, get_alpha the alphas; the others a pair with the features.
         if isinstance(result, tuple):
             return (result[0] * factor.to(result[0]), *result[1:])

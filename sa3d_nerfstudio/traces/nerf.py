@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,11 +36,15 @@ class WeightedSamples:
     """Which ray each sample lies on."""
     accumulation: Float[Tensor, " num_rays"]
     """Sum of all the weights of each ray, those of pruned samples included."""
+    depth: Float[Tensor, "num_rays 1"] | None = None
+    """Distance along each ray as the model's depth renderer tells it, whatever the model makes of it afterwards."""
 
     def pruned(self, min_weight: float = MIN_WEIGHT) -> WeightedSamples:
         """Without the samples that carry next to nothing."""
         keep = self.weights > min_weight
-        return WeightedSamples(self.positions[keep], self.weights[keep], self.ray_indices[keep], self.accumulation)
+        return dataclasses.replace(
+            self, positions=self.positions[keep], weights=self.weights[keep], ray_indices=self.ray_indices[keep]
+        )
 
     def composite(self, values: Float[Tensor, "num_samples channels"]) -> Float[Tensor, "num_rays channels"]:
         """Σ w v along each ray."""
@@ -140,7 +145,8 @@ def _pack(call: _DepthCall, num_rays: int) -> WeightedSamples:
         ray_indices = torch.arange(num_rays, device=weights.device)[:, None].expand_as(weights).reshape(-1)
     weights = torch.nan_to_num(weights.reshape(-1).float()).clamp(min=0)
     accumulation = weights.new_zeros(num_rays).index_add_(0, ray_indices, weights)
-    return WeightedSamples(positions.reshape(-1, 3).float(), weights, ray_indices, accumulation)
+    depth = call.output.detach().reshape(-1, 1)
+    return WeightedSamples(positions.reshape(-1, 3).float(), weights, ray_indices, accumulation, depth)
 
 
 @dataclass

@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sa3d_nerfstudio.atomic import atomic_path
-from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.views import TrainingViews
 
 
 def view_points(
-    views: TrainingViews, grid: MaskGrid, threshold: float
+    views: TrainingViews, grid: MaskField, threshold: float
 ) -> Iterator[tuple[Float[Tensor, "num 3"], Float[Tensor, "num 3"]]]:
     """World positions and colours, in [0, 1], of the pixels on an object, view by view."""
     for view in range(len(views)):

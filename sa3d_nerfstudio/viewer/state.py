@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 
 Color = tuple[float, float, float]
@@ -70,7 +70,7 @@ class ObjectState:
     color: Color
     hidden: bool = False
     prompts: tuple[ViewPrompt, ...] = ()
-    evidence: MaskGrid | None = None
+    evidence: MaskField | None = None
     """Of the views that the user has not prompted. Shared by many states, so nobody may change it."""
 
     @property

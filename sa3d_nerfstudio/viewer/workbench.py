@@ -14,9 +14,9 @@ from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.objects import PALETTE
-from sa3d_nerfstudio.model import MaskedModel
+from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.segmentation.self_prompting import self_prompt
 from sa3d_nerfstudio.segmentation.session import FreeView, Given, SegmentationSession, SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter
@@ -62,7 +62,7 @@ class Workbench:
 
     def __init__(
         self,
-        model: MaskedModel,
+        model: MaskOutputs,
         views: TrainingViews,
         segmenter: Callable[[], Segmenter],
         settings: SessionSettings,
@@ -86,7 +86,7 @@ class Workbench:
         self._cameras: dict[str, Float[Tensor, " camera"]] = {}
         self._embeddings: dict[int | str, Any] = {}
         self._answers: dict[ViewPrompt, Given] = {}
-        self._published: dict[str, MaskGrid] = {}
+        self._published: dict[str, MaskField] = {}
         self.adopt()
 
     @property
@@ -127,7 +127,7 @@ class Workbench:
         trace = trace_camera(self.model, camera.to(self.model.device), self.lock)
         self.free[name] = FreeView(trace, camera.camera_to_worlds[0])
         self._cameras[name] = key
-        self._session(MaskGrid(2)).embed(name)
+        self._session(self.model.new_field(2)).embed(name)
         return name
 
     def picture(self, view: str) -> Float[Tensor, "height width 3"]:
@@ -266,7 +266,7 @@ class Workbench:
         current = self._current()
         if not current.prompts:
             raise SA3DError(f"nothing points at {current.name} yet: choose '+ point' and click on it first.")
-        session = self._session(MaskGrid(self.resolution).to(self.model.device))
+        session = self._session(self.model.new_field(self.resolution))
         session.given = {prompt.view: self._answer(prompt) for prompt in current.prompts}
         progress = Progress(0, 0, 0, 0, 0, "")
         shown = time.monotonic()
@@ -302,7 +302,7 @@ class Workbench:
 
     # How it is done.
 
-    def _session(self, grid: MaskGrid) -> SegmentationSession:
+    def _session(self, grid: MaskField) -> SegmentationSession:
         if self._segmenter is None:
             self._segmenter = self._make_segmenter()
         session = SegmentationSession(self.views, self._segmenter, grid, self.settings, self._embeddings)
@@ -354,7 +354,7 @@ class Workbench:
         """The mask that comes of a prompt; asked for once."""
         if prompt not in self._answers:
             trace = self.free[prompt.view].trace
-            session = self._session(MaskGrid(2))
+            session = self._session(self.model.new_field(2))
             session.prompt(prompt.view, prompt.pixels(trace.height, trace.width))
             if prompt.choice is not None:
                 session.choose(prompt.view, prompt.choice)
@@ -375,17 +375,17 @@ class Workbench:
             grids[thing.name] = same if same is not None and not thing.is_empty else self._lifted(thing)
         self._publish(state, grids)
 
-    def _lifted(self, thing: ObjectState) -> MaskGrid:
+    def _lifted(self, thing: ObjectState) -> MaskField:
         if thing.evidence is not None and not thing.prompts:
             return thing.evidence
-        grid = MaskGrid(self.resolution).to(self.model.device)
+        grid = self.model.new_field(self.resolution)
         session = self._session(grid) if thing.prompts else None
         if session is not None:
             session.given = {prompt.view: self._answer(prompt) for prompt in thing.prompts}
             session.lift_prompts(thing.evidence)
         return grid
 
-    def _publish(self, state: SceneState, grids: dict[str, MaskGrid]) -> None:
+    def _publish(self, state: SceneState, grids: dict[str, MaskField]) -> None:
         hidden = {thing.name for thing in state if thing.hidden}
         # Grids are never changed once they are here, so whoever is rendering may go on with the old ones.
         self.model.masks.replace(grids, hidden, {thing.name: thing.color for thing in state})
@@ -394,7 +394,7 @@ class Workbench:
         self.unsaved = True
 
 
-def _copy(grid: MaskGrid) -> MaskGrid:
+def _copy(grid: MaskField) -> MaskField:
     copy = grid.fresh()
     copy.copy_from(grid)
     return copy

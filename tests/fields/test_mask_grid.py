@@ -100,6 +100,25 @@ def test_filling_takes_the_inside_from_the_shell():
     assert torch.equal(filled[shell | outside], grid.probability()[shell | outside])
 
 
+def test_the_tails_of_rays_far_behind_are_not_the_object():
+    grid = MaskGrid(32)
+    distance = grid.cell_positions().norm(dim=-1)
+    near, far = distance < 0.5, distance > 20
+    grid.add((near | far).float() * 5, torch.full((grid.num_cells,), 5.0))
+    assert far.any()
+    assert torch.equal(grid.object_cells(), near)
+    assert not (grid.filled_probability()[far] > 0.5).any()
+
+
+def test_cells_that_are_hardly_seen_are_not_the_object():
+    grid = MaskGrid(32)
+    distance = grid.cell_positions().norm(dim=-1)
+    near, speck = distance < 0.4, (distance > 0.9) & (distance < 1.0)
+    grid.add(near.float() * 5 + speck * 0.01, near.float() * 5 + speck * 0.01)
+    assert speck.any()
+    assert torch.equal(grid.object_cells(), near)
+
+
 def test_hits_finds_every_ray_through_the_object_and_few_others():
     grid = MaskGrid(64)
     on = grid.cell_positions().norm(dim=-1) < 0.4

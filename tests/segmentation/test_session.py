@@ -44,9 +44,11 @@ def test_one_click_finds_the_whole_ball(ball: int):
     report = session.run()
     assert iou_in_unseen_views(session, ball) > 0.93
     assert report.converged
-    points, _ = session.grid.object_points()
+    grid = session.grid
+    assert isinstance(grid, MaskGrid)
+    points, _ = grid.object_points()
     x, y, z, radius = BALLS[ball - 1].tolist()
-    cell = 2 * float(session.grid.half_extent.max()) * (1 + OUTSIDE) / (session.grid.resolution - 1)
+    cell = 2 * float(grid.half_extent.max()) * (1 + OUTSIDE) / (grid.resolution - 1)
     assert (points - torch.tensor([x, y, z])).norm(dim=-1).max() < radius + 1.8 * cell
 
 
@@ -141,3 +143,14 @@ def test_running_without_a_prompt_is_refused():
     views = BallViews()
     with pytest.raises(SA3DError, match="prompt a view first"):
         SegmentationSession(views, BallSegmenter.of(views), MaskGrid(8), SessionSettings()).run()
+
+
+def test_a_given_mask_is_taken_as_it_is():
+    views = BallViews()
+    session = SegmentationSession(views, BallSegmenter.of(views), MaskGrid(64), SessionSettings())
+    prompt = Prompt(views.height, views.width, mask=views.ids(0) == 3)
+    session.prompt(0, prompt)
+    assert isinstance(session.segmenter, BallSegmenter)
+    assert session.segmenter.prompts == []
+    session.run()
+    assert iou_in_unseen_views(session, 3) > 0.93

@@ -104,6 +104,10 @@ class Tab:
         """Wait until the panel says something."""
         self.page.get_by_text(text).first.wait_for(timeout=1000 * seconds)
 
+    def field(self, label: str) -> Any:
+        """The text field beside a label."""
+        return self.page.get_by_text(label, exact=True).locator("xpath=ancestor::*[.//input][1]//input").first
+
     def wait_object(self, name: str, seconds: float = 20) -> None:
         """Wait until an object is selected."""
         selected = self.page.get_by_label("Object", exact=True).first

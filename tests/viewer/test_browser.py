@@ -141,7 +141,7 @@ def test_a_person_segments_an_object(tab: Tab, place: Place, run: Path):
     tab.shot("6-export")
     points = np.asarray(open3d.io.read_point_cloud(run / "exports" / "object.ply").points)
     assert len(points) > 50
-    command = tab.page.get_by_label("Points", exact=True).input_value()
+    command = tab.field("Points").input_value()
     assert command.startswith("ns-export pointcloud") and str(run / "config.yml") in command
 
 
@@ -176,7 +176,7 @@ def test_two_tabs_and_one_that_leaves(chromium: Any, training: str, tab: Tab, pl
     tab.wait("+ point is on", seconds=40)
     tab.press("Done: move the camera again")
     tab.open_folder("This object")
-    tab.page.get_by_role("textbox", name="Name").fill("ball")
+    tab.field("Name").fill("ball")
     tab.press("Rename")
     tab.wait_object("ball")
     tab.press("Delete")

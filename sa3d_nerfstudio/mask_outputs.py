@@ -1,0 +1,106 @@
+"""What models of rays and models of splats have in common once they have masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from nerfstudio.models.base_model import Model
+from torch import Tensor
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.fields.objects import MaskObjects
+from sa3d_nerfstudio.traces.base import RayTrace, render_probability
+
+TINT = 0.6
+"""How much of an object's colour goes into ``mask_overlay``."""
+SOLID = 0.5
+"""Accumulation from which a pixel of the object alone has a depth."""
+
+_Base = Model if TYPE_CHECKING else object
+
+
+class MaskOutputs(_Base):
+    """To be mixed into the class of a base model.
+
+    Outputs in evaluation, beside the base model's own, which stay as they are:
+
+    - ``mask``: probability of the shown objects, as rendered from the evidence.
+    - ``mask_overlay``: the image with the objects tinted.
+    - ``object_rgb``, ``object_depth``, ``object_accumulation``: the objects alone, what stood in front gone. Depth is 0
+      where there is none.
+    - ``background_rgb``: the scene without the objects.
+    """
+
+    EXPORT = "pointcloud --normal-method open3d"
+    """What of ``ns-export`` gives the objects' shape, for any model of this kind."""
+
+    masks: MaskObjects
+    mask_threshold: float
+    object_background: str
+    wanted_outputs: Callable[[], set[str]] | None = None
+    """What a viewer shows of the outputs; it renders all, but those that take a pass of their own are not filled in."""
+    for_inference: bool = False
+    """Whether the pipeline was set up in the mode "inference"."""
+
+    def new_field(self, resolution: int) -> MaskField:
+        """An empty mask field of the kind that fits this model.
+
+        Args:
+            resolution: Cells along each axis, if the field is a grid.
+        """
+        raise NotImplementedError
+
+    def field_with_cells(self, num_cells: int) -> MaskField:
+        """An empty mask field to restore from a checkpoint."""
+        raise NotImplementedError
+
+    def with_mask(self, outputs: dict[str, Any], rgb: Tensor, trace: RayTrace) -> dict[str, Any]:
+        """The base model's outputs, with the mask and its overlay in the form of its image."""
+        mask, overlay = self.render_overlay(trace, rgb.reshape(-1, 3))
+        return {**outputs, "mask": mask.reshape(*rgb.shape[:-1], 1), "mask_overlay": overlay.reshape(rgb.shape)}
+
+    def require_object(self) -> None:
+        """Check that there is an object to export.
+
+        Raises:
+            SA3DError: There is none.
+        """
+        if not self.masks.shown:
+            raise SA3DError("this run has no object to export: segment one first (ns-train sa3d --load-dir RUN).")
+
+    def render_mask(self, trace: RayTrace) -> Float[Tensor, " num_rays"]:
+        """Probability of the shown objects along rays that have been traced."""
+        mask = torch.zeros_like(trace.accumulation)
+        for field in self.masks.shown:
+            mask = torch.maximum(mask, render_probability(trace, field)[0])
+        return mask
+
+    def render_overlay(
+        self, trace: RayTrace, rgb: Float[Tensor, "num_rays 3"]
+    ) -> tuple[Float[Tensor, " num_rays"], Float[Tensor, "num_rays 3"]]:
+        """Probability of the shown objects along rays that have been traced, and their colours tinted by it."""
+        mask, color = torch.zeros_like(trace.accumulation), torch.zeros_like(rgb)
+        for field, its_color in self.masks.shown_colored:
+            probability = render_probability(trace, field)[0]
+            color = torch.where((probability > mask)[:, None], rgb.new_tensor(its_color), color)
+            mask = torch.maximum(mask, probability)
+        tint = TINT * (mask > self.mask_threshold).float()[:, None]
+        return mask, rgb * (1 - tint) + color * tint
+
+    def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+        """An output with alpha: the object's where it can be told, so that exporters keep the object alone.
+
+        nerfstudio's point cloud exporter keeps a pixel where alpha exceeds a half; a mask at its threshold
+        becomes that.
+        """
+        if output_name == "object_rgb":
+            return torch.cat([outputs[output_name], outputs["object_accumulation"]], dim=-1)
+        if output_name == "background_rgb" or not self.masks.shown:
+            return super().get_rgba_image(outputs, output_name)
+        mask, threshold = outputs["mask"], self.mask_threshold
+        low, high = 0.5 * mask / threshold, 0.5 + 0.5 * (mask - threshold) / (1 - threshold)
+        return torch.cat([outputs[output_name][..., :3], torch.where(mask > threshold, high, low)], dim=-1)

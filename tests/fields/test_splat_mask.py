@@ -1,0 +1,84 @@
+"""The splat mask: one cell per splat."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sa3d_nerfstudio.fields.splat_mask import SplatMask
+
+
+def line(num: int = 10) -> SplatMask:
+    """Splats along x, at 0, 1, 2, …"""
+    positions = torch.zeros(num, 3)
+    positions[:, 0] = torch.arange(num)
+    return SplatMask(positions)
+
+
+def test_evidence_is_per_splat():
+    field = line()
+    hit, seen = torch.zeros(10), torch.zeros(10)
+    hit[2], seen[2], seen[3] = 3.0, 4.0, 2.0
+    field.add(hit, seen)
+    assert field.probability().tolist() == pytest.approx([0, 0, 0.75, 0, 0, 0, 0, 0, 0, 0])
+    assert field.known().nonzero()[:, 0].tolist() == [2, 3]
+    points, weights = field.object_points()
+    assert points.tolist() == [[2.0, 0.0, 0.0]]
+    assert weights.tolist() == [3.0]
+
+
+def test_an_unseen_splat_goes_with_those_around_it():
+    field = line(20)
+    seen = torch.ones(20)
+    seen[[5, 8, 15]] = 0.0
+    on = torch.zeros(20)
+    on[:10] = 1.0
+    field.add(on * seen, seen)
+    # 5 and 8 lie between splats of the object; 15 lies beyond its bounds, and is no part of it.
+    assert field.selected().nonzero()[:, 0].tolist() == list(range(10))
+
+
+def test_a_hardly_seen_splat_does_not_count_by_itself():
+    """The tail of a ray that ends on the object reaches a splat far behind it."""
+    field = line(10)
+    hit = torch.tensor([5.0, 5, 5, 5, 0, 0, 0, 0, 0, 0.01])
+    seen = torch.tensor([5.0, 5, 5, 5, 5, 5, 5, 5, 5, 0.01])
+    field.add(hit, seen)
+    assert field.probability()[9] == 1
+    assert field.selected().nonzero()[:, 0].tolist() == [0, 1, 2, 3]
+    assert len(field.object_points()[0]) == 4
+
+
+def test_selection_follows_the_evidence():
+    field = line(4)
+    assert not field.selected().any()
+    field.add(torch.tensor([1.0, 0, 0, 0]), torch.ones(4))
+    assert field.selected().tolist() == [True, False, False, False]
+    field.add(torch.tensor([0.0, 9, 0, 0]), torch.tensor([0.0, 9, 0, 0]))
+    assert field.selected().tolist() == [True, True, False, False]
+    assert field.selected(0.95).tolist() == [True, False, False, False]
+
+
+def test_preparing_drops_evidence_and_knows_where_the_object_is():
+    field = line(4)
+    field.add(torch.ones(4), torch.ones(4))
+    stray = torch.tensor([[100.0, 0.0, 0.0]])
+    field.prepare(torch.cat([torch.tensor([[2.0, 0.1, 0.0]]).expand(5, 3), stray]), 0.1)
+    assert field.is_empty
+    assert field.center.tolist() == pytest.approx([2.0, 0.1, 0.0])
+    field.add(torch.tensor([0.0, 0, 1, 3]), torch.tensor([0.0, 0, 1, 3]))
+    assert field.placed_again(0.1).center.tolist() == pytest.approx([2.75, 0.0, 0.0])
+    assert field.placed_again(0.1).is_empty
+
+
+def test_a_copy_is_independent():
+    field, copy = line(3), line(3)
+    field.add(torch.ones(3), torch.ones(3))
+    copy.copy_from(field)
+    field.add(torch.zeros(3), torch.ones(3))
+    assert copy.probability().tolist() == [1.0, 1.0, 1.0]
+    assert field.resampled(copy) is field
+
+
+def test_positions_are_not_saved_again():
+    assert set(line().state_dict()) == {"hit", "seen", "center"}

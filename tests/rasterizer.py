@@ -1,0 +1,89 @@
+"""A slow, obvious rasteriser of Gaussians in plain PyTorch, in the place of gsplat's CUDA kernels.
+
+Projection and spherical harmonics are gsplat's own PyTorch twins; compositing is written out: every pixel meets every
+splat, in the order of depth. The formulas are those of 3D Gaussian Splatting (arXiv 2308.04079, eq. 2 and 3) with the
+constants of gsplat: alphas below 1/255 are skipped and none exceeds 0.999, and a pixel ends when less than 1e-4 of
+its light is left.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gsplat.cuda import _torch_impl as twins
+from torch import Tensor
+
+
+def rasterization(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    near_plane: float = 0.01,
+    far_plane: float = 1e10,
+    radius_clip: float = 0.0,
+    eps2d: float = 0.3,
+    sh_degree: int | None = None,
+    packed: bool = True,
+    tile_size: int = 16,
+    backgrounds: Tensor | None = None,
+    render_mode: str = "RGB",
+    sparse_grad: bool = False,
+    absgrad: bool = False,
+    rasterize_mode: str = "classic",
+    channel_chunk: int = 32,
+    distributed: bool = False,
+    camera_model: Any = "pinhole",
+    covars: Tensor | None = None,
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """What ``gsplat.rasterization`` returns for one camera: [1, H, W, D] colours, [1, H, W, 1] alphas, and meta."""
+    assert len(viewmats) == 1
+    assert colors.shape[0] == len(means)
+    if covars is None:
+        covars = twins._quat_scale_to_covar_preci(quats, scales, True, False)[0]
+    assert covars is not None
+    radii, means2d, depths, conics, compensations = twins._fully_fused_projection(
+        means, covars, viewmats, Ks, width, height, eps2d, near_plane, far_plane,
+        rasterize_mode == "antialiased", camera_model,
+    )  # fmt: skip
+    if means2d.requires_grad:
+        means2d.retain_grad()
+    opacities = opacities[None] * (1 if compensations is None else compensations)
+    if sh_degree is not None:
+        eye = torch.inverse(viewmats)[0, :3, 3]
+        colors = (twins._spherical_harmonics(sh_degree, means - eye, colors) + 0.5).clamp(min=0)
+    if render_mode.startswith("RGB+"):
+        colors = torch.cat([colors, depths[0, :, None]], dim=-1)
+    elif render_mode != "RGB":
+        colors = depths[0, :, None]
+
+    order = depths[0].argsort()
+    order = order[radii[0, order] > 0]
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    delta = torch.stack([x, y], dim=-1).reshape(-1, 1, 2).to(means) - means2d[0, order]
+    a, b, c = conics[0, order].unbind(-1)
+    sigma = 0.5 * (a * delta[..., 0] ** 2 + c * delta[..., 1] ** 2) + b * delta[..., 0] * delta[..., 1]
+    alpha = (opacities[0, order] * torch.exp(-sigma)).clamp(max=0.999)
+    alpha = torch.where((sigma >= 0) & (alpha >= 1 / 255), alpha, 0.0)
+    after = torch.cumprod(1 - alpha, dim=-1)
+    before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], dim=-1)
+    weights = torch.where(after > 1e-4, alpha * before, 0.0)
+
+    image = weights @ colors[order]
+    total = weights.sum(-1, keepdim=True)
+    if backgrounds is not None:
+        image = image + (1 - total) * backgrounds
+    if render_mode.endswith("ED"):
+        image = torch.cat([image[:, :-1], image[:, -1:] / total.clamp(min=1e-10)], dim=-1)
+    meta = {
+        "camera_ids": None, "gaussian_ids": None, "radii": radii, "means2d": means2d, "depths": depths,
+        "conics": conics, "opacities": opacities, "width": width, "height": height, "n_cameras": 1,
+        "tile_size": tile_size,
+    }  # fmt: skip
+    return image.reshape(1, height, width, -1), total.reshape(1, height, width, 1), meta

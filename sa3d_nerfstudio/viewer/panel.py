@@ -231,10 +231,10 @@ class SegmentPanel(ViewerControl):
         height, width = self.host.size(client, self.bench.views.long_side)
         camera = self.get_camera(height, width, client.client_id)
         assert camera is not None
-        known = len(self.bench.free)
+        known = len(self.bench.sight.free)
         self.host.hold(client)
         self._view = self.bench.look(camera)
-        if len(self.bench.free) > known:
+        if len(self.bench.sight.free) > known:
             self.host.send(client, self.bench.picture(self._view))
         return self._view
 

@@ -16,6 +16,7 @@ import numpy as np
 import viser
 import viser.transforms as vtf
 from jaxtyping import Float
+from nerfstudio.viewer.render_state_machine import RenderAction
 from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO, Viewer
 from torch import Tensor
 
@@ -84,11 +85,17 @@ class Host:
         model: Any = self.viewer.pipeline.model
         model.wanted_outputs = lambda: {panel.output_render, panel.split_output_render}
 
-    def rerender(self, but: viser.ClientHandle | None = None) -> None:
-        """Have every tab render again, but one."""
-        for client_id, client in self.server.get_clients().items():
-            if client is not but:
-                self._act(client_id, client)
+    def rerender(self, client: viser.ClientHandle) -> None:
+        """Have a tab render again."""
+        machine = self.viewer.render_statemachines.get(client.client_id)
+        if machine is not None and self.viewer.ready:
+            machine.action(RenderAction("move", self.viewer.get_camera_state(client)))
+
+    def shows(self, output: str) -> bool:
+        """Whether tabs show an output, and nothing but that, from where their cameras are."""
+        panel = self.viewer.control_panel
+        special = panel.split or panel.crop_viewport or self.viewer.render_tab_state.preview_render
+        return panel.output_render == output and not special
 
     def hold(self, client: viser.ClientHandle) -> None:
         """Stop rendering one tab until its camera moves: what it shows is sent by the panel."""
@@ -183,10 +190,3 @@ class Host:
             raise SA3DError(f"there is no checkpoint in {self.run_dir / MODEL_DIR} to save to: put the run back.")
         pipeline.save_checkpoint(checkpoints[-1], int(checkpoints[-1].stem.removeprefix("step-")))
         return self.config
-
-    def _act(self, client_id: int, client: viser.ClientHandle) -> None:
-        from nerfstudio.viewer.render_state_machine import RenderAction
-
-        machine = self.viewer.render_statemachines.get(client_id)
-        if machine is not None and self.viewer.ready:
-            machine.action(RenderAction("move", self.viewer.get_camera_state(client)))

@@ -66,20 +66,22 @@ class Sight:
         Returns:
             The view's name, which is the same for the same camera.
         """
-        pose = camera.camera_to_worlds[0].reshape(-1).cpu()
-        size = [camera.fx, camera.fy, camera.height, camera.width]
-        key = torch.cat([pose, *[value.reshape(-1)[:1].cpu().float() for value in size]])
-        for name, known in self._cameras.items():
-            if torch.allclose(known, key, atol=1e-5):
-                return name
+        known = self.known(camera)
+        if known is not None:
+            return known
         name = f"viewer {len(self._cameras) + 1}"
         # First what may fail: without its weights there is no need to wait for a render.
         _ = self.segmenter
         trace = trace_camera(self.model, camera.to(self.model.device), self.lock)
         self.free[name] = FreeView(trace, camera.camera_to_worlds[0])
-        self._cameras[name] = key
+        self._cameras[name] = _key(camera)
         self.session(self.model.new_field(2)).embed(name)
         return name
+
+    def known(self, camera: Cameras) -> str | None:
+        """The view of a camera that has been looked through."""
+        key = _key(camera)
+        return next((name for name, other in self._cameras.items() if torch.allclose(other, key, atol=1e-5)), None)
 
     def session(self, grid: MaskField) -> SegmentationSession:
         """A session that may be prompted in all of these views, and shares what has been embedded."""
@@ -98,3 +100,9 @@ class Sight:
             session.given[prompt.view].correcting = prompt.correcting
             self._answers[prompt] = session.given[prompt.view]
         return self._answers[prompt]
+
+
+def _key(camera: Cameras) -> Float[Tensor, " camera"]:
+    """Pose, focal length and size in a row."""
+    values = [camera.camera_to_worlds[0], camera.fx, camera.fy, camera.height, camera.width]
+    return torch.cat([value.reshape(-1).cpu().float() for value in values])

@@ -31,7 +31,7 @@ import sa3d_nerfstudio as sa3d
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting
 from sa3d_nerfstudio.segmentation.prompts import Prompt
-from sa3d_nerfstudio.segmentation.session import pixel_spacing
+from sa3d_nerfstudio.segmentation.surface import pixel_spacing
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.views import trace_camera
 

@@ -94,7 +94,7 @@ def check_prompt(prompt: Prompt, height: int, width: int) -> None:
         raise ValueError(
             f"the prompt is for an image of {prompt.width} x {prompt.height} pixels, this one has {width} x {height}"
         )
-    if prompt.is_empty:
+    if prompt.box is None and not bool(prompt.labels.any()):
         raise SA3DError("the prompt selects nothing: add a positive point or a box.")
     size = torch.tensor([width, height])
     # Points are rounded to pixels, so half a pixel over the border is still inside.

@@ -118,7 +118,7 @@ def _summary(prompt: Prompt, views: Sequence[ViewPanel], title: str, width: int)
         for points, sign in ((prompt.positive, "positive"), (prompt.negative, "negative"))
         if len(points)
     ]
-    text = ", ".join(parts + (["box"] if prompt.box is not None else []))
+    text = ", ".join(parts + ["box"] * (prompt.box is not None) + ["mask"] * (prompt.mask is not None))
     draw.text((0, y), _shortened(text, _font(14), width), FAINT, _font(14))
     y += 32
     for state, number in Counter(_state(view.status) for view in views).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import pytest
 from sa3d_nerfstudio.demo.scene import write_scene
 from tests.commands import succeed
 from tests.scenes import TINY
+
+# No test may fetch gigabytes of weights because it named none.
+os.environ.setdefault("SA3D_NO_DOWNLOAD", "1")
 
 
 @pytest.fixture(scope="session")

@@ -74,6 +74,8 @@ class SegmenterOptions:
     """Folder of id maps (8 or 16 bit PNG, 0 = background), named like the images: benchmarks only."""
     sam_dense_prompts: bool = False
     """Whether SAM is shown a prompt's prior as its dense mask prompt."""
+    sam_download: bool = True
+    """Whether SAM's published weights may be downloaded if no checkpoint is named."""
 
 
 def check_prompt(prompt: Prompt, height: int, width: int) -> None:
@@ -92,15 +94,15 @@ def check_prompt(prompt: Prompt, height: int, width: int) -> None:
         raise ValueError(
             f"the prompt is for an image of {prompt.width} x {prompt.height} pixels, this one has {width} x {height}"
         )
-    if prompt.is_empty:
-        raise SA3DError("the prompt selects nothing; add a positive point or a box")
+    if prompt.box is None and not bool(prompt.labels.any()):
+        raise SA3DError("the prompt selects nothing: add a positive point or a box.")
     size = torch.tensor([width, height])
     # Points are rounded to pixels, so half a pixel over the border is still inside.
     outside = ((prompt.points < -0.5) | (prompt.points >= size - 0.5)).any(dim=-1) | ~prompt.points.isfinite().all(-1)
     if outside.any():
         x, y = prompt.points[outside][0].tolist()
         raise SA3DError(
-            f"the point ({x:g}, {y:g}) lies outside of the image of {width} x {height} pixels; move it inside"
+            f"the point ({x:g}, {y:g}) lies outside of the image of {width} x {height} pixels: move it inside."
         )
     if prompt.box is not None:
         low, high = prompt.box[:2], prompt.box[2:]
@@ -108,6 +110,6 @@ def check_prompt(prompt: Prompt, height: int, width: int) -> None:
         if not bool(((high > low) & (low < size) & (high > 0)).all()):
             x0, y0, x1, y1 = prompt.box.tolist()
             raise SA3DError(
-                f"the box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) holds no pixel of the image of {width} x {height} pixels; "
-                "give x0, y0, x1, y1 with x0 < x1 and y0 < y1"
+                f"the box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) holds no pixel of the image of {width} x {height} pixels: "
+                "give x0, y0, x1, y1 with x0 < x1 and y0 < y1."
             )

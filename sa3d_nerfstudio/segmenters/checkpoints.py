@@ -8,14 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.errors import SA3DError, one_line
+from sa3d_nerfstudio.segmenters.download import fetch
 from sa3d_nerfstudio.segmenters.sam_architecture import PUBLISHED, build_sam_from_state, encoder_size
 
 CHECKPOINT_VARIABLE = "SA3D_SAM_CHECKPOINT"
 """Environment variable that names the checkpoint where no option does."""
+
+NO_DOWNLOAD_VARIABLE = "SA3D_NO_DOWNLOAD"
+"""Environment variable that forbids downloads, unless it is empty or 0."""
 
 OFFICIAL_FILES = {
     "vit-h": "sam_vit_h_4b8939.pth",
@@ -24,29 +30,69 @@ OFFICIAL_FILES = {
 }
 """The published checkpoint of each size."""
 
+# The digits in the names are no part of these.
+OFFICIAL_SHA256 = {
+    "vit-h": "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+    "vit-l": "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+    "vit-b": "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+}
+"""What they are checked by."""
+
 OFFICIAL_ADDRESS = "https://dl.fbaipublicfiles.com/segment_anything/"
 
 
-def find_checkpoint(option: Path | None, size: str | None = None) -> Path:
-    """The checkpoint that the option names, or else the environment.
+def find_checkpoint(option: Path | None, size: str | None = None, download: bool = True) -> Path:
+    """The checkpoint that the option names, or the environment, or the published one of that size.
+
+    The published one lies where torch keeps downloaded weights (``torch.hub.get_dir()``/checkpoints), and is brought
+    there if it may be: neither ``download`` nor the environment variable ``SA3D_NO_DOWNLOAD`` forbids it.
 
     Args:
         option: What ``--pipeline.sam-checkpoint`` says.
-        size: The size that is wanted; names the file to fetch if there is none.
+        size: The size that is wanted; with None there is no published checkpoint to fall back on.
+        download: Whether it may be downloaded.
 
     Raises:
-        SA3DError: Neither names one, or there is no such file.
+        SA3DError: There is no such file, or the download failed.
     """
     source = "--pipeline.sam-checkpoint" if option is not None else CHECKPOINT_VARIABLE
     named = option if option is not None else os.environ.get(CHECKPOINT_VARIABLE)
-    if not named:
-        raise SA3DError(f"Segment Anything needs its weights: {_where_to_get(size)}")
-    path = Path(named).expanduser()
-    if path.is_dir():
-        raise SA3DError(f"{path} ({source}) is a folder; name the checkpoint file in it")
-    if not path.is_file():
-        raise SA3DError(f"there is no file {path} ({source}); {_where_to_get(size)}")
-    return path
+    if named:
+        path = Path(named).expanduser()
+        if path.is_dir():
+            raise SA3DError(f"{path} ({source}) is a folder: name the checkpoint file in it.")
+        if not path.is_file():
+            raise SA3DError(f"there is no file {path} ({source}): {_where_to_get(size)}.")
+        return path
+    cached = None if size is None else Path(torch.hub.get_dir()) / "checkpoints" / OFFICIAL_FILES[size]
+    if cached is not None and cached.is_file():
+        return cached
+    if size is None or cached is None or not download or os.environ.get(NO_DOWNLOAD_VARIABLE, "0") not in ("", "0"):
+        raise SA3DError(f"Segment Anything needs its weights: {_where_to_get(size)}.")
+    _download(size, cached)
+    return cached
+
+
+def _download(size: str, destination: Path) -> None:
+    """Fetch the published checkpoint of a size under a progress bar.
+
+    Raises:
+        SA3DError: It could not be had.
+    """
+    console = Console(stderr=True)
+    console.print(f"Fetching the weights of sam-{size} to {destination}, this once.", highlight=False, soft_wrap=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=None)
+        try:
+            fetch(
+                OFFICIAL_ADDRESS + OFFICIAL_FILES[size],
+                destination,
+                OFFICIAL_SHA256[size],
+                lambda here, total: progress.update(task, completed=here, total=total),
+            )
+        except SA3DError as error:
+            raise SA3DError(f"{str(error).rstrip('.')}, or {_where_to_get(size)}.") from error
 
 
 def load_sam(path: Path, size: str | None = None) -> Sam:
@@ -63,20 +109,21 @@ def load_sam(path: Path, size: str | None = None) -> Sam:
     try:
         width, depth = encoder_size(state)
     except (KeyError, IndexError):
-        raise SA3DError(f"{path} holds no Segment Anything weights; {_where_to_get(size)}") from None
+        raise SA3DError(f"{path} holds no Segment Anything weights: {_where_to_get(size)}.") from None
     found = PUBLISHED.get((width, depth))
     if size is not None and found != size:
         if found is not None:
-            raise SA3DError(f"{path} holds sam-{found}, not sam-{size}; choose --pipeline.segmenter sam-{found}")
+            raise SA3DError(f"{path} holds sam-{found}, not sam-{size}: choose --pipeline.segmenter sam-{found}.")
         raise SA3DError(
-            f"{path} holds a Segment Anything model {width} wide and {depth} deep, not sam-{size}; "
-            "choose --pipeline.segmenter sam, which takes any size"
+            f"{path} holds a Segment Anything model {width} wide and {depth} deep, not sam-{size}: "
+            "choose --pipeline.segmenter sam, which takes any size."
         )
     try:
         return build_sam_from_state(state)
     except (KeyError, RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise SA3DError(f"the weights in {path} do not fit together ({reason}); {_where_to_get(size)}") from error
+        raise SA3DError(
+            f"the weights in {path} do not fit together ({one_line(error)}): {_where_to_get(size)}."
+        ) from error
 
 
 def _read_state(path: Path) -> Mapping[str, Tensor]:
@@ -84,15 +131,16 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
-        raise SA3DError(f"{path} may not be read; change its permissions or name another checkpoint") from None
+        raise SA3DError(f"{path} may not be read: change its permissions or name another checkpoint.") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         # torch tells a cut file by many exceptions, and its messages fill screens.
         raise SA3DError(
-            f"{path} ({path.stat().st_size} bytes) is damaged, cut short, or no checkpoint of weights; fetch it again"
+            f"{path} ({path.stat().st_size} bytes) is damaged, cut short, or no checkpoint of weights: fetch it again."
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise SA3DError(
-            f"{path} holds no Segment Anything weights, but something else; name another with --pipeline.sam-checkpoint"
+            f"{path} holds no Segment Anything weights but something else: "
+            "name another file with --pipeline.sam-checkpoint."
         )
     return state
 

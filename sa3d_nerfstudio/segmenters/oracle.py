@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from PIL import Image, UnidentifiedImageError
 
-from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, check_prompt
 
@@ -36,8 +36,8 @@ class OracleSegmenter:
         """
         if not folder.is_dir():
             raise SA3DError(
-                f"{folder} is not a folder of instance maps; name it with --pipeline.oracle-instances "
-                "or choose another --pipeline.segmenter"
+                f"{folder} is not a folder of instance maps: name it with --pipeline.oracle-instances "
+                "or choose another --pipeline.segmenter."
             )
         self.folder = folder
 
@@ -79,13 +79,14 @@ def read_ids(path: Path) -> IdMap:
             ids = np.asarray(image)
     except FileNotFoundError:
         raise SA3DError(
-            f"the oracle has no instance map {path}; "
-            "every image needs one of the same name in --pipeline.oracle-instances"
+            f"the oracle has no instance map {path}: "
+            "every image needs one of the same name in --pipeline.oracle-instances."
         ) from None
     except (UnidentifiedImageError, OSError) as error:
-        raise SA3DError(f"the instance map {path} cannot be read ({error}); write it again as a PNG") from error
+        reason = one_line(error)
+        raise SA3DError(f"the instance map {path} cannot be read ({reason}): write it again as a PNG.") from error
     if ids.ndim != 2:
-        raise SA3DError(f"the instance map {path} has several channels; it must hold one id per pixel, 8 or 16 bit")
+        raise SA3DError(f"the instance map {path} has several channels: it must hold one id per pixel, 8 or 16 bit.")
     return ids.astype(np.int32)
 
 
@@ -135,7 +136,7 @@ def build(options: SegmenterOptions) -> OracleSegmenter:
     """
     if options.oracle_instances is None:
         raise SA3DError(
-            "the oracle needs the folder of the scene's instance maps; name it with --pipeline.oracle-instances "
-            "or choose another --pipeline.segmenter"
+            "the oracle needs the folder of the scene's instance maps: name it with --pipeline.oracle-instances "
+            "or choose another --pipeline.segmenter."
         )
     return OracleSegmenter(Path(options.oracle_instances))

@@ -54,13 +54,15 @@ def place(prompt: Prompt, shape: tuple[int, int]) -> PlacedPrompt:
         prior = prompt.prior.detach().cpu().numpy()
         known = ~np.isnan(prior)
         probability = np.where(known, prior, 0.5)
-        probable = _main_parts(probability > 0.5)
+        claimed = probability > 0.5
+        # A click on what the prior claims anyway adds nothing: most likely it was chosen there.
+        points[0] = [point for point in points[0] if not claimed[point]]
+        probable = _main_parts(claimed)
         # What floats apart from the object was lifted from its rim, where rays just miss it.
-        known &= probable | (probability <= 0.5)
+        known &= probable | ~claimed
         probability[~known] = 0.5
         # At most 1 : 20, for fields err.
         log_odds = np.log((probability + 0.05) / (1.05 - probability))
-        points[0] = [point for point in points[0] if known[point] <= probable[point]]
     return PlacedPrompt(shape, points[0], points[1], inside, probable, known, log_odds)
 
 

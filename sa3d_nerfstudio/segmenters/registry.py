@@ -22,7 +22,7 @@ import difflib
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 
-from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterOptions
 
 ENTRY_POINT_GROUP = "sa3d_nerfstudio.segmenters"
@@ -68,13 +68,13 @@ def make_segmenter(name: str, options: SegmenterOptions | None = None) -> Segmen
         names = segmenter_names()
         near = difflib.get_close_matches(name, names, n=3)
         hint = f"did you mean {' or '.join(near)}? There are" if near else "there are"
-        raise SA3DError(f"no segmenter is called {name!r}; {hint}: {', '.join(names)}")
+        raise SA3DError(f"no segmenter is called {name!r}: {hint} {', '.join(names)}.")
     entry = known[name]
     try:
         factory: SegmenterFactory = entry.load()
     except (ImportError, AttributeError) as error:
         raise SA3DError(
-            f"the segmenter {name!r} cannot be imported from {entry.value} ({error}); "
-            "reinstall the package that provides it, or choose another with --pipeline.segmenter"
+            f"the segmenter {name!r} cannot be imported from {entry.value} ({one_line(error)}): "
+            "reinstall the package that provides it, or choose another with --pipeline.segmenter."
         ) from error
     return factory(options or SegmenterOptions())

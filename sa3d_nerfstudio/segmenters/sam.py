@@ -121,16 +121,16 @@ def _place(corners: Float[Tensor, "num 2"], embedding: SamEmbedding) -> Float[np
 
 
 def build(options: SegmenterOptions, size: str | None = None) -> Segmenter:
-    """Build the segmenter from the checkpoint that the options or the environment name.
+    """Build the segmenter from the checkpoint that the options or the environment name, or the published one.
 
     Args:
-        options: Device, checkpoint, and whether priors are used.
+        options: Device, checkpoint, whether that may be downloaded, and whether priors are used.
         size: ``vit-h``, ``vit-l`` or ``vit-b`` to insist on that size; None takes what the checkpoint holds.
 
     Raises:
         SA3DError: There is no checkpoint, it cannot be read, or it holds another size.
     """
-    model = load_sam(find_checkpoint(options.sam_checkpoint, size), size)
+    model = load_sam(find_checkpoint(options.sam_checkpoint, size, options.sam_download), size)
     return SamSegmenter(model.to(options.device), options.sam_dense_prompts)
 
 

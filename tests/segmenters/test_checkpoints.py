@@ -12,7 +12,7 @@ from segment_anything import sam_model_registry
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.segmenters.base import SegmenterOptions
-from sa3d_nerfstudio.segmenters.checkpoints import CHECKPOINT_VARIABLE, find_checkpoint, load_sam
+from sa3d_nerfstudio.segmenters.checkpoints import CHECKPOINT_VARIABLE, NO_DOWNLOAD_VARIABLE, find_checkpoint, load_sam
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.sam_architecture import build_sam_from_state, encoder_size
 from tests.tiny_sam import save_tiny_sam, tiny_sam
@@ -21,6 +21,7 @@ from tests.tiny_sam import save_tiny_sam, tiny_sam
 @pytest.fixture(autouse=True)
 def no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(CHECKPOINT_VARIABLE, raising=False)
+    monkeypatch.setenv(NO_DOWNLOAD_VARIABLE, "1")
 
 
 def sentence(name: str, path: Path | None) -> str:
@@ -107,13 +108,13 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, save) -> None:
 def test_something_else(tmp_path: Path, value: object) -> None:
     path = tmp_path / "else.pth"
     torch.save(value, path)
-    assert "holds no Segment Anything weights, but something else" in sentence("sam", path)
+    assert "holds no Segment Anything weights but something else" in sentence("sam", path)
 
 
 def test_weights_of_another_network(tmp_path: Path) -> None:
     path = tmp_path / "linear.pth"
     torch.save(torch.nn.Linear(3, 4).state_dict(), path)
-    assert "holds no Segment Anything weights; fetch" in sentence("sam", path)
+    assert "holds no Segment Anything weights: fetch" in sentence("sam", path)
 
 
 @pytest.mark.parametrize(("held", "wanted"), [("vit-b", "vit-h"), ("vit-h", "vit-l"), ("vit-l", "vit-b")])

@@ -17,7 +17,6 @@ from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 
-SCENES = Path(__file__).parents[3] / "shared" / "scenes"
 HEIGHT, WIDTH = 120, 160
 Y, X = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
 DISC = (X - 60) ** 2 + (Y - 70) ** 2 < 25**2
@@ -211,14 +210,14 @@ def test_a_prompt_that_selects_nothing() -> None:
         ask(colored(), negative=[(3, 3)])
 
 
-@pytest.mark.skipif(not SCENES.is_dir(), reason="the shared scenes are not here")
 @pytest.mark.parametrize(("scene", "least"), [("desk", 0.75), ("toys", 0.75), ("shelf", 0.7)])
-def test_shared_scenes(scene: str, least: float) -> None:
+def test_shared_scenes(shared_dir: Path, scene: str, least: float) -> None:
     """Photographs without depth, three points and one negative per object; quick enough for a click."""
+    folder = shared_dir / "scenes" / scene
     found, seconds = [], []
-    for entry in json.loads((SCENES / scene / "prompts.json").read_text())["objects"]:
-        rgb = torch.from_numpy(np.asarray(Image.open(SCENES / scene / entry["frame"]))).float() / 255
-        truth = torch.from_numpy(np.asarray(Image.open(SCENES / scene / entry["mask"]))) == entry["id"]
+    for entry in json.loads((folder / "prompts.json").read_text())["objects"]:
+        rgb = torch.from_numpy(np.asarray(Image.open(folder / entry["frame"]))).float() / 255
+        truth = torch.from_numpy(np.asarray(Image.open(folder / entry["mask"]))) == entry["id"]
         start = time.perf_counter()
         answer = ask(rgb, positive=entry["points"], negative=entry["negative_points"])
         seconds.append(time.perf_counter() - start)

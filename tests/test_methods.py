@@ -20,28 +20,26 @@ QUIET = ["--vis", "tensorboard", "--logging.local-writer.max-log-size", "0", "--
 NO_EVALUATION = [f"--steps-per-eval-{what}=9999" for what in ("batch", "image", "all-images")]
 
 
-def nerfstudio(command: str, *words: object) -> str:
-    """A command of nerfstudio, with stand-ins for the CUDA libraries where there is no CUDA."""
-    return succeed(sys.executable, STAND_INS, command, *words)
+def nerfstudio(*words: object) -> str:
+    """Commands of nerfstudio, joined by "--then", with stand-ins for the CUDA libraries."""
+    return succeed(sys.executable, STAND_INS, *words, timeout=500)
 
 
-def train(method: str, scene: Path, output: Path, steps: int, *options: object) -> Path:
-    """Train a method, and return the run's folder."""
-    nerfstudio(
+def training(method: str, scene: Path, output: Path, *options: object) -> list[object]:
+    """A command that trains 60 steps of a method, into the folder ``output / scene.name / method / "T"``."""
+    return [
         "ns-train", method, "--data", scene, "--output-dir", output, "--timestamp", "T", *QUIET, *NO_EVALUATION,
-        "--max-num-iterations", steps, "--steps-per-save", 9999, *options,
-    )  # fmt: skip
-    return output / scene.name / method / "T"
+        "--max-num-iterations", 60, "--steps-per-save", 9999, *options,
+    ]  # fmt: skip
 
 
-def segment(base: Path, scene: Path, output: Path, prompt: dict[str, Any], *options: object) -> tuple[Path, str]:
-    """Segment by one click with the oracle; return the run's folder and what was printed."""
-    printed = nerfstudio(
+def segmenting(base: Path, scene: Path, output: Path, prompt: dict[str, Any], *options: object) -> list[object]:
+    """A command that segments by one click with the oracle, into the folder ``output / scene.name / "sa3d" / "S"``."""
+    return [
         "ns-train", "sa3d", "--load-dir", base, "--output-dir", output, "--timestamp", "S", *QUIET[:2],
         "--pipeline.prompt.view", Path(prompt["frame"]).name, "--pipeline.prompt.points", *prompt["points"][0],
         "--pipeline.segmenter", "oracle", "--pipeline.oracle-instances", scene / "instances", *options,
-    )  # fmt: skip
-    return output / scene.name / "sa3d" / "S", printed
+    ]  # fmt: skip
 
 
 def share_in_object(points: np.ndarray, scene: Path, name: str) -> float:
@@ -65,11 +63,13 @@ def splats(tiny_scene: Path, tiny_prompt: dict[str, Any], tmp_path_factory: pyte
     """A segmented splatfacto run, and what the segmentation printed."""
     folder = tmp_path_factory.mktemp("splats")
     scene = with_points(tiny_scene, folder / "scene")
-    base = train(
-        "splatfacto", scene, folder, 60, "--pipeline.model.num-downscales", 0, "--pipeline.model.use-absgrad", False,
+    train = training(
+        "splatfacto", scene, folder, "--pipeline.model.num-downscales", 0, "--pipeline.model.use-absgrad", False,
         "--optimizers.opacities.optimizer.lr", 0.1, "--optimizers.features-dc.optimizer.lr", 0.05,
     )  # fmt: skip
-    return segment(base, scene, folder, tiny_prompt)
+    segment = segmenting(folder / scene.name / "splatfacto" / "T", scene, folder, tiny_prompt)
+    printed = nerfstudio(*train, "--then", *segment)
+    return folder / scene.name / "sa3d" / "S", printed
 
 
 def test_splatfacto_is_segmented_and_only_its_object_exported(
@@ -113,7 +113,9 @@ def test_splatfacto_without_an_object_is_not_exported(splats: tuple[Path, str], 
 @pytest.fixture(scope="module")
 def nerf(tiny_run: Path, tiny_scene: Path, tiny_prompt: dict[str, Any], tmp_path_factory: pytest.TempPathFactory):
     """Folder of a segmented nerfacto run."""
-    return segment(tiny_run, tiny_scene, tmp_path_factory.mktemp("nerf"), tiny_prompt)[0]
+    folder = tmp_path_factory.mktemp("nerf")
+    nerfstudio(*segmenting(tiny_run, tiny_scene, folder, tiny_prompt))
+    return folder / tiny_scene.name / "sa3d" / "S"
 
 
 def test_nerfacto_is_exported_as_meshes(nerf: Path, tiny_scene: Path, tiny_prompt: dict[str, Any], tmp_path: Path):
@@ -175,25 +177,20 @@ def test_a_barely_trained_nerf_goes_all_the_way(
     method: str, tiny_scene: Path, tiny_prompt: dict[str, Any], tmp_path: Path
 ):
     """What is found in such a fog does not matter, only that something is, and that it can be exported."""
-    train = [
-        "ns-train", method, "--data", tiny_scene, "--output-dir", tmp_path, "--timestamp", "T", *QUIET, *NO_EVALUATION,
-        "--max-num-iterations", 60, "--steps-per-save", 9999, "--optimizers.fields.optimizer.lr", 0.003,
+    train = training(
+        method, tiny_scene, tmp_path, "--optimizers.fields.optimizer.lr", 0.003,
         "--pipeline.datamanager.train-num-rays-per-batch", 128, *SMALL[method], "nerfstudio-data",
-    ]  # fmt: skip
-    segment = [
-        "ns-train", "sa3d", "--load-dir", tmp_path / tiny_scene.name / method / "T", "--output-dir", tmp_path,
-        "--timestamp", "S", *QUIET[:2], "--pipeline.prompt.view", Path(tiny_prompt["frame"]).name,
-        "--pipeline.prompt.points", *tiny_prompt["points"][0], "--pipeline.segmenter", "oracle",
-        "--pipeline.oracle-instances", tiny_scene / "instances", "--pipeline.working-size", 24,
-        "--pipeline.resolution", 32,
-    ]  # fmt: skip
+    )  # fmt: skip
+    base = tmp_path / tiny_scene.name / method / "T"
+    small = ["--pipeline.working-size", 24, "--pipeline.resolution", 32]
+    segment = segmenting(base, tiny_scene, tmp_path, tiny_prompt, *small)
     suffix = OUTPUTS.get(method, "")
     export = [
         "ns-export", "pointcloud", "--load-config", tmp_path / tiny_scene.name / "sa3d" / "S" / "config.yml",
         "--output-dir", tmp_path / "out", "--num-points", 100, "--num-rays-per-batch", 256, "--normal-method", "open3d",
         "--rgb-output-name", f"rgb{suffix}", "--depth-output-name", f"depth{suffix}", "--remove-outliers", False,
     ]  # fmt: skip
-    nerfstudio(*map(str, train), "--then", *segment, "--then", *export)
+    nerfstudio(*train, "--then", *segment, "--then", *export)
     points = np.asarray(open3d.io.read_point_cloud(tmp_path / "out" / "point_cloud.ply").points)
     assert len(points) >= 100
     assert np.isfinite(points).all()

@@ -19,6 +19,7 @@ demo: $(VENV)/.installed
 # Tests are many small sums: more threads only get in each other's way.
 test: export OMP_NUM_THREADS ?= 2
 test: $(VENV)/.installed
+	-@sh tools/install-apt-packages chromium # For the tests of the viewer, which are skipped where there is none.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python

@@ -31,7 +31,7 @@ import sa3d_nerfstudio as sa3d
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting
 from sa3d_nerfstudio.segmentation.prompts import Prompt
-from sa3d_nerfstudio.segmentation.session import pixel_spacing
+from sa3d_nerfstudio.segmentation.surface import pixel_spacing
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.views import trace_camera
 
@@ -63,6 +63,8 @@ class Options:
     """Longer side of the images in which views are segmented; the run's default if not given."""
     sam_checkpoint: Path | None = None
     """Weights for the sam segmenters."""
+    masks: Path | None = None
+    """Folder to write the masks of the test views to, as the scenes' score.py reads them."""
     output: Path | None = None
     """JSON file to write."""
 
@@ -119,14 +121,18 @@ class Benchmark:
             image = image.resize((shape[1], shape[0]), Image.Resampling.NEAREST)
         return torch.from_numpy(np.asarray(image) == number)
 
-    def score(self, lifting: Lifting, number: int) -> tuple[list[float], list[float]]:
-        """IoU and pixel accuracy in each test view that shows the object."""
+    def score(self, lifting: Lifting, number: int, folder: Path | None = None) -> tuple[list[float], list[float]]:
+        """IoU and pixel accuracy in each test view that shows the object; the masks go to a folder, if one is given."""
         ious, accuracies = [], []
         for stem, trace in self.tests.items():
             truth = self.truth(stem, number).reshape(-1)
             if truth.float().mean() <= MIN_FRACTION:
                 continue
             mask = lifting.render(trace)[0].cpu() > self.pipeline.config.threshold
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                pixels = mask.reshape(trace.height, trace.width).numpy().astype(np.uint8) * 255
+                Image.fromarray(pixels).save(folder / f"{stem}.png")
             ious.append(float((mask & truth).sum() / (mask | truth).sum()))
             accuracies.append(float((mask == truth).float().mean()))
         return ious, accuracies
@@ -150,7 +156,9 @@ class Benchmark:
         mask = session.mask_of(view).cpu()
         report = session.run()
         assert session.lifting is not None
-        ious, accuracies = self.score(session.lifting, entry["id"])
+        masks = self.options.masks
+        folder = None if masks is None else masks / f"{segmenter}-{lifting_name}-{kind}" / entry["name"]
+        ious, accuracies = self.score(session.lifting, entry["id"], folder)
         states = [record.state for record in report.last().values()]
         row = Row(
             object=entry["name"],

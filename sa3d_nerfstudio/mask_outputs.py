@@ -19,6 +19,7 @@ TINT = 0.6
 """How much of an object's colour goes into ``mask_overlay``."""
 SOLID = 0.5
 """Accumulation from which a pixel of the object alone has a depth."""
+NO_OBJECT = "this run has no object to export: segment one first (ns-train sa3d --load-dir RUN)."
 
 _Base = Model if TYPE_CHECKING else object
 
@@ -70,7 +71,7 @@ class MaskOutputs(_Base):
             SA3DError: There is none.
         """
         if not self.masks.shown:
-            raise SA3DError("this run has no object to export: segment one first (ns-train sa3d --load-dir RUN).")
+            raise SA3DError(NO_OBJECT)
 
     def render_mask(self, trace: RayTrace) -> Float[Tensor, " num_rays"]:
         """Probability of the shown objects along rays that have been traced."""

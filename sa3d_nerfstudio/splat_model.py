@@ -18,7 +18,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.splat_mask import SplatMask
 from sa3d_nerfstudio.lazy_outputs import LazyOutputs
-from sa3d_nerfstudio.mask_outputs import SOLID, MaskOutputs
+from sa3d_nerfstudio.mask_outputs import NO_OBJECT, SOLID, MaskOutputs
 from sa3d_nerfstudio.traces.gaussians import GaussianTrace, GaussianViewTrace, gated_splats, trace_gaussians
 
 _Base = SplatfactoModel if TYPE_CHECKING else object
@@ -55,8 +55,10 @@ class MaskedSplatModel(MaskOutputs, _Base):
         values = self.gauss_params[name]
         if self._rendering or not self.for_inference:
             return values
-        self.require_object()
-        return values[self.object_splats()]
+        keep = self.object_splats()
+        if not bool(keep.any()):
+            raise SA3DError(NO_OBJECT)
+        return values[keep]
 
     def object_splats(self) -> Bool[Tensor, " num_splats"]:
         """The splats of the shown objects."""

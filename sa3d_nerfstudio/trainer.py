@@ -118,15 +118,13 @@ class SA3DTrainer(Trainer):
     pipeline: SA3DPipeline  # type: ignore[assignment]
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
-        """Restore the run; start the viewer if there is one."""
+        """Restore the run."""
         if not self.config.is_viewer_enabled() and not self.config.pipeline.prompt.is_given:
             raise SA3DError(
                 "there is nothing to do: give a prompt (--pipeline.prompt.view IMAGE --pipeline.prompt.points X Y), "
                 "or open the viewer with --vis viewer."
             )
         self.restore(test_mode)
-        if self.config.is_viewer_enabled():
-            self._open_viewer()
 
     def restore(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build the pipeline and load the base run's checkpoint, or that of a sa3d run with its objects."""
@@ -162,7 +160,9 @@ class SA3DTrainer(Trainer):
         self.training_state = "completed"
         if self.config.pipeline.prompt.is_given:
             self.save(self.segment())
-        if self.viewer_state is not None:
+        # After the job, which changes masks that a viewer would be rendering.
+        if self.config.is_viewer_enabled():
+            self._open_viewer()
             self._init_viewer_state()
             self._update_viewer_state(self.step)
             self._train_complete_viewer()

@@ -1,6 +1,7 @@
 """Stand-ins on a CPU for what nerfstudio takes from CUDA libraries, so that its own code, and ours, can be run.
 
-As a script it is any command of nerfstudio with the stand-ins in place: ``python tests/stand_ins.py ns-train …``.
+As a script it is any commands of nerfstudio, one after another in one process, with the stand-ins in place:
+``python tests/stand_ins.py ns-train … --then ns-export …``.
 """
 
 from __future__ import annotations
@@ -129,12 +130,15 @@ def main() -> None:
 
     from sa3d_nerfstudio.lpips import lpips_without_download
 
-    command = sys.argv.pop(1)
     sdf_on_cpu(Forever())
     splats_on_cpu(Forever())
     commands = {"ns-train": train, "ns-export": exporter, "ns-render": render, "ns-eval": ns_eval}
+    words = sys.argv[1:]
     with lpips_without_download():
-        commands[command].entrypoint()
+        while words:
+            end = words.index("--then") if "--then" in words else len(words)
+            sys.argv, words = words[:end], words[end + 1 :]
+            commands[sys.argv[0]].entrypoint()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from sa3d_nerfstudio.traces.gating import gated_density
 from tests.models import CONFIGS, NEEDING_STAND_INS, camera, masked, rays, small_model
 from tests.stand_ins import occupancy_on_cpu, sdf_on_cpu
 
-# generfacto paints a background of its own making behind what its densities leave over, and calls it background_rgb.
+# generfacto paints a background of its own behind what its densities leave over, and calls that background_rgb.
 METHODS = sorted(set(CONFIGS | NEEDING_STAND_INS) - {"generfacto"})
 ADDED = {"mask", "mask_overlay", "object_rgb", "object_depth", "object_accumulation", "background_rgb"}
 

@@ -170,7 +170,9 @@ def refused(tiny_run: Path, output: Path, **options: Any) -> str:
     return message
 
 
-def test_each_fault_of_a_prompt_has_its_sentence(tiny_run: Path, tmp_path: Path, tiny_prompt: dict):
+def test_each_fault_of_a_prompt_has_its_sentence(tiny_run: Path, tmp_path: Path, tiny_prompt: dict, monkeypatch):
+    monkeypatch.setenv("SA3D_NO_DOWNLOAD", "1")
+    monkeypatch.delenv("SA3D_SAM_CHECKPOINT", raising=False)
     from sa3d_nerfstudio.prompt_config import PromptConfig
 
     out = tmp_path / "out"

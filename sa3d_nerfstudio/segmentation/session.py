@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -18,11 +17,11 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, LiftingName, field_change, make_lifting
 from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord, ViewState
 from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt, view_order
+from sa3d_nerfstudio.segmentation.surface import pixel_spacing, surface_of
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage
 from sa3d_nerfstudio.traces.base import ViewTrace
-
-ViewState = Literal["prompt", "used", "rejected", "skipped"]
 
 
 class Views(Protocol):
@@ -76,36 +75,6 @@ class SessionSettings:
     """Passes over the views, at most."""
     view_order: Literal["overlap", "file"] = "overlap"
     """Visit views by their overlap with those visited before, or in the order of the data set."""
-
-
-@dataclass
-class ViewRecord:
-    """What became of one view in one pass."""
-
-    view: int | str
-    """Index of the training view, or name of the free view."""
-    name: str
-    number_of_pass: int
-    state: ViewState
-    reason: str = ""
-    agreement: float | None = None
-    """IoU of the 2D mask with the rendered one, where both are known."""
-
-
-@dataclass
-class SessionReport:
-    """What a session did."""
-
-    records: list[ViewRecord] = field(default_factory=list)
-    changes: list[float] = field(default_factory=list)
-    """Relative L1 change of the field in each pass after the first."""
-    seconds: dict[str, float] = field(default_factory=lambda: {"render": 0.0, "segment": 0.0, "lift": 0.0})
-    """Time spent in "render", "segment" and "lift"."""
-    converged: bool = False
-
-    def last(self) -> dict[int | str, ViewRecord]:
-        """The newest record of each view."""
-        return {record.view: record for record in self.records}
 
 
 @dataclass
@@ -346,32 +315,3 @@ class SegmentationSession:
             yield
         finally:
             self.report.seconds[what] += time.perf_counter() - start
-
-
-def pixel_spacing(trace: ViewTrace, mask: Bool[Tensor, "height width"]) -> float:
-    """Distance in space between what neighbouring pixels of a mask see; the median over its pixels.
-
-    Of a pixel's right and lower neighbours the nearer one counts, so that slanted surfaces do not look coarse.
-    """
-    points = trace.surface_points().reshape(trace.height, trace.width, 3)
-    right = (points[:-1, 1:] - points[:-1, :-1]).norm(dim=-1)
-    down = (points[1:, :-1] - points[:-1, :-1]).norm(dim=-1)
-    spacing = torch.minimum(right, down)[mask[:-1, :-1].to(points.device)]
-    return float(spacing.median()) if len(spacing) else 0.0
-
-
-def surface_of(
-    trace: ViewTrace, mask: Bool[Tensor, "height width"], camera_position: Float[Tensor, "3"]
-) -> Float[Tensor, "num_points 3"]:
-    """Points of the surface that a mask covers, seen from one side.
-
-    Pixels at the mask's border may see what lies behind the object; they are brought back along their rays into the
-    range of depth of those inside.
-    """
-    mask = mask.to(trace.depth.device)
-    inner = mask & ~F.max_pool2d((~mask)[None].float(), 3, stride=1, padding=1)[0].bool()
-    depth = trace.depth[..., 0]
-    near, far = depth[inner if inner.any() else mask].quantile(depth.new_tensor([0.02, 0.98]))
-    factor = depth.clamp(near, far) / depth.clamp(min=1e-9)
-    camera = camera_position.to(depth)
-    return (camera + (trace.surface_points() - camera) * factor.reshape(-1, 1))[mask.reshape(-1)]

@@ -16,6 +16,7 @@ import numpy as np
 import viser
 import viser.transforms as vtf
 from jaxtyping import Float
+from nerfstudio.viewer.render_state_machine import RenderAction
 from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO, Viewer
 from torch import Tensor
 
@@ -84,11 +85,17 @@ class Host:
         model: Any = self.viewer.pipeline.model
         model.wanted_outputs = lambda: {panel.output_render, panel.split_output_render}
 
-    def rerender(self, but: viser.ClientHandle | None = None) -> None:
-        """Have every tab render again, but one."""
-        for client_id, client in self.server.get_clients().items():
-            if client is not but:
-                self._act(client_id, client)
+    def rerender(self, client: viser.ClientHandle) -> None:
+        """Have a tab render again."""
+        machine = self.viewer.render_statemachines.get(client.client_id)
+        if machine is not None and self.viewer.ready:
+            machine.action(RenderAction("move", self.viewer.get_camera_state(client)))
+
+    def shows(self, output: str) -> bool:
+        """Whether tabs show an output, and nothing but that, from where their cameras are."""
+        panel = self.viewer.control_panel
+        special = panel.split or panel.crop_viewport or self.viewer.render_tab_state.preview_render
+        return panel.output_render == output and not special
 
     def hold(self, client: viser.ClientHandle) -> None:
         """Stop rendering one tab until its camera moves: what it shows is sent by the panel."""
@@ -115,7 +122,11 @@ class Host:
 
     def hide_cameras(self) -> None:
         """Hide the training cameras, which are in the way of clicks; nerfstudio's button shows them again."""
-        if self.viewer.hide_images.visible and hasattr(self.viewer, "camera_handles"):
+        deadline = time.monotonic() + 30
+        # A tab may open before all of them have been added, which ends with this attribute.
+        while not hasattr(self.viewer, "train_state") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if self.viewer.hide_images.visible:
             self.viewer.set_camera_visibility(False)
             self.viewer.toggle_cameravis_button()
 
@@ -146,15 +157,22 @@ class Host:
             "/sa3d/points", points * VISER_NERFSTUDIO_SCALE_RATIO, colors, point_size=0.08, point_shape="circle"
         )
 
-    def commands(self) -> dict[str, str]:
-        """Commands for this run, to copy, and what each is for."""
-        config = shlex.quote(str(self.config))
+    def commands(self) -> dict[str, tuple[str, str]]:
+        """Commands for this run, to copy: a label, what each is for, and the command."""
+        config = f"--load-config {shlex.quote(str(self.config.absolute()))}"
         return {
-            "The object's points": f"ns-export pointcloud --load-config {config} --output-dir exports "
-            "--normal-method open3d",
-            "A video of the object": f"ns-render interpolate --load-config {config} "
-            "--rendered-output-names object_rgb --output-path exports/object.mp4",
-            "This again": f"ns-viewer --load-config {config}",
+            "Points": (
+                "Command that writes the object's points",
+                f"ns-export pointcloud {config} --output-dir exports --normal-method open3d",
+            ),
+            "Video": (
+                "Command that renders the object along the training cameras",
+                f"ns-render interpolate {config} --rendered-output-names object_rgb --output-path exports/object.mp4",
+            ),
+            "Viewer": (
+                "Command that opens this run again",
+                f"ns-viewer {config} --viewer.websocket-host 127.0.0.1",
+            ),
         }
 
     def save(self, pipeline: SA3DPipeline) -> Path:
@@ -172,10 +190,3 @@ class Host:
             raise SA3DError(f"there is no checkpoint in {self.run_dir / MODEL_DIR} to save to: put the run back.")
         pipeline.save_checkpoint(checkpoints[-1], int(checkpoints[-1].stem.removeprefix("step-")))
         return self.config
-
-    def _act(self, client_id: int, client: viser.ClientHandle) -> None:
-        from nerfstudio.viewer.render_state_machine import RenderAction
-
-        machine = self.viewer.render_statemachines.get(client_id)
-        if machine is not None and self.viewer.ready:
-            machine.action(RenderAction("move", self.viewer.get_camera_state(client)))

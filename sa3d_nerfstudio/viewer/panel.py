@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import viser
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer import Viewer
 from nerfstudio.viewer.viewer_elements import ViewerControl
@@ -37,8 +40,10 @@ VIEWS = {
     "photo": "rgb",
 }
 SIZES = ("small", "mid", "large")
-LIVE_SECONDS = 8.0
-"""Between two updates of the viewport while all views are segmented; a render on a CPU takes a good part of that."""
+LIVE_SECONDS = 2.0
+"""Between two updates of the viewport while all views are segmented."""
+RENDER_SECONDS = 30.0
+"""Likewise, where the viewport has to be rendered for it: on a CPU that takes the job's time."""
 NO_OBJECT = "(none yet)"
 GREEN, RED, GRAY = "green", "red", "gray"
 
@@ -55,7 +60,6 @@ class SegmentPanel(ViewerControl):
         self._pipeline: Callable[[], SA3DPipeline] = lambda: pipeline
         self._tool: str | None = None
         self._client: viser.ClientHandle | None = None
-        self._view: str | None = None
         self._stop = threading.Event()
         self._busy = threading.Event()
 
@@ -148,7 +152,10 @@ class SegmentPanel(ViewerControl):
             self._save.on_click(lambda _: self._do(self._write_run))
             self._points = gui.add_button("Write the object's points", color=GRAY, icon=viser.Icon.FILE_EXPORT)
             self._points.on_click(lambda _: self._do(self._write_points))
-            self._commands = gui.add_markdown("")
+            # In fields, which scroll: the panel would be as wide as the longest command.
+            self._commands = {
+                what: gui.add_text(what, "", hint=hint) for what, (hint, _) in self.host.commands().items()
+            }
 
     def _add_choice(
         self,
@@ -196,7 +203,7 @@ class SegmentPanel(ViewerControl):
 
     def _put_down(self, refresh: bool = True) -> None:
         tool, client = self._tool, self._client
-        self._tool = self._client = self._view = None
+        self._tool = self._client = None
         self._done.visible = False
         if tool is None or client is None:
             return
@@ -207,8 +214,13 @@ class SegmentPanel(ViewerControl):
 
     def _came(self, client: viser.ClientHandle) -> None:
         """A tab was opened; it begins where a picture was taken, and not somewhere in the middle of things."""
-        self._worker.submit(self._guarded, self.host.look_from, client, 0)
-        self._worker.submit(self._guarded, self.host.hide_cameras)
+
+        def welcome() -> None:
+            self.host.look_from(client, 0)
+            self.host.hide_cameras()
+
+        # Not on the worker, which may be at work for minutes.
+        threading.Thread(target=welcome, daemon=True).start()
 
     def _left(self, client: viser.ClientHandle) -> None:
         """A tab was closed, or reloaded; the tool that it held is free."""
@@ -219,15 +231,31 @@ class SegmentPanel(ViewerControl):
         """Make the tool's tab ready for prompts, from wherever its camera is now."""
         client = self._client
         assert client is not None
+        camera = self._camera(client)
+        if self.bench.sight.known(camera) is None:
+            self.host.hold(client)
+            self.host.send(client, self.bench.picture(self.bench.look(camera)))
+        return self.bench.look(camera)
+
+    def _camera(self, client: viser.ClientHandle) -> Cameras:
         height, width = self.host.size(client, self.bench.views.long_side)
         camera = self.get_camera(height, width, client.client_id)
         assert camera is not None
-        known = len(self.bench.free)
-        self.host.hold(client)
-        self._view = self.bench.look(camera)
-        if len(self.bench.free) > known:
-            self.host.send(client, self.bench.picture(self._view))
-        return self._view
+        return camera
+
+    def _show_masks(self, render: bool = True) -> None:
+        """Bring all viewports up to date.
+
+        A tab whose view has been traced is sent a picture made of that, at once; others render, if they may.
+        """
+        overlaid = self.host.shows(VIEWS["overlay"])
+        for client in self.viser_server.get_clients().values():
+            view = self.bench.sight.known(self._camera(client)) if overlaid or client is self._client else None
+            if view is not None:
+                self.host.hold(client)
+                self.host.send(client, self.bench.picture(view))
+            elif render:
+                self.host.rerender(client)
 
     def _clicked(self, event: viser.ScenePointerEvent) -> None:
         if self._client is None or self._tool is None:
@@ -262,13 +290,13 @@ class SegmentPanel(ViewerControl):
         self.bench.solo(self._solo.value)
 
     def _run_segment(self) -> None:
-        self._put_down()
+        self._put_down(refresh=False)
         self._output.value = "overlay"
         self.host.show_output(VIEWS["overlay"])
         self._running(True)
         steps = self.bench.segment(LIVE_SECONDS)
         try:
-            drawn = 0
+            drawn, rendered = 0, time.monotonic()
             for progress in steps:
                 self._bar.value = 100 * progress.done / progress.total
                 self._say(
@@ -277,7 +305,9 @@ class SegmentPanel(ViewerControl):
                 )
                 if self.bench.publications != drawn:
                     drawn = self.bench.publications
-                    self.host.rerender()
+                    due = time.monotonic() - rendered > RENDER_SECONDS
+                    self._show_masks(render=due)
+                    rendered = time.monotonic() if due else rendered
                 if self._stop.is_set():
                     break
             stopped = self._stop.is_set()
@@ -300,7 +330,7 @@ class SegmentPanel(ViewerControl):
         config = self.host.save(self._pipeline())
         self.bench.unsaved = False
         self._refresh_handles()
-        self._say(f"Saved: `{config}`")
+        self._say(f"Saved: {_short(config)}")
 
     def _write_points(self) -> None:
         name = self.bench.state.selected
@@ -324,7 +354,7 @@ class SegmentPanel(ViewerControl):
         if len(points) == 0:
             raise SA3DError(f"no training view shows {name}: lower the threshold, or segment it again.")
         write_ply(path, points, colors)
-        self._say(f"{len(points)} points written: `{path}`")
+        self._say(f"{len(points)} points written: {_short(path)}")
 
     # What happens at once.
 
@@ -372,9 +402,7 @@ class SegmentPanel(ViewerControl):
         points = np.array([position.numpy() for position, _ in marks]).reshape(-1, 3)
         colors = np.array([(0.1, 0.9, 0.2) if on else (1.0, 0.1, 0.1) for _, on in marks]).reshape(-1, 3)
         self.host.mark(points, colors)
-        if self._client is not None and self._view is not None:
-            self.host.send(self._client, self.bench.picture(self._view))
-        self.host.rerender(but=self._client)
+        self._show_masks()
         if self._tool is not None:
             self._say(f"**{self._tool}** is on. {TOOLS[self._tool]} Then **Segment**, or **Done** to move the camera.")
 
@@ -391,11 +419,16 @@ class SegmentPanel(ViewerControl):
         for handle in (self._rename, self._shown, self._solo, self._delete, self._points):
             handle.disabled = current is None
         saved = self.host.config.exists() and not self.bench.unsaved
-        commands = [f"{what}:\n```\n{command}\n```" for what, command in self.host.commands().items()]
-        self._commands.content = "\n".join(commands) if saved else "Save the run to get commands for it."
+        for what, (_, command) in self.host.commands().items():
+            self._commands[what].value = command if saved else "(save the run first)"
 
     def _say(self, text: str) -> None:
         self._status.content = text
 
     def _complain(self, text: str) -> None:
         self._status.content = f"⚠ **{text[:1].upper()}{text[1:]}**"
+
+
+def _short(path: Path) -> str:
+    """The end of a path; the panel is narrow."""
+    return "/".join(path.parts[-3:])

@@ -18,11 +18,12 @@ from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.objects import PALETTE
 from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.segmentation.self_prompting import self_prompt
-from sa3d_nerfstudio.segmentation.session import FreeView, Given, SegmentationSession, SessionSettings
+from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter
 from sa3d_nerfstudio.traces.base import render_probability
+from sa3d_nerfstudio.viewer.sight import Sight
 from sa3d_nerfstudio.viewer.state import History, Mark, ObjectState, SceneState, ViewPrompt
-from sa3d_nerfstudio.views import TrainingViews, trace_camera
+from sa3d_nerfstudio.views import TrainingViews
 
 SCRIBBLE_STEP = 0.04
 """Distance of the points that join two clicks of a scribble, as a share of the image's width."""
@@ -73,19 +74,12 @@ class Workbench:
         self.views = views
         self.settings = settings
         self.resolution = resolution
-        self.lock = nullcontext() if lock is None else lock
-        self.views.lock = self.lock
-        self.free: dict[str, FreeView] = {}
+        self.sight = Sight(model, views, segmenter, settings, nullcontext() if lock is None else lock)
         self.history = History()
         self.unsaved = False
         """Whether anything has changed since somebody set this."""
         self.publications = 0
         """Counts how often the model's masks were changed."""
-        self._make_segmenter = segmenter
-        self._segmenter: Segmenter | None = None
-        self._cameras: dict[str, Float[Tensor, " camera"]] = {}
-        self._embeddings: dict[int | str, Any] = {}
-        self._answers: dict[ViewPrompt, Given] = {}
         self._published: dict[str, MaskField] = {}
         self.adopt()
 
@@ -110,29 +104,12 @@ class Workbench:
     # Views.
 
     def look(self, camera: Cameras) -> str:
-        """Make a camera's view ready for prompts: rendered once, embedded once.
-
-        Returns:
-            Its name.
-        """
-        pose = camera.camera_to_worlds[0].reshape(-1).cpu()
-        size = [camera.fx, camera.fy, camera.height, camera.width]
-        key = torch.cat([pose, *[value.reshape(-1)[:1].cpu().float() for value in size]])
-        for name, known in self._cameras.items():
-            if torch.allclose(known, key, atol=1e-5):
-                return name
-        name = f"viewer {len(self._cameras) + 1}"
-        segmenter = self._segmenter or self._make_segmenter()
-        self._segmenter = segmenter
-        trace = trace_camera(self.model, camera.to(self.model.device), self.lock)
-        self.free[name] = FreeView(trace, camera.camera_to_worlds[0])
-        self._cameras[name] = key
-        self._session(self.model.new_field(2)).embed(name)
-        return name
+        """Make a camera's view ready for prompts: rendered once, embedded once. Returns its name."""
+        return self.sight.look(camera)
 
     def picture(self, view: str) -> Float[Tensor, "height width 3"]:
         """What a view shows, with the objects tinted; costs no rendering of the radiance field."""
-        trace = self.free[view].trace
+        trace = self.sight.free[view].trace
         _, overlay = self.model.render_overlay(trace, trace.rgb.reshape(-1, 3))
         return overlay.reshape(trace.rgb.shape)
 
@@ -142,7 +119,7 @@ class Workbench:
         current = self.state.current
         found = []
         for prompt in current.prompts if current else ():
-            view = self.free[prompt.view]
+            view = self.sight.free[prompt.view]
             trace, position = view.trace, view.camera_to_world[:, 3].to(self.model.device)
             points = torch.lerp(position, trace.surface_points(), 0.97)
             for mark in prompt.marks:
@@ -186,14 +163,14 @@ class Workbench:
         if current is None or not current.prompts:
             raise SA3DError("there is no mask to choose from: put a point on the object first.")
         prompt = current.prompts[-1]
-        areas = self._answer(prompt).candidates.masks.flatten(1).sum(1)
+        areas = self.sight.answer(prompt).candidates.masks.flatten(1).sum(1)
         order = areas.argsort().tolist()
         self._set_prompt(replace(prompt, choice=order[min(candidate, len(order) - 1)]))
 
     def num_candidates(self) -> int:
         """How many answers there are to choose from."""
         current = self.state.current
-        return len(self._answer(current.prompts[-1]).candidates.masks) if current and current.prompts else 0
+        return len(self.sight.answer(current.prompts[-1]).candidates.masks) if current and current.prompts else 0
 
     def clear(self) -> None:
         """Begin the selected object again."""
@@ -266,8 +243,8 @@ class Workbench:
         current = self._current()
         if not current.prompts:
             raise SA3DError(f"nothing points at {current.name} yet: choose '+ point' and click on it first.")
-        session = self._session(self.model.new_field(self.resolution))
-        session.given = {prompt.view: self._answer(prompt) for prompt in current.prompts}
+        session = self.sight.session(self.model.new_field(self.resolution))
+        session.given = {prompt.view: self.sight.answer(prompt) for prompt in current.prompts}
         progress = Progress(0, 0, 0, 0, 0, "")
         shown = time.monotonic()
         try:
@@ -302,13 +279,6 @@ class Workbench:
 
     # How it is done.
 
-    def _session(self, grid: MaskField) -> SegmentationSession:
-        if self._segmenter is None:
-            self._segmenter = self._make_segmenter()
-        session = SegmentationSession(self.views, self._segmenter, grid, self.settings, self._embeddings)
-        session.free = self.free
-        return session
-
     def _current(self) -> ObjectState:
         current = self.state.current
         if current is None:
@@ -333,7 +303,7 @@ class Workbench:
         return prompt
 
     def _context(self, current: ObjectState, view: str) -> tuple[Mark, ...]:
-        trace = self.free[view].trace
+        trace = self.sight.free[view].trace
         shape = (trace.height, trace.width)
         rendered = render_probability(trace, self._published[current.name])
         probability, known = (image.reshape(shape) for image in rendered)
@@ -349,18 +319,6 @@ class Workbench:
         context = tuple(mark for mark, keep in zip(prompt.context, far, strict=True) if keep)
         current = self._current()
         self._go_to(self.state.replacing(current.name, current.prompted(replace(prompt, context=context))))
-
-    def _answer(self, prompt: ViewPrompt) -> Given:
-        """The mask that comes of a prompt; asked for once."""
-        if prompt not in self._answers:
-            trace = self.free[prompt.view].trace
-            session = self._session(self.model.new_field(2))
-            session.prompt(prompt.view, prompt.pixels(trace.height, trace.width))
-            if prompt.choice is not None:
-                session.choose(prompt.view, prompt.choice)
-            session.given[prompt.view].correcting = prompt.correcting
-            self._answers[prompt] = session.given[prompt.view]
-        return self._answers[prompt]
 
     def _go_to(self, state: SceneState) -> None:
         self._realise(state)
@@ -379,9 +337,9 @@ class Workbench:
         if thing.evidence is not None and not thing.prompts:
             return thing.evidence
         grid = self.model.new_field(self.resolution)
-        session = self._session(grid) if thing.prompts else None
+        session = self.sight.session(grid) if thing.prompts else None
         if session is not None:
-            session.given = {prompt.view: self._answer(prompt) for prompt in thing.prompts}
+            session.given = {prompt.view: self.sight.answer(prompt) for prompt in thing.prompts}
             session.lift_prompts(thing.evidence)
         return grid
 

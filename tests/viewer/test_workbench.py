@@ -70,7 +70,7 @@ def bench_on(views: FreeViews, **settings: float) -> Workbench:
     bench = Workbench(model, views, ColorSegmenter, session, resolution=64)  # type: ignore[arg-type]
     for view in range(3):
         pose = views.elsewhere.camera_to_worlds[view]
-        bench.free[f"viewer {view}"] = FreeView(views.elsewhere.trace(view), pose)
+        bench.sight.free[f"viewer {view}"] = FreeView(views.elsewhere.trace(view), pose)
     return bench
 
 
@@ -119,7 +119,7 @@ def test_a_view_is_embedded_once(bench: Workbench, views: FreeViews):
     click(bench, views, 1)
     click(bench, views, 2, on=False)
     bench.undo()
-    segmenter = bench._segmenter
+    segmenter = bench.sight.segmenter
     assert isinstance(segmenter, ColorSegmenter) and segmenter.embedded == ["viewer 0"]
 
 
@@ -147,7 +147,7 @@ def test_candidates_go_from_small_to_large(bench: Workbench, views: FreeViews):
     areas = []
     for candidate in range(3):
         bench.choose(candidate)
-        areas.append(int(bench._answer(bench.state.objects[0].prompts[0]).mask.sum()))
+        areas.append(int(bench.sight.answer(bench.state.objects[0].prompts[0]).mask.sum()))
     assert areas == sorted(areas) and areas[0] < areas[2]
 
 

@@ -1,0 +1,141 @@
+"""A browser that uses nerfstudio's viewer as a person does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tests.commands import ROOT
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = (
+    "--no-sandbox --use-gl=angle --use-angle=swiftshader --enable-unsafe-swiftshader --ignore-gpu-blocklist "
+    "--disable-background-networking --disable-component-update --disable-sync --disable-quic --no-first-run"
+)
+SIZE = {"width": 1000, "height": 760}
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as connection:
+        connection.bind(("127.0.0.1", 0))
+        return connection.getsockname()[1]
+
+
+@contextmanager
+def server(log: Path, *words: object, timeout: float = 120) -> Iterator[str]:
+    """Run a nerfstudio command that opens a viewer until the context ends.
+
+    Yields:
+        Address of the viewer.
+    """
+    port = free_port()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    program = Path(sys.executable).parent / str(words[0])
+    command = [sys.executable, program, *words[1:], "--viewer.websocket-port", port]
+    with log.open("w") as file:
+        process = subprocess.Popen([*map(str, command)], env=environment, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            start = time.monotonic()
+            while not _listens(port):
+                assert process.poll() is None and time.monotonic() - start < timeout, log.read_text()[-3000:]
+                time.sleep(0.3)
+            yield f"http://127.0.0.1:{port}"
+            assert process.poll() is None, log.read_text()[-3000:]
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
+def listening_addresses(port: int) -> set[str]:
+    """Addresses of this machine, as /proc writes them, on which somebody listens to a port."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            address, state = line.split()[1], line.split()[3]
+            if state == "0A" and int(address.rsplit(":")[1], 16) == port:
+                found.add(address.rsplit(":")[0])
+    return found
+
+
+class Tab:
+    """One tab with the viewer in it."""
+
+    def __init__(self, page: Any, shots: Path) -> None:
+        self.page = page
+        self.shots = shots
+        page.get_by_text("Show Train Cams").wait_for(timeout=60_000)
+
+    def press(self, name: str) -> None:
+        """Press a button of the panel."""
+        button = self.page.get_by_role("button", name=name, exact=True)
+        button.scroll_into_view_if_needed()
+        button.click()
+        # The pointer would leave a hint over the panel.
+        self.page.mouse.move(330, 72)
+
+    def open_folder(self, name: str) -> None:
+        """Open a folder of the panel."""
+        self.page.get_by_text(name, exact=True).click()
+        self.page.wait_for_timeout(500)
+
+    def wait(self, text: str, seconds: float = 60) -> None:
+        """Wait until the panel says something."""
+        self.page.get_by_text(text).first.wait_for(timeout=1000 * seconds)
+
+    def field(self, label: str) -> Any:
+        """The text field beside a label."""
+        return self.page.get_by_text(label, exact=True).locator("xpath=ancestor::*[.//input][1]//input").first
+
+    def wait_object(self, name: str, seconds: float = 20) -> None:
+        """Wait until an object is selected."""
+        selected = self.page.get_by_label("Object", exact=True).first
+        deadline = time.monotonic() + seconds
+        while selected.input_value() != name:
+            assert time.monotonic() < deadline, f"{selected.input_value()} is selected; {self.status()}"
+            self.page.wait_for_timeout(100)
+
+    def status(self) -> str:
+        """What the panel says."""
+        return " / ".join(self.page.locator("p").all_inner_texts())
+
+    def picture(self) -> np.ndarray:
+        """The viewport, RGB from 0 to 255 as floats."""
+        image = Image.open(BytesIO(self.page.screenshot(clip={"x": 0, "y": 60, "width": 670, "height": 690})))
+        return np.asarray(image.convert("RGB")).astype(float)
+
+    def still_picture(self, seconds: float = 40) -> np.ndarray:
+        """The viewport when it has stopped changing."""
+        deadline = time.monotonic() + seconds
+        before, same = self.picture(), 0
+        while same < 4 and time.monotonic() < deadline:
+            self.page.wait_for_timeout(500)
+            now = self.picture()
+            same = same + 1 if np.abs(now - before).mean() < 0.05 else 0
+            before = now
+        return before
+
+    def shot(self, name: str) -> None:
+        """Keep a screenshot."""
+        self.page.screenshot(path=str(self.shots / f"{name}.png"))

@@ -1,0 +1,219 @@
+"""The Segment panel, used in a real browser: point, see it light up, segment, look, undo, save, open again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open3d
+import pytest
+from PIL import Image
+
+from tests.viewer.browser import CHROMIUM, FLAGS, SIZE, Tab, listening_addresses, server
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no {CHROMIUM}"),
+]
+
+# Small renders: two cores share a browser without a GPU and a radiance field.
+OPTIONS = ["--pipeline.segmenter", "grabcut", "--pipeline.working-size", 64, "--pipeline.max-passes", 2]
+
+
+@dataclass
+class Place:
+    """Where things are on the canvas when the tab opens: at the first training view."""
+
+    ball: tuple[float, float]
+    away: tuple[float, float]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("viewer")
+
+
+@pytest.fixture(scope="module")
+def training(tiny_run: Path, folder: Path) -> Iterator[str]:
+    """Address of the viewer of ``ns-train sa3d`` without a prompt."""
+    words = ["ns-train", "sa3d", "--load-dir", tiny_run, "--output-dir", folder, "--timestamp", "S", *OPTIONS]
+    with server(folder / "train.log", *words) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, tiny_scene: Path) -> Path:
+    return folder / tiny_scene.name / "sa3d" / "S"
+
+
+@pytest.fixture(scope="module")
+def place(tiny_scene: Path) -> Place:
+    transforms = json.loads((tiny_scene / "transforms.json").read_text())
+    name = Path(transforms["train_filenames"][0]).name
+    ids = np.asarray(Image.open(tiny_scene / "instances" / name))
+    objects = json.loads((tiny_scene / "objects.json").read_text())["objects"]
+    ball = next(entry["id"] for entry in objects if entry["name"] == "ball")
+    rows, columns = np.nonzero(ids == ball)
+    height, width = ids.shape
+    x, y = (columns.mean() + 0.5) / width, (rows.mean() + 0.5) / height
+    # The canvas lies below the title bar and left of the panel, and is as high as the photo.
+    canvas_height, canvas_width, top = SIZE["height"] - 51, 680, 51
+    ball_at = (canvas_width / 2 + (x - 0.5) * width / height * canvas_height, top + y * canvas_height)
+    return Place(ball_at, (60.0, 120.0))
+
+
+@pytest.fixture
+def tab(chromium: Any, training: str, folder: Path) -> Iterator[Tab]:
+    page = chromium.new_page(viewport=SIZE)
+    page.goto(training)
+    yield Tab(page, folder)
+    page.close()
+
+
+def changed(before: np.ndarray, after: np.ndarray, at: tuple[float, float], radius: int = 25) -> float:
+    """Share of the pixels around a place on the page that look different."""
+    x, y = round(at[0]), round(at[1]) - 60
+    part = np.s_[max(y - radius, 0) : y + radius, max(x - radius, 0) : x + radius]
+    return float((np.abs(before[part] - after[part]).max(-1) > 25).mean())
+
+
+def test_a_person_segments_an_object(tab: Tab, place: Place, run: Path):
+    tab.wait("Choose + point")
+    before = tab.still_picture()
+    tab.shot("1-open")
+
+    tab.press("+ point")
+    tab.wait("+ point is on", seconds=40)
+    before = tab.still_picture()
+    start = time.monotonic()
+    tab.page.mouse.click(*place.ball)
+    while changed(before, tab.picture(), place.ball) < 0.5:
+        assert time.monotonic() - start < 15, tab.status()
+        tab.page.wait_for_timeout(100)
+    after = tab.picture()
+    assert changed(before, after, place.away) < 0.1
+    tab.shot("2-click")
+
+    tab.press("undo")
+    tab.page.wait_for_timeout(1500)
+    assert changed(before, tab.picture(), place.ball) < 0.2
+    tab.press("redo")
+    tab.page.wait_for_timeout(1500)
+    assert changed(before, tab.picture(), place.ball) > 0.5
+
+    tab.press("Segment")
+    tab.wait("pass 1: view", seconds=30)
+    tab.shot("3-progress")
+    tab.wait("views used,", seconds=150)
+    lit = tab.still_picture()
+    tab.shot("4-segmented")
+    assert (run / "config.yml").exists(), "what ns-train segments is saved"
+    assert changed(before, lit, place.ball) > 0.4
+
+    tab.page.get_by_label("View").click()
+    tab.page.get_by_role("option", name="object only").click()
+    alone = tab.still_picture()
+    tab.shot("5-object")
+    white = (alone > 235).all(-1)
+    assert white.mean() > 0.7, "around the object there is nothing"
+    x, y = round(place.ball[0]), round(place.ball[1]) - 60
+    assert not white[y - 10 : y + 10, x - 10 : x + 10].all()
+
+    tab.open_folder("Save and export")
+    tab.press("Write the object's points")
+    tab.wait("points written", seconds=60)
+    tab.shot("6-export")
+    points = np.asarray(open3d.io.read_point_cloud(run / "exports" / "object.ply").points)
+    assert len(points) > 50
+    command = tab.field("Points").input_value()
+    assert command.startswith("ns-export pointcloud") and str(run / "config.yml") in command
+
+
+def test_after_a_reload_all_is_there(tab: Tab, place: Place):
+    tab.page.reload()
+    again = Tab(tab.page, tab.shots)
+    again.wait_object("object")
+    again.page.get_by_label("View").click()
+    again.page.get_by_role("option", name="mask", exact=True).click()
+    again.still_picture()
+    again.page.get_by_label("View").click()
+    again.page.get_by_role("option", name="overlay").click()
+
+
+def test_two_tabs_and_one_that_leaves(chromium: Any, training: str, tab: Tab, place: Place):
+    page = chromium.new_page(viewport=SIZE)
+    page.goto(training)
+    other = Tab(page, tab.shots)
+    other.press("New object")
+    tab.wait_object("object 2")
+    other.press("box")
+    tab.wait("box is on", seconds=40)
+    x, y = place.ball
+    other.page.mouse.move(x - 60, y - 60)
+    other.page.mouse.down()
+    other.page.mouse.move(x + 60, y + 60, steps=4)
+    other.page.mouse.up()
+    tab.page.get_by_text("Mask", exact=True).wait_for(timeout=20_000)
+    page.close()
+    # The tool that the closed tab held is free, and this one can use it.
+    tab.press("+ point")
+    tab.wait("+ point is on", seconds=40)
+    tab.press("Done: move the camera again")
+    tab.open_folder("This object")
+    tab.field("Name").fill("ball")
+    tab.press("Rename")
+    tab.wait_object("ball")
+    tab.press("Delete")
+    tab.wait_object("object")
+
+
+def test_errors_are_sentences_in_the_panel(tab: Tab, place: Place):
+    tab.press("New object")
+    tab.press("− point")
+    tab.wait("− point is on", seconds=40)
+    tab.page.mouse.click(*place.away)
+    tab.wait("The prompt selects nothing", seconds=20)
+    tab.press("Done: move the camera again")
+    tab.press("undo")
+
+
+def test_the_server_listens_on_this_machine_only(training: str):
+    assert listening_addresses(int(training.rsplit(":", 1)[1])) == {"0100007F"}
+
+
+def test_ns_viewer_shows_and_saves_the_run(chromium: Any, run: Path, folder: Path, place: Place, tab: Tab):
+    checkpoint = next((run / "nerfstudio_models").iterdir())
+    before = checkpoint.stat().st_mtime_ns
+    words = ["ns-viewer", "--load-config", run / "config.yml", "--viewer.websocket-host", "127.0.0.1"]
+    with server(folder / "viewer.log", *words) as address:
+        page = chromium.new_page(viewport=SIZE)
+        page.goto(address)
+        shown = Tab(page, folder)
+        shown.wait_object("object")
+        shown.press("New object")
+        shown.press("+ point")
+        shown.wait("+ point is on", seconds=40)
+        page.mouse.click(*place.ball)
+        page.get_by_text("Mask", exact=True).wait_for(timeout=20_000)
+        shown.open_folder("Save and export")
+        shown.press("Save the run")
+        shown.wait("Saved:", seconds=30)
+        page.close()
+    assert checkpoint.stat().st_mtime_ns > before
+    assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]

@@ -149,7 +149,7 @@ def _reaches(prompt: PlacedPrompt, distance: Map) -> Float[np.ndarray, " num"]:
     """The distances up to which the first guesses reach."""
     ranked = np.sort(distance if prompt.inside is None else distance[prompt.inside], axis=None)
     if prompt.probable is not None:
-        areas = np.array(GROWTH) * prompt.probable.sum()
+        areas = np.array(GROWTH) * prompt.expected_area
     elif prompt.spread > 0 and prompt.inside is None:
         areas = np.array(SPREADS) * max(prompt.spread, NARROW * max(prompt.shape)) ** 2
     else:

@@ -34,6 +34,15 @@ class PlacedPrompt:
     """How much the prior speaks for the object at each pixel; 0 where it knows nothing."""
 
     @property
+    def expected_area(self) -> float:
+        """Pixels that the object covers, by the prior: what is known of it, and its share of what is unknown around."""
+        if self.probable is None or self.known is None:
+            return 0.0
+        area = float(self.probable.sum())
+        away = cv2.distanceTransform((~self.probable).astype(np.uint8), cv2.DIST_L2, 3)
+        return area / float(self.known[away < np.sqrt(area) / 2].mean())
+
+    @property
     def spread(self) -> float:
         """Largest distance between two positive points, in pixels; 0 for less than two."""
         points = np.array(self.positive, float).reshape(-1, 2)

@@ -58,6 +58,15 @@ def test_only_points_that_the_prior_does_not_cover_count() -> None:
     assert placed.negative == [(30, 30)]
 
 
+def test_expected_area() -> None:
+    prior = prior_of((20, 15, 50, 45))
+    prompt = Prompt.from_points(60, 80, [(1, 1)], prior=prior)
+    assert place(prompt, (60, 80)).expected_area == pytest.approx(900)
+    prior[:, 40:] = torch.nan
+    assert 1.25 * 600 < place(prompt, (60, 80)).expected_area < 2 * 600
+    assert place(Prompt.from_points(60, 80, [(1, 1)]), (60, 80)).expected_area == 0
+
+
 def test_spread() -> None:
     for points, spread in (([], 0), ([(3, 3)], 0), ([(3, 3), (6, 7)], 5), ([(0, 0), (6, 8), (3, 4)], 10)):
         box = None if points else [0, 0, 9, 9]

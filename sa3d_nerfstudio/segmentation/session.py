@@ -216,6 +216,9 @@ class SegmentationSession:
                 self.report.records.append(record)
                 yield record
             if previous is not None:
+                if lifting.field.is_empty:
+                    # What an earlier pass has found is better than nothing.
+                    return
                 change = field_change(previous.field.resampled(lifting.field), lifting.field)
                 self.report.changes.append(change)
                 self.grid.copy_from(lifting.field)

@@ -29,7 +29,7 @@ def tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """Folder of benchmark scenes and trained runs beside the checkout; the test is skipped where there is none."""
-    folder = Path(__file__).resolve().parents[2] / "shared"
+    folder = (Path(__file__).resolve().parents[2] / "shared").resolve()
     if not (folder / "scenes").is_dir():
         pytest.skip(f"there are no benchmark scenes at {folder}")
     return folder

@@ -18,7 +18,7 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from sa3d_nerfstudio.base_run import BaseRun, find_run
 from sa3d_nerfstudio.errors import SA3DError
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = (Path(__file__).resolve().parents[2] / "shared").resolve()
 
 
 def save_run(output_dir: Path, data: Path, steps: tuple[int, ...] = (100, 200)) -> Path:

@@ -162,12 +162,6 @@ SMALL = {
         "--pipeline.model.collider-params", "near_plane", 0.1, "far_plane", 3.0,
         "--pipeline.datamanager.num-processes", 1,
     ],
-    "phototourism": [
-        "--pipeline.model.implementation", "torch", "--pipeline.model.num-levels", 6,
-        "--pipeline.model.log2-hashmap-size", 12, "--pipeline.model.num-nerf-samples-per-ray", 12,
-        "--pipeline.model.num-proposal-samples-per-ray", 24, 12, "--pipeline.model.far-plane", 5.0,
-        "--pipeline.model.camera-optimizer.mode", "off", "--pipeline.model.average-init-density", 1.0,
-    ],
 }  # fmt: skip
 OUTPUTS = {"vanilla-nerf": "_fine", "mipnerf": "_fine"}
 

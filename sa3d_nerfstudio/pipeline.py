@@ -29,7 +29,6 @@ from sa3d_nerfstudio.torch_compat import load_checkpoint
 from sa3d_nerfstudio.viewer.panel import SegmentPanel
 from sa3d_nerfstudio.views import TrainingViews
 
-Suppressed = Annotated[Any, tyro.conf.Suppress]
 CPU_RAYS_PER_CHUNK = 1024
 """On a CPU, chunks that stay in its caches render twice as fast as nerfstudio's default of 32768."""
 

@@ -176,12 +176,11 @@ def _read_file(path: Path, views: NamedViews, kinds: Sequence[Kind], find_box: B
     objects: dict[str, ObjectPrompts] = {}
     for entry in entries:
         name, view_name = entry.get("name"), entry.get("view", entry.get("frame"))
-        if view_name is None and "text" in entry and not _IN_A_VIEW & set(entry):
-            view_name = 0
-        if not isinstance(name, str) or not name or not isinstance(view_name, (str, int)):
+        words_alone = view_name is None and "text" in entry and not _IN_A_VIEW & set(entry)
+        if not isinstance(name, str) or not name or not (words_alone or isinstance(view_name, (str, int))):
             raise SA3DError(f'every entry of {path} needs a "name" and a "view".')
         try:
-            view = views.find(view_name)
+            view = 0 if words_alone else views.find(view_name)
             prompt = _prompt(entry, views, view, kinds, find_box)
             if "mask" in kinds and "mask" in entry:
                 mask_path = path.parent / str(entry["mask"])
@@ -189,7 +188,10 @@ def _read_file(path: Path, views: NamedViews, kinds: Sequence[Kind], find_box: B
         except SA3DError as error:
             raise SA3DError(f"object {name} in {path}: {error}") from error
         if prompt.is_empty:
-            raise SA3DError(f"object {name} in {path}: the prompt selects nothing; give a point, a box or a scribble.")
+            mask = ", or take the mask by --pipeline.prompt.kinds mask" * ("mask" in entry)
+            raise SA3DError(
+                f"object {name} in {path}: the prompt selects nothing; give a point, a box, a scribble or words{mask}."
+            )
         objects.setdefault(name, ObjectPrompts(name)).views[view] = prompt
     return list(objects.values())
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
-import torch
-import tyro
+from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
-from rich.console import Console
 
 from sa3d_nerfstudio.api import load
+from sa3d_nerfstudio.atomic import check_writable
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.evaluation.metrics import Mask, boundary_iou, iou, pixel_accuracy
+from sa3d_nerfstudio.evaluation.options import BenchmarkOptions
 from sa3d_nerfstudio.evaluation.report import BenchmarkReport, ImageScore, SceneScore
 from sa3d_nerfstudio.evaluation.run_images import RunImages
-from sa3d_nerfstudio.evaluation.scene_runs import find_scene_run
+from sa3d_nerfstudio.evaluation.scene_runs import PLACEHOLDER, find_scene_run
 from sa3d_nerfstudio.evaluation.task import Target, Task, resized
 from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
 
@@ -29,52 +31,39 @@ RULES = (
 )
 
 
-@dataclass
-class BenchmarkOptions:
-    """What all benchmarks ask for."""
+def session_settings(settings: Sequence[str]) -> SessionSettings:
+    """How to segment and lift, from NAME=VALUE words.
 
-    data: Path
-    """The data set's folder, as published."""
-    runs: str
-    """Folder with SCENE/METHOD/TIME below it, as ns-train writes; or a path with {scene} in it."""
-    scenes: tuple[str, ...] = ()
-    """Only these scenes."""
-    method: str | None = None
-    """Only runs of this method; needed where a scene has runs of several."""
-    segmenter: str = "sam-vit-h"
-    """2D segmenter: sam-vit-h, sam-vit-l, sam-vit-b, grabcut (needs no weights), oracle, or a plugin's."""
-    sam_checkpoint: Path | None = None
-    """Weights of the Segment Anything model."""
-    oracle_instances: Path | None = None
-    """For the oracle: folder of id maps named like the images; may have {scene} in it."""
-    working_size: int | None = None
-    """Longer side of the images in which views are segmented; by default 1008 on CUDA and 160 on a CPU."""
-    resolution: int = 128
-    """Vertices of the mask grid along each axis."""
-    device: str | None = None
-    """cuda or cpu; by default CUDA where there is one."""
-    output: Path | None = None
-    """JSON file to write; it is written anew after each scene."""
-    masks: Path | None = None
-    """Folder to write the masks to: SCENE/IMAGE.png, 255 = object, at the size of the true masks."""
-    session: Annotated[SessionSettings, tyro.conf.arg(name="")] = field(default_factory=SessionSettings)
-    """How views are segmented and lifted"""
-
-    def for_load(self, scene: str) -> dict[str, Any]:
-        """The options of :func:`sa3d_nerfstudio.load`."""
-        oracle = self.oracle_instances
-        return {
-            "device": self.device,
-            "segmenter": self.segmenter,
-            "sam_checkpoint": self.sam_checkpoint,
-            "oracle_instances": None if oracle is None else Path(str(oracle).replace("{scene}", scene)),
-            "working_size": self.working_size,
-            "resolution": self.resolution,
-            **asdict(self.session),
-        }
+    Raises:
+        SA3DError: There is no setting of that name, or it takes other values.
+    """
+    kinds = get_type_hints(SessionSettings)
+    values: dict[str, Any] = {}
+    for word in settings:
+        name, _, text = word.partition("=")
+        name = name.replace("-", "_")
+        if name not in kinds:
+            raise SA3DError(f"--settings has no {word!r}: it takes NAME=VALUE with one of {', '.join(kinds)}.")
+        values[name] = _value(text)
+        allowed = get_args(kinds[name]) or (kinds[name],)
+        types = tuple(kind for kind in allowed if isinstance(kind, type))
+        # An integer is a number, and True is none.
+        types += (int,) if float in types else ()
+        fits = isinstance(values[name], types) and (bool in types or not isinstance(values[name], bool))
+        if not fits and values[name] not in allowed:
+            names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
+            raise SA3DError(f"--settings {name} takes {names}, and not {text!r}.")
+    return SessionSettings(**values)
 
 
-def run_benchmark(tasks: list[Task], options: BenchmarkOptions, report: BenchmarkReport, console: Console) -> None:
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def run_benchmark(tasks: list[Task], options: BenchmarkOptions, report: BenchmarkReport) -> None:
     """Evaluate all tasks, print and write what comes of them.
 
     A scene without a run is listed as missing. One whose run does not fit is listed as failed, and the others go on.
@@ -83,11 +72,12 @@ def run_benchmark(tasks: list[Task], options: BenchmarkOptions, report: Benchmar
         tasks: What to segment and to score.
         options: How, and where the runs are.
         report: Filled in.
-        console: Where to print.
 
     Raises:
         SA3DError: No scene has a run, or some came to nothing.
     """
+    settings = session_settings(options.settings)
+    report.settings = {**asdict(options), "settings": asdict(settings)}
     runs = {task.scene: find_scene_run(options.runs, task.run_names, options.method) for task in tasks}
     if not any(runs.values()):
         raise SA3DError(
@@ -95,31 +85,49 @@ def run_benchmark(tasks: list[Task], options: BenchmarkOptions, report: Benchmar
             "into a folder of the scene's name."
         )
     report.missing = {scene: f"there is no run of it in {options.runs}" for scene, run in runs.items() if run is None}
+    for folder in (options.masks, options.output and options.output.parent):
+        if folder is not None:
+            check_writable(folder)
     for task in tasks:
         run = runs[task.scene]
         if run is None:
             continue
-        console.rule(task.scene)
+        CONSOLE.rule(task.scene)
         try:
-            report.scenes.append(evaluate_task(task, run, options, console))
+            report.scenes.append(evaluate_task(task, run, options, settings))
         except SA3DError as error:
             report.failed[task.scene] = str(error)
-            console.print(f"failed: {error}", highlight=False, soft_wrap=True)
+            CONSOLE.print(f"failed      {error}", highlight=False, soft_wrap=True, markup=False)
         if options.output is not None:
             report.write(options.output)
-    report.print(console)
+    report.print(CONSOLE)
     if report.failed:
         failed = "; ".join(f"{scene}: {why.rstrip('.')}" for scene, why in report.failed.items())
         raise SA3DError(f"{len(report.failed)} of {len(tasks)} scenes failed ({failed}).")
 
 
-def evaluate_task(task: Task, run_path: Path, options: BenchmarkOptions, console: Console) -> SceneScore:
+def evaluate_task(task: Task, run_path: Path, options: BenchmarkOptions, settings: SessionSettings) -> SceneScore:
     """Segment one scene and score it.
+
+    Args:
+        task: What is given and what is scored.
+        run_path: The scene's run.
+        options: Segmenter, sizes, and where to write the masks.
+        settings: How to segment and lift.
 
     Raises:
         SA3DError: The run cannot be used, or does not fit the annotations, or nothing came of the prompt.
     """
-    run = load(run_path, **options.for_load(task.scene))
+    oracle = options.oracle_instances
+    run = load(
+        run_path,
+        device=options.device,
+        segmenter=options.segmenter,
+        sam_checkpoint=options.sam_checkpoint,
+        oracle_instances=None if oracle is None else Path(str(oracle).replace(PLACEHOLDER, task.scene)),
+        working_size=options.working_size,
+        **asdict(settings),
+    )
     pipeline = run.pipeline
     if run.objects:
         raise SA3DError(f"{run_path} has been segmented already: give the run that it was made from.")
@@ -134,14 +142,13 @@ def evaluate_task(task: Task, run_path: Path, options: BenchmarkOptions, console
     session = pipeline.session(task.scene)
     prompt = _amount(task)
     given = ", ".join(f"{number} {what}" for what, number in prompt.items())
-    console.print(f"prompt  {given} in {reference.path.name}", highlight=False)
+    CONSOLE.print(f"prompt      {given} in {reference.path.name}", highlight=False)
     session.prompt(images.prompted_view(session, reference), task.prompt)
-    _run(session, task.scene, console)
+    _run(session, task.scene)
 
     scores = []
     for target, image in targets:
-        with torch.no_grad():
-            rendered = (run.mask(image.camera) > options.session.threshold).cpu().numpy()
+        rendered = (run.mask(image.camera) > settings.threshold).cpu().numpy()
         truth = target.mask()
         mask = resized(rendered, *truth.shape)
         if options.masks is not None:
@@ -151,15 +158,15 @@ def evaluate_task(task: Task, run_path: Path, options: BenchmarkOptions, console
     seconds = sum(session.report.seconds.values())
     size = pipeline.views.long_side
     result = SceneScore(task.scene, str(run_path), scores, reference.path.name, prompt, dict(states), size, seconds)
-    mean = result.mean()
-    assert mean is not None
-    console.print(f"IoU     {100 * mean['iou']:.1f} in {seconds:.0f} s", highlight=False)
+    used, trained = states["used"] + states["prompt"], sum(score.trained_on for score in scores)
+    CONSOLE.print(f"views used  {used} of {states.total()}, in {seconds:.0f} s", highlight=False)
+    CONSOLE.print(f"scored      {len(scores)} images, {trained} of which the run was trained on", highlight=False)
     return result
 
 
-def _run(session: SegmentationSession, scene: str, console: Console) -> None:
+def _run(session: SegmentationSession, scene: str) -> None:
     """All steps; unlike in the plugin's own command, Ctrl-C ends it, for half a session is no result."""
-    with console.status(scene) as status:
+    with CONSOLE.status(scene) as status:
         for number, record in enumerate(session.steps(), start=1):
             status.update(f"{scene}: pass {record.number_of_pass}, step {number}")
     if session.grid.is_empty:

@@ -79,10 +79,10 @@ class BenchmarkReport:
     """All scenes of the published tables."""
     rules: Sequence[str]
     """What the protocol fixes."""
-    settings: dict[str, Any]
-    """The options."""
     seed: int | None = None
     """Of the prompts' points, where the protocol draws any."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """All options."""
     scenes: list[SceneScore] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     """Scenes without a run: where it was looked for."""
@@ -137,20 +137,15 @@ class BenchmarkReport:
         both = any(scene.scores_reference for scene in self.scenes)
         table = Table("scene", "images", "IoU", "accuracy", "boundary IoU", title=f"{self.benchmark}, %")
         if both:
-            table.add_column("IoU without reference")
-        for name in ("worst image", "prompt", "views used", "targets trained on"):
-            table.add_column(name)
+            table.add_column("IoU, not counting the reference")
+        table.add_column("worst image")
         for scene in self.scenes:
             worst = min(scene.images, key=lambda image: image.iou)
-            used = scene.views.get("used", 0) + scene.views.get("prompt", 0)
             table.add_row(
                 scene.scene,
                 str(len(scene.images)),
                 *_figures(scene.mean(), scene.mean(with_reference=False), both),
                 f"{100 * worst.iou:.1f} {worst.image}",
-                ", ".join(f"{number} {what}" for what, number in scene.prompt.items()) + f" in {scene.reference}",
-                f"{used} of {sum(scene.views.values())}",
-                f"{sum(image.trained_on for image in scene.images)} of {len(scene.images)}",
             )
         summary = self.summary()
         if summary:
@@ -161,7 +156,7 @@ class BenchmarkReport:
         console.print(table)
         for scene, why in {**self.missing, **self.failed}.items():
             kind = "missing" if scene in self.missing else "failed"
-            console.print(f"{kind:<8}{scene}: {why}", highlight=False, soft_wrap=True)
+            console.print(f"{kind:<8}{scene}: {why}", highlight=False, soft_wrap=True, markup=False)
         if not self.is_complete:
             console.print(
                 f"{len(self.scenes)} of the {len(self.published)} scenes: not to be compared with published means.",

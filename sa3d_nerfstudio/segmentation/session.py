@@ -208,9 +208,9 @@ class SegmentationSession:
         for number in range(1, self.settings.max_passes + 1):
             if previous is None:
                 self._place_around_prompts()
-                lifting = make_lifting(self.settings.lifting, self.grid)
+                lifting = self.new_lifting(self.grid)
             else:
-                lifting = make_lifting(self.settings.lifting, previous.field.placed_again(self._spacing()))
+                lifting = self.new_lifting(previous.field.placed_again(self._spacing()))
             self.lifting = lifting
             for record in self._pass(number, lifting, previous or lifting):
                 self.report.records.append(record)
@@ -227,6 +227,10 @@ class SegmentationSession:
                     return
             # The first pass has filled the grid itself, view by view; a copy stays behind to compare with.
             previous = lifting
+
+    def new_lifting(self, field: MaskField) -> Lifting:
+        """How masks go to a field, as the settings say."""
+        return make_lifting(self.settings.lifting, field)
 
     def _pass(self, number: int, lifting: Lifting, guide: Lifting) -> Iterator[ViewRecord]:
         """Visit every view once; masks rendered from ``guide`` prompt, what they find goes to ``lifting``."""

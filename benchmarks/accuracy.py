@@ -26,7 +26,7 @@ from rich.table import Table
 import sa3d_nerfstudio as sa3d
 from benchmarks.noisy_oracle import Noise, NoisyOracle
 from benchmarks.scene import PromptKind, SceneUnderTest
-from benchmarks.variants import VARIANTS, scene_bounds, settings_of
+from benchmarks.variants import VARIANTS, settings_of
 from sa3d_nerfstudio.evaluation.metrics import iou
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
 from sa3d_nerfstudio.segmentation.surface import pixel_spacing
@@ -107,8 +107,6 @@ class Benchmark:
         self.scene = SceneUnderTest(
             options.scene, options.run, working_size=options.working_size, sam_checkpoint=options.sam_checkpoint
         )
-        views = self.scene.views
-        self.bounds = scene_bounds([views.trace(view).surface_points() for view in range(len(views))])
 
     def segment(self, entry: dict[str, Any], row: Row) -> Row:
         """Run one session, and fill the row that says how."""
@@ -121,7 +119,7 @@ class Benchmark:
         if row.noise != PERFECT:
             noise: Noise = row.noise  # type: ignore[assignment]
             segmenter = NoisyOracle(options.scene / "instances", noise, options.share, seed=options.seed, spared=stem)
-        grid = variant.grid(pipeline.model.new_field(pipeline.config.resolution), self.bounds)
+        grid = variant.grid(pipeline.model.new_field(pipeline.config.resolution), pipeline.model.scene_box.aabb)
         session = variant.session(scene.views, segmenter, grid, settings_of(pipeline.config, variant))
         pipeline.model.masks[name] = grid
         session.prompt(view, prompt)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -28,7 +27,7 @@ class Variant:
     """Settings that differ from the defaults."""
     session: type[SegmentationSession] = SegmentationSession
     grid: Callable[[MaskField, Tensor], MaskField] = lambda grid, bounds: grid
-    """Makes the field, of the default one and the bounds of what the training views see."""
+    """Makes the field, of the default one and the bounds of the scene."""
 
 
 class UndividedLifting(EvidenceLifting):
@@ -86,13 +85,6 @@ VARIANTS = {
     "fixed-grid": Variant("grid over the whole scene", grid=over_the_scene),
     "8-views": Variant("8 views instead of all", {"num_views": 8}),
 }
-
-
-def scene_bounds(surfaces: list[Float[Tensor, "num_points 3"]]) -> Float[Tensor, "2 3"]:
-    """Bounds of what the views see, less the farthest hundredth on either side of each axis."""
-    points = torch.cat(surfaces)
-    points = points[:: max(len(points) // 100_000, 1)]
-    return points.quantile(points.new_tensor([0.01, 0.99]), dim=0)
 
 
 def settings_of(config: Any, variant: Variant) -> Any:

@@ -253,10 +253,13 @@ class SegmentationSession:
             )
         if prompt is None:
             return "skipped", "object not in view", None
-        mask = self._predict(view, prompt).best()
-        if not mask.any():
+        masks = self._predict(view, prompt).masks.to(known.device)
+        if not masks.any():
             return "rejected", "the segmenter found nothing", None
-        iou = agreement(mask.to(known.device), probability, known, self.settings.threshold)
+        # Part, object or whole: what the user has picked in one view is what agrees with the field in the next.
+        ious = [agreement(mask, probability, known, self.settings.threshold) for mask in masks]
+        iou = max(ious)
+        mask = masks[ious.index(iou)]
         if iou < self.settings.min_agreement:
             return "rejected", f"IoU with the rendered mask is {iou:.2f}", iou
         self._lift(lifting, view, trace, mask)

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import sa3d_nerfstudio as sa3d
+from benchmarks.failures import Failure, draw
 from benchmarks.noisy_oracle import Noise, NoisyOracle
 from benchmarks.scene import PromptKind, SceneUnderTest
 from benchmarks.variants import VARIANTS, settings_of
@@ -68,6 +69,8 @@ class Options:
     """Share of the views that are spoilt by wrong and corrupted masks."""
     masks: Path | None = None
     """Folder to write the masks of the test views to, as the scenes' score.py reads them."""
+    failures: Path | None = None
+    """PNG to draw the worst masks in."""
     output: Path | None = None
     """JSON file to write."""
 
@@ -85,6 +88,7 @@ class Row:
     worst_iou: float = 0.0
     boundary_iou: float = 0.0
     accuracy: float = 0.0
+    worst_view: str = ""
     seconds: float = 0.0
     views: dict[str, int] = field(default_factory=dict)
     passes: int = 0
@@ -107,6 +111,7 @@ class Benchmark:
         self.scene = SceneUnderTest(
             options.scene, options.run, working_size=options.working_size, sam_checkpoint=options.sam_checkpoint
         )
+        self.failures: list[Failure] = []
 
     def segment(self, entry: dict[str, Any], row: Row) -> Row:
         """Run one session, and fill the row that says how."""
@@ -130,6 +135,10 @@ class Benchmark:
         folder = None if options.masks is None else options.masks / "-".join(row.way) / name
         for figure, value in asdict(scene.score(session.lifting, entry["id"], folder)).items():
             setattr(row, figure, value)
+        predicted, truth = scene.masks(session.lifting, entry["id"])[row.worst_view]
+        title = f"{name} ({' '.join(row.way)})"
+        rgb = scene.tests[row.worst_view].rgb.cpu().numpy()
+        self.failures.append(Failure(title, row.worst_iou, rgb, predicted, truth))
         states = [record.state for record in report.last().values()]
         row.views = {state: states.count(state) for state in sorted(set(states))}
         row.passes = max(record.number_of_pass for record in report.records)
@@ -178,6 +187,8 @@ def main(options: Options) -> None:
                 rows.append(row)
             console.print(f"{row.object} {' '.join(row.way)}: {row.iou:.3f}")
     console.print(_table(rows))
+    if options.failures is not None:
+        draw(benchmark.failures, options.failures)
     if options.output is not None:
         versions = {name: version(name) for name in ("torch", "numpy", "nerfstudio", "sa3d-nerfstudio")}
         result = {

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool
 from PIL import Image
 from rich.progress import track
-from torch import Tensor
 
 import sa3d_nerfstudio as sa3d
-from sa3d_nerfstudio.evaluation.metrics import boundary_iou, iou, pixel_accuracy, point_scores
+from sa3d_nerfstudio.evaluation.metrics import Mask, boundary_iou, iou, pixel_accuracy, point_scores
 from sa3d_nerfstudio.segmentation.lifting import Lifting
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.scribbles import draw_polyline, points_of_stroke
@@ -37,6 +35,8 @@ class MaskScores:
     worst_iou: float
     boundary_iou: float
     accuracy: float
+    worst_view: str
+    """Stem of the test view with the lowest IoU."""
 
 
 class SceneUnderTest:
@@ -64,7 +64,7 @@ class SceneUnderTest:
             camera = dataset.cameras[index : index + 1].to(self.pipeline.device)
             self.tests[dataset.image_filenames[index].stem] = trace_camera(self.pipeline.model, camera)
 
-    def truth(self, stem: str, number: int, shape: tuple[int, int] | None = None) -> Bool[np.ndarray, "height width"]:
+    def truth(self, stem: str, number: int, shape: tuple[int, int] | None = None) -> Mask:
         """The exact mask of an object in one image, at that image's size or at another."""
         image = Image.open(self.folder / "instances" / f"{stem}.png")
         if shape is not None:
@@ -86,30 +86,30 @@ class SceneUnderTest:
         off = points_of_stroke(draw_polyline(given["background_scribble"], height, width), positive=False)
         return view, Prompt.from_points(height, width, on, off)
 
-    def masks(self, lifting: Lifting, number: int) -> dict[str, tuple[Tensor, Bool[np.ndarray, "height width"]]]:
+    def masks(self, lifting: Lifting, number: int) -> dict[str, tuple[Mask, Mask]]:
         """The rendered and the true mask of every test view that shows the object."""
         pairs = {}
         for stem, trace in self.tests.items():
             truth = self.truth(stem, number)
             if truth.mean() > MIN_FRACTION:
                 mask = lifting.render(trace)[0].cpu() > self.pipeline.config.threshold
-                pairs[stem] = (mask.reshape(trace.height, trace.width), truth)
+                pairs[stem] = (mask.reshape(trace.height, trace.width).numpy(), truth)
         return pairs
 
     def score(self, lifting: Lifting, number: int, folder: Path | None = None) -> MaskScores:
         """Figures over the test views that show the object; the masks go to a folder, if one is given."""
         ious, boundaries, accuracies = [], [], []
-        for stem, (mask, truth) in self.masks(lifting, number).items():
-            predicted = mask.numpy()
+        pairs = self.masks(lifting, number)
+        for stem, (predicted, truth) in pairs.items():
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(predicted.astype(np.uint8) * 255).save(folder / f"{stem}.png")
             ious.append(iou(predicted, truth))
             boundaries.append(boundary_iou(predicted, truth))
             accuracies.append(pixel_accuracy(predicted, truth))
-        return MaskScores(
-            float(np.mean(ious)), float(np.min(ious)), float(np.mean(boundaries)), float(np.mean(accuracies))
-        )
+        worst = int(np.argmin(ious))
+        mean_iou, boundary, accuracy = (float(np.mean(figures)) for figures in (ious, boundaries, accuracies))
+        return MaskScores(mean_iou, ious[worst], boundary, accuracy, list(pairs)[worst])
 
     def exported(self, entry: dict[str, Any], num_points: int, tolerances: tuple[float, ...]) -> dict[str, float]:
         """Save the object alone, export its points by ns-export, and compare them with the true surface.

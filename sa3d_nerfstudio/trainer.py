@@ -23,7 +23,7 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
 from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineConfig
 from sa3d_nerfstudio.progress import print_report, run_with_progress
-from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
 from sa3d_nerfstudio.torch_compat import load_checkpoint
 from sa3d_nerfstudio.traces.base import render_probability
 
@@ -70,6 +70,9 @@ class SA3DTrainerConfig(TrainerConfig):
         if self.load_dir is None:
             raise SA3DError("there is no run to segment: give one with --load-dir outputs/SCENE/METHOD/TIME.")
         run = find_run(self.load_dir, self.load_step, self.data)
+        if run.is_sa3d and self.pipeline.threshold == SessionSettings.threshold:
+            # Not asked for anything else: go on with what the run was looked at with.
+            self.pipeline.threshold = run.config.pipeline.threshold  # type: ignore[attr-defined]
         self.pipeline.base = _reference(run)
         self.pipeline.datamanager = run.config.pipeline.datamanager
         self.pipeline.model = run.config.pipeline.model
@@ -187,6 +190,7 @@ class SA3DTrainer(Trainer):
             if len(sessions) > 1:
                 CONSOLE.rule(name)
             run_with_progress(session, CONSOLE)
+            self.pipeline.remember(name, session)
             print_report(session, CONSOLE)
         return sessions
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -26,6 +27,7 @@ from sa3d_nerfstudio.progress import print_report, run_with_progress
 from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
 from sa3d_nerfstudio.torch_compat import load_checkpoint
 from sa3d_nerfstudio.traces.base import render_probability
+from sa3d_nerfstudio.viewer.address import LOCAL, kept_local
 
 OVERVIEW_VIEWS = 12
 """Views in the grid of overview.png."""
@@ -48,6 +50,12 @@ class SA3DTrainerConfig(TrainerConfig):
     """Prompt, segmenter and lifting"""
     machine: MachineConfig = field(default_factory=_default_machine)
     """Machine configuration"""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; ``ns-viewer`` sets ``viewer``, and with it where to listen."""
+        if name == "viewer":
+            value = kept_local(value, sys.argv)
+        super().__setattr__(name, value)
 
     def set_timestamp(self) -> None:
         """Read the base run, then do as nerfstudio does.
@@ -239,5 +247,5 @@ def default_config() -> SA3DTrainerConfig:
     """The configuration that ``ns-train sa3d`` starts from."""
     config = SA3DTrainerConfig(method_name="sa3d", vis="viewer", optimizers={})
     # The prompts and scenes of people who only work on this machine stay on it.
-    config.viewer = dataclasses.replace(config.viewer, websocket_host="127.0.0.1", quit_on_train_completion=False)
+    config.viewer = dataclasses.replace(config.viewer, websocket_host=LOCAL, quit_on_train_completion=False)
     return config

@@ -201,7 +201,7 @@ class Host:
             ),
             "Viewer": (
                 "Command that opens this run again",
-                f"ns-viewer {config} --viewer.websocket-host 127.0.0.1",
+                f"ns-viewer {config}",
             ),
         }
 

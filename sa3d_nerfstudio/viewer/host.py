@@ -133,9 +133,15 @@ class Host:
 
     def on_output(self, changed: Callable[[], None]) -> None:
         """Call something when another output is chosen in nerfstudio's own selector."""
-        handle = self.viewer.control_panel._output_render.gui_handle
-        assert handle is not None
-        handle.on_update(lambda _: changed())
+        element = self.viewer.control_panel._output_render
+        before = element.cb_hook
+
+        def hook(changed_element: Any) -> None:
+            before(changed_element)
+            changed()
+
+        # Not a second callback of the handle: viser 0.2.7 calls the last one only, as often as there are callbacks.
+        element.cb_hook = hook
 
     def hide_cameras(self) -> None:
         """Hide the training cameras, which are in the way of clicks; nerfstudio's button shows them again."""

@@ -291,11 +291,12 @@ class SegmentationSession:
         points = []
         for view, given in self.given.items():
             trace = self.trace(view)
-            points.append(surface_of(trace, given.mask, self._position(view)))
+            points.append(surface_of(trace, given.mask, self.position(view)))
             self._spacings[view] = pixel_spacing(trace, given.mask)
         return torch.cat(points)
 
-    def _position(self, view: int | str) -> Float[Tensor, "3"]:
+    def position(self, view: int | str) -> Float[Tensor, "3"]:
+        """Where a view was taken from."""
         pose = self.free[view].camera_to_world if isinstance(view, str) else self.views.camera_to_worlds[view]
         return pose[:, 3]
 

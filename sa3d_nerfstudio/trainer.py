@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -19,13 +20,15 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from sa3d_nerfstudio.atomic import atomic_path
 from sa3d_nerfstudio.base_run import BaseRun, find_run
-from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
 from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
 from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineConfig
-from sa3d_nerfstudio.progress import print_report, run_with_progress
-from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.progress import agreed, print_report, run_with_progress
+from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
+from sa3d_nerfstudio.segmenters.base import Segmenter
 from sa3d_nerfstudio.torch_compat import load_checkpoint
 from sa3d_nerfstudio.traces.base import render_probability
+from sa3d_nerfstudio.viewer.address import LOCAL, kept_local
 
 OVERVIEW_VIEWS = 12
 """Views in the grid of overview.png."""
@@ -49,6 +52,12 @@ class SA3DTrainerConfig(TrainerConfig):
     machine: MachineConfig = field(default_factory=_default_machine)
     """Machine configuration"""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; ``ns-viewer`` sets ``viewer``, and with it where to listen."""
+        if name == "viewer":
+            value = kept_local(value, sys.argv)
+        super().__setattr__(name, value)
+
     def set_timestamp(self) -> None:
         """Read the base run, then do as nerfstudio does.
 
@@ -70,6 +79,9 @@ class SA3DTrainerConfig(TrainerConfig):
         if self.load_dir is None:
             raise SA3DError("there is no run to segment: give one with --load-dir outputs/SCENE/METHOD/TIME.")
         run = find_run(self.load_dir, self.load_step, self.data)
+        if run.is_sa3d and self.pipeline.threshold == SessionSettings.threshold:
+            # Not asked for anything else: go on with what the run was looked at with.
+            self.pipeline.threshold = run.config.pipeline.threshold  # type: ignore[attr-defined]
         self.pipeline.base = _reference(run)
         self.pipeline.datamanager = run.config.pipeline.datamanager
         self.pipeline.model = run.config.pipeline.model
@@ -178,17 +190,31 @@ class SA3DTrainer(Trainer):
         """
         sessions: dict[str, SegmentationSession] = {}
         prompts = self.pipeline.prompts_from_config()
+        segmenter = self._segmenter()
+        embeddings: dict[int | str, Any] = {}
         # All prompts are tried before the first long loop begins.
         for given in prompts:
-            sessions[given.name] = self.pipeline.session(given.name)
+            sessions[given.name] = self.pipeline.session(given.name, segmenter, embeddings)
             for view, prompt in given.views.items():
                 sessions[given.name].prompt(view, prompt)
         for name, session in sessions.items():
             if len(sessions) > 1:
                 CONSOLE.rule(name)
             run_with_progress(session, CONSOLE)
+            self.pipeline.remember(name, session)
             print_report(session, CONSOLE)
         return sessions
+
+    def _segmenter(self) -> Segmenter:
+        """The segmenter that the configuration names, or what the user agrees to where its weights cannot be had."""
+        try:
+            return self.pipeline.make_segmenter()
+        except MissingWeightsError as error:
+            if not agreed(f"{error}\nSegment with grabcut instead?", CONSOLE, sys.stdin):
+                raise
+        self.config.pipeline.segmenter = "grabcut"
+        CONSOLE.print("segmenter   grabcut", highlight=False)
+        return self.pipeline.make_segmenter()
 
     def save(self, sessions: dict[str, SegmentationSession] | None = None) -> None:
         """Write the run: checkpoint, data parser transform, an overview of each object, and config.yml last."""
@@ -235,5 +261,5 @@ def default_config() -> SA3DTrainerConfig:
     """The configuration that ``ns-train sa3d`` starts from."""
     config = SA3DTrainerConfig(method_name="sa3d", vis="viewer", optimizers={})
     # The prompts and scenes of people who only work on this machine stay on it.
-    config.viewer = dataclasses.replace(config.viewer, websocket_host="127.0.0.1", quit_on_train_completion=False)
+    config.viewer = dataclasses.replace(config.viewer, websocket_host=LOCAL, quit_on_train_completion=False)
     return config

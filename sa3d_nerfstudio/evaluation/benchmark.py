@@ -19,7 +19,7 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.evaluation.metrics import Mask, boundary_iou, iou, pixel_accuracy
 from sa3d_nerfstudio.evaluation.options import BenchmarkOptions
 from sa3d_nerfstudio.evaluation.report import BenchmarkReport, ImageScore, SceneScore
-from sa3d_nerfstudio.evaluation.run_images import RunImages
+from sa3d_nerfstudio.evaluation.run_images import RunImages, prompted_view
 from sa3d_nerfstudio.evaluation.scene_runs import PLACEHOLDER, find_scene_run
 from sa3d_nerfstudio.evaluation.task import Target, Task, resized
 from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
@@ -131,19 +131,19 @@ def evaluate_task(task: Task, run_path: Path, options: BenchmarkOptions, setting
     pipeline = run.pipeline
     if run.objects:
         raise SA3DError(f"{run_path} has been segmented already: give the run that it was made from.")
-    images = RunImages(pipeline)
+    images = RunImages(pipeline.datamanager)
     reference = images.find(task.reference, task.num_images)
-    images.check_shape(reference, task.prompt.height, task.prompt.width)
+    reference.check_shape(task.prompt.height, task.prompt.width)
     # All of them before the long loop.
     targets = [(target, images.find(target.name, task.num_images)) for target in task.targets]
     for target, image in targets:
-        images.check_shape(image, *target.mask().shape)
+        image.check_shape(*target.mask().shape)
 
     session = pipeline.session(task.scene)
     prompt = _amount(task)
     given = ", ".join(f"{number} {what}" for what, number in prompt.items())
     CONSOLE.print(f"prompt      {given} in {reference.path.name}", highlight=False)
-    session.prompt(images.prompted_view(session, reference), task.prompt)
+    session.prompt(prompted_view(pipeline, session, reference), task.prompt)
     _run(session, task.scene)
 
     scores = []

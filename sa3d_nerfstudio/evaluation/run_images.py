@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.datamanagers.base_datamanager import DataManager
 
 from sa3d_nerfstudio.datamanager import FrozenImages
 from sa3d_nerfstudio.errors import SA3DError
@@ -33,23 +34,35 @@ class RunImage:
     training_view: int | None
     """Its index among the training views, if it is one of them."""
 
+    def check_shape(self, height: int, width: int) -> None:
+        """Check that an annotation of this size can be one of the image.
+
+        Raises:
+            SA3DError: Its sides are in another ratio.
+        """
+        rows, columns = int(self.camera.height[0]), int(self.camera.width[0])
+        if abs(width * rows / (height * columns) - 1) > SHAPE_TOLERANCE:
+            raise SA3DError(
+                f"the annotation of {self.path.name} is {width} x {height} pixels and the run's image {columns} x "
+                f"{rows}, which is another shape: train on the images that were annotated."
+            )
+
 
 class RunImages:
     """All images of a run.
 
     Args:
-        pipeline: The loaded run.
+        datamanager: The run's, frozen.
 
     Raises:
-        SA3DError: The run's model has no lens distortion, but its images have.
+        SA3DError: The images are trained on without their lens distortion, so not as they were annotated.
     """
 
-    def __init__(self, pipeline: SA3DPipeline) -> None:
-        self._pipeline = pipeline
-        train, evaluation = pipeline.datamanager.train_dataset, pipeline.datamanager.eval_dataset
+    def __init__(self, datamanager: DataManager) -> None:
+        train, evaluation = datamanager.train_dataset, datamanager.eval_dataset
         assert train is not None
         distortion = train.cameras.distortion_params
-        if isinstance(pipeline.datamanager, FrozenImages) and distortion is not None and bool((distortion != 0).any()):
+        if isinstance(datamanager, FrozenImages) and distortion is not None and bool((distortion != 0).any()):
             raise SA3DError(
                 "the run's method takes the lens distortion out of its images, so they differ from the annotated ones: "
                 "train it on images without distortion, such as those of COLMAP's image_undistorter."
@@ -76,30 +89,18 @@ class RunImages:
         stems = [image.path.stem for image in self._images]
         return self._images[place_of(name, stems, num_images)]
 
-    def check_shape(self, image: RunImage, height: int, width: int) -> None:
-        """Check that an annotation of this size can be one of the image.
 
-        Raises:
-            SA3DError: Its sides are in another ratio.
-        """
-        rows, columns = int(image.camera.height[0]), int(image.camera.width[0])
-        if abs(width * rows / (height * columns) - 1) > SHAPE_TOLERANCE:
-            raise SA3DError(
-                f"the annotation of {image.path.name} is {width} x {height} pixels and the run's image {columns} x "
-                f"{rows}, which is another shape: train on the images that were annotated."
-            )
-
-    def prompted_view(self, session: SegmentationSession, image: RunImage) -> int | str:
-        """The view by which a session can be prompted in an image, even if the run was not trained on it."""
-        if image.training_view is not None:
-            return image.training_view
-        camera = image.camera.to(self._pipeline.device)
-        longest, wanted = max(int(camera.height[0]), int(camera.width[0])), self._pipeline.views.long_side
-        if longest > wanted:
-            camera.rescale_output_resolution(wanted / longest)
-        trace = trace_camera(self._pipeline.model, camera, self._pipeline.views.lock)
-        session.free[image.path.name] = FreeView(trace, camera.camera_to_worlds[0])
-        return image.path.name
+def prompted_view(pipeline: SA3DPipeline, session: SegmentationSession, image: RunImage) -> int | str:
+    """The view by which a session of the run can be prompted in an image, even if it was not trained on."""
+    if image.training_view is not None:
+        return image.training_view
+    camera = image.camera.to(pipeline.device)
+    longest, wanted = max(int(camera.height[0]), int(camera.width[0])), pipeline.views.long_side
+    if longest > wanted:
+        camera.rescale_output_resolution(wanted / longest)
+    trace = trace_camera(pipeline.model, camera, pipeline.views.lock)
+    session.free[image.path.name] = FreeView(trace, camera.camera_to_worlds[0])
+    return image.path.name
 
 
 def place_of(name: str, stems: Sequence[str], num_images: int | None = None) -> int:

@@ -13,7 +13,6 @@ import pytest
 from sa3d_nerfstudio.commands import main
 from sa3d_nerfstudio.commands.evaluate import NvosEvaluation, SpinNerfEvaluation
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.evaluation.benchmark import session_settings
 from sa3d_nerfstudio.segmentation.scribbles import SEED
 from tests.evaluation.miniature import link_run, read, true_mask, write_mask, write_nvos, write_spin_nerf
 
@@ -132,21 +131,6 @@ def test_each_fault_has_its_sentence(tiny_scene: Path, tiny_prompt: dict[str, An
         with pytest.raises(SA3DError, match=words) as caught:
             NvosEvaluation(data=data, runs=str(tmp_path / "runs"), scenes=(scene,)).run()
         assert "\n" not in str(caught.value)
-
-
-def test_settings_are_those_of_the_session() -> None:
-    settings = session_settings(["num-prompts=10", "lifting=gradient", "threshold=1e-1", "prompt_weight=2"])
-    assert (settings.num_prompts, settings.lifting) == (10, "gradient")
-    assert (settings.threshold, settings.prompt_weight) == (0.1, 2)
-    for word, words in {
-        "num_prompt=3": "has no 'num_prompt=3': it takes NAME=VALUE with one of lifting",
-        "num_prompts=2.5": "num_prompts takes int, and not '2.5'",
-        "max_passes=True": "max_passes takes int",
-        "lifting=both": "takes evidence or gradient",
-        "threshold": "takes float, and not ''",
-    }.items():
-        with pytest.raises(SA3DError, match=words):
-            session_settings([word])
 
 
 def test_the_seed_is_that_of_scribbles_everywhere() -> None:

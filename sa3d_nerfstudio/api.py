@@ -131,7 +131,9 @@ class Run:
         """
         if self._session is None:
             raise SA3DError("nothing to segment: call prompt() first.")
-        return self._session.run()
+        report = self._session.run()
+        self.pipeline.remember(self._name, self._session)
+        return report
 
     def mask(self, camera: Cameras | str | int) -> Float[Tensor, "height width"]:
         """The objects' probability as any camera sees it.

@@ -28,6 +28,7 @@ from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.text import TextOptions, choose_box, find_boxes
 from sa3d_nerfstudio.torch_compat import load_checkpoint
 from sa3d_nerfstudio.viewer.panel import SegmentPanel
+from sa3d_nerfstudio.viewer.saved import written_session
 from sa3d_nerfstudio.views import TrainingViews
 
 CPU_RAYS_PER_CHUNK = 1024
@@ -229,6 +230,10 @@ class SA3DPipeline(VanillaPipeline):
             SA3DError: A view is unknown, a point lies outside its image, or a file cannot be read.
         """
         return read_prompts(self.config.prompt, self.views, self.config.object_name, self.find_box)
+
+    def remember(self, name: str, session: SegmentationSession) -> None:
+        """Keep what prompted an object with its mask, so that the viewer can go on from there."""
+        self.model.masks.prompts[name] = written_session(session)
 
     def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
         """Load a checkpoint of the base run, or of a sa3d run with or without base weights in it.

@@ -24,10 +24,11 @@ from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
 from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
 from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineConfig
 from sa3d_nerfstudio.progress import agreed, print_report, run_with_progress
-from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter
 from sa3d_nerfstudio.torch_compat import load_checkpoint
 from sa3d_nerfstudio.traces.base import render_probability
+from sa3d_nerfstudio.viewer.address import LOCAL, kept_local
 
 OVERVIEW_VIEWS = 12
 """Views in the grid of overview.png."""
@@ -51,6 +52,12 @@ class SA3DTrainerConfig(TrainerConfig):
     machine: MachineConfig = field(default_factory=_default_machine)
     """Machine configuration"""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; ``ns-viewer`` sets ``viewer``, and with it where to listen."""
+        if name == "viewer":
+            value = kept_local(value, sys.argv)
+        super().__setattr__(name, value)
+
     def set_timestamp(self) -> None:
         """Read the base run, then do as nerfstudio does.
 
@@ -72,6 +79,9 @@ class SA3DTrainerConfig(TrainerConfig):
         if self.load_dir is None:
             raise SA3DError("there is no run to segment: give one with --load-dir outputs/SCENE/METHOD/TIME.")
         run = find_run(self.load_dir, self.load_step, self.data)
+        if run.is_sa3d and self.pipeline.threshold == SessionSettings.threshold:
+            # Not asked for anything else: go on with what the run was looked at with.
+            self.pipeline.threshold = run.config.pipeline.threshold  # type: ignore[attr-defined]
         self.pipeline.base = _reference(run)
         self.pipeline.datamanager = run.config.pipeline.datamanager
         self.pipeline.model = run.config.pipeline.model
@@ -191,6 +201,7 @@ class SA3DTrainer(Trainer):
             if len(sessions) > 1:
                 CONSOLE.rule(name)
             run_with_progress(session, CONSOLE)
+            self.pipeline.remember(name, session)
             print_report(session, CONSOLE)
         return sessions
 
@@ -250,5 +261,5 @@ def default_config() -> SA3DTrainerConfig:
     """The configuration that ``ns-train sa3d`` starts from."""
     config = SA3DTrainerConfig(method_name="sa3d", vis="viewer", optimizers={})
     # The prompts and scenes of people who only work on this machine stay on it.
-    config.viewer = dataclasses.replace(config.viewer, websocket_host="127.0.0.1", quit_on_train_completion=False)
+    config.viewer = dataclasses.replace(config.viewer, websocket_host=LOCAL, quit_on_train_completion=False)
     return config

@@ -37,6 +37,8 @@ class MaskObjects(nn.Module):
         self.fields = nn.ModuleDict()
         self.hidden: set[str] = set()
         self.colors: dict[str, tuple[float, float, float]] = {}
+        self.prompts: dict[str, Any] = {}
+        """What points at each object, where that is known, in a form that checkpoints hold; see viewer/saved.py."""
 
     def __len__(self) -> int:
         return len(self.fields)
@@ -49,6 +51,8 @@ class MaskObjects(nn.Module):
 
     def __setitem__(self, name: str, field: MaskField) -> None:
         self.fields[_key(name)] = field
+        # They pointed at what was there before.
+        self.prompts.pop(name, None)
         if name not in self.colors:
             used = list(self.colors.values())
             self.colors[name] = min(PALETTE, key=used.count)
@@ -57,13 +61,18 @@ class MaskObjects(nn.Module):
         del self.fields[_key(name)]
         self.hidden.discard(name)
         del self.colors[name]
+        self.prompts.pop(name, None)
 
     def replace(
-        self, fields: Mapping[str, MaskField], hidden: set[str], colors: Mapping[str, tuple[float, float, float]]
+        self,
+        fields: Mapping[str, MaskField],
+        hidden: set[str],
+        colors: Mapping[str, tuple[float, float, float]],
+        prompts: Mapping[str, Any],
     ) -> None:
         """Become these objects, in this order."""
         self.fields = nn.ModuleDict({_key(name): field for name, field in fields.items()})
-        self.hidden, self.colors = set(hidden), dict(colors)
+        self.hidden, self.colors, self.prompts = set(hidden), dict(colors), dict(prompts)
 
     @property
     def names(self) -> list[str]:
@@ -103,11 +112,14 @@ class MaskObjects(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the evidence: plain lists and strings, so that it loads weights-only."""
         colors = {name: list(self.colors[name]) for name in self.names}
-        return {"names": self.names, "hidden": sorted(self.hidden), "colors": colors}
+        return {"names": self.names, "hidden": sorted(self.hidden), "colors": colors, "prompts": self.prompts}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore which objects were hidden, and their colours; the fields themselves come with the tensors."""
+        """Restore what is no tensor; the fields themselves come with the tensors."""
         self.hidden = set(state["hidden"])
+        # Checked by who uses them: without them the masks are as good as ever.
+        prompts = state.get("prompts")
+        self.prompts = dict(prompts) if isinstance(prompts, dict) else dict.fromkeys(self.names, prompts)
         self.colors.update({name: tuple(color) for name, color in state.get("colors", {}).items()})
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -115,7 +127,7 @@ class MaskObjects(nn.Module):
         extra = state_dict.get(f"{prefix}_extra_state")
         device = next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
         if extra is not None:
-            self.fields, self.colors = nn.ModuleDict(), {}
+            self.fields, self.colors, self.prompts = nn.ModuleDict(), {}, {}
             for name in extra["names"]:
                 cells = state_dict[f"{prefix}fields.{_key(name)}.hit"].shape[0]
                 self[name] = self._make_field(cells).to(device)

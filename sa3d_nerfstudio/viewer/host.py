@@ -9,18 +9,23 @@ import math
 import shlex
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import viser
 import viser.transforms as vtf
+import yaml
 from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.viewer.render_state_machine import RenderAction
+from nerfstudio.viewer.utils import CameraState, get_camera
 from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO, Viewer
 from torch import Tensor
 
-from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.errors import SA3DError, one_line
 
 if TYPE_CHECKING:
     from sa3d_nerfstudio.pipeline import SA3DPipeline
@@ -120,6 +125,24 @@ class Host:
         if dropdown.gui_handle is not None and name in dropdown.gui_handle.options and dropdown.value != name:
             dropdown.value = name
 
+    @property
+    def output(self) -> str | None:
+        """The model's output that nerfstudio's own selector shows; None until something has been rendered."""
+        output = self.viewer.control_panel.output_render
+        return None if output == "not set" else output
+
+    def on_output(self, changed: Callable[[], None]) -> None:
+        """Call something when another output is chosen in nerfstudio's own selector."""
+        element = self.viewer.control_panel._output_render
+        before = element.cb_hook
+
+        def hook(changed_element: Any) -> None:
+            before(changed_element)
+            changed()
+
+        # Not a second callback of the handle: viser 0.2.7 calls the last one only, as often as there are callbacks.
+        element.cb_hook = hook
+
     def hide_cameras(self) -> None:
         """Hide the training cameras, which are in the way of clicks; nerfstudio's button shows them again."""
         deadline = time.monotonic() + 30
@@ -129,6 +152,19 @@ class Host:
         if self.viewer.hide_images.visible:
             self.viewer.set_camera_visibility(False)
             self.viewer.toggle_cameravis_button()
+
+    def camera(self, client: viser.ClientHandle, long_side: int) -> Cameras:
+        """A tab's camera, for an image of its shape.
+
+        Taken from the tab itself, and not asked of the server, which forgets a tab at once when it closes.
+        """
+        rotation = vtf.SO3(wxyz=client.camera.wxyz) @ vtf.SO3.from_x_radians(np.pi)
+        position = np.asarray(client.camera.position) / VISER_NERFSTUDIO_SCALE_RATIO
+        pose = torch.from_numpy(np.concatenate([rotation.as_matrix(), position[:, None]], axis=1))
+        state = CameraState(
+            fov=client.camera.fov, aspect=client.camera.aspect, c2w=pose, camera_type=CameraType.PERSPECTIVE
+        )
+        return get_camera(state, *self.size(client, long_side))
 
     def size(self, client: viser.ClientHandle, long_side: int) -> tuple[int, int]:
         """Height and width of an image of the tab's shape, with no more pixels than one of 3:2 would have."""
@@ -171,15 +207,18 @@ class Host:
             ),
             "Viewer": (
                 "Command that opens this run again",
-                f"ns-viewer {config} --viewer.websocket-host 127.0.0.1",
+                f"ns-viewer {config}",
             ),
         }
 
     def save(self, pipeline: SA3DPipeline) -> Path:
         """Write the run, and say where its config.yml is.
 
+        ``ns-train`` makes a run; ``ns-viewer`` writes masks and prompts into the checkpoint that it has loaded, which
+        is replaced as a whole or not at all, and the threshold into its config.yml, likewise.
+
         Raises:
-            SA3DError: The run's checkpoint is not where it was.
+            SA3DError: The run's checkpoint is not where it was, or cannot be written.
         """
         trainer: Any = self.viewer.trainer
         if trainer is not None:
@@ -188,5 +227,18 @@ class Host:
         checkpoints = sorted((self.run_dir / MODEL_DIR).glob("step-*.ckpt"))
         if not checkpoints:
             raise SA3DError(f"there is no checkpoint in {self.run_dir / MODEL_DIR} to save to: put the run back.")
-        pipeline.save_checkpoint(checkpoints[-1], int(checkpoints[-1].stem.removeprefix("step-")))
+        try:
+            pipeline.save_checkpoint(checkpoints[-1], int(checkpoints[-1].stem.removeprefix("step-")))
+            self._save_threshold(pipeline.config.threshold)
+        except OSError as error:
+            raise SA3DError(
+                f"the run cannot be written to ({one_line(error)}): see that its folder may be written to and has room."
+            ) from error
         return self.config
+
+    def _save_threshold(self, threshold: float) -> None:
+        # As nerfstudio reads it; it is the very file that this process has read already.
+        config = yaml.load(self.config.read_text("utf8"), Loader=yaml.Loader)
+        if config.pipeline.threshold != threshold:
+            config.pipeline.threshold = threshold
+            config.write(self.run_dir)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,19 +15,23 @@ from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.segmentation.session import FreeView, Given, SegmentationSession, SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter
-from sa3d_nerfstudio.viewer.state import ViewPrompt
+from sa3d_nerfstudio.traces.base import ViewTrace
+from sa3d_nerfstudio.viewer.state import Mark, ViewPrompt
 from sa3d_nerfstudio.views import TrainingViews, trace_camera
+
+TOWARDS = 0.03
+"""How far in front of the surface markers are shown, as a share of the way to the camera."""
 
 
 class Sight:
-    """What the viewer's cameras have seen, and what the segmenter makes of it.
+    """What the viewer's cameras have seen, and what the segmenter makes of it. Views go by names.
 
     Args:
         model: The base model with masks.
         views: The training views.
         segmenter: Builds the 2D segmenter when it is first needed.
         settings: Of the sessions.
-        lock: Held when the model renders.
+        lock: Held when the model renders; shared with everybody else who renders with it.
     """
 
     def __init__(
@@ -36,17 +40,19 @@ class Sight:
         views: TrainingViews,
         segmenter: Callable[[], Segmenter],
         settings: SessionSettings,
-        lock: AbstractContextManager[Any],
+        lock: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.model = model
         self.views = views
         self.settings = settings
-        self.lock = views.lock = lock
+        self.lock = views.lock = nullcontext() if lock is None else lock
+        self.cameras: dict[str, Cameras] = {}
+        """Cameras of the views beside the training views, whether they have been looked through or not."""
         self.free: dict[str, FreeView] = {}
-        """Views beside the training views, by name."""
+        """Those views that have been looked through."""
         self._make_segmenter = segmenter
         self._segmenter: Segmenter | None = None
-        self._cameras: dict[str, Float[Tensor, " camera"]] = {}
+        self._training: dict[str, int] = {}
         self._embeddings: dict[int | str, Any] = {}
         self._answers: dict[ViewPrompt, Given] = {}
 
@@ -66,22 +72,55 @@ class Sight:
         Returns:
             The view's name, which is the same for the same camera.
         """
-        known = self.known(camera)
-        if known is not None:
-            return known
-        name = f"viewer {len(self._cameras) + 1}"
         # First what may fail: without its weights there is no need to wait for a render.
         _ = self.segmenter
-        trace = trace_camera(self.model, camera.to(self.model.device), self.lock)
-        self.free[name] = FreeView(trace, camera.camera_to_worlds[0])
-        self._cameras[name] = _key(camera)
-        self.session(self.model.new_field(2)).embed(name)
+        name = self.remember(camera)
+        if name not in self.free:
+            self.trace(name)
+            self.session(self.model.new_field(2)).embed(name)
         return name
+
+    def remember(self, camera: Cameras) -> str:
+        """Name a camera's view, without looking through it yet."""
+        key = _key(camera)
+        for name, other in self.cameras.items():
+            if torch.allclose(_key(other), key, atol=1e-5):
+                return name
+        name = f"viewer {len(self.cameras) + 1}"
+        self.cameras[name] = camera
+        return name
+
+    def training_view(self, view: int) -> str:
+        """Name a training view, without looking at it yet."""
+        self._training[self.views.name(view)] = view
+        return self.views.name(view)
+
+    def key(self, name: str) -> int | str:
+        """What sessions call a view: training views by their index."""
+        return self._training.get(name, name)
 
     def known(self, camera: Cameras) -> str | None:
         """The view of a camera that has been looked through."""
         key = _key(camera)
-        return next((name for name, other in self._cameras.items() if torch.allclose(other, key, atol=1e-5)), None)
+        seen = ((name, other) for name, other in self.cameras.items() if name in self.free)
+        return next((name for name, other in seen if torch.allclose(_key(other), key, atol=1e-5)), None)
+
+    def trace(self, name: str) -> ViewTrace:
+        """The trace of a view; rendered once."""
+        if name in self._training:
+            return self.views.trace(self._training[name])
+        if name not in self.free:
+            camera = self.cameras[name]
+            trace = trace_camera(self.model, camera.to(self.model.device), self.lock)
+            self.free[name] = FreeView(trace, camera.camera_to_worlds[0])
+        return self.free[name].trace
+
+    def placed(self, name: str, mark: Mark) -> tuple[float, float, float]:
+        """World position of a mark in a view, a little in front of the surface."""
+        trace = self.trace(name)
+        pose = self.views.camera_to_worlds[self._training[name]] if name in self._training else None
+        pose = self.free[name].camera_to_world if pose is None else pose
+        return marker_place(trace, pose[:, 3], *mark.pixel(trace.height, trace.width))
 
     def session(self, grid: MaskField) -> SegmentationSession:
         """A session that may be prompted in all of these views, and shares what has been embedded."""
@@ -92,14 +131,29 @@ class Sight:
     def answer(self, prompt: ViewPrompt) -> Given:
         """The mask that comes of a prompt; asked for once."""
         if prompt not in self._answers:
-            trace = self.free[prompt.view].trace
+            trace, view = self.trace(prompt.view), self.key(prompt.view)
             session = self.session(self.model.new_field(2))
-            session.prompt(prompt.view, prompt.pixels(trace.height, trace.width))
+            candidates = session.prompt(view, prompt.pixels(trace.height, trace.width))
             if prompt.choice is not None:
-                session.choose(prompt.view, prompt.choice)
-            session.given[prompt.view].correcting = prompt.correcting
-            self._answers[prompt] = session.given[prompt.view]
+                session.choose(view, min(prompt.choice, len(candidates.masks) - 1))
+            session.given[view].correcting = prompt.correcting
+            self._answers[prompt] = session.given[view]
         return self._answers[prompt]
+
+    def answered(self, prompt: ViewPrompt) -> Given | None:
+        """The mask that has come of a prompt, if it was asked for."""
+        return self._answers.get(prompt)
+
+    def answers(self, prompts: tuple[ViewPrompt, ...]) -> dict[int | str, Given]:
+        """The masks of several views, as sessions take them."""
+        return {self.key(prompt.view): self.answer(prompt) for prompt in prompts}
+
+
+def marker_place(trace: ViewTrace, camera: Float[Tensor, "3"], x: int, y: int) -> tuple[float, float, float]:
+    """World position of what a pixel sees, a little in front of the surface."""
+    point = trace.surface_points()[y * trace.width + x]
+    first, second, third = torch.lerp(point, camera.to(point), TOWARDS).tolist()
+    return first, second, third
 
 
 def _key(camera: Cameras) -> Float[Tensor, " camera"]:

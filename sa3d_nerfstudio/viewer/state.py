@@ -22,6 +22,12 @@ class Mark:
     """From the top, 0, to the bottom, 1."""
     on_object: bool
     """Whether the object is there, or something else."""
+    place: tuple[float, float, float] | None = field(default=None, compare=False)
+    """Where in the world it is shown; follows from the others."""
+
+    def pixel(self, height: int, width: int) -> tuple[int, int]:
+        """x, y of the pixel of an image that it lies in."""
+        return min(int(self.x * width), width - 1), min(int(self.y * height), height - 1)
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class ViewPrompt:
         """The prompt in pixels of an image."""
 
         def places(marks: list[Mark]) -> list[tuple[float, float]]:
-            return [(min(int(mark.x * width), width - 1), min(int(mark.y * height), height - 1)) for mark in marks]
+            return [mark.pixel(height, width) for mark in marks]
 
         box = None
         if self.box is not None:
@@ -72,11 +78,18 @@ class ObjectState:
     prompts: tuple[ViewPrompt, ...] = ()
     evidence: MaskField | None = None
     """Of the views that the user has not prompted. Shared by many states, so nobody may change it."""
+    loaded: MaskField | None = None
+    """Instead of that, all evidence in one, the prompts' included, as a run holds it; split when a prompt changes."""
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to show yet."""
-        return not self.prompts and self.evidence is None
+        return not self.prompts and not self.is_segmented
+
+    @property
+    def is_segmented(self) -> bool:
+        """Whether views beside the prompted ones have had their say."""
+        return self.evidence is not None or self.loaded is not None
 
     def prompt_in(self, view: str) -> ViewPrompt:
         """The prompt in a view, empty if there is none."""

@@ -3,47 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Generator
+from dataclasses import replace
 
-import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.objects import PALETTE
-from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.segmentation.self_prompting import self_prompt
-from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
-from sa3d_nerfstudio.segmenters.base import Segmenter
 from sa3d_nerfstudio.traces.base import render_probability
+from sa3d_nerfstudio.viewer.loop import Progress, followed
+from sa3d_nerfstudio.viewer.scene_masks import SceneMasks
 from sa3d_nerfstudio.viewer.sight import Sight
 from sa3d_nerfstudio.viewer.state import History, Mark, ObjectState, SceneState, ViewPrompt
-from sa3d_nerfstudio.views import TrainingViews
 
 SCRIBBLE_STEP = 0.04
 """Distance of the points that join two clicks of a scribble, as a share of the image's width."""
 CLEARANCE = 0.1
 """Around a point that the user calls something else, nothing is taken to be known to be the object (likewise)."""
-
-
-@dataclass
-class Progress:
-    """How far a segmentation has got."""
-
-    number_of_pass: int
-    done: int
-    """Views visited in this pass."""
-    total: int
-    """Views to visit in this pass."""
-    used: int
-    rejected: int
-    name: str
-    """Of the view just visited."""
 
 
 class Workbench:
@@ -53,34 +32,19 @@ class Workbench:
     while others render; ``lock`` is held when this here renders with the model.
 
     Args:
-        model: The base model with masks, whose masks are what there is at first.
-        views: The training views.
-        segmenter: Builds the 2D segmenter when it is first needed.
-        settings: Of the sessions.
+        sight: The views; its model's masks are what there is at first.
         resolution: Of the mask grids.
-        lock: Shared with everybody else who renders with the model.
     """
 
-    def __init__(
-        self,
-        model: MaskOutputs,
-        views: TrainingViews,
-        segmenter: Callable[[], Segmenter],
-        settings: SessionSettings,
-        resolution: int = 128,
-        lock: AbstractContextManager[Any] | None = None,
-    ) -> None:
-        self.model = model
-        self.views = views
-        self.settings = settings
-        self.resolution = resolution
-        self.sight = Sight(model, views, segmenter, settings, nullcontext() if lock is None else lock)
+    def __init__(self, sight: Sight, resolution: int = 128) -> None:
+        self.sight = sight
+        self.model = sight.model
+        self.views = sight.views
+        self.settings = sight.settings
+        self.masks = SceneMasks(sight, resolution)
         self.history = History()
         self.unsaved = False
         """Whether anything has changed since somebody set this."""
-        self.publications = 0
-        """Counts how often the model's masks were changed."""
-        self._published: dict[str, MaskField] = {}
         self.adopt()
 
     @property
@@ -90,16 +54,9 @@ class Workbench:
 
     def adopt(self) -> None:
         """Take over the masks of the model if somebody else has changed them."""
-        masks = self.model.masks
-        there = {name: masks[name] for name in masks.names}
-        if list(there.items()) == list(self._published.items()):
-            return
-        objects = tuple(
-            ObjectState(name, masks.colors[name], name in masks.hidden, evidence=None if grid.is_empty else grid)
-            for name, grid in there.items()
-        )
-        self.history = History(SceneState(objects, objects[-1].name if objects else None))
-        self._published = there
+        state = self.masks.taken_over()
+        if state is not None:
+            self.history = History(state)
 
     # Views.
 
@@ -109,26 +66,16 @@ class Workbench:
 
     def picture(self, view: str) -> Float[Tensor, "height width 3"]:
         """What a view shows, with the objects tinted; costs no rendering of the radiance field."""
-        trace = self.sight.free[view].trace
+        trace = self.sight.trace(view)
         _, overlay = self.model.render_overlay(trace, trace.rgb.reshape(-1, 3))
         return overlay.reshape(trace.rgb.shape)
 
-    def markers(self) -> list[tuple[Float[Tensor, "3"], bool]]:
+    def markers(self) -> list[tuple[tuple[float, float, float], bool]]:
         """World positions of the points that prompt the selected object, a little in front of its surface, and whether
         they are on it."""
         current = self.state.current
-        found = []
-        for prompt in current.prompts if current else ():
-            view = self.sight.free[prompt.view]
-            trace, position = view.trace, view.camera_to_world[:, 3].to(self.model.device)
-            points = torch.lerp(position, trace.surface_points(), 0.97)
-            for mark in prompt.marks:
-                x, y = (
-                    min(int(mark.x * trace.width), trace.width - 1),
-                    min(int(mark.y * trace.height), trace.height - 1),
-                )
-                found.append((points[y * trace.width + x].cpu(), mark.on_object))
-        return found
+        marks = [mark for prompt in (current.prompts if current else ()) for mark in prompt.marks]
+        return [(mark.place, mark.on_object) for mark in marks if mark.place is not None]
 
     # Prompts.
 
@@ -143,16 +90,19 @@ class Workbench:
             joined: Whether to draw a line of points from the last one that said the same.
         """
         prompt = self._prompt_in(view)
+        x, y = _within(x), _within(y)
         marks = [Mark(x, y, on_object)]
         last = next((mark for mark in reversed(prompt.marks) if mark.on_object == on_object), None)
         if joined and last is not None:
             steps = max(1, round(((x - last.x) ** 2 + (y - last.y) ** 2) ** 0.5 / SCRIBBLE_STEP))
             ways = [step / steps for step in range(1, steps + 1)]
             marks = [Mark(last.x + (x - last.x) * way, last.y + (y - last.y) * way, on_object) for way in ways]
-        self._set_prompt(replace(prompt, marks=(*prompt.marks, *marks), choice=None))
+        placed = tuple(replace(mark, place=self.sight.placed(view, mark)) for mark in marks)
+        self._set_prompt(replace(prompt, marks=(*prompt.marks, *placed), choice=None))
 
     def draw_box(self, view: str, x0: float, y0: float, x1: float, y1: float) -> None:
         """Draw a rectangle around the object; it replaces the last one in this view. Shares of width and height."""
+        x0, y0, x1, y1 = (_within(value) for value in (x0, y0, x1, y1))
         if x1 - x0 < 0.01 or y1 - y0 < 0.01:
             raise SA3DError("the box is empty: drag from one corner of the object to the other.")
         self._set_prompt(replace(self._prompt_in(view), box=(x0, y0, x1, y1), choice=None))
@@ -167,15 +117,19 @@ class Workbench:
         order = areas.argsort().tolist()
         self._set_prompt(replace(prompt, choice=order[min(candidate, len(order) - 1)]))
 
-    def num_candidates(self) -> int:
-        """How many answers there are to choose from."""
+    @property
+    def may_choose(self) -> bool:
+        """Whether there is more than one answer to choose from, as far as that is known yet."""
         current = self.state.current
-        return len(self.sight.answer(current.prompts[-1]).candidates.masks) if current and current.prompts else 0
+        if current is None or not current.prompts:
+            return False
+        answer = self.sight.answered(current.prompts[-1])
+        return answer is None or len(answer.candidates.masks) > 1
 
     def clear(self) -> None:
         """Begin the selected object again."""
         current = self._current()
-        self._go_to(self.state.replacing(current.name, replace(current, prompts=(), evidence=None)))
+        self._go_to(self.state.replacing(current.name, replace(current, prompts=(), evidence=None, loaded=None)))
 
     # Objects.
 
@@ -211,6 +165,7 @@ class Workbench:
         objects = tuple(replace(thing, hidden=thing.name in hidden) for thing in self.state)
         self.history.present = replace(self.state, objects=objects)
         self.model.masks.hidden = {thing.name for thing in objects if thing.hidden}
+        self.unsaved = True
 
     def solo(self, on: bool) -> None:
         """Show the selected object alone, or all."""
@@ -219,12 +174,12 @@ class Workbench:
 
     def undo(self) -> None:
         """Go one step back."""
-        self._realise(self.history.before())
+        self._follow(self.history.before())
         self.history.undo()
 
     def redo(self) -> None:
         """Take the last undo back."""
-        self._realise(self.history.after())
+        self._follow(self.history.after())
         self.history.redo()
 
     # The loop over the training views.
@@ -243,39 +198,22 @@ class Workbench:
         current = self._current()
         if not current.prompts:
             raise SA3DError(f"nothing points at {current.name} yet: choose '+ point' and click on it first.")
-        session = self.sight.session(self.model.new_field(self.resolution))
-        session.given = {prompt.view: self.sight.answer(prompt) for prompt in current.prompts}
-        progress = Progress(0, 0, 0, 0, 0, "")
+        session = self.sight.session(self.model.new_field(self.masks.resolution))
+        session.given = self.sight.answers(current.prompts)
         shown = time.monotonic()
         try:
-            for record in session.steps():
-                if record.number_of_pass != progress.number_of_pass:
-                    progress = Progress(record.number_of_pass, 0, len(self.views) + len(session.given), 0, 0, "")
-                progress.done += 1
-                progress.used += record.state in ("used", "prompt")
-                progress.rejected += record.state == "rejected"
-                progress.name = record.name
+            for progress in followed(session):
                 if time.monotonic() - shown > live_every:
-                    self._publish(self.state, {**self._published, current.name: _copy(session.grid)})
+                    self.masks.preview(self.state, current.name, session.grid)
                     shown = time.monotonic()
                 yield progress
         finally:
-            self._keep(current, session)
+            # Split into the user's part, which may still change, and the other views'.
+            if session.report.records:
+                evidence = self.masks.without(current.prompts, session.grid)
+                self._go_to(self.state.replacing(current.name, replace(current, evidence=evidence, loaded=None)))
         if session.grid.is_empty:
             raise SA3DError(f"{current.name} is empty: no surface lies behind what is prompted; prompt another view.")
-
-    def _keep(self, current: ObjectState, session: SegmentationSession) -> None:
-        """Split what a session found into the user's part, which may still change, and the other views'."""
-        if not session.report.records:
-            return
-        evidence = session.grid
-        if self.settings.lifting == "evidence":
-            # All evidence is a sum, so what the prompted views gave can be taken out again.
-            total, evidence = evidence, evidence.fresh()
-            session.grid = evidence.fresh()
-            session.lift_prompts(evidence)
-            evidence.set((total.hit - session.grid.hit).clamp(min=0), (total.seen - session.grid.seen).clamp(min=0))
-        self._go_to(self.state.replacing(current.name, replace(current, evidence=evidence)))
 
     # How it is done.
 
@@ -298,14 +236,13 @@ class Workbench:
         current = self._current()
         prompt = current.prompt_in(view)
         if prompt.is_empty and not current.is_empty:
-            correcting = current.evidence is not None
-            prompt = replace(prompt, context=self._context(current, view), correcting=correcting)
+            prompt = replace(prompt, context=self._context(current, view), correcting=current.is_segmented)
         return prompt
 
     def _context(self, current: ObjectState, view: str) -> tuple[Mark, ...]:
-        trace = self.sight.free[view].trace
+        trace = self.sight.trace(view)
         shape = (trace.height, trace.width)
-        rendered = render_probability(trace, self._published[current.name])
+        rendered = render_probability(trace, self.masks[current.name])
         probability, known = (image.reshape(shape) for image in rendered)
         settings = self.settings
         prompt = self_prompt(probability, known, trace.depth[..., 0], settings.num_prompts, settings.threshold)
@@ -317,42 +254,24 @@ class Workbench:
         off = [mark for mark in prompt.marks if not mark.on_object]
         far = [all((m.x - o.x) ** 2 + (m.y - o.y) ** 2 > CLEARANCE**2 for o in off) for m in prompt.context]
         context = tuple(mark for mark, keep in zip(prompt.context, far, strict=True) if keep)
-        current = self._current()
+        current = self._split(self._current())
         self._go_to(self.state.replacing(current.name, current.prompted(replace(prompt, context=context))))
 
+    def _split(self, current: ObjectState) -> ObjectState:
+        """Tell what the prompts of a loaded object say from what the other views do, which takes looking again."""
+        if current.loaded is None:
+            return current
+        return replace(current, evidence=self.masks.without(current.prompts, current.loaded), loaded=None)
+
     def _go_to(self, state: SceneState) -> None:
-        self._realise(state)
+        self._follow(state)
         self.history.push(state)
 
-    def _realise(self, state: SceneState) -> None:
-        """Make the model's masks what a state says; objects that do not change keep their grids."""
-        before = {(thing.prompts, thing.evidence): self._published[thing.name] for thing in self.state}
-        grids = {}
-        for thing in state:
-            same = before.get((thing.prompts, thing.evidence))
-            grids[thing.name] = same if same is not None and not thing.is_empty else self._lifted(thing)
-        self._publish(state, grids)
-
-    def _lifted(self, thing: ObjectState) -> MaskField:
-        if thing.evidence is not None and not thing.prompts:
-            return thing.evidence
-        grid = self.model.new_field(self.resolution)
-        session = self.sight.session(grid) if thing.prompts else None
-        if session is not None:
-            session.given = {prompt.view: self.sight.answer(prompt) for prompt in thing.prompts}
-            session.lift_prompts(thing.evidence)
-        return grid
-
-    def _publish(self, state: SceneState, grids: dict[str, MaskField]) -> None:
-        hidden = {thing.name for thing in state if thing.hidden}
-        # Grids are never changed once they are here, so whoever is rendering may go on with the old ones.
-        self.model.masks.replace(grids, hidden, {thing.name: thing.color for thing in state})
-        self._published = grids
-        self.publications += 1
+    def _follow(self, state: SceneState) -> None:
+        self.masks.follow(self.state, state)
         self.unsaved = True
 
 
-def _copy(grid: MaskField) -> MaskField:
-    copy = grid.fresh()
-    copy.copy_from(grid)
-    return copy
+def _within(share: float) -> float:
+    """Of the image, where a drag may end outside."""
+    return min(max(share, 0.0), 1.0)

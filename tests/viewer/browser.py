@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -124,6 +124,19 @@ class Tab:
         """The viewport, RGB from 0 to 255 as floats."""
         image = Image.open(BytesIO(self.page.screenshot(clip={"x": 0, "y": 60, "width": 670, "height": 690})))
         return np.asarray(image.convert("RGB")).astype(float)
+
+    def wait_until(self, looks: Callable[[np.ndarray], bool], seconds: float = 40) -> np.ndarray:
+        """Wait until the viewport looks as it should, and return it."""
+        deadline = time.monotonic() + seconds
+        while not looks(picture := self.picture()):
+            assert time.monotonic() < deadline, self.status()
+            self.page.wait_for_timeout(200)
+        return picture
+
+    def view(self, name: str) -> None:
+        """Choose what the viewport shows."""
+        self.page.get_by_label("View", exact=True).first.click()
+        self.page.get_by_role("option", name=name, exact=True).click()
 
     def still_picture(self, seconds: float = 40) -> np.ndarray:
         """The viewport when it has stopped changing."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import open3d
 import pytest
+import torch
 from PIL import Image
 
 from tests.viewer.browser import CHROMIUM, FLAGS, SIZE, Tab, listening_addresses, server
@@ -101,39 +101,36 @@ def test_a_person_segments_an_object(tab: Tab, place: Place, run: Path):
     tab.press("+ point")
     tab.wait("+ point is on", seconds=40)
     before = tab.still_picture()
-    start = time.monotonic()
     tab.page.mouse.click(*place.ball)
-    while changed(before, tab.picture(), place.ball) < 0.5:
-        assert time.monotonic() - start < 15, tab.status()
-        tab.page.wait_for_timeout(100)
-    after = tab.picture()
+    after = tab.wait_until(lambda picture: changed(before, picture, place.ball) > 0.5, seconds=15)
     assert changed(before, after, place.away) < 0.1
     tab.shot("2-click")
 
     tab.press("undo")
-    tab.page.wait_for_timeout(1500)
-    assert changed(before, tab.picture(), place.ball) < 0.2
+    tab.wait_until(lambda picture: changed(before, picture, place.ball) < 0.2)
     tab.press("redo")
-    tab.page.wait_for_timeout(1500)
-    assert changed(before, tab.picture(), place.ball) > 0.5
+    tab.wait_until(lambda picture: changed(before, picture, place.ball) > 0.5)
 
     tab.press("Segment")
     tab.wait("pass 1: view", seconds=30)
     tab.shot("3-progress")
     tab.wait("views used,", seconds=150)
     lit = tab.still_picture()
-    tab.shot("4-segmented")
     assert (run / "config.yml").exists(), "what ns-train segments is saved"
     assert changed(before, lit, place.ball) > 0.4
 
-    tab.page.get_by_label("View").click()
-    tab.page.get_by_role("option", name="object only").click()
-    alone = tab.still_picture()
+    tab.view("object removed")
+    gone = tab.wait_until(lambda picture: changed(lit, picture, place.ball) > 0.5)
+    assert changed(before, gone, place.away) < 0.3
+    tab.still_picture()
+    tab.shot("4-removed")
+    tab.view("object only")
+    # Around the object there is nothing, and it is not white itself.
+    alone = tab.wait_until(lambda picture: (picture > 235).all(-1).mean() > 0.7)
+    tab.still_picture()
     tab.shot("5-object")
-    white = (alone > 235).all(-1)
-    assert white.mean() > 0.7, "around the object there is nothing"
     x, y = round(place.ball[0]), round(place.ball[1]) - 60
-    assert not white[y - 10 : y + 10, x - 10 : x + 10].all()
+    assert not (alone[y - 10 : y + 10, x - 10 : x + 10] > 235).all(-1).all()
 
     tab.open_folder("Save and export")
     tab.press("Write the object's points")
@@ -145,15 +142,12 @@ def test_a_person_segments_an_object(tab: Tab, place: Place, run: Path):
     assert command.startswith("ns-export pointcloud") and str(run / "config.yml") in command
 
 
-def test_after_a_reload_all_is_there(tab: Tab, place: Place):
+def test_after_a_reload_all_is_there(tab: Tab):
     tab.page.reload()
     again = Tab(tab.page, tab.shots)
     again.wait_object("object")
-    again.page.get_by_label("View").click()
-    again.page.get_by_role("option", name="mask", exact=True).click()
+    again.view("overlay")
     again.still_picture()
-    again.page.get_by_label("View").click()
-    again.page.get_by_role("option", name="overlay").click()
 
 
 def test_two_tabs_and_one_that_leaves(chromium: Any, training: str, tab: Tab, place: Place):
@@ -179,8 +173,50 @@ def test_two_tabs_and_one_that_leaves(chromium: Any, training: str, tab: Tab, pl
     tab.field("Name").fill("ball")
     tab.press("Rename")
     tab.wait_object("ball")
+
+
+def test_a_tab_that_leaves_while_it_segments(chromium: Any, training: str, tab: Tab):
+    page = chromium.new_page(viewport=SIZE)
+    page.goto(training)
+    other = Tab(page, tab.shots)
+    other.press("Segment")
+    tab.wait("pass 1: view", seconds=30)
+    page.close()
+    tab.wait("views used,", seconds=150)
+    tab.open_folder("This object")
     tab.press("Delete")
     tab.wait_object("object")
+
+
+def test_what_is_nerfstudios_own_still_works(tab: Tab, place: Place):
+    whole = tab.still_picture()
+    # The second of these crops; the first splits the screen.
+    crop = tab.page.get_by_role("checkbox", name="Enable").nth(1)
+    crop.scroll_into_view_if_needed()
+    crop.check()
+    scale = tab.page.get_by_label("Crop scale").first
+    scale.fill("0.01")
+    scale.press("Enter")
+    tab.wait_until(lambda picture: changed(whole, picture, place.away) > 0.9)
+    crop.uncheck()
+    tab.wait_until(lambda picture: changed(whole, picture, place.away) < 0.1)
+    tab.page.get_by_role("tab", name="Render").click()
+    tab.press("Add Keyframe")
+    tab.press("Clear Keyframes")
+    tab.page.get_by_role("tab", name="Control").click()
+
+
+def test_the_threshold_is_that_of_the_mask(tab: Tab, place: Place):
+    tab.open_folder("Save and export")
+    assert tab.field("Points").input_value().startswith("ns-export")
+    threshold = tab.field("Threshold")
+    threshold.fill("0.95")
+    threshold.press("Enter")
+    tab.page.wait_for_function("document.body.innerText.includes('Threshold')")
+    tab.page.wait_for_timeout(1000)
+    assert tab.field("Points").input_value() == "(save the run first)"
+    tab.press("Save the run")
+    tab.wait("Saved:", seconds=30)
 
 
 def test_errors_are_sentences_in_the_panel(tab: Tab, place: Place):
@@ -197,23 +233,30 @@ def test_the_server_listens_on_this_machine_only(training: str):
     assert listening_addresses(int(training.rsplit(":", 1)[1])) == {"0100007F"}
 
 
-def test_ns_viewer_shows_and_saves_the_run(chromium: Any, run: Path, folder: Path, place: Place, tab: Tab):
+def test_ns_viewer_goes_on_where_the_run_was_saved(chromium: Any, run: Path, folder: Path, place: Place, tab: Tab):
     checkpoint = next((run / "nerfstudio_models").iterdir())
     before = checkpoint.stat().st_mtime_ns
-    words = ["ns-viewer", "--load-config", run / "config.yml", "--viewer.websocket-host", "127.0.0.1"]
-    with server(folder / "viewer.log", *words) as address:
+    with server(folder / "viewer.log", "ns-viewer", "--load-config", run / "config.yml") as address:
+        assert listening_addresses(int(address.rsplit(":", 1)[1])) == {"0100007F"}
         page = chromium.new_page(viewport=SIZE)
         page.goto(address)
         shown = Tab(page, folder)
         shown.wait_object("object")
-        shown.press("New object")
-        shown.press("+ point")
-        shown.wait("+ point is on", seconds=40)
-        page.mouse.click(*place.ball)
-        page.get_by_text("Mask", exact=True).wait_for(timeout=20_000)
+        assert shown.field("Threshold").input_value() == "0.95"
+        # The prompt is there and asks for no new one.
+        shown.press("large")
+        page.get_by_text("Choose + point").wait_for(state="visible")
+        shown.press("Segment")
+        shown.wait("views used,", seconds=150)
+        threshold = shown.field("Threshold")
+        threshold.fill("0.4")
+        threshold.press("Enter")
         shown.open_folder("Save and export")
         shown.press("Save the run")
         shown.wait("Saved:", seconds=30)
         page.close()
     assert checkpoint.stat().st_mtime_ns > before
     assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
+    assert "threshold: 0.4" in (run / "config.yml").read_text()
+    saved = torch.load(checkpoint, weights_only=True)["pipeline"]["_model.masks._extra_state"]
+    assert len(saved["prompts"]["object"]["prompts"]) == 1

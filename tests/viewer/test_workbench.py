@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import threading
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
+from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.session import FreeView, SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
-from sa3d_nerfstudio.traces.base import render_probability
+from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
+from sa3d_nerfstudio.viewer.saved import written_session
+from sa3d_nerfstudio.viewer.sight import Sight
 from sa3d_nerfstudio.viewer.workbench import Workbench
 from tests.analytic import BallViews
 from tests.models import camera, masked, small_model
@@ -53,6 +60,12 @@ class FreeViews(BallViews):
         self.lock = None
         self.elsewhere = BallViews(count=3, distance=2.6)
 
+    def find(self, view: str) -> int:
+        names = [self.name(index) for index in range(len(self))]
+        if view not in names:
+            raise SA3DError("there is none of that name")
+        return names.index(view)
+
 
 @pytest.fixture
 def views() -> FreeViews:
@@ -64,14 +77,42 @@ def bench(views: FreeViews) -> Workbench:
     return bench_on(views)
 
 
-def bench_on(views: FreeViews, **settings: float) -> Workbench:
+def bench_on(views: FreeViews, masks: dict[str, Any] | None = None, looked: bool = True, **settings: Any) -> Workbench:
+    """A workbench on the balls.
+
+    Args:
+        views: The views.
+        masks: State of a model's masks that a run comes with.
+        looked: Whether somebody has looked through the viewer's cameras already.
+        settings: Of the sessions.
+    """
     model = masked(small_model("nerfacto"))
-    session = SessionSettings(max_passes=2, **settings)  # type: ignore[arg-type]
-    bench = Workbench(model, views, ColorSegmenter, session, resolution=64)  # type: ignore[arg-type]
+    if masks is not None:
+        model.masks.load_state_dict(masks)
+    sight = BallSight(model, views, ColorSegmenter, SessionSettings(max_passes=2, **settings))  # type: ignore[arg-type]
     for view in range(3):
-        pose = views.elsewhere.camera_to_worlds[view]
-        bench.sight.free[f"viewer {view}"] = FreeView(views.elsewhere.trace(view), pose)
-    return bench
+        sight.cameras[f"viewer {view}"] = viewer_camera(views, view)
+        if looked:
+            sight.trace(f"viewer {view}")
+    return Workbench(sight, resolution=64)
+
+
+def viewer_camera(views: FreeViews, view: int) -> Cameras:
+    height, width, pose = views.elsewhere.height, views.elsewhere.width, views.elsewhere.camera_to_worlds[view]
+    return Cameras(
+        pose[None], fx=float(width), fy=float(width), cx=width / 2, cy=height / 2, height=height, width=width
+    )
+
+
+class BallSight(Sight):
+    """The viewer's cameras see the balls, and not what an untrained model renders."""
+
+    def trace(self, name: str) -> ViewTrace:
+        if name in self.cameras and name not in self.free:
+            view = int(name.split()[1])
+            elsewhere = cast(FreeViews, self.views).elsewhere
+            self.free[name] = FreeView(elsewhere.trace(view), elsewhere.camera_to_worlds[view])
+        return super().trace(name)
 
 
 def click(bench: Workbench, views: FreeViews, ball: int, view: int = 0, on: bool = True) -> None:
@@ -110,8 +151,8 @@ def test_markers_lie_on_the_object(bench: Workbench, views: FreeViews):
     click(bench, views, 2, on=False)
     (first, first_on), (second, second_on) = bench.markers()
     assert (first_on, second_on) == (True, False)
-    assert abs(float((first - torch.tensor([0.0, 0.0, 0.3])).norm()) - 0.3) < 0.12
-    assert abs(float((second - torch.tensor([0.5, 0.0, 0.2])).norm()) - 0.2) < 0.12
+    assert abs(math.dist(first, (0.0, 0.0, 0.3)) - 0.3) < 0.12
+    assert abs(math.dist(second, (0.5, 0.0, 0.2)) - 0.2) < 0.12
 
 
 def test_a_view_is_embedded_once(bench: Workbench, views: FreeViews):
@@ -143,7 +184,7 @@ def test_undo_and_redo_bring_back_the_very_masks(bench: Workbench, views: FreeVi
 
 def test_candidates_go_from_small_to_large(bench: Workbench, views: FreeViews):
     click(bench, views, 1)
-    assert bench.num_candidates() == 3
+    assert bench.may_choose
     areas = []
     for candidate in range(3):
         bench.choose(candidate)
@@ -216,11 +257,11 @@ def test_a_negative_point_takes_away(bench: Workbench, views: FreeViews):
 def test_stopping_keeps_what_is_there(bench: Workbench, views: FreeViews):
     click(bench, views, 1)
     steps = bench.segment(live_every=0.0)
-    shown = bench.publications
+    shown = bench.masks.changes
     for progress in steps:
         if progress.done == 4:
             break
-    assert bench.publications > shown
+    assert bench.masks.changes > shown
     steps.close()
     current = bench.state.current
     assert current is not None and current.evidence is not None and not bench.model.masks["object"].is_empty
@@ -278,13 +319,92 @@ def test_objects_of_a_loaded_run_are_taken_over(bench: Workbench, views: FreeVie
     bench.add_object()
     click(bench, views, 3)
     bench.show({"object 2"})
-    loaded = masked(small_model("nerfacto"))
-    loaded.masks.load_state_dict(bench.model.masks.state_dict())
-    again = Workbench(loaded, views, ColorSegmenter, SessionSettings(), resolution=64)  # type: ignore[arg-type]
+    again = bench_on(views, masks=bench.model.masks.state_dict())
     assert [(thing.name, thing.hidden, thing.color) for thing in again.state] == [
         (thing.name, thing.hidden, thing.color) for thing in bench.state
     ]
     assert iou(again, views.elsewhere, 1, [1]) > 0.9
+
+
+def test_prompts_come_back_with_the_run(views: FreeViews):
+    bench = bench_on(views)
+    click(bench, views, 1)
+    click(bench, views, 1, view=1)
+    list(bench.segment())
+    bench.draw_box("viewer 2", 0.1, 0.2, 0.9, 1.2)
+    bench.choose(0)
+    again = bench_on(views, masks=bench.model.masks.state_dict(), looked=False)
+    assert again.state.objects[0].prompts == bench.state.objects[0].prompts
+    assert again.markers() == bench.markers() and len(again.markers()) == 2
+    assert again.state.objects[0].prompts[-1].choice is not None and again.may_choose
+    assert not again.sight.free, "nothing is rendered before it is needed"
+
+
+def test_a_loaded_object_is_refined_as_if_it_had_never_been_saved(views: FreeViews):
+    bench = bench_on(views)
+    click(bench, views, 1)
+    list(bench.segment())
+    again = bench_on(views, masks=bench.model.masks.state_dict(), looked=False)
+    for each in (bench, again):
+        click(each, views, 2, view=1)
+    one, other = bench.model.masks["object"], again.model.masks["object"]
+    assert torch.allclose(one.hit, other.hit, atol=1e-4) and torch.allclose(one.seen, other.seen, atol=1e-4)
+    again.undo()
+    assert torch.equal(again.model.masks["object"].hit, again.state.objects[0].loaded.hit)  # type: ignore[union-attr]
+    assert len(list(again.segment())) > 8
+
+
+def test_prompts_in_training_views_come_back(views: FreeViews):
+    session = bench_on(views).sight.session(MaskGrid(64))
+    y, x = (views.ids(0) == 1).nonzero().float().mean(0).tolist()
+    session.prompt(0, Prompt.from_points(48, 64, [(x, y)], [(1, 1)], (2, 2, 64, 48)))
+    session.run()
+    model = masked(small_model("nerfacto"))
+    model.masks["ball"] = session.grid
+    model.masks.prompts["ball"] = written_session(session)
+    bench = bench_on(views, masks=model.masks.state_dict())
+    prompt = bench.state.objects[0].prompts[0]
+    assert prompt.view == "000.png" and len(bench.markers()) == 2
+    assert torch.equal(bench.sight.answer(prompt).mask, session.mask_of(0))
+    bench.choose(0)
+    assert iou(bench, views, 3, [1], "ball") > 0.9
+    # Whoever replaces the mask replaces what pointed at it.
+    model.masks["ball"] = MaskGrid(16)
+    assert model.masks.prompts == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ((), "all of it"),
+        (("segmented",), 1),
+        (("prompts",), None),
+        (("prompts", 0), []),
+        (("prompts", 0, "camera"), {"pose": [1.0]}),
+        (("prompts", 0), {"view": "nowhere.png"}),
+        (("prompts", 0, "camera", "pose", 0), float("nan")),
+        (("prompts", 0, "camera", "pose", 0), 7.0),
+        (("prompts", 0, "camera", "width"), 10**9),
+        (("prompts", 0, "marks", 0, 0), 2.0),
+        (("prompts", 0, "marks", 0), [0.5, 0.5]),
+        (("prompts", 0, "marks"), []),
+        (("prompts", 0, "box"), [0.9, 0.1, 0.2, 0.8]),
+        (("prompts", 0, "choice"), -1),
+        (("prompts", 0, "choice"), True),
+    ],
+)
+def test_damaged_prompts_are_told_and_the_mask_is_there(views: FreeViews, path: tuple[Any, ...], value: object):
+    bench = bench_on(views)
+    click(bench, views, 1)
+    state = copy.deepcopy(bench.model.masks.state_dict())
+    at = state["_extra_state"]["prompts"]
+    for step in ("object", *path)[:-1]:
+        at = at[step]
+    at[("object", *path)[-1]] = value
+    again = bench_on(views, masks=state)
+    assert len(again.masks.troubles) == 1 and "object are damaged" in again.masks.troubles[0]
+    assert again.state.objects[0].prompts == ()
+    assert iou(again, views.elsewhere, 0, [1]) > 0.95
 
 
 def test_nothing_prompted_is_a_sentence(bench: Workbench):
@@ -299,7 +419,7 @@ def test_nothing_prompted_is_a_sentence(bench: Workbench):
 def test_looking_twice_from_one_place_renders_once(views: FreeViews):
     model = masked(small_model("nerfacto"))
     lock = threading.Lock()
-    bench = Workbench(model, views, ColorSegmenter, SessionSettings(), 32, lock)  # type: ignore[arg-type]
+    bench = Workbench(Sight(model, views, ColorSegmenter, SessionSettings(), lock), 32)  # type: ignore[arg-type]
     name = bench.look(camera())
     assert bench.look(camera()) == name
     other = camera()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.fields.trilinear import Fractions
 
 OUTSIDE = 0.25
 """Share of the box's half width that all of space outside is contracted into (see ``MaskGrid.contract``)."""
@@ -132,6 +133,30 @@ class MaskGrid(MaskField):
         radius = norm.clamp(max=1) + OUTSIDE * (1 / (1 - beyond) - 1)
         return self.center + u * (radius / norm.clamp(min=1e-9)) * self.half_extent
 
+    def located(
+        self, x: Float[Tensor, "*batch"], y: Float[Tensor, "*batch"], z: Float[Tensor, "*batch"]
+    ) -> tuple[Int[Tensor, " num"], Fractions]:
+        """The first vertex of the block of eight that each position lies in, and where in the block it lies.
+
+        Args:
+            x: World positions less ``center`` over ``half_extent``; overwritten, as are y and z.
+            y: Likewise.
+            z: Likewise.
+        """
+        r = self.resolution
+        norm = torch.maximum(torch.maximum(x.abs(), y.abs()), z.abs())
+        # The contraction, see contract(), and from (-1, 1) to vertices.
+        radius = OUTSIDE - OUTSIDE / (1 + (norm - 1).clamp_(min=0).div_(OUTSIDE))
+        radius += norm.clamp(max=1)
+        scale = radius.div_(norm.clamp_(min=1e-9)).mul_(0.5 * (r - 1) / (1 + OUTSIDE))
+        u = [axis.mul_(scale).add_(0.5 * (r - 1)).clamp_(0, r - 1) for axis in (x, y, z)]
+        first = [axis.floor().clamp_(max=r - 2) for axis in u]
+        fx, fy, fz = (axis.sub_(low).reshape(-1) for axis, low in zip(u, first, strict=True))
+        # Whole numbers up to 128^3 are exact in single precision; larger grids take the longer way.
+        i, j, k = first if r <= 256 else [low.double() for low in first]
+        index = k.mul_(r).add_(j).mul_(r).add_(i).long()
+        return index.reshape(-1), (fx, fy, fz)
+
     def gather(
         self, values: Float[Tensor, "num_cells channels"], positions: Float[Tensor, "num_samples 3"]
     ) -> Float[Tensor, "num_samples channels"]:
@@ -171,8 +196,9 @@ class MaskGrid(MaskField):
 
     def _near(self) -> Bool[Tensor, " num_cells"]:
         """Vertices no farther out than ``REACH``; an object that outgrows its box moves it in the next pass."""
-        x = (self.cell_positions() - self.center) / self.half_extent
-        return x.abs().amax(dim=-1) <= REACH
+        reach = (1 + OUTSIDE * (1 - 1 / (1 + (REACH - 1) / OUTSIDE))) / (1 + OUTSIDE)
+        near = torch.linspace(-1, 1, self.resolution, device=self.hit.device).abs() <= reach
+        return (near[:, None, None] & near[:, None] & near).reshape(-1)
 
     def with_room_for(self, surface: Float[Tensor, "num_points 3"], spacing: float, num_views: int) -> MaskGrid:
         """The same evidence; in a wider box if what is prompted lies beyond the fine cells of this one."""

@@ -24,6 +24,7 @@ FLAGS = (
     "--no-sandbox --use-gl=angle --use-angle=swiftshader --enable-unsafe-swiftshader --ignore-gpu-blocklist "
     "--disable-background-networking --disable-component-update --disable-sync --disable-quic --no-first-run"
 )
+INPUT = "input[not(@type='hidden')]"
 SIZE = {"width": 1000, "height": 760}
 
 
@@ -106,7 +107,7 @@ class Tab:
 
     def field(self, label: str) -> Any:
         """The text field beside a label."""
-        return self.page.get_by_text(label, exact=True).locator("xpath=ancestor::*[.//input][1]//input").first
+        return self.page.get_by_text(label, exact=True).locator(f"xpath=ancestor::*[.//{INPUT}][1]//{INPUT}").first
 
     def wait_object(self, name: str, seconds: float = 20) -> None:
         """Wait until an object is selected."""

@@ -203,6 +203,7 @@ def test_what_is_nerfstudios_own_still_works(tab: Tab, place: Place):
     tab.page.get_by_role("tab", name="Render").click()
     tab.press("Add Keyframe")
     tab.press("Clear Keyframes")
+    tab.press("Yes")
     tab.page.get_by_role("tab", name="Control").click()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class TrainingViews:
         filenames: Of all training images, in the same order.
         long_side: Images are rendered with their longer side no longer than this.
         image_scale: Size of the original images over the size in ``cameras``, which nerfstudio may have scaled down.
+        photo: The image that a view was trained on, of any size, [height, width, 3] in [0, 1]; where it is given,
+            segmenters see it, and else what the model renders.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class TrainingViews:
         filenames: Sequence[Path],
         long_side: int,
         image_scale: float = 1.0,
+        photo: Callable[[int], Float[Tensor, "rows columns 3"]] | None = None,
     ) -> None:
         self.model = model
         self.cameras = cameras
         self.filenames = [Path(name) for name in filenames]
         self.long_side = long_side
         self.image_scale = image_scale
+        self.photo = photo
         self.lock: AbstractContextManager[Any] = nullcontext()
         """Held while the model renders; the viewer renders with the same model on other threads."""
         self._traces: dict[int, ViewTrace] = {}
@@ -98,6 +102,39 @@ class TrainingViews:
         if view not in self._traces:
             self._traces[view] = trace_camera(self.model, self.camera(view), self.lock)
         return self._traces[view]
+
+    def picture(self, view: int) -> Float[Tensor, "height width 3"]:
+        """What a segmenter sees of a view, in [0, 1]: the render, or the photo on the render's pixels."""
+        trace = self.trace(view)
+        if self.photo is None:
+            return trace.rgb
+        camera, size = self.cameras[view], (trace.height, trace.width)
+        return on_pixels(self.photo(view).to(trace.rgb), (int(camera.height), int(camera.width)), size, self.long_side)
+
+
+def on_pixels(
+    photo: Float[Tensor, "rows columns 3"], camera_size: tuple[int, int], size: tuple[int, int], long_side: int
+) -> Float[Tensor, "height width 3"]:
+    """A photo on the pixels of a render.
+
+    Nerfstudio rounds sizes down when it scales a camera: the render then lacks part of a pixel at the right and at the
+    bottom, and the photo is cut there before it is resized.
+
+    Args:
+        photo: The photo, of any size.
+        camera_size: Height and width of its camera.
+        size: Height and width of the render.
+        long_side: Long side of the render as it was asked for.
+    """
+    scale = min(1.0, long_side / max(camera_size))
+    shown = [
+        min(round(part / scale / whole * have), have)
+        for part, whole, have in zip(size, camera_size, photo.shape[:2], strict=True)
+    ]
+    if tuple(shown) == size:
+        return photo[: size[0], : size[1]]
+    cut = photo[: shown[0], : shown[1]].permute(2, 0, 1)[None]
+    return torch.nn.functional.interpolate(cut, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).clamp(0, 1)
 
 
 @torch.no_grad()

@@ -56,6 +56,9 @@ class BallViews:
             directions=directions,
         )
 
+    def picture(self, view: int) -> Tensor:
+        return self.trace(view).rgb
+
     def _cast(self, view: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         pose = self.poses[view]
         y, x = torch.meshgrid(torch.arange(self.height) + 0.5, torch.arange(self.width) + 0.5, indexing="ij")

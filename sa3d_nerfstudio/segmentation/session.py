@@ -42,6 +42,10 @@ class Views(Protocol):
         """The view's trace; rendered once."""
         ...
 
+    def picture(self, view: int) -> Float[Tensor, "height width 3"]:
+        """What segmenters see of the view, on the pixels of its trace."""
+        ...
+
 
 @dataclass
 class FreeView:
@@ -297,7 +301,8 @@ class SegmentationSession:
         trace = self.trace(view)
         with self._timed("segment"):
             if view not in self._embeddings:
-                image = SegmenterImage(trace.rgb, self.name(view), trace.depth[..., 0])
+                rgb = trace.rgb if isinstance(view, str) else self.views.picture(view)
+                image = SegmenterImage(rgb, self.name(view), trace.depth[..., 0])
                 self._embeddings[view] = self.segmenter.embed(image)
         return self._embeddings[view]
 

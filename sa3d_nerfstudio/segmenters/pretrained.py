@@ -56,6 +56,7 @@ def load_pretrained(
             f"pip install 'sa3d-nerfstudio[text]', or {otherwise}."
         )
     import transformers
+    from safetensors import SafetensorError
 
     remedy = f"name a folder with config.json and model.safetensors by {option}, or {otherwise}"
     folder = Path(name).expanduser()
@@ -85,7 +86,7 @@ def load_pretrained(
             f"https://huggingface.co/{name} into a folder and name it by {option}, or {otherwise}."
         ) from error
     # What the package raises for damaged files and settings that contradict each other has no class of its own.
-    except (RuntimeError, ValueError, KeyError, TypeError, ImportError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, ImportError, SafetensorError) as error:
         raise SA3DError(f"{kind} in {name} cannot be read ({one_line(error)}): {remedy}.") from error
     if fit["missing_keys"] or fit["mismatched_keys"]:
         raise SA3DError(

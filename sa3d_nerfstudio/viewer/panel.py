@@ -10,6 +10,7 @@ import viser
 from nerfstudio.viewer.viewer import Viewer
 from nerfstudio.viewer.viewer_elements import ViewerControl
 
+from sa3d_nerfstudio.segmenters.text import text_available
 from sa3d_nerfstudio.viewer.desk import Desk
 from sa3d_nerfstudio.viewer.host import Host
 from sa3d_nerfstudio.viewer.naming import Naming
@@ -18,6 +19,7 @@ from sa3d_nerfstudio.viewer.saving import Saving
 from sa3d_nerfstudio.viewer.segmenting import Segmenting
 from sa3d_nerfstudio.viewer.sight import Sight
 from sa3d_nerfstudio.viewer.viewing import Viewing
+from sa3d_nerfstudio.viewer.wording import Wording
 from sa3d_nerfstudio.viewer.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -42,9 +44,11 @@ class SegmentPanel(ViewerControl):
         with self.viser_server.gui.add_folder("Segment", order=-1.0):
             self.desk = desk = Desk(self.host, bench, self._pipeline)
             self._prompting = Prompting(desk)
+            wording = [Wording(desk, self._prompting)] if text_available() else []
             segmenting = Segmenting(desk, self._prompting)
             viewing = Viewing(desk, self._prompting)
-            desk.sections = [self._prompting, segmenting, viewing, Naming(desk), Saving(desk, segmenting.job)]
+            desk.sections = [self._prompting, *wording, segmenting, viewing]
+            desk.sections += [Naming(desk), Saving(desk, segmenting.job)]
         self.viser_server.on_client_connect(self._came)
         self.viser_server.on_client_disconnect(self._prompting.left)
         desk.begin()

@@ -12,6 +12,7 @@ from nerfstudio.viewer.viewer_elements import ViewerControl
 
 from sa3d_nerfstudio.segmenters.text import text_available
 from sa3d_nerfstudio.viewer.desk import Desk
+from sa3d_nerfstudio.viewer.editing import Editing
 from sa3d_nerfstudio.viewer.host import Host
 from sa3d_nerfstudio.viewer.naming import Naming
 from sa3d_nerfstudio.viewer.prompting import Prompting
@@ -45,9 +46,10 @@ class SegmentPanel(ViewerControl):
             self.desk = desk = Desk(self.host, bench, self._pipeline)
             self._prompting = Prompting(desk)
             wording = [Wording(desk, self._prompting)] if text_available() else []
+            editing = Editing(desk)
             segmenting = Segmenting(desk, self._prompting)
             viewing = Viewing(desk, self._prompting)
-            desk.sections = [self._prompting, *wording, segmenting, viewing]
+            desk.sections = [self._prompting, *wording, editing, segmenting, viewing]
             desk.sections += [Naming(desk), Saving(desk, segmenting.job)]
         self.viser_server.on_client_connect(self._came)
         self.viser_server.on_client_disconnect(self._prompting.left)

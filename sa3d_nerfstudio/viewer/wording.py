@@ -22,7 +22,7 @@ class Wording:
         self._text = desk.gui.add_text("Text", initial_value="", hint="Name the object, as in: a mug")
         find = desk.gui.add_button("Find in this view", color="gray", icon=viser.Icon.SEARCH)
         find.on_click(lambda event: event.client and desk.do(self._find, event.client))
-        self._choice = desk.gui.add_dropdown("Found", [""], visible=False, hint="What else looks like that")
+        self._choice = desk.gui.add_dropdown("Found", options=[""], visible=False, hint="What else looks like that")
         self._choice.on_update(lambda event: event.client and desk.change(self._take, self._choice.value))
 
     def refresh(self) -> None:

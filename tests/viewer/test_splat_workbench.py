@@ -105,5 +105,5 @@ def test_a_ball_of_splats_is_segmented_refined_and_saved(model: MaskedSplatModel
     assert len(later.markers()) == 1
     later.solo(True)
     later.mark(later.look(cameras()[1:2]), 0.5 + 0.5 / 3, 0.5, True)
-    # A correction: now the object is both.
-    assert objects_splats(again) == list(range(2 * PART))
+    # A correction: now what this view sees of the other ball belongs to it, too.
+    assert objects_splats(again)[:PART] == list(range(PART)) and len(objects_splats(again)) > PART

@@ -132,6 +132,13 @@ class Host:
         output = self.viewer.control_panel.output_render
         return None if output == "not set" else output
 
+    def wait_for_output(self, seconds: float = 30.0) -> bool:
+        """Wait until something has been rendered, and say whether it has."""
+        deadline = time.monotonic() + seconds
+        while self.output is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return self.output is not None
+
     def on_output(self, changed: Callable[[], None]) -> None:
         """Call something when another output is chosen in nerfstudio's own selector."""
         element = self.viewer.control_panel._output_render

@@ -33,6 +33,7 @@ class SegmentPanel(ViewerControl):
     def __init__(self, pipeline: SA3DPipeline) -> None:
         # Kept in a function: nerfstudio walks all attributes of the pipeline, and must not walk in circles.
         self._pipeline: Callable[[], SA3DPipeline] = lambda: pipeline
+        self._visited = False
 
     def _setup(self, viewer: Viewer) -> None:
         super()._setup(viewer)
@@ -56,11 +57,17 @@ class SegmentPanel(ViewerControl):
         desk.begin()
 
     def _came(self, client: viser.ClientHandle) -> None:
-        """A tab was opened; it begins where a picture was taken, and not somewhere in the middle of things."""
+        """A tab was opened; it begins where a picture was taken, and not somewhere in the middle of things.
+
+        The first one finds the objects that came with the run lit up.
+        """
 
         def welcome() -> None:
             self.host.look_from(client, 0)
             self.host.hide_cameras()
+            first, self._visited = not self._visited, True
+            if first and self.desk.bench.state.objects and self.host.wait_for_output():
+                self.desk.show_view("overlay")
 
         # Not on the worker, which may be at work for minutes.
         threading.Thread(target=welcome, daemon=True).start()

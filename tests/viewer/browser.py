@@ -111,7 +111,14 @@ class Tab:
 
     def wait_object(self, name: str, seconds: float = 20) -> None:
         """Wait until an object is selected."""
-        selected = self.page.get_by_label("Object", exact=True).first
+        self._wait_choice("Object", name, seconds)
+
+    def wait_view(self, name: str, seconds: float = 40) -> None:
+        """Wait until the panel says that the viewport shows something."""
+        self._wait_choice("View", name, seconds)
+
+    def _wait_choice(self, label: str, name: str, seconds: float) -> None:
+        selected = self.page.get_by_label(label, exact=True).first
         deadline = time.monotonic() + seconds
         while selected.input_value() != name:
             assert time.monotonic() < deadline, f"{selected.input_value()} is selected; {self.status()}"

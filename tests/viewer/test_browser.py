@@ -247,6 +247,7 @@ def test_ns_viewer_goes_on_where_the_run_was_saved(chromium: Any, run: Path, fol
         shown = Tab(page, folder)
         shown.wait_object("object")
         assert shown.field("Threshold").input_value() == "0.95"
+        shown.wait_view("overlay")
         # The prompt is there: another answer to it can be taken.
         shown.press("large")
         threshold = shown.field("Threshold")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -101,7 +102,7 @@ class Tab:
         self.page.get_by_text(name, exact=True).click()
         self.page.wait_for_timeout(500)
 
-    def wait(self, text: str, seconds: float = 60) -> None:
+    def wait(self, text: str | re.Pattern[str], seconds: float = 60) -> None:
         """Wait until the panel says something."""
         self.page.get_by_text(text).first.wait_for(timeout=1000 * seconds)
 

@@ -6,19 +6,20 @@ import difflib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
+from sa3d_nerfstudio.chunks import map_chunks
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.model import MaskedModel
 from sa3d_nerfstudio.splat_model import MaskedSplatModel
 from sa3d_nerfstudio.traces.base import ViewTrace
-from sa3d_nerfstudio.traces.nerf import RGB_OUTPUTS, NerfViewTrace, concatenate
+from sa3d_nerfstudio.traces.nerf import RGB_OUTPUTS, NerfViewTrace, WeightedSamples, concatenate
 
 
 class TrainingViews:
@@ -146,33 +147,32 @@ def trace_camera(model: MaskOutputs, camera: Cameras, lock: AbstractContextManag
         camera: One camera, of any type that the base model renders.
         lock: Held for each chunk, and free in between, so that others get their turn with the model.
     """
-    lock = lock or nullcontext()
+    held = lock or nullcontext()
     if isinstance(model, MaskedSplatModel):
-        with lock:
+        with held:
             return model.trace_view(camera)
     assert isinstance(model, MaskedModel)
     height, width = int(camera.height.max()), int(camera.width.max())
     rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
-    parts, colors, depths = [], [], []
-    for start in range(0, len(rays), model.config.eval_num_rays_per_chunk):
-        chunk = rays[start : start + model.config.eval_num_rays_per_chunk].to(model.device)
-        collider = model.collider
-        if collider is not None:
-            chunk = collider(chunk)
-        with lock:
+
+    def trace(part: slice) -> tuple[WeightedSamples, Tensor]:
+        chunk = rays[part].to(model.device)
+        if model.collider is not None:
+            chunk = model.collider(chunk)
+        with held:
             model.eval()
             outputs, samples = model.trace(chunk)
-        parts.append(samples.pruned())
-        colors.append(outputs[next(name for name in RGB_OUTPUTS if name in outputs)])
-        assert samples.depth is not None
-        # Not the output of that name, which models of signed distances measure along the camera's axis.
-        depths.append(samples.depth)
+        return samples.pruned(), outputs[next(name for name in RGB_OUTPUTS if name in outputs)]
+
+    traced = map_chunks(model.config, len(rays), trace)
+    parts = [samples for samples, _ in traced]
     return NerfViewTrace(
         samples=concatenate(parts),
         height=height,
         width=width,
-        rgb=torch.cat(colors).reshape(height, width, 3),
-        depth=torch.cat(depths).reshape(height, width, 1),
+        rgb=torch.cat([rgb for _, rgb in traced]).reshape(height, width, 3),
+        # Not the output of that name, which models of signed distances measure along the camera's axis.
+        depth=torch.cat([cast(Tensor, samples.depth) for samples in parts]).reshape(height, width, 1),
         origins=rays.origins.to(model.device),
         directions=rays.directions.to(model.device),
     )

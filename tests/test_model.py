@@ -6,8 +6,10 @@ import pytest
 import torch
 from nerfstudio.model_components import renderers
 
+from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.lazy_outputs import LazyOutputs
+from sa3d_nerfstudio.mask_outputs import RAYS_IN_VAIN
 from sa3d_nerfstudio.traces.gating import gated_density
 from tests.models import CONFIGS, NEEDING_STAND_INS, camera, masked, rays, small_model
 from tests.stand_ins import occupancy_on_cpu, sdf_on_cpu
@@ -101,6 +103,23 @@ def test_alpha_is_the_mask_with_its_threshold_at_a_half():
     outputs = {"rgb": torch.rand(5, 3), "mask": torch.tensor([[0.0], [0.1], [0.2], [0.3], [1.0]])}
     alpha = model.get_rgba_image(outputs)[:, 3]
     assert alpha.tolist() == pytest.approx([0.0, 0.25, 0.5, 0.5625, 1.0])
+
+
+def test_an_exporter_of_points_does_not_wait_forever():
+    """nerfstudio's loop draws rays until it has enough points; in a fog no mask exceeds the threshold."""
+    model = masked(small_model("nerfacto"))
+    model.masks["ball"] = ball()
+    faint = {"rgb": torch.rand(4096, 3), "mask": torch.full((4096, 1), 0.49)}
+    batches = RAYS_IN_VAIN // 4096
+    for _ in range(batches):
+        model.get_rgba_image(faint)
+    model.get_rgba_image({**faint, "mask": torch.cat([faint["mask"][1:], torch.ones(1, 1)])})
+    for _ in range(batches):
+        model.get_rgba_image(faint)
+    with pytest.raises(SA3DError, match=r"above the threshold of 0\.5 in no training view"):
+        model.get_rgba_image(faint)
+    image = {name: value.reshape(64, 64, -1) for name, value in faint.items()}
+    assert model.get_rgba_image(image).shape == (64, 64, 4)
 
 
 def test_without_objects_a_render_is_the_base_models():

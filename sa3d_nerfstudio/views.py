@@ -116,6 +116,8 @@ def trace_camera(model: MaskOutputs, camera: Cameras, lock: AbstractContextManag
     assert isinstance(model, MaskedModel)
     height, width = int(camera.height.max()), int(camera.width.max())
     rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
+    # nerfstudio divides by zero for a pixel that lies exactly on the axis of a fisheye lens.
+    rays.directions = torch.where(rays.directions.isnan(), -camera.camera_to_worlds[0, :, 2], rays.directions)
     parts, colors, depths = [], [], []
     for start in range(0, len(rays), model.config.eval_num_rays_per_chunk):
         chunk = rays[start : start + model.config.eval_num_rays_per_chunk].to(model.device)

@@ -10,7 +10,7 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.lazy_outputs import LazyOutputs
 from sa3d_nerfstudio.mask_outputs import RAYS_IN_VAIN
-from sa3d_nerfstudio.traces.gating import gated_density
+from sa3d_nerfstudio.traces.gating import Gate, gated_density
 from tests.models import CONFIGS, NEEDING_STAND_INS, camera, masked, rays, small_model
 from tests.stand_ins import occupancy_on_cpu, sdf_on_cpu
 
@@ -73,6 +73,23 @@ def test_gating_all_or_nothing(method: str):
         with gated_density(model, lambda x: torch.zeros_like(x[..., :1])):
             assert model.trace(bundle)[0][name].abs().max() < 1e-6
         assert torch.allclose(model.trace(bundle)[0][name], before, atol=1e-6)
+
+
+def test_gates_within_gates_multiply():
+    model, position = masked(small_model("nerfacto")), rays()
+
+    def half(axis: int) -> Gate:
+        return lambda x: (x[..., axis : axis + 1] > 0).float()
+
+    with torch.no_grad(), gated_density(model, half(0)):
+        outer = model.trace(position)[1]
+        with gated_density(model, half(1)):
+            both = model.trace(position)[1]
+        again = model.trace(position)[1]
+    assert outer.positions[outer.weights > 1e-6][:, 0].min() > 0
+    assert outer.positions[outer.weights > 1e-6][:, 1].min() < 0
+    assert both.positions[both.weights > 1e-6][:, :2].min() > 0
+    assert torch.equal(again.weights, outer.weights)
 
 
 def test_gating_is_undone_after_an_error():

@@ -72,10 +72,12 @@ def _sdfstudio(scene: Path, folder: Path) -> Path:
 
 METHODS = {
     "vanilla-nerf": Method(
-        [*_FEW_SAMPLES, *_NEAR_AND_FAR, "--optimizers.fields.optimizer.lr", 0.003], suffix="_fine"
+        [*_FEW_SAMPLES, *_NEAR_AND_FAR, "--optimizers.fields.optimizer.lr", 0.003],
+        suffix="_fine", steps=40, rays=64,
     ),
     "mipnerf": Method(
-        [*_FEW_SAMPLES, *_NEAR_AND_FAR, "--optimizers.fields.optimizer.lr", 0.003], suffix="_fine"
+        [*_FEW_SAMPLES, *_NEAR_AND_FAR, "--optimizers.fields.optimizer.lr", 0.003],
+        suffix="_fine", steps=40, rays=64,
     ),
     "tensorf": Method(
         [

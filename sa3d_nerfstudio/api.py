@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras
@@ -81,29 +82,40 @@ class Run:
 
     def prompt(
         self,
-        view: str | int,
+        view: str | int | None = None,
         points: object = (),
         negative_points: object = (),
         box: object = None,
         name: str | None = None,
+        text: str | None = None,
+        box_index: int | None = None,
     ) -> Bool[Tensor, "height width"]:
         """Point at an object in one training view. More views may be prompted before :meth:`segment` is called.
 
         Args:
-            view: The image's file name, or its index among the training views.
+            view: The image's file name, or its index among the training views; words alone are looked for in the
+                first one.
             points: (x, y) pairs on the object, in pixels of the original image from the top left.
             negative_points: (x, y) pairs on something else.
             box: x0, y0, x1, y1 around the object.
             name: Name of the object; a new name begins a new object.
+            text: Words for the object, such as "a mug", instead of a box.
+            box_index: Which place to take if the words fit several.
 
         Returns:
             The 2D mask, at the working size.
 
         Raises:
-            SA3DError: The view is unknown, or the prompt selects nothing.
+            SA3DError: The view is unknown, or the prompt selects nothing, or the words fit nothing or several places.
         """
         views = self.pipeline.views
-        index = views.find(view)
+        if view is None and (text is None or len(np.asarray(points)) or len(np.asarray(negative_points))):
+            raise SA3DError("points and boxes need a view: name the image that they are in.")
+        index = 0 if view is None else views.find(view)
+        if text is not None:
+            if box is not None:
+                raise SA3DError(f'give a box, or words to find one ("{text}"), not both.')
+            box = self.pipeline.find_box(index, text, box_index)
         if self._session is None or name not in (None, self._name):
             self._name = name or self.pipeline.config.object_name
             self._session = self.pipeline.session(self._name)

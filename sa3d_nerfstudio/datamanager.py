@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import DataManager, VanillaDataManager
@@ -21,7 +21,7 @@ from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
 from nerfstudio.model_components.ray_generators import RayGenerator
 from torch import Tensor
 
-from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.errors import SA3DError, one_line
 
 RayFilter = Callable[[RayBundle], Bool[Tensor, " num_rays"]]
 """Which rays pass through the object."""
@@ -88,6 +88,23 @@ class Filtered(DataManager):
         """The cameras that the model was trained with."""
         assert self.train_dataset is not None
         return self.train_dataset.cameras
+
+    def training_photo(self, index: int) -> Float[Tensor, "height width 3"]:
+        """The image that the model was trained with, as :meth:`training_cameras` saw it, in [0, 1].
+
+        Raises:
+            SA3DError: The image cannot be read.
+        """
+        assert self.train_dataset is not None
+        try:
+            # With masks applied and colours behind transparency, as the model was shown it.
+            image = self.train_dataset.get_data(index)["image"]
+        except (OSError, ValueError) as error:
+            path = self.train_dataset.image_filenames[index]
+            raise SA3DError(
+                f"{path} cannot be read ({one_line(error)}): put it back, or choose --pipeline.image-source render."
+            ) from error
+        return as_colours(image)
 
     def reset_ray_filter(self) -> None:
         """Forget where the object is seen. To be called when the object has changed."""
@@ -178,11 +195,27 @@ class FrozenImages(Filtered):
             _ = self.cached_train
         return self.train_dataset.cameras
 
+    def training_photo(self, index: int) -> Float[Tensor, "height width 3"]:
+        """As in the base class, but without the distortion that the cameras have not either."""
+        assert self.train_dataset is not None
+        distortion = self.train_dataset.cameras.distortion_params
+        if distortion is not None and bool((distortion != 0).any()):
+            return as_colours(self.cached_train[index]["image"])
+        return super().training_photo(index)
+
     def get_train_rays_per_batch(self) -> int:
         """Pixels of a training image, told without loading the images."""
         assert self.train_dataset is not None
         camera = self.train_dataset.cameras[0]
         return int(camera.height.item() * camera.width.item())
+
+
+def as_colours(image: Tensor) -> Float[Tensor, "height width 3"]:
+    """An image of a data set as colours in [0, 1]; where it is transparent, white."""
+    image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    if image.shape[-1] == 4:
+        image = image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
+    return image
 
 
 class PixelCells:

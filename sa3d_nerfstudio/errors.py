@@ -10,6 +10,10 @@ class SA3DError(Exception):
     """A fault that the user can mend. Its message is one sentence that names what to do."""
 
 
+class MissingWeightsError(SA3DError):
+    """A network's weights are not there and could not be had: something else works without them."""
+
+
 def one_line(error: BaseException, limit: int = 200) -> str:
     """Another library's error as part of a sentence of ours: one line, no final stop, at most `limit` characters."""
     text = " ".join(str(error).split()).rstrip(".")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from contextvars import ContextVar
 from types import new_class
@@ -19,6 +20,7 @@ from nerfstudio.models.splatfacto import SplatfactoModel
 from nerfstudio.utils.colors import COLORS_DICT
 from torch import Tensor
 
+from sa3d_nerfstudio.chunks import with_smaller_chunks
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.fields.object_sdf import cut_to_objects, whole_scene
 from sa3d_nerfstudio.fields.objects import MaskObjects
@@ -80,12 +82,13 @@ class MaskedModel(MaskOutputs):
         Raises:
             SA3DError: An exporter asks, and there is no object.
         """
+        render = functools.partial(super().get_outputs_for_camera_ray_bundle, camera_ray_bundle)
         if _FOR.get() == "viewing":
-            return super().get_outputs_for_camera_ray_bundle(camera_ray_bundle)
+            return with_smaller_chunks(self.config, render)
         self.require_object()
         purpose = _FOR.set("export")
         try:
-            return super().get_outputs_for_camera_ray_bundle(camera_ray_bundle)
+            return with_smaller_chunks(self.config, render)
         finally:
             _FOR.reset(purpose)
 

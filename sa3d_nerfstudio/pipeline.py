@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -23,8 +23,9 @@ from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.model import with_masks
 from sa3d_nerfstudio.prompt_config import ObjectPrompts, PromptConfig, read_prompts
 from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
-from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterOptions
+from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterImage, SegmenterOptions
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
+from sa3d_nerfstudio.segmenters.text import TextOptions, choose_box, find_boxes
 from sa3d_nerfstudio.torch_compat import load_checkpoint
 from sa3d_nerfstudio.viewer.panel import SegmentPanel
 from sa3d_nerfstudio.views import TrainingViews
@@ -70,6 +71,14 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     """2D segmenter: sam-vit-h, sam-vit-l, sam-vit-b, grabcut (needs no weights), oracle (benchmarks), or a plugin's."""
     sam_checkpoint: Path | None = None
     """Weights of the Segment Anything model."""
+    sam_download: bool = True
+    """Download published weights on first use; else a sentence says where they are to be had."""
+    dense_prompts: bool = False
+    """Show SAM the rendered mask itself, and a box around it, beside points on it."""
+    image_source: Literal["render", "photo"] = "render"
+    """What segmenters see of a training view: the base model's render, or the image that it was trained with."""
+    text_model: str = TextOptions.model
+    """For text prompts: a Grounding DINO model's folder, or its name on the Hugging Face hub."""
     oracle_instances: Path | None = None
     """For the oracle: folder of id maps named like the images."""
     resolution: int = 128
@@ -146,7 +155,8 @@ class SA3DPipeline(VanillaPipeline):
             size = self.config.working_size or (1008 if self.device.type == "cuda" else 160)
             scale = scaled_down / dataset.scale_factor
             cameras = cast(Filtered, self.datamanager).training_cameras()
-            self._views = TrainingViews(self.model, cameras, dataset.image_filenames, size, scale)
+            photo = cast(Filtered, self.datamanager).training_photo if self.config.image_source == "photo" else None
+            self._views = TrainingViews(self.model, cameras, dataset.image_filenames, size, scale, photo)
         return self._views
 
     def make_segmenter(self) -> Segmenter:
@@ -156,22 +166,60 @@ class SA3DPipeline(VanillaPipeline):
             SA3DError: There is none of that name, or it lacks its weights.
         """
         config = self.config
-        options = SegmenterOptions(self.device, config.sam_checkpoint, config.oracle_instances)
+        options = SegmenterOptions(
+            device=self.device,
+            sam_checkpoint=config.sam_checkpoint,
+            oracle_instances=config.oracle_instances,
+            sam_dense_prompts=config.dense_prompts,
+            sam_download=config.sam_download,
+        )
         return make_segmenter(config.segmenter, options)
 
-    def session(self, name: str | None = None) -> SegmentationSession:
+    def session(
+        self,
+        name: str | None = None,
+        segmenter: Segmenter | None = None,
+        embeddings: dict[int | str, Any] | None = None,
+    ) -> SegmentationSession:
         """Begin to segment an object.
 
         Args:
             name: The object's name; an object of the same name is replaced.
+            segmenter: The segmenter, if it has been built before.
+            embeddings: What it has embedded before, by view.
         """
         config = self.config
-        segmenter = self.make_segmenter()
+        segmenter = segmenter or self.make_segmenter()
         name = name or config.object_name
         grid = self.model.new_field(config.resolution)
-        session = SegmentationSession(self.views, segmenter, grid, config)
+        session = SegmentationSession(self.views, segmenter, grid, config, embeddings)
         self.model.masks[name] = grid
         return session
+
+    def text_options(self) -> TextOptions:
+        """What finds words in images."""
+        return TextOptions(self.config.text_model, device=str(self.device), download=self.config.sam_download)
+
+    def find_box(self, view: int, text: str, index: int | None = None) -> tuple[float, ...]:
+        """Where in a training view the words are.
+
+        Args:
+            view: Index of the view.
+            text: The words.
+            index: Which box to take, where the words fit several.
+
+        Returns:
+            x0, y0, x1, y1 in pixels of the original image.
+
+        Raises:
+            SA3DError: The words fit nothing, or several places, or the text detector cannot be had.
+        """
+        views = self.views
+        found = find_boxes(SegmenterImage(views.picture(view), views.name(view)), text, self.text_options())
+        shown, (height, width) = views.trace(view), views.image_size(view)
+        scale = (width / shown.width, height / shown.height) * 2
+        found = [replace(one, box=tuple(a * b for a, b in zip(one.box, scale, strict=True))) for one in found]
+        return choose_box(found, text, views.name(view), index).box
 
     def prompts_from_config(self) -> list[ObjectPrompts]:
         """The prompts that the configuration gives, by object and view.
@@ -179,7 +227,7 @@ class SA3DPipeline(VanillaPipeline):
         Raises:
             SA3DError: A view is unknown, a point lies outside its image, or a file cannot be read.
         """
-        return read_prompts(self.config.prompt, self.views, self.config.object_name)
+        return read_prompts(self.config.prompt, self.views, self.config.object_name, self.find_box)
 
     def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
         """Load a checkpoint of the base run, or of a sa3d run with or without base weights in it.

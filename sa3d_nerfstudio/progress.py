@@ -8,14 +8,29 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import robust_bounds
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
+
+
+def agreed(question: str, console: Console, answers: TextIO) -> bool:
+    """Ask yes or no, where somebody is there to answer. Whatever is not yes is no, and so is it where nobody is.
+
+    Args:
+        question: What to ask.
+        console: Where to ask it.
+        answers: Where the answer is typed.
+    """
+    if not (console.is_terminal and answers.isatty()):
+        return False
+    return console.input(Text(f"{question} [y/N] "), stream=answers).strip().lower() in ("y", "yes")
 
 
 def run_with_progress(session: SegmentationSession, console: Console) -> None:

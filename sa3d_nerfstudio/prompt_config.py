@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.scribbles import draw_polyline, points_of_stroke
 
-Kind = Literal["points", "box", "scribble", "mask"]
+Kind = Literal["points", "box", "scribble", "mask", "text"]
+
+BoxFinder = Callable[[int, str, "int | None"], Sequence[float]]
+"""From a training view, words, and which of the boxes (None if the words fit one place only) to x0, y0, x1, y1 in the
+original image."""
 
 
 @dataclass
@@ -38,13 +44,17 @@ class PromptConfig:
     """PNG with the object in white: taken as it is, without a segmenter. Any size."""
     file: Path | None = None
     """JSON file with prompts for any number of named objects and views; all of them are segmented."""
-    kinds: tuple[Kind, ...] = ("points", "box", "scribble")
+    kinds: tuple[Kind, ...] = ("points", "box", "scribble", "text")
     """Which kinds of prompts to take from the file."""
+    text: str | None = None
+    """Words for the object, such as "a mug"; without a view, they are looked for in the first one."""
+    box_index: int | None = None
+    """Which place to take if the words fit several; the message that lists them counts from 0."""
 
     @property
     def is_given(self) -> bool:
         """Whether anything is prompted at all."""
-        return self.view is not None or self.file is not None
+        return self.view is not None or self.file is not None or self.text is not None
 
 
 @dataclass
@@ -65,30 +75,36 @@ class NamedViews(Protocol):
     def name(self, view: int) -> str: ...
 
 
-def read_prompts(config: PromptConfig, views: NamedViews, object_name: str) -> list[ObjectPrompts]:
+def read_prompts(
+    config: PromptConfig, views: NamedViews, object_name: str, find_box: BoxFinder | None = None
+) -> list[ObjectPrompts]:
     """The prompts of all objects that the configuration names.
 
     Args:
         config: Options and files.
         views: The training views.
         object_name: Name of the object that the options prompt.
+        find_box: Finds what words name; without it, words are no prompt.
 
     Raises:
         SA3DError: A view is unknown, a number out of place, or a file cannot be read.
     """
     if config.file is not None:
-        if config.view is not None:
-            raise SA3DError("give either --pipeline.prompt.file or --pipeline.prompt.view, not both.")
-        return _read_file(config.file, views, config.kinds)
-    if config.view is None:
+        if config.view is not None or config.text is not None:
+            other = "view" if config.view is not None else "text"
+            raise SA3DError(f"give either --pipeline.prompt.file or --pipeline.prompt.{other}, not both.")
+        return _read_file(config.file, views, config.kinds, find_box)
+    if config.view is None and (config.text is None or config.points or config.box or config.scribble or config.mask):
         raise SA3DError("points need a view: name one with --pipeline.prompt.view.")
-    view = views.find(config.view)
+    view = 0 if config.view is None else views.find(config.view)
     entry = {
         "points": _pairs(config.points, "points"),
         "negative_points": _pairs(config.negative_points, "negative-points"),
         "box": list(config.box) or None,
+        "text": config.text,
+        "box_index": config.box_index,
     }
-    prompt = _prompt(entry, views, view)
+    prompt = _prompt(entry, views, view, find_box=find_box)
     height, width = views.image_size(view)
     if config.scribble is not None:
         positive, negative = read_scribble(config.scribble, height, width)
@@ -98,7 +114,7 @@ def read_prompts(config: PromptConfig, views: NamedViews, object_name: str) -> l
     if prompt.is_empty:
         raise SA3DError(
             "the prompt selects nothing: give at least one point on it with --pipeline.prompt.points, or a box, "
-            "a scribble or a mask."
+            "a scribble, a mask or words."
         )
     return [ObjectPrompts(object_name, {view: prompt})]
 
@@ -143,7 +159,11 @@ def _open(path: Path) -> Image.Image:
     return image
 
 
-def _read_file(path: Path, views: NamedViews, kinds: Sequence[Kind]) -> list[ObjectPrompts]:
+_IN_A_VIEW = frozenset({"points", "negative_points", "box", "scribble", "background_scribble", "mask"})
+"""What has no place without a view."""
+
+
+def _read_file(path: Path, views: NamedViews, kinds: Sequence[Kind], find_box: BoxFinder | None) -> list[ObjectPrompts]:
     try:
         content = json.loads(path.read_text("utf8"))
     except FileNotFoundError:
@@ -156,24 +176,32 @@ def _read_file(path: Path, views: NamedViews, kinds: Sequence[Kind]) -> list[Obj
     objects: dict[str, ObjectPrompts] = {}
     for entry in entries:
         name, view_name = entry.get("name"), entry.get("view", entry.get("frame"))
-        if not isinstance(name, str) or not name or not isinstance(view_name, (str, int)):
+        words_alone = view_name is None and "text" in entry and not _IN_A_VIEW & set(entry)
+        if not isinstance(name, str) or not name or not (words_alone or isinstance(view_name, (str, int))):
             raise SA3DError(f'every entry of {path} needs a "name" and a "view".')
         try:
-            view = views.find(view_name)
-            prompt = _prompt(entry, views, view, kinds)
+            view = 0 if words_alone else views.find(view_name)
+            prompt = _prompt(entry, views, view, kinds, find_box)
             if "mask" in kinds and "mask" in entry:
                 mask_path = path.parent / str(entry["mask"])
                 prompt.mask = torch.from_numpy(read_mask(mask_path, *views.image_size(view)))
         except SA3DError as error:
             raise SA3DError(f"object {name} in {path}: {error}") from error
         if prompt.is_empty:
-            raise SA3DError(f"object {name} in {path}: the prompt selects nothing; give a point, a box or a scribble.")
+            mask = ", or take the mask by --pipeline.prompt.kinds mask" * ("mask" in entry)
+            raise SA3DError(
+                f"object {name} in {path}: the prompt selects nothing; give a point, a box, a scribble or words{mask}."
+            )
         objects.setdefault(name, ObjectPrompts(name)).views[view] = prompt
     return list(objects.values())
 
 
 def _prompt(
-    entry: dict[str, Any], views: NamedViews, view: int, kinds: Sequence[Kind] = ("points", "box", "scribble")
+    entry: dict[str, Any],
+    views: NamedViews,
+    view: int,
+    kinds: Sequence[Kind] = ("points", "box", "scribble", "text"),
+    find_box: BoxFinder | None = None,
 ) -> Prompt:
     height, width = views.image_size(view)
     size = (views.name(view), height, width)
@@ -197,7 +225,22 @@ def _prompt(
                 points_of_stroke(draw_polyline(line, height, width), key == "scribble") if len(line) else line
             )
         prompt = _with_points(prompt, *strokes)
+    # Last, for a network looks for it.
+    if "text" in kinds and entry.get("text") is not None:
+        prompt.box = _box_of_text(entry, view, prompt, find_box)
     return prompt
+
+
+def _box_of_text(entry: dict[str, Any], view: int, prompt: Prompt, find_box: BoxFinder | None) -> Float[Tensor, "4"]:
+    """Where the words of an entry are, in the original image."""
+    text, index = entry["text"], entry.get("box_index")
+    if not isinstance(text, str) or not (index is None or isinstance(index, int)):
+        raise SA3DError(f"a text is made of words, and a box_index is a whole number, and not {text!r} and {index!r}.")
+    if prompt.box is not None:
+        raise SA3DError(f'there are two boxes, one given and one around "{text}": give the box or the words, not both.')
+    if find_box is None:
+        raise SA3DError(f'words cannot be looked for here: point at "{text}", or give a box around it.')
+    return torch.tensor([float(value) for value in find_box(view, text, index)])
 
 
 def _with_points(prompt: Prompt, positive: NDArray[np.float32], negative: NDArray[np.float32]) -> Prompt:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -19,11 +20,12 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from sa3d_nerfstudio.atomic import atomic_path
 from sa3d_nerfstudio.base_run import BaseRun, find_run
-from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
 from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
 from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineConfig
-from sa3d_nerfstudio.progress import print_report, run_with_progress
+from sa3d_nerfstudio.progress import agreed, print_report, run_with_progress
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmenters.base import Segmenter
 from sa3d_nerfstudio.torch_compat import load_checkpoint
 from sa3d_nerfstudio.traces.base import render_probability
 
@@ -178,9 +180,11 @@ class SA3DTrainer(Trainer):
         """
         sessions: dict[str, SegmentationSession] = {}
         prompts = self.pipeline.prompts_from_config()
+        segmenter = self._segmenter()
+        embeddings: dict[int | str, Any] = {}
         # All prompts are tried before the first long loop begins.
         for given in prompts:
-            sessions[given.name] = self.pipeline.session(given.name)
+            sessions[given.name] = self.pipeline.session(given.name, segmenter, embeddings)
             for view, prompt in given.views.items():
                 sessions[given.name].prompt(view, prompt)
         for name, session in sessions.items():
@@ -189,6 +193,17 @@ class SA3DTrainer(Trainer):
             run_with_progress(session, CONSOLE)
             print_report(session, CONSOLE)
         return sessions
+
+    def _segmenter(self) -> Segmenter:
+        """The segmenter that the configuration names, or what the user agrees to where its weights cannot be had."""
+        try:
+            return self.pipeline.make_segmenter()
+        except MissingWeightsError as error:
+            if not agreed(f"{error}\nSegment with grabcut instead?", CONSOLE, sys.stdin):
+                raise
+        self.config.pipeline.segmenter = "grabcut"
+        CONSOLE.print("segmenter   grabcut", highlight=False)
+        return self.pipeline.make_segmenter()
 
     def save(self, sessions: dict[str, SegmentationSession] | None = None) -> None:
         """Write the run: checkpoint, data parser transform, an overview of each object, and config.yml last."""

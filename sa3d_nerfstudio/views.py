@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
+from sa3d_nerfstudio.chunks import map_chunks
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.model import MaskedModel
 from sa3d_nerfstudio.splat_model import MaskedSplatModel
 from sa3d_nerfstudio.traces.base import ViewTrace
-from sa3d_nerfstudio.traces.nerf import RGB_OUTPUTS, NerfViewTrace, concatenate
+from sa3d_nerfstudio.traces.nerf import RGB_OUTPUTS, NerfViewTrace, WeightedSamples, concatenate
 
 
 class TrainingViews:
@@ -30,6 +31,8 @@ class TrainingViews:
         filenames: Of all training images, in the same order.
         long_side: Images are rendered with their longer side no longer than this.
         image_scale: Size of the original images over the size in ``cameras``, which nerfstudio may have scaled down.
+        photo: The image that a view was trained on, of any size, [height, width, 3] in [0, 1]; where it is given,
+            segmenters see it, and else what the model renders.
     """
 
     def __init__(
@@ -39,12 +42,14 @@ class TrainingViews:
         filenames: Sequence[Path],
         long_side: int,
         image_scale: float = 1.0,
+        photo: Callable[[int], Float[Tensor, "rows columns 3"]] | None = None,
     ) -> None:
         self.model = model
         self.cameras = cameras
         self.filenames = [Path(name) for name in filenames]
         self.long_side = long_side
         self.image_scale = image_scale
+        self.photo = photo
         self.lock: AbstractContextManager[Any] = nullcontext()
         """Held while the model renders; the viewer renders with the same model on other threads."""
         self._traces: dict[int, ViewTrace] = {}
@@ -99,6 +104,39 @@ class TrainingViews:
             self._traces[view] = trace_camera(self.model, self.camera(view), self.lock)
         return self._traces[view]
 
+    def picture(self, view: int) -> Float[Tensor, "height width 3"]:
+        """What a segmenter sees of a view, in [0, 1]: the render, or the photo on the render's pixels."""
+        trace = self.trace(view)
+        if self.photo is None:
+            return trace.rgb
+        camera, size = self.cameras[view], (trace.height, trace.width)
+        return on_pixels(self.photo(view).to(trace.rgb), (int(camera.height), int(camera.width)), size, self.long_side)
+
+
+def on_pixels(
+    photo: Float[Tensor, "rows columns 3"], camera_size: tuple[int, int], size: tuple[int, int], long_side: int
+) -> Float[Tensor, "height width 3"]:
+    """A photo on the pixels of a render.
+
+    Nerfstudio rounds sizes down when it scales a camera: the render then lacks part of a pixel at the right and at the
+    bottom, and the photo is cut there before it is resized.
+
+    Args:
+        photo: The photo, of any size.
+        camera_size: Height and width of its camera.
+        size: Height and width of the render.
+        long_side: Long side of the render as it was asked for.
+    """
+    scale = min(1.0, long_side / max(camera_size))
+    shown = [
+        min(round(part / scale / whole * have), have)
+        for part, whole, have in zip(size, camera_size, photo.shape[:2], strict=True)
+    ]
+    if tuple(shown) == size:
+        return photo[: size[0], : size[1]]
+    cut = photo[: shown[0], : shown[1]].permute(2, 0, 1)[None]
+    return torch.nn.functional.interpolate(cut, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).clamp(0, 1)
+
 
 @torch.no_grad()
 def trace_camera(model: MaskOutputs, camera: Cameras, lock: AbstractContextManager[Any] | None = None) -> ViewTrace:
@@ -109,35 +147,34 @@ def trace_camera(model: MaskOutputs, camera: Cameras, lock: AbstractContextManag
         camera: One camera, of any type that the base model renders.
         lock: Held for each chunk, and free in between, so that others get their turn with the model.
     """
-    lock = lock or nullcontext()
+    held = lock or nullcontext()
     if isinstance(model, MaskedSplatModel):
-        with lock:
+        with held:
             return model.trace_view(camera)
     assert isinstance(model, MaskedModel)
     height, width = int(camera.height.max()), int(camera.width.max())
     rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
     # nerfstudio divides by zero for a pixel that lies exactly on the axis of a fisheye lens.
     rays.directions = torch.where(rays.directions.isnan(), -camera.camera_to_worlds[0, :, 2], rays.directions)
-    parts, colors, depths = [], [], []
-    for start in range(0, len(rays), model.config.eval_num_rays_per_chunk):
-        chunk = rays[start : start + model.config.eval_num_rays_per_chunk].to(model.device)
-        collider = model.collider
-        if collider is not None:
-            chunk = collider(chunk)
-        with lock:
+
+    def trace(part: slice) -> tuple[WeightedSamples, Tensor]:
+        chunk = rays[part].to(model.device)
+        if model.collider is not None:
+            chunk = model.collider(chunk)
+        with held:
             model.eval()
             outputs, samples = model.trace(chunk)
-        parts.append(samples.pruned())
-        colors.append(outputs[next(name for name in RGB_OUTPUTS if name in outputs)])
-        assert samples.depth is not None
-        # Not the output of that name, which models of signed distances measure along the camera's axis.
-        depths.append(samples.depth)
+        return samples.pruned(), outputs[next(name for name in RGB_OUTPUTS if name in outputs)]
+
+    traced = map_chunks(model.config, len(rays), trace)
+    parts = [samples for samples, _ in traced]
     return NerfViewTrace(
         samples=concatenate(parts),
         height=height,
         width=width,
-        rgb=torch.cat(colors).reshape(height, width, 3),
-        depth=torch.cat(depths).reshape(height, width, 1),
+        rgb=torch.cat([rgb for _, rgb in traced]).reshape(height, width, 3),
+        # Not the output of that name, which models of signed distances measure along the camera's axis.
+        depth=torch.cat([cast(Tensor, samples.depth) for samples in parts]).reshape(height, width, 1),
         origins=rays.origins.to(model.device),
         directions=rays.directions.to(model.device),
     )

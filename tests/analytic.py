@@ -15,13 +15,39 @@ from sa3d_nerfstudio.traces.nerf import NerfViewTrace, WeightedSamples
 # x, y, z, radius: two that touch, one apart.
 BALLS = torch.tensor([[0.0, 0.0, 0.3, 0.3], [0.5, 0.0, 0.2, 0.2], [-0.8, 0.5, 0.25, 0.25]])
 FLOOR = 0.0
+HAZE = 1 / 3
+"""What a floater takes of each ray."""
 
 
 class BallViews:
     """Cameras in a ring that look at the balls; every ray ends on the first surface, with all its weight."""
 
-    def __init__(self, count: int = 12, height: int = 48, width: int = 64, distance: float = 3.0) -> None:
+    def __init__(
+        self,
+        count: int = 12,
+        height: int = 48,
+        width: int = 64,
+        distance: float = 3.0,
+        balls: Tensor = BALLS,
+        numbers: Tensor | None = None,
+        noise: float = 0.0,
+        floater: Tensor | None = None,
+    ) -> None:
+        """Set the scene up.
+
+        Args:
+            count: Of the cameras.
+            height: Of the images.
+            width: Of the images.
+            distance: Of the cameras from the axis of their ring.
+            balls: x, y, z, radius of each.
+            numbers: Which object each ball belongs to; one each if not given, counted from 1.
+            noise: Standard deviation of the depth at which rays end, as radiance fields have it.
+            floater: x, y, z, radius of a ball of haze that belongs to nothing, and takes a third of each ray.
+        """
         self.height, self.width = height, width
+        self.balls, self.noise, self.floater = balls, noise, floater
+        self.numbers = torch.arange(1, len(balls) + 1) if numbers is None else numbers
         self.poses = torch.stack([_look_at_middle(2 * math.pi * i / count, distance) for i in range(count)])
         self.traced: list[int] = []
 
@@ -42,9 +68,19 @@ class BallViews:
     def trace(self, view: int) -> NerfViewTrace:
         self.traced.append(view)
         depth, ids, origins, directions = self._cast(view)
+        depth = depth + self.noise * torch.randn(len(depth), generator=torch.Generator().manual_seed(view))
         hit = torch.isfinite(depth).nonzero()[:, 0]
-        accumulation = torch.isfinite(depth).float()
-        samples = WeightedSamples((origins + directions * depth[:, None])[hit], torch.ones(len(hit)), hit, accumulation)
+        weights = torch.isfinite(depth).float()
+        accumulation = weights.clone()
+        positions, rays, shares = (origins + directions * depth[:, None])[hit], hit, weights[hit]
+        if self.floater is not None:
+            near = _enter(self.floater, origins, directions)
+            hazy = (near < depth).nonzero()[:, 0]
+            weights[hazy] *= 1 - HAZE
+            accumulation[hazy] = torch.maximum(accumulation[hazy], torch.tensor(HAZE))
+            positions = torch.cat([positions, (origins + directions * near[:, None])[hazy]])
+            rays, shares = torch.cat([hit, hazy]), torch.cat([weights[hit], torch.full((len(hazy),), HAZE)])
+        samples = WeightedSamples(positions, shares, rays, accumulation)
         shape = (self.height, self.width)
         return NerfViewTrace(
             samples=samples,
@@ -56,6 +92,9 @@ class BallViews:
             directions=directions,
         )
 
+    def picture(self, view: int) -> Tensor:
+        return self.trace(view).rgb
+
     def _cast(self, view: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         pose = self.poses[view]
         y, x = torch.meshgrid(torch.arange(self.height) + 0.5, torch.arange(self.width) + 0.5, indexing="ij")
@@ -66,15 +105,20 @@ class BallViews:
         origins = pose[:, 3].expand_as(directions)
         depth = torch.where(directions[:, 2] < 0, (FLOOR - origins[:, 2]) / directions[:, 2], torch.inf)
         ids = torch.zeros(len(depth), dtype=torch.long)
-        for number, ball in enumerate(BALLS, start=1):
-            offset = origins - ball[:3]
-            b = (offset * directions).sum(-1)
-            root = b * b - (offset * offset).sum(-1) + ball[3] ** 2
-            t = -b - root.clamp(min=0).sqrt()
-            t = torch.where((root > 0) & (t > 0), t, torch.inf)
+        for number, ball in zip(self.numbers.tolist(), self.balls, strict=True):
+            t = _enter(ball, origins, directions)
             ids = torch.where(t < depth, number, ids)
             depth = torch.minimum(depth, t)
         return depth, ids, origins, directions
+
+
+def _enter(ball: Tensor, origins: Tensor, directions: Tensor) -> Tensor:
+    """Where each ray enters a ball; infinity where it does not."""
+    offset = origins - ball[:3]
+    b = (offset * directions).sum(-1)
+    root = b * b - (offset * offset).sum(-1) + ball[3] ** 2
+    t = -b - root.clamp(min=0).sqrt()
+    return torch.where((root > 0) & (t > 0), t, torch.inf)
 
 
 def _look_at_middle(angle: float, distance: float) -> Tensor:

@@ -206,3 +206,59 @@ def test_resizing_keeps_points_on_their_pixels():
     prompt = Prompt.from_points(30, 40, [(39, 29), (0, 0)], box=(4, 6, 20, 30)).resized(15, 10)
     assert prompt.points.tolist() == [[9, 14], [0, 0]]
     assert prompt.box is not None and torch.allclose(prompt.box, torch.tensor([1.0, 3.0, 5.0, 15.0]))
+
+
+def find_box(view: int, text: str, index: int | None) -> tuple[float, ...]:
+    """In the place of the detector: a box that tells what was asked."""
+    return view, len(text), 20, 10 + (index or 0)
+
+
+def box_of_words(**options: Any) -> tuple[int, list[float]]:
+    """The view and the box that come of words."""
+    (entry,) = read_prompts(PromptConfig(**options), TwoViews(), "thing", find_box)
+    ((view, prompt),) = entry.views.items()
+    assert prompt.box is not None
+    return view, prompt.box.tolist()
+
+
+def test_words_become_a_box():
+    assert box_of_words(text="a mug") == (0, [0, 5, 20, 10])
+    assert box_of_words(text="a mug", view="b.png", box_index=2) == (1, [1, 5, 20, 12])
+    assert PromptConfig(text="a mug").is_given
+    (entry,) = read_prompts(PromptConfig("a.png", (1, 2), text="a mug"), TwoViews(), "thing", find_box)
+    assert entry.views[0].positive.tolist() == [[1, 2]], "points go with words"
+
+
+def test_words_in_a_file(tmp_path: Path):
+    objects = [{"name": "mug", "text": "a mug"}, {"name": "book", "view": "b.png", "text": "red", "box_index": 1}]
+    file = write_file(tmp_path, {"objects": objects})
+    mug, book = read_prompts(PromptConfig(file=file), TwoViews(), "unused", find_box)
+    assert mug.views[0].box is not None and mug.views[0].box.tolist() == [0, 5, 20, 10]
+    assert book.views[1].box is not None and book.views[1].box.tolist() == [1, 3, 20, 11]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"text": "a mug", "view": "a.png", "box": (0, 0, 4, 5)}, "give the box or the words"),
+        ({"text": "a mug", "points": (1, 2)}, "points need a view"),
+        ({"text": "a mug", "file": Path("prompts.json")}, "not both"),
+    ],
+)
+def test_words_out_of_place(options: dict[str, Any], words: str):
+    with pytest.raises(SA3DError, match=words):
+        read_prompts(PromptConfig(**options), TwoViews(), "thing", find_box)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"text": 3}, "made of words"),
+        ({"text": "a mug", "box_index": "second"}, "whole number"),
+        ({"text": "a mug", "points": [[1, 2]]}, 'needs a "name" and a "view"'),
+    ],
+)
+def test_words_out_of_place_in_a_file(tmp_path: Path, entry: dict[str, Any], words: str):
+    file = write_file(tmp_path, {"objects": [{"name": "mug", **entry}]})
+    with pytest.raises(SA3DError, match=words):
+        read_prompts(PromptConfig(file=file), TwoViews(), "thing", find_box)

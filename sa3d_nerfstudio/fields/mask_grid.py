@@ -165,6 +165,10 @@ class MaskGrid(MaskField):
         firm = super().object_cells(threshold)
         return self.derived(("near object", threshold), lambda: firm & self._near())
 
+    def _cells(self) -> Tensor:
+        # Far out a cell is as large as the object, and rays that graze it leave blobs on whatever lies behind.
+        return super()._cells() * torch.stack([self._near(), torch.ones_like(self.hit)], dim=-1)
+
     def _near(self) -> Bool[Tensor, " num_cells"]:
         """Vertices no farther out than ``REACH``; an object that outgrows its box moves it in the next pass."""
         x = (self.cell_positions() - self.center) / self.half_extent

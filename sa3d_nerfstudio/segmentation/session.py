@@ -42,6 +42,10 @@ class Views(Protocol):
         """The view's trace; rendered once."""
         ...
 
+    def picture(self, view: int) -> Float[Tensor, "height width 3"]:
+        """What segmenters see of the view, on the pixels of its trace."""
+        ...
+
 
 @dataclass
 class FreeView:
@@ -208,9 +212,9 @@ class SegmentationSession:
         for number in range(1, self.settings.max_passes + 1):
             if previous is None:
                 self._place_around_prompts()
-                lifting = make_lifting(self.settings.lifting, self.grid)
+                lifting = self.new_lifting(self.grid)
             else:
-                lifting = make_lifting(self.settings.lifting, previous.field.placed_again(self._spacing()))
+                lifting = self.new_lifting(previous.field.placed_again(self._spacing()))
             self.lifting = lifting
             for record in self._pass(number, lifting, previous or lifting):
                 self.report.records.append(record)
@@ -227,6 +231,10 @@ class SegmentationSession:
                     return
             # The first pass has filled the grid itself, view by view; a copy stays behind to compare with.
             previous = lifting
+
+    def new_lifting(self, field: MaskField) -> Lifting:
+        """How masks go to a field, as the settings say."""
+        return make_lifting(self.settings.lifting, field)
 
     def _pass(self, number: int, lifting: Lifting, guide: Lifting) -> Iterator[ViewRecord]:
         """Visit every view once; masks rendered from ``guide`` prompt, what they find goes to ``lifting``."""
@@ -249,10 +257,13 @@ class SegmentationSession:
             )
         if prompt is None:
             return "skipped", "object not in view", None
-        mask = self._predict(view, prompt).best()
-        if not mask.any():
+        masks = self._predict(view, prompt).masks.to(known.device)
+        if not masks.any():
             return "rejected", "the segmenter found nothing", None
-        iou = agreement(mask.to(known.device), probability, known, self.settings.threshold)
+        # Part, object or whole: what the user has picked in one view is what agrees with the field in the next.
+        ious = [agreement(mask, probability, known, self.settings.threshold) for mask in masks]
+        iou = max(ious)
+        mask = masks[ious.index(iou)]
         if iou < self.settings.min_agreement:
             return "rejected", f"IoU with the rendered mask is {iou:.2f}", iou
         self._lift(lifting, view, trace, mask)
@@ -296,7 +307,8 @@ class SegmentationSession:
         trace = self.trace(view)
         with self._timed("segment"):
             if view not in self._embeddings:
-                image = SegmenterImage(trace.rgb, self.name(view), trace.depth[..., 0])
+                rgb = trace.rgb if isinstance(view, str) else self.views.picture(view)
+                image = SegmenterImage(rgb, self.name(view), trace.depth[..., 0])
                 self._embeddings[view] = self.segmenter.embed(image)
         return self._embeddings[view]
 

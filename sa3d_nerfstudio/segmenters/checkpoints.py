@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from sa3d_nerfstudio.errors import SA3DError, one_line
+from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError, one_line
 from sa3d_nerfstudio.segmenters.download import fetch
 from sa3d_nerfstudio.segmenters.sam_architecture import PUBLISHED, build_sam_from_state, encoder_size
 
@@ -53,7 +53,8 @@ def find_checkpoint(option: Path | None, size: str | None = None, download: bool
         download: Whether it may be downloaded.
 
     Raises:
-        SA3DError: There is no such file, or the download failed.
+        MissingWeightsError: It is not there and may not be downloaded, or the download failed.
+        SA3DError: There is no such file as is named.
     """
     source = "--pipeline.sam-checkpoint" if option is not None else CHECKPOINT_VARIABLE
     named = option if option is not None else os.environ.get(CHECKPOINT_VARIABLE)
@@ -67,17 +68,22 @@ def find_checkpoint(option: Path | None, size: str | None = None, download: bool
     cached = None if size is None else Path(torch.hub.get_dir()) / "checkpoints" / OFFICIAL_FILES[size]
     if cached is not None and cached.is_file():
         return cached
-    if size is None or cached is None or not download or os.environ.get(NO_DOWNLOAD_VARIABLE, "0") not in ("", "0"):
-        raise SA3DError(f"Segment Anything needs its weights: {_where_to_get(size)}.")
+    if size is None or cached is None or not download or downloads_are_forbidden():
+        raise MissingWeightsError(f"Segment Anything needs its weights: {_where_to_get(size)}.")
     _download(size, cached)
     return cached
+
+
+def downloads_are_forbidden() -> bool:
+    """Whether the environment variable ``SA3D_NO_DOWNLOAD`` forbids downloads."""
+    return os.environ.get(NO_DOWNLOAD_VARIABLE, "0") not in ("", "0")
 
 
 def _download(size: str, destination: Path) -> None:
     """Fetch the published checkpoint of a size under a progress bar.
 
     Raises:
-        SA3DError: It could not be had.
+        MissingWeightsError: It could not be had.
     """
     console = Console(stderr=True)
     console.print(f"Fetching the weights of sam-{size} to {destination}, this once.", highlight=False, soft_wrap=True)
@@ -92,7 +98,7 @@ def _download(size: str, destination: Path) -> None:
                 lambda here, total: progress.update(task, completed=here, total=total),
             )
         except SA3DError as error:
-            raise SA3DError(f"{str(error).rstrip('.')}, or {_where_to_get(size)}.") from error
+            raise MissingWeightsError(f"{str(error).rstrip('.')}, or {_where_to_get(size)}.") from error
 
 
 def load_sam(path: Path, size: str | None = None) -> Sam:

@@ -110,6 +110,15 @@ def test_the_tails_of_rays_far_behind_are_not_the_object():
     assert not (grid.filled_probability()[far] > 0.5).any()
 
 
+def test_masks_end_where_cells_are_too_large_to_say():
+    # What has been blamed on a coarse cell behind the object must not show as a blob on the wall.
+    grid = MaskGrid(32)
+    grid.add(torch.full((grid.num_cells,), 5.0), torch.full((grid.num_cells,), 5.0))
+    rendered = grid.gather(grid.cells(), torch.tensor([[0.0, 0.0, 1.05], [0.0, 0.0, 3.0], [0.0, 0.0, 50.0]]))
+    assert rendered[:, 0].tolist() == pytest.approx([1.0, 0.0, 0.0])
+    assert rendered[:, 1].tolist() == pytest.approx([1.0, 1.0, 1.0])
+
+
 def test_cells_that_are_hardly_seen_are_not_the_object():
     grid = MaskGrid(32)
     distance = grid.cell_positions().norm(dim=-1)

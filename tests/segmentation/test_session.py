@@ -9,6 +9,7 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
+from sa3d_nerfstudio.segmenters.base import Candidates
 from sa3d_nerfstudio.traces.base import render_probability
 from tests.analytic import BALLS, BallSegmenter, BallViews
 
@@ -154,3 +155,33 @@ def test_a_given_mask_is_taken_as_it_is():
     assert session.segmenter.prompts == []
     session.run()
     assert iou_in_unseen_views(session, 3) > 0.93
+
+
+class PartObjectWhole(BallSegmenter):
+    """Answers the ball's upper half, the ball, and the two balls that touch; it is surest of the last."""
+
+    def predict(self, embedding: int, prompt: Prompt) -> Candidates:
+        ball = super().predict(embedding, prompt).masks[0]
+        height = self.views.trace(embedding).surface_points()[:, 2].reshape(ball.shape)
+        ids = self.views.ids(embedding)
+        return Candidates(
+            torch.stack([ball & (height > BALLS[0, 2]), ball, (ids == 1) | (ids == 2)]), torch.arange(3.0)
+        )
+
+
+@pytest.mark.parametrize("candidate", [0, 1, 2])
+def test_other_views_follow_the_candidate_that_the_user_has_picked(candidate: int):
+    views = BallViews()
+    segmenter = PartObjectWhole.of(views)
+    session = SegmentationSession(views, segmenter, MaskGrid(64), SessionSettings())
+    session.prompt(0, point_on(views, 0, 1))
+    session.choose(0, candidate)
+    session.run()
+    unseen = BallViews(count=7, distance=2.5)
+    for view in range(len(unseen)):
+        probability, _ = render_probability(unseen.trace(view), session.grid)
+        mask = probability.reshape(unseen.height, unseen.width) > 0.5
+        ids = unseen.ids(view)
+        height = unseen.trace(view).surface_points()[:, 2].reshape(ids.shape)
+        truth = [(ids == 1) & (height > BALLS[0, 2]), ids == 1, (ids == 1) | (ids == 2)][candidate]
+        assert float((mask & truth).sum() / (mask | truth).sum()) > 0.85

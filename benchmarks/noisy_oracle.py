@@ -1,0 +1,72 @@
+"""The true masks, spoilt on purpose: what the loop makes of a segmenter that errs."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+
+from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
+from sa3d_nerfstudio.segmenters.oracle import BACKGROUND, IdMap, OracleSegmenter
+
+Noise = Literal["eroded", "dilated", "wrong", "corrupted"]
+
+
+class NoisyOracle(OracleSegmenter):
+    """The oracle with errors; the embedding is the id map with the image's name.
+
+    Args:
+        folder: Of the id maps.
+        noise: ``eroded`` and ``dilated``: every mask by ``pixels``. ``wrong``: in a share of the views, the mask of
+            another object that is in view, or of the background. ``corrupted``: in a share of the views, in turn the
+            wrong object, a half of the mask cut off, or the mask with all that lies within a quarter of its size.
+        share: Of the views that are spoilt.
+        pixels: By how much masks are eroded or dilated.
+        seed: Which views are spoilt follows from it and their names, in whatever order they are asked for.
+        spared: Name of the image whose mask is left as it is: that of the user's prompt, who looks at it.
+    """
+
+    def __init__(
+        self, folder: Path, noise: Noise, share: float = 0.2, pixels: int = 1, seed: int = 0, spared: str = ""
+    ) -> None:
+        super().__init__(folder)
+        self.noise, self.share, self.pixels, self.seed, self.spared = noise, share, pixels, seed, spared
+
+    def embed(self, image: SegmenterImage) -> tuple[IdMap, str]:  # type: ignore[override]
+        """The id map of the image, and its name."""
+        return super().embed(image), Path(image.name).stem
+
+    def predict(self, embedding: tuple[IdMap, str], prompt: Prompt) -> Candidates:  # type: ignore[override]
+        """The true instance, or what the noise makes of it."""
+        ids, name = embedding
+        mask = super().predict(ids, prompt).masks[0].numpy()
+        if mask.any() and name != self.spared:
+            mask = self._spoil(ids, mask, np.random.default_rng([self.seed, zlib.crc32(name.encode())]))
+        return Candidates(torch.from_numpy(mask)[None], torch.ones(1))
+
+    def _spoil(self, ids: IdMap, mask: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        if self.noise in ("eroded", "dilated"):
+            change = cv2.erode if self.noise == "eroded" else cv2.dilate
+            return _morph(change, mask, self.pixels)
+        if generator.random() >= self.share:
+            return mask
+        kind = "wrong" if self.noise == "wrong" else generator.choice(["wrong", "half", "fat"])
+        if kind == "wrong":
+            others = np.setdiff1d(ids, [BACKGROUND, *np.unique(ids[mask])])
+            return ids == (generator.choice(others) if len(others) else BACKGROUND)
+        if kind == "half":
+            columns = np.nonzero(mask.any(axis=0))[0]
+            kept = mask.copy()
+            kept[:, columns[len(columns) // 2] :] = False
+            return kept if kept.any() else mask
+        return _morph(cv2.dilate, mask, max(round(float(np.sqrt(mask.sum())) / 4), 1))
+
+
+def _morph(change: Callable[..., np.ndarray], mask: np.ndarray, pixels: int) -> np.ndarray:
+    return change(mask.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=pixels) > 0

@@ -1,0 +1,95 @@
+"""The loop with one part taken out, to see what the part is worth."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.traces.base import RayTrace
+
+
+@dataclass
+class Variant:
+    """A way to run a session."""
+
+    what: str
+    """For the table."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings that differ from the defaults."""
+    session: type[SegmentationSession] = SegmentationSession
+    grid: Callable[[MaskField, Tensor], MaskField] = lambda grid, bounds: grid
+    """Makes the field, of the default one and the bounds of the scene."""
+
+
+class UndividedLifting(EvidenceLifting):
+    """Evidence sums, rendered without regard to how much of a ray is known."""
+
+    def render(self, trace: RayTrace) -> tuple[Float[Tensor, " num_rays"], Bool[Tensor, " num_rays"]]:
+        """``Σ w p``, as if what no view has seen were not the object."""
+        mass, weight = trace.render(self.field, self.field.cells()).unbind(-1)
+        return mass.clamp(0, 1), weight > 0
+
+
+class UndividedSession(SegmentationSession):
+    """A session with such lifting."""
+
+    def new_lifting(self, field: MaskField) -> Lifting:
+        return UndividedLifting(field)
+
+
+class FixedGrid(MaskGrid):
+    """A grid that lies over the whole scene and stays there, as the published one does."""
+
+    def __init__(self, resolution: int, bounds: Float[Tensor, "2 3"]) -> None:
+        super().__init__(resolution)
+        self.bounds = bounds
+        self.place(bounds.mean(0), ((bounds[1] - bounds[0]) / 2).max().expand(3))
+
+    def prepare(self, surface: Float[Tensor, "num_points 3"], spacing: float) -> None:
+        self.place(self.center, self.half_extent)
+
+    def fresh(self) -> FixedGrid:
+        return FixedGrid(self.resolution, self.bounds)
+
+    def placed_again(self, spacing: float) -> FixedGrid:
+        return self.fresh()
+
+
+def over_the_scene(grid: MaskField, bounds: Float[Tensor, "2 3"]) -> MaskField:
+    """A fixed grid with as many cells as the placed one may have."""
+    assert isinstance(grid, MaskGrid)
+    return FixedGrid(grid.max_resolution, bounds)
+
+
+VARIANTS = {
+    "default": Variant("the default"),
+    "gradient": Variant(
+        "published update: gradient steps, one pass, file order",
+        {"lifting": "gradient", "view_order": "file", "max_passes": 1},
+    ),
+    "gradient-default-loop": Variant("gradient steps in the default loop", {"lifting": "gradient"}),
+    "no-rejection": Variant("no view is rejected", {"min_agreement": 0.0}),
+    "one-pass": Variant("no second pass", {"max_passes": 1}),
+    "file-order": Variant("views in file order", {"view_order": "file"}),
+    "prompt-weight-1": Variant("the prompted view counts like any other", {"prompt_weight": 1.0}),
+    "undivided": Variant("not divided by the known weight", session=UndividedSession),
+    "fixed-grid": Variant("grid over the whole scene", grid=over_the_scene),
+    "8-views": Variant("8 views instead of all", {"num_views": 8}),
+}
+
+
+def settings_of(config: Any, variant: Variant) -> Any:
+    """A copy of the settings with the variant's in their place."""
+    changed = copy.copy(config)
+    for name, value in variant.settings.items():
+        setattr(changed, name, value)
+    return changed

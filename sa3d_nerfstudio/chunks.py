@@ -1,0 +1,67 @@
+"""Rays in chunks that fit into the GPU's memory, however little of it is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from sa3d_nerfstudio.errors import SA3DError
+
+FEWEST_RAYS = 64
+"""Chunks are made no smaller than this: what does not fit then would not fit at all."""
+
+Result = TypeVar("Result")
+
+
+def map_chunks(config: Any, num_rays: int, function: Callable[[slice], Result]) -> list[Result]:
+    """Apply a function to consecutive chunks of rays; when memory runs out, halve the chunks and go on.
+
+    Args:
+        config: A model's configuration. Its ``eval_num_rays_per_chunk`` is how many rays a chunk has, and stays at what
+            has been found to fit.
+        num_rays: How many rays there are.
+        function: Is given the range of a chunk.
+
+    Returns:
+        What the function returned for each chunk, in order.
+
+    Raises:
+        SA3DError: Not even the smallest chunk fits.
+    """
+    results: list[Result] = []
+    start = 0
+    while start < num_rays:
+
+        def next_chunk(start: int = start) -> tuple[Result, int]:
+            end = min(start + config.eval_num_rays_per_chunk, num_rays)
+            return function(slice(start, end)), end
+
+        result, start = with_smaller_chunks(config, next_chunk)
+        results.append(result)
+    return results
+
+
+def with_smaller_chunks(config: Any, attempt: Callable[[], Result]) -> Result:
+    """Try something that goes by ``config.eval_num_rays_per_chunk``, with half as many as often as memory runs out.
+
+    Raises:
+        SA3DError: Not even the smallest chunk fits.
+    """
+    while True:
+        try:
+            return attempt()
+        except torch.cuda.OutOfMemoryError as error:
+            if config.eval_num_rays_per_chunk // 2 < FEWEST_RAYS:
+                raise SA3DError(
+                    f"the GPU's memory does not hold even {config.eval_num_rays_per_chunk} rays: close other programs "
+                    "that use it, or go on with --machine.device-type cpu."
+                ) from error
+        # Not in the handler, where the exception still holds the tensors that did not fit.
+        torch.cuda.empty_cache()
+        config.eval_num_rays_per_chunk //= 2
+        CONSOLE.print(
+            f"the GPU's memory is full: going on with {config.eval_num_rays_per_chunk} rays at a time", highlight=False
+        )

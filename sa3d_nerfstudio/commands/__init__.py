@@ -1,0 +1,39 @@
+"""The ``sa3d`` command: what nerfstudio's own commands do not do."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Union
+
+import tyro
+
+from sa3d_nerfstudio.commands.doctor import Doctor
+from sa3d_nerfstudio.commands.export import Export
+from sa3d_nerfstudio.commands.masks import Masks
+from sa3d_nerfstudio.commands.turntable import Turntable
+from sa3d_nerfstudio.errors import end_in_a_sentence
+
+Commands = Union[
+    Annotated[Masks, tyro.conf.subcommand(name="masks")],
+    Annotated[Export, tyro.conf.subcommand(name="export")],
+    Annotated[Turntable, tyro.conf.subcommand(name="turntable")],
+    Annotated[Doctor, tyro.conf.subcommand(name="doctor")],
+]
+
+
+def main() -> None:
+    """The entry point. Ends with 0, with 1 and a sentence, or as ``sa3d doctor`` says."""
+    end_in_a_sentence()
+    # Commands import nerfstudio and all else when they run, so that help is quick, and doctor works where they do not.
+    command = tyro.cli(
+        Commands,  # type: ignore[arg-type]
+        prog="sa3d",
+        description="Export what ns-train sa3d has segmented, and check the installation.",
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+    try:
+        status = command.main()
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; files that were finished are whole.", file=sys.stderr)
+        status = 130
+    sys.exit(status or 0)

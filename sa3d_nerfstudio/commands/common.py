@@ -1,0 +1,57 @@
+"""What all commands that read a run have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from sa3d_nerfstudio.exports.selection import ExportObject
+    from sa3d_nerfstudio.pipeline import SA3DPipeline
+
+
+@dataclass(kw_only=True)
+class OfRun:
+    """Reads a sa3d run."""
+
+    load_config: Path
+    """config.yml of a run of ns-train sa3d. Like nerfstudio, this runs code that the file names."""
+    object: tuple[str, ...] = ()
+    """Names of the objects to export, hidden ones included; by default all that are not hidden."""
+    data: Path | None = None
+    """The data set, if it has moved."""
+    device: Literal["cuda", "cpu"] | None = None
+    """Where to render; by default on CUDA where there is such a device."""
+
+    def load(self, output: Path) -> tuple[SA3DPipeline, list[ExportObject]]:
+        """Load the run, and choose the objects. Whether there will be a place for the results is tried first.
+
+        Args:
+            output: Where they will go.
+
+        Raises:
+            SA3DError: The run cannot be used, or has no such object.
+        """
+
+        from sa3d_nerfstudio.api import load
+        from sa3d_nerfstudio.atomic import check_writable
+        from sa3d_nerfstudio.exports.selection import left_out, select
+
+        check_writable(output)
+        pipeline = load(self.load_config, data=self.data, device=self.device).pipeline
+        masks = pipeline.model.masks
+        objects = select(masks, self.object)
+        say(f"objects     {', '.join(f'{one.name} ({one.id})' for one in objects)}")
+        hidden = left_out(masks, objects)
+        if hidden:
+            say(f"left out    {', '.join(hidden)}: hidden; name them with --object")
+        say(f"device      {pipeline.device}")
+        return pipeline, objects
+
+
+def say(line: object) -> None:
+    """Print a line as it is, for people to read and copy."""
+    from nerfstudio.utils.rich_utils import CONSOLE
+
+    CONSOLE.print(str(line), highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,244 @@
+"""``sa3d doctor``: what is installed, what is known to break, and what to do about it."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from sa3d_nerfstudio.errors import SA3DError, one_line
+
+State = Literal["ok", "note", "fail"]
+
+LIBRARIES = {"libusb-1.0.so.0": "libusb-1.0-0", "libGL.so.1": "libgl1", "libgomp.so.1": "libgomp1"}
+"""Shared libraries that open3d and OpenCV load on Linux, and the Debian packages that have them."""
+MODULES = ("torch", "torchvision", "nerfstudio.engine.trainer", "open3d", "cv2", "segment_anything", "pycocotools.mask")
+"""What has to be importable."""
+
+
+@dataclass
+class Finding:
+    """One line of the report."""
+
+    what: str
+    found: str
+    state: State = "ok"
+    remedy: str = ""
+
+
+@dataclass
+class Doctor:
+    """Check the installation: versions, GPU, system libraries, SAM weights, each with a remedy."""
+
+    def main(self) -> int:
+        """Print the report.
+
+        Returns:
+            1 if something is broken, or else 0.
+        """
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, show_header=False)
+        marks = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "fail": "[red]fail[/red]"}
+        failed = 0
+        for finding in findings():
+            failed += finding.state == "fail"
+            text = f"{finding.found}: {finding.remedy}" if finding.remedy else finding.found
+            table.add_row(marks[finding.state], finding.what, text.replace("[", r"\["))
+        console = Console(highlight=False)
+        console.print(table)
+        if failed:
+            print(f"{failed} things need mending before sa3d can be relied on.", file=sys.stderr)
+        return int(failed > 0)
+
+
+def findings() -> Iterator[Finding]:
+    """All checks, one after the other."""
+    yield from versions()
+    yield from imports()
+    yield from system_libraries()
+    yield plugin()
+    yield from machine()
+    yield from sam_weights()
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package, and what is known of its versions."""
+
+    name: str
+    fits: Callable[[tuple[int, ...]], bool] = lambda version: True
+    remedy: str = ""
+    state: State = "fail"
+    """How bad it is if the version does not fit."""
+
+
+PACKAGES = (
+    Package("nerfstudio", lambda v: (1, 1, 5) <= v < (2,), "pip install 'nerfstudio>=1.1.5,<2'"),
+    Package("torch", lambda v: v >= (2, 4), "pip install 'torch>=2.4', for older ones cannot be taught what to load"),
+    Package("numpy", lambda v: v < (2,), "pip install 'numpy<2', which nerfstudio's dependencies are built for"),
+    Package("tyro", lambda v: v >= (0, 9, 8), "pip install 'tyro>=0.9.8'"),
+    Package(
+        "viser", lambda v: v[:2] == (0, 2) or v[:1] == (1,),
+        "the panel is written for 0.2.7 (nerfstudio 1.1.5) and 1.0 (its main branch)", "note",
+    ),
+    Package(
+        "open3d", lambda v: v[:2] != (0, 19),
+        "0.19 pulls numpy past 2: pip install 'open3d!=0.19' 'numpy<2'", "note",
+    ),
+    Package("gsplat", lambda v: v >= (1, 4), "splatfacto of nerfstudio 1.1.5 wants 1.4.0", "note"),
+    Package("nerfacc", lambda v: v[:3] == (0, 5, 2), "nerfstudio 1.1.5 wants 0.5.2", "note"),
+    Package("segment-anything"),
+    Package("opencv-python-headless"),
+    Package("av"),
+    Package("trimesh"),
+    Package("pycocotools"),
+)  # fmt: skip
+
+
+def versions(installed: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:
+    """Python and packages, as they are installed; none is imported.
+
+    Args:
+        installed: Tells the version of a package.
+    """
+    python = sys.version_info
+    fits = (3, 10) <= python[:2] < (3, 12)
+    yield Finding(
+        "python", platform.python_version(), "ok" if fits else "note", "" if fits else "tested with 3.10 and 3.11"
+    )
+    good: list[str] = []
+    for package in PACKAGES:
+        try:
+            version = installed(package.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(package.name, "not installed", "fail", f"pip install {package.name}")
+            continue
+        if package.fits(numbers(version)):
+            good.append(f"{package.name} {version}")
+        else:
+            yield Finding(package.name, version, package.state, package.remedy)
+    yield Finding("packages", ", ".join(good))
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: 2.6.0+cu124 is (2, 6, 0)."""
+    result = []
+    for part in version.split("+")[0].split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        result.append(int(digits))
+        if digits != part:
+            break
+    return tuple(result)
+
+
+def imports() -> Iterator[Finding]:
+    """What is installed but cannot be imported, which is what a missing system library looks like."""
+    broken = False
+    for name in MODULES:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # compiled modules raise whatever they like
+            broken = True
+            yield Finding(f"import {name}", one_line(error), "fail", "install what it names, or reinstall the package")
+    if not broken:
+        yield Finding("imports", ", ".join(MODULES))
+
+
+def system_libraries(load: Callable[[str], object] = ctypes.CDLL) -> Iterator[Finding]:
+    """Shared libraries of the system that wheels do not bring along.
+
+    Args:
+        load: Loads a library by its name, or raises OSError.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    missing = []
+    for library, package in LIBRARIES.items():
+        try:
+            load(library)
+        except OSError:
+            missing.append((library, package))
+    if missing:
+        names = ", ".join(library for library, _ in missing)
+        packages = " ".join(package for _, package in missing)
+        yield Finding("system", f"missing {names}", "fail", f"apt-get install {packages}")
+    else:
+        yield Finding("system", " ".join(LIBRARIES.values()))
+    if shutil.which("ffmpeg") is None:
+        yield Finding("ffmpeg", "not found", "note", "only ns-render needs it (sa3d turntable does not)")
+
+
+def plugin() -> Finding:
+    """Whether nerfstudio will find the method, and can then read its own checkpoints."""
+    found = importlib.metadata.entry_points(group="nerfstudio.method_configs")
+    if not any(entry.name == "sa3d" for entry in found):
+        return Finding(
+            "plugin", "nerfstudio does not see sa3d", "fail", "pip install sa3d-nerfstudio in this environment"
+        )
+    return Finding("plugin", "ns-train sa3d; checkpoints are read weights-only, also with torch 2.6 and later")
+
+
+def machine() -> Iterator[Finding]:
+    """The GPU, or that there is none, and whether kernels can be compiled for it."""
+    try:
+        import torch
+
+        if not torch.cuda.is_available():
+            built = torch.version.cuda
+            text = "none" if built is None else f"none that torch (for CUDA {built}) can use"
+            yield Finding("GPU", text, "note", "everything runs on the CPU, at smaller sizes and slowly")
+            return
+        free, total = torch.cuda.mem_get_info()
+        name = torch.cuda.get_device_name()
+    except Exception as error:  # a broken driver raises many things; a broken torch is told of above
+        yield Finding("GPU", one_line(error), "fail", "mend the driver or the torch of this environment")
+        return
+    yield Finding("GPU", f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
+    if shutil.which("nvcc") is None and "CUDA_HOME" not in os.environ:
+        yield Finding("nvcc", "not found", "note", "gsplat and nerfacc compile on first use: install the CUDA toolkit")
+
+
+def sam_weights() -> Iterator[Finding]:
+    """Which Segment Anything weights are here, and where they were looked for."""
+    try:
+        import torch
+
+        from sa3d_nerfstudio.segmenters import checkpoints
+    except Exception as error:  # told of above
+        yield Finding("SAM weights", one_line(error), "note", "cannot be looked for before the imports work")
+        return
+    variable = checkpoints.CHECKPOINT_VARIABLE
+    named = os.environ.get(variable)
+    folder = f"{torch.hub.get_dir()}/checkpoints"
+    if named:
+        try:
+            yield Finding("SAM weights", f"{checkpoints.find_checkpoint(None)} ({variable})")
+        except SA3DError as error:
+            yield Finding("SAM weights", str(error), "fail", f"or unset {variable}")
+        return
+    found = []
+    for size in checkpoints.OFFICIAL_FILES:
+        try:
+            found.append(str(checkpoints.find_checkpoint(None, size, download=False)))
+        except SA3DError:
+            continue
+    if found:
+        yield Finding("SAM weights", ", ".join(found))
+        return
+    yield Finding(
+        "SAM weights",
+        f"none in {variable} or {folder}",
+        "note",
+        "fetched on first use, unless SA3D_NO_DOWNLOAD is set; name a file with --pipeline.sam-checkpoint, or use grabcut",
+    )

@@ -1,0 +1,67 @@
+"""``sa3d masks``: 2D masks of any set of cameras."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sa3d_nerfstudio.commands.common import OfRun, say
+from sa3d_nerfstudio.errors import SA3DError
+
+
+@dataclass(kw_only=True)
+class Masks(OfRun):
+    """Write 2D masks of objects, one for each image of the data set, at its full size."""
+
+    output_dir: Path
+    """Folder to write to."""
+    split: Literal["train", "test", "all"] = "train"
+    """Images to write masks for: those that the run was trained on, those that it is tested on, or both."""
+    camera_path: Path | None = None
+    """Camera path (JSON, as nerfstudio's viewer saves it) to write masks for, instead of the images."""
+    format: Literal["masks", "id-map", "coco"] = "masks"
+    """PNGs with white objects, PNGs with the object's id in each pixel, or one COCO file."""
+    invert: bool = False
+    """Objects are black on white: nerfstudio, given such masks, learns the scene without the objects."""
+    grow: int = 0
+    """Make the objects wider by so many pixels, to take their outlines along."""
+
+    def main(self) -> None:
+        """Write them."""
+        if self.format != "masks" and (self.invert or self.grow):
+            raise SA3DError("--invert and --grow are for --format masks: leave them out, or choose that.")
+        from sa3d_nerfstudio.exports import cameras, masks
+        from sa3d_nerfstudio.exports.transforms import DataSetFiles
+        from sa3d_nerfstudio.splat_model import MaskedSplatModel
+
+        # What is wrong with a camera path should be told before a run is loaded.
+        on_path = None if self.camera_path is None else cameras.path_cameras(self.camera_path)
+        pipeline, objects = self.load(self.output_dir)
+        chosen = on_path or cameras.dataset_cameras(pipeline, self.split)
+        maps = masks.id_maps(pipeline.model, chosen, objects, pipeline.config.threshold)
+        if self.format == "coco":
+            masks.write_coco(self.output_dir / "annotations.json", maps, objects)
+            say(f"saved       {self.output_dir / 'annotations.json'}")
+            return
+        if self.format == "id-map":
+            names = masks.write_id_maps(self.output_dir, maps, objects)
+            say(f"saved       {self.output_dir / 'ids'}, named in {names}")
+            return
+        written = masks.write_masks(self.output_dir, maps, objects, self.invert, self.grow)
+        say(f"saved       {len(chosen)} masks in {self.output_dir / 'masks'}")
+        if on_path is not None:
+            return
+        bent = getattr(pipeline.datamanager, "cached_train", None) is not None and isinstance(
+            pipeline.model, MaskedSplatModel
+        )
+        if bent:
+            say("note        the masks fit the images without their lens distortion, as the run was trained on them")
+            return
+        transforms = self.output_dir / "transforms.json"
+        if DataSetFiles.of(pipeline).write_with_masks(transforms, written):
+            say(f"saved       {transforms}, which names the images and their masks")
+            what = "without the objects" if self.invert else "of the objects alone"
+            say(f"next        ns-train nerfacto --data {transforms}    # a scene {what}")
+        elif self.split != "all":
+            say("note        for a transforms.json with mask_path, which needs a mask for every image, use --split all")

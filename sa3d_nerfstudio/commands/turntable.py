@@ -1,0 +1,75 @@
+"""``sa3d turntable``: a video that goes round an object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sa3d_nerfstudio.commands.common import OfRun, say
+from sa3d_nerfstudio.errors import SA3DError
+
+
+@dataclass(kw_only=True)
+class Turntable(OfRun):
+    """Render a video of a camera that goes round the objects, and write its path for ns-render."""
+
+    output_path: Path = Path("turntable.mp4")
+    """The video; the camera path goes beside it, as JSON."""
+    rendered_output_names: tuple[str, ...] = ("object_rgb",)
+    """Outputs of the model, side by side: object_rgb (the object alone), background_rgb (the scene without it), rgb,
+    mask_overlay, mask, object_depth, and the base model's own."""
+    frames: int = 120
+    """Images, once round."""
+    fps: float = 24
+    """Images a second."""
+    size: tuple[int, int] = (480, 480)
+    """Width and height."""
+    elevation: float | None = None
+    """Degrees of the camera above the horizon; by default as the training cameras are."""
+    path_only: bool = False
+    """Write the camera path alone, and render nothing."""
+
+    def main(self) -> None:
+        """Render it."""
+        width, height = self.size
+        if self.frames < 2 or self.fps <= 0 or min(width, height) < 16:
+            raise SA3DError("a video needs at least 2 --frames, a positive --fps, and a --size of 16 x 16 or more.")
+        if self.output_path.suffix.lower() != ".mp4":
+            raise SA3DError(f"{self.output_path} is to be a video in MP4: call it {self.output_path.stem}.mp4.")
+        pipeline, objects = self.load(self.output_path.parent)
+        from typing import cast
+
+        from nerfstudio.cameras.camera_paths import get_path_from_json
+        from nerfstudio.utils.rich_utils import CONSOLE
+        from rich.progress import track
+
+        from sa3d_nerfstudio.datamanager import Filtered
+        from sa3d_nerfstudio.exports import turntable
+        from sa3d_nerfstudio.exports.boxes import object_box
+        from sa3d_nerfstudio.exports.files import write_json
+        from sa3d_nerfstudio.exports.selection import only
+
+        threshold = pipeline.config.threshold
+        boxes = [object_box(one.field, threshold) for one in objects]
+        trained = cast(Filtered, pipeline.datamanager).training_cameras().camera_to_worlds
+        poses = turntable.orbit(boxes, trained, self.frames, self.elevation)
+        path = turntable.camera_path(poses, width, height, self.fps)
+        path_file = self.output_path.with_suffix(".json")
+        write_json(path_file, path)
+        say(f"saved       {path_file}")
+        names = " ".join(self.rendered_output_names)
+        say(
+            f"as well     ns-render camera-path --load-config {self.load_config} --camera-path-filename {path_file} "
+            f"--rendered-output-names {names} --output-path {self.output_path}"
+        )
+        if self.path_only:
+            return
+        cameras = get_path_from_json(path)
+        model = pipeline.model
+        with only(model.masks, objects):
+            images = (
+                turntable.render(model, cameras[index : index + 1], self.rendered_output_names, threshold)
+                for index in track(range(len(cameras)), "turntable", console=CONSOLE)
+            )
+            turntable.write_video(self.output_path, images, self.fps)
+        say(f"saved       {self.output_path}")

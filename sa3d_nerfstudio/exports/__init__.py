@@ -1,0 +1,1 @@
+"""What leaves the tool: masks, points, boxes, meshes, videos, in forms that other tools read."""

@@ -1,0 +1,124 @@
+"""Oriented boxes around objects, in the form that nerfstudio's exporters take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import trimesh
+import viser.transforms as vtf
+from jaxtyping import Float
+from torch import Tensor
+
+from sa3d_nerfstudio.exports.frames import Frame
+from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid, robust_bounds
+
+
+@dataclass
+class Box:
+    """A box, oriented as nerfstudio's ``OrientedBox``: a point is in it if ``|Rᵀ (x - center)| <= scale / 2``."""
+
+    center: Float[np.ndarray, "3"]
+    rotation: Float[np.ndarray, "3 3"]
+    """From the box's axes to the world's."""
+    scale: Float[np.ndarray, "3"]
+    """Length of its edges."""
+
+    @property
+    def corners(self) -> Float[np.ndarray, "8 3"]:
+        """Its corners."""
+        signs = np.array(np.meshgrid(*[[-0.5, 0.5]] * 3)).reshape(3, -1).T
+        return self.center + (signs * self.scale) @ self.rotation.T
+
+    @property
+    def roll_pitch_yaw(self) -> tuple[float, float, float]:
+        """The rotation as nerfstudio's options have it, in radians."""
+        angles = vtf.SO3.from_matrix(self.rotation).as_rpy_radians()
+        return float(angles.roll), float(angles.pitch), float(angles.yaw)
+
+    def moved(self, frame: Frame) -> Box:
+        """The box in another frame."""
+        center = frame.points(torch.from_numpy(self.center)[None])[0].numpy()
+        rotation = frame.directions(torch.from_numpy(self.rotation.T)).numpy().T
+        return Box(center, rotation, self.scale * frame.length)
+
+    def numbers(self) -> dict[str, list[float]]:
+        """The values of the options of ns-export, by their names."""
+        corners = self.corners
+        values = {
+            "obb_center": self.center,
+            "obb_rotation": self.roll_pitch_yaw,
+            "obb_scale": self.scale,
+            "bounding_box_min": corners.min(axis=0),
+            "bounding_box_max": corners.max(axis=0),
+        }
+        return {name: [round(float(value), 6) for value in numbers] for name, numbers in values.items()}
+
+    def options(self) -> str:
+        """The options for ``ns-export pointcloud``, ``poisson`` and ``gaussian-splat``, as a line to paste."""
+        return _line(self.numbers(), ("obb_center", "obb_rotation", "obb_scale"))
+
+    def bounding_options(self) -> str:
+        """The options for ``ns-export tsdf`` and ``marching-cubes``, which take boxes along the axes."""
+        return _line(self.numbers(), ("bounding_box_min", "bounding_box_max"))
+
+
+def _line(numbers: dict[str, Any], names: tuple[str, ...]) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {' '.join(f'{value:g}' for value in numbers[name])}" for name in names)
+
+
+def box_around(
+    points: Float[Tensor, "num 3"], weights: Float[Tensor, " num"] | None = None, pad: float = 0.0, tilted: bool = False
+) -> Box:
+    """The smallest box around points, leaving out the few that stray.
+
+    Args:
+        points: World positions, in nerfstudio's frame.
+        weights: How much each counts when it is decided what strays.
+        pad: How far the box reaches beyond the points.
+        tilted: Let the box lean; by default it stands upright on nerfstudio's z axis, as most things do.
+    """
+    low, high = robust_bounds(points, weights)
+    slack = 1e-6 + pad
+    within = points[((points >= low - slack) & (points <= high + slack)).all(-1)].double().cpu().numpy()
+    if tilted:
+        to_origin, extents = trimesh.bounds.oriented_bounds(_with_volume(within, pad))
+        pose = np.linalg.inv(to_origin)
+        rotation, center = pose[:3, :3], pose[:3, 3]
+        if np.linalg.det(rotation) < 0:
+            rotation = rotation * [1, 1, -1]
+    else:
+        flat, lengths = trimesh.bounds.oriented_bounds_2D(_with_volume(within, pad)[:, :2])
+        rotation = np.eye(3)
+        rotation[:2, :2] = flat[:2, :2].T
+        if np.linalg.det(rotation) < 0:
+            rotation[:, 0] *= -1
+        bottom, top = within[:, 2].min(), within[:, 2].max()
+        center = np.array([*(-flat[:2, :2].T @ flat[:2, 2]), (bottom + top) / 2])
+        extents = np.array([*lengths, top - bottom])
+    return Box(center, rotation, np.asarray(extents) + 2 * pad)
+
+
+def _with_volume(points: np.ndarray, pad: float) -> np.ndarray:
+    """Points that lie in a plane or on a line have no hull: give them a thickness that does not matter."""
+    size = max(pad, float(np.ptp(points, axis=0).max()), 1e-6) * 1e-3
+    return np.concatenate([points, *(points.mean(axis=0) + size * sign * np.eye(3) for sign in (-1, 1))])
+
+
+def object_box(field: MaskField, threshold: float, tilted: bool = False) -> Box:
+    """The box around an object, from its cells alone; nothing is rendered.
+
+    Args:
+        field: The object's mask.
+        threshold: Probability above which something is on the object.
+        tilted: See :func:`box_around`.
+    """
+    points, weights = field.object_points(threshold)
+    pad = 0.0
+    if isinstance(field, MaskGrid):
+        # Half a cell: the object ends somewhere between the last vertex on it and the next.
+        pad = float(field.half_extent.max()) * (1 + OUTSIDE) / (field.resolution - 1)
+    return box_around(points, weights, pad, tilted)

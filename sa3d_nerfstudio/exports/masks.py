@@ -1,0 +1,134 @@
+"""2D masks of objects: PNGs per image and object, one id map per image, or COCO annotations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from nerfstudio.utils.rich_utils import CONSOLE
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from rich.progress import track
+
+from sa3d_nerfstudio.atomic import atomic_path
+from sa3d_nerfstudio.exports.cameras import NamedCamera
+from sa3d_nerfstudio.exports.files import write_json, write_png
+from sa3d_nerfstudio.exports.object_view import look
+from sa3d_nerfstudio.exports.selection import ExportObject
+from sa3d_nerfstudio.mask_outputs import MaskOutputs
+
+IdMap = NDArray[np.int64]
+
+
+def id_maps(
+    model: MaskOutputs, cameras: Sequence[NamedCamera], objects: Sequence[ExportObject], threshold: float
+) -> Iterator[tuple[NamedCamera, IdMap]]:
+    """Which object each pixel of each camera shows, 0 for none, under a progress bar.
+
+    Args:
+        model: The base model with masks.
+        cameras: The cameras, at the sizes that are wanted.
+        objects: The objects; where two overlap, the more probable one has the pixel.
+        threshold: Probability above which something is on an object.
+    """
+    for one in track(cameras, "masks", console=CONSOLE):
+        yield one, look(model, one.camera, objects, threshold).ids(threshold).numpy()
+
+
+def grown(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
+    """A mask that reaches so many pixels further on all sides."""
+    if pixels <= 0:
+        return mask
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * pixels + 1, 2 * pixels + 1))
+    return cv2.dilate(mask.astype(np.uint8), disc).astype(bool)
+
+
+def write_masks(
+    folder: Path,
+    maps: Iterable[tuple[NamedCamera, IdMap]],
+    objects: Sequence[ExportObject],
+    invert: bool = False,
+    grow: int = 0,
+) -> dict[Path, Path]:
+    """Write PNGs: 255 on the object and 0 elsewhere, or the other way round.
+
+    All objects together go to ``masks/IMAGE.png``, which is what nerfstudio reads as ``mask_path``: it learns from the
+    pixels that are not 0. If there are several objects, each by itself goes to ``objects/OBJECT/IMAGE.png``.
+
+    Args:
+        folder: Where to.
+        maps: See :func:`id_maps`.
+        objects: The objects.
+        invert: Write 0 on the object and 255 elsewhere.
+        grow: By how many pixels to make the masks wider.
+
+    Returns:
+        The mask of all objects of each image; cameras without images are left out.
+    """
+    written = {}
+    for one, ids in maps:
+        masks = {folder / "masks" / one.name: ids > 0}
+        if len(objects) > 1:
+            masks |= {folder / "objects" / each.stem / one.name: ids == each.id for each in objects}
+        for path, mask in masks.items():
+            write_png(path, ((grown(mask, grow) != invert) * 255).astype(np.uint8))
+        if one.image is not None:
+            written[one.image] = folder / "masks" / one.name
+    return written
+
+
+def write_id_maps(folder: Path, maps: Iterable[tuple[NamedCamera, IdMap]], objects: Sequence[ExportObject]) -> Path:
+    """Write ``ids/IMAGE.png`` with the id of the object in each pixel, and ``objects.json`` that names them.
+
+    Returns:
+        The objects.json.
+    """
+    # All maps have the same depth, whatever is in them.
+    kind = np.uint8 if max(one.id for one in objects) < 256 else np.uint16
+    for one, ids in maps:
+        write_png(folder / "ids" / one.name, ids.astype(kind))
+    path = folder / "objects.json"
+    write_json(path, {"background_id": 0, "objects": object_table(objects)})
+    return path
+
+
+def object_table(objects: Sequence[ExportObject]) -> list[dict[str, Any]]:
+    """Ids, names and colours, for JSON."""
+    return [{"id": one.id, "name": one.name, "color": [round(255 * value) for value in one.color]} for one in objects]
+
+
+def write_coco(path: Path, maps: Iterable[tuple[NamedCamera, IdMap]], objects: Sequence[ExportObject]) -> None:
+    """Write annotations as COCO has them, with masks as compressed run lengths; ``pycocotools`` reads them.
+
+    An object's category is its id. Images are named by their full paths; on a camera path, as their masks would be.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, (one, ids) in enumerate(maps, start=1):
+        height, width = ids.shape
+        name = one.name if one.image is None else one.image
+        images.append({"id": number, "file_name": str(name), "height": height, "width": width})
+        for each in objects:
+            mask = ids == each.id
+            if not mask.any():
+                continue
+            lengths = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": each.id,
+                    "segmentation": {"size": [height, width], "counts": lengths["counts"].decode("ascii")},
+                    "area": int(mask.sum()),
+                    "bbox": [float(value) for value in coco_mask.toBbox(lengths)],
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": each.id, "name": each.name, "supercategory": "object"} for each in objects]
+    with atomic_path(path) as temporary:
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        temporary.write_text(json.dumps(content), "utf8")

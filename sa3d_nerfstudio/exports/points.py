@@ -1,0 +1,151 @@
+"""Points on objects, as the training views see their surfaces, with normals, probability and id."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import open3d as o3d
+import torch
+from jaxtyping import Float, Int
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.progress import track
+
+from sa3d_nerfstudio.atomic import atomic_path
+from sa3d_nerfstudio.datamanager import Filtered
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.exports.frames import Frame
+from sa3d_nerfstudio.exports.object_view import look, passing_rays
+from sa3d_nerfstudio.exports.selection import ExportObject
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.pipeline import SA3DPipeline
+
+COARSE = 160
+"""Longer side of the images in which it is counted how many pixels an object has."""
+ENOUGH = 1.6
+"""Rays that pass through an object's cells, over those that end on it; about, and on the safe side."""
+LARGEST = 4.0
+"""Images are rendered no larger than so many times their own size, however small an object is in them."""
+NEIGHBORS = 20
+"""How many points around one tell whether it strays, and which way its surface looks."""
+STRAYING = 3.0
+"""A point strays if its neighbours are farther than usual by so many standard deviations."""
+
+
+@dataclass
+class ObjectPoints:
+    """Points of one object or several, in nerfstudio's frame."""
+
+    positions: Float[np.ndarray, "num 3"]
+    normals: Float[np.ndarray, "num 3"]
+    """Of length 1, towards the cameras that saw the points."""
+    colors: Float[np.ndarray, "num 3"]
+    """In [0, 1]."""
+    probability: Float[np.ndarray, " num"]
+    """That the point is on its object, as rendered along its ray."""
+    object_id: Int[np.ndarray, " num"]
+
+    @classmethod
+    def joined(cls, parts: Sequence[ObjectPoints]) -> ObjectPoints:
+        """The points of all parts."""
+        names = ("positions", "normals", "colors", "probability", "object_id")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+    def cloud(self) -> o3d.geometry.PointCloud:
+        """Positions, normals and colours for open3d."""
+        cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(self.positions))
+        cloud.normals = o3d.utility.Vector3dVector(self.normals)
+        cloud.colors = o3d.utility.Vector3dVector(self.colors)
+        return cloud
+
+
+def object_points(
+    pipeline: SA3DPipeline, one: ExportObject, others: Sequence[ExportObject], num_points: int
+) -> ObjectPoints:
+    """Points on an object's surface, from all training views, under a progress bar.
+
+    Args:
+        pipeline: A loaded run.
+        one: The object.
+        others: Objects that may have a better claim to a pixel; the object itself may be among them.
+        num_points: How many points, at most; images are rendered as large as it takes.
+
+    Raises:
+        SA3DError: No training view sees the object.
+    """
+    threshold = pipeline.config.threshold
+    objects = [one, *(other for other in others if other.id != one.id)]
+    parts = []
+    for camera in track(_cameras(pipeline, one, num_points), f"points of {one.name}", console=CONSOLE):
+        view = look(pipeline.model, camera, objects, threshold)
+        on = (view.ids(threshold) == one.id).to(view.points.device)
+        columns = (view.points[on], view.directions[on], view.rgb[on], view.probability[0][on][:, None])
+        parts.append(torch.cat(columns, dim=-1).double().cpu())
+    seen = torch.cat(parts)
+    seen = seen[torch.isfinite(seen).all(-1)]
+    if isinstance(one.field, MaskGrid):
+        # At an outline, the depth may lie anywhere between the object and what is behind it.
+        inside = one.field.probability_at(seen[:, :3].float().to(one.field.hit.device))[:, 0] > threshold
+        seen = seen[inside.cpu()]
+    if len(seen) <= NEIGHBORS:
+        raise SA3DError(f"no training view sees the object {one.name!r}: segment it again with another prompt.")
+    seen = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:num_points]]
+    cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(seen[:, :3].numpy()))
+    _, kept = cloud.remove_statistical_outlier(NEIGHBORS, STRAYING)
+    seen, cloud = seen[kept], cloud.select_by_index(kept)
+    cloud.estimate_normals(o3d.geometry.KDTreeSearchParamKNN(NEIGHBORS))
+    normals = np.asarray(cloud.normals)
+    away = (normals * seen[:, 3:6].numpy()).sum(axis=-1, keepdims=True) > 0
+    return ObjectPoints(
+        seen[:, :3].numpy(),
+        np.where(away, -normals, normals),
+        seen[:, 6:9].clamp(0, 1).numpy(),
+        seen[:, 9].numpy(),
+        np.full(len(seen), one.id, dtype=np.int32),
+    )
+
+
+def _cameras(pipeline: SA3DPipeline, one: ExportObject, num_points: int) -> list[Cameras]:
+    """The training cameras, at a size at which about so many pixels in all are on the object."""
+    cameras = cast(Filtered, pipeline.datamanager).training_cameras()
+    chosen = [copy.deepcopy(cameras[index : index + 1]).to(pipeline.device) for index in range(len(cameras))]
+    if not isinstance(one.field, MaskGrid):
+        return chosen  # splats are rendered whole, at the size that they were trained at
+    pixels = 0.0
+    for camera in chosen:
+        small = copy.deepcopy(camera)
+        scale = min(1.0, COARSE / max(int(camera.height.max()), int(camera.width.max())))
+        small.rescale_output_resolution(scale)
+        rays = small.generate_rays(camera_indices=0, keep_shape=True).flatten()
+        pixels += float(passing_rays([one], rays.origins, rays.directions, pipeline.config.threshold).sum()) / scale**2
+    scale = min(LARGEST, math.sqrt(ENOUGH * num_points / max(pixels, 1.0)))
+    for camera in chosen:
+        camera.rescale_output_resolution(scale)
+    return chosen
+
+
+def write_points(path: Path, points: ObjectPoints, frame: Frame) -> None:
+    """Write a binary PLY: x y z, nx ny nz, red green blue, probability, object_id.
+
+    Args:
+        path: The file.
+        points: The points.
+        frame: Where to place them.
+    """
+    positions = frame.points(torch.from_numpy(points.positions)).numpy()
+    normals = frame.directions(torch.from_numpy(points.normals)).numpy()
+    cloud = o3d.t.geometry.PointCloud()
+    cloud.point["positions"] = o3d.core.Tensor(positions.astype(np.float32))
+    cloud.point["normals"] = o3d.core.Tensor(normals.astype(np.float32))
+    cloud.point["colors"] = o3d.core.Tensor((points.colors * 255).round().astype(np.uint8))
+    cloud.point["probability"] = o3d.core.Tensor(points.probability.astype(np.float32)[:, None])
+    cloud.point["object_id"] = o3d.core.Tensor(points.object_id.astype(np.int32)[:, None])
+    with atomic_path(path) as temporary:
+        if not o3d.t.io.write_point_cloud(str(temporary), cloud):
+            raise OSError("open3d has not written it")

@@ -1,0 +1,160 @@
+"""A camera that goes round an object, and what it sees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.camera_utils import viewmatrix
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.utils import colormaps
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sa3d_nerfstudio.atomic import atomic_path
+from sa3d_nerfstudio.chunks import map_chunks
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.exports.boxes import Box
+from sa3d_nerfstudio.mask_outputs import MaskOutputs
+from sa3d_nerfstudio.model import MaskedModel
+
+FIELD_OF_VIEW = 50.0
+"""Degrees, vertically."""
+ROOM = 1.15
+"""How much of the image's shorter side there is for each length of the object."""
+OF_THE_OBJECT = frozenset({"object_rgb", "mask"})
+"""Outputs that are the same for all rays that pass through no object."""
+
+
+def orbit(
+    boxes: Sequence[Box], camera_to_worlds: Float[Tensor, "num_views 3 4"], num_frames: int, elevation: float | None
+) -> Float[Tensor, "num_frames 4 4"]:
+    """Poses on a circle around some boxes, from which they just fill the image.
+
+    Args:
+        boxes: Around the objects.
+        camera_to_worlds: Poses of the training cameras: what they call up is up, and they have seen the object from
+            where it looks well.
+        num_frames: How many poses.
+        elevation: Degrees above the horizon; by default that of the training cameras, in the middle.
+    """
+    corners = torch.from_numpy(np.concatenate([box.corners for box in boxes]))
+    center = (corners.amin(0) + corners.amax(0)) / 2
+    radius = float((corners - center).norm(dim=-1).max())
+    poses = camera_to_worlds.double().cpu()
+    up = torch.nn.functional.normalize(poses[:, :, 1].mean(0), dim=0)
+    views = torch.nn.functional.normalize(poses[:, :, 3] - center, dim=-1)
+    if elevation is None:
+        elevation = math.degrees(math.asin(float((views @ up).median().clamp(-0.95, 0.95))))
+    # The first image is seen from where most cameras are.
+    front = views.mean(0) - (views.mean(0) @ up) * up
+    if float(front.norm()) < 1e-3:
+        front = torch.linalg.cross(up, torch.eye(3, dtype=up.dtype)[int(up.abs().argmin())])
+    front = torch.nn.functional.normalize(front, dim=0)
+    side = torch.linalg.cross(up, front)
+    distance = ROOM * radius / math.sin(math.radians(FIELD_OF_VIEW) / 2)
+    height, flat = math.sin(math.radians(elevation)), math.cos(math.radians(elevation))
+    result = []
+    for angle in torch.linspace(0, 2 * math.pi, num_frames + 1, dtype=up.dtype)[:-1]:
+        outwards = flat * (angle.cos() * front + angle.sin() * side) + height * up
+        pose = torch.eye(4, dtype=up.dtype)
+        pose[:3] = viewmatrix(outwards, up, center + distance * outwards)
+        result.append(pose)
+    return torch.stack(result)
+
+
+def camera_path(
+    poses: Float[Tensor, "num_frames 4 4"], width: int, height: int, frames_per_second: float
+) -> dict[str, Any]:
+    """A camera path as nerfstudio's viewer saves it and ``ns-render camera-path`` takes it."""
+    # The field of view is the vertical one; an upright image must be as wide as the object.
+    shorter = min(1.0, width / height)
+    view = 2 * math.degrees(math.atan(math.tan(math.radians(FIELD_OF_VIEW) / 2) / shorter))
+    frame = {"fov": view, "aspect": width / height}
+    return {
+        "camera_type": "perspective",
+        "render_height": height,
+        "render_width": width,
+        "fps": frames_per_second,
+        "seconds": len(poses) / frames_per_second,
+        "is_cycle": True,
+        "smoothness_value": 0.0,
+        "crop": None,
+        "camera_path": [{"camera_to_world": pose.reshape(-1).tolist(), **frame} for pose in poses],
+    }
+
+
+@torch.no_grad()
+def render(
+    model: MaskOutputs, camera: Cameras, names: Sequence[str], threshold: float
+) -> Float[np.ndarray, "height width 3"]:
+    """Outputs of the model side by side, as ``ns-render --rendered-output-names`` shows them, in [0, 1].
+
+    If all of them are of the object alone, only the rays that pass through it are rendered.
+
+    Raises:
+        SA3DError: The model has no such output.
+    """
+    camera = camera.to(model.device)
+    if isinstance(model, MaskedModel) and OF_THE_OBJECT.issuperset(names):
+        outputs = _object_outputs(model, camera, names, threshold)
+    else:
+        outputs = model.get_outputs_for_camera(camera)
+    images = []
+    for name in names:
+        if name not in outputs:
+            raise SA3DError(f"the model has no output {name}: it has {', '.join(outputs)}.")
+        image = outputs[name]
+        if "depth" in name:
+            image = colormaps.apply_depth_colormap(image, outputs.get("accumulation"))
+        else:
+            image = colormaps.apply_colormap(image)
+        images.append(image.cpu().numpy())
+    return np.concatenate(images, axis=1)
+
+
+def _object_outputs(model: MaskedModel, camera: Cameras, names: Sequence[str], threshold: float) -> dict[str, Tensor]:
+    rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+    height, width = rays.origins.shape[:2]
+    rays = rays.flatten()
+    passing = model.masks.hits(rays.origins, rays.directions, threshold)
+    # A ray that passes nothing has the same outputs as any other such: the background.
+    empty = 1.0 if model.object_background == "white" else 0.0
+    images = {name: torch.full((len(rays), 3), empty if name == "object_rgb" else 0.0) for name in names}
+    images = {name: image[:, : 1 if name == "mask" else 3].to(model.device) for name, image in images.items()}
+    chosen = rays[passing]
+
+    def see(part: slice) -> dict[str, Tensor]:
+        outputs = model(chosen[part])
+        return {name: outputs[name] for name in names}
+
+    parts = map_chunks(model.config, len(chosen), see)
+    for name, image in images.items():
+        if parts:
+            image[passing] = torch.cat([part[name] for part in parts])
+    return {name: image.reshape(height, width, -1) for name, image in images.items()}
+
+
+def write_video(path: Path, images: Iterator[NDArray[np.floating]], frames_per_second: float) -> None:
+    """Write images with values in [0, 1] as H.264 in MP4, which browsers and editors play.
+
+    The encoder is the one that PyAV brings along: no ffmpeg has to be installed. Sizes are made even, as H.264 asks.
+    """
+    with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
+        stream: Any = None
+        for image in images:
+            height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
+            pixels = (image[:height, :width].clip(0, 1) * 255).round().astype(np.uint8)
+            if stream is None:
+                stream = container.add_stream("h264", rate=round(frames_per_second))
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                stream.options = {"crf": "18"}
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
+        if stream is not None:
+            container.mux(stream.encode())

@@ -1,0 +1,96 @@
+"""Models of the transformers package: where they come from, and loading them safely.
+
+A model is a folder with ``config.json``, the settings of its processor, and its weights as safetensors. A name that is
+no folder is fetched from the Hugging Face hub once, into the cache of that package, which resumes and checks.
+Weights in other formats are refused: they are pickles, and run code.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError, one_line
+from sa3d_nerfstudio.segmenters.checkpoints import downloads_are_forbidden
+
+OLDEST = (4, 57)
+"""Of the transformers package: it holds SAM 2, and thresholds of detections go by the names used here."""
+
+
+def transformers_available() -> bool:
+    """Whether the transformers package is installed, and recent enough."""
+    try:
+        found = re.findall(r"\d+", version("transformers"))
+    except PackageNotFoundError:
+        return False
+    return tuple(int(part) for part in found[:2]) >= OLDEST
+
+
+def load_pretrained(
+    name: str | Path, kind: str, model_types: tuple[str, ...], option: str, otherwise: str, download: bool = True
+) -> tuple[Any, Any]:
+    """Load a model of the transformers package, on the CPU and frozen, and its processor.
+
+    Args:
+        name: A folder, or a name on the Hugging Face hub.
+        kind: What it is, for messages.
+        model_types: The ``model_type`` that its ``config.json`` may have.
+        option: How the user chooses the model.
+        otherwise: What works without, as the end of a sentence.
+        download: Whether a model that is not there may be fetched; the environment may forbid it, too.
+
+    Returns:
+        The model, of the class that its ``config.json`` names, and the processor.
+
+    Raises:
+        MissingWeightsError: The weights are not there and could not be had.
+        SA3DError: The transformers package is not there, or the weights are none of this kind or do not fit.
+    """
+    if not transformers_available():
+        raise SA3DError(
+            f"{kind} needs the package transformers {OLDEST[0]}.{OLDEST[1]} or newer: "
+            f"pip install 'sa3d-nerfstudio[text]', or {otherwise}."
+        )
+    import transformers
+    from safetensors import SafetensorError
+
+    remedy = f"name a folder with config.json and model.safetensors by {option}, or {otherwise}"
+    folder = Path(name).expanduser()
+    # What the hub knows has a name of one or two parts.
+    if not folder.is_dir() and (folder.is_absolute() or folder.exists() or str(name).count("/") > 1):
+        raise SA3DError(f"there is no folder {name} ({option}): {remedy}.")
+    name = str(folder if folder.is_dir() else name)
+    offline = not download or downloads_are_forbidden()
+    local = {"local_files_only": offline}
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **local)
+        if config.model_type not in model_types:
+            raise SA3DError(f"{name} holds a {config.model_type} model, and no {kind}: {remedy}.")
+        architecture = getattr(transformers, (config.architectures or [""])[0], None)
+        if architecture is None:
+            raise SA3DError(f"the config.json of {name} names no model of the transformers package: {remedy}.")
+        model, fit = architecture.from_pretrained(
+            name, config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **local
+        )
+        processor = transformers.AutoProcessor.from_pretrained(name, **local)
+    except OSError as error:
+        if folder.is_dir():
+            raise SA3DError(f"{kind} in {name} cannot be read ({one_line(error)}): {remedy}.") from error
+        reason = "are not there, and may not be downloaded" if offline else f"cannot be had ({one_line(error, 60)})"
+        raise MissingWeightsError(
+            f"the weights of {kind} {reason}: put model.safetensors and the .json and .txt files of "
+            f"https://huggingface.co/{name} into a folder and name it by {option}, or {otherwise}."
+        ) from error
+    # What the package raises for damaged files and settings that contradict each other has no class of its own.
+    except (RuntimeError, ValueError, KeyError, TypeError, ImportError, SafetensorError) as error:
+        raise SA3DError(f"{kind} in {name} cannot be read ({one_line(error)}): {remedy}.") from error
+    if fit["missing_keys"] or fit["mismatched_keys"]:
+        raise SA3DError(
+            f"the weights in {name} do not fit together ({len(fit['missing_keys'])} tensors are missing, "
+            f"{len(fit['mismatched_keys'])} have another shape): {remedy}."
+        )
+    return model.eval().requires_grad_(False), processor

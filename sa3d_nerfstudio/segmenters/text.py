@@ -1,0 +1,154 @@
+"""From words to boxes: Grounding DINO, whose boxes then prompt the segmenter.
+
+S. Liu et al., "Grounding DINO: Marrying DINO with Grounded Pre-Training for Open-Set Object Detection", ECCV 2024; the
+network and its processing are those of the transformers package.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torchvision.ops import nms
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.segmenters.base import SegmenterImage
+from sa3d_nerfstudio.segmenters.pretrained import load_pretrained, transformers_available
+
+SAME_BOX = 0.8
+"""Boxes with a larger IoU are one object, found twice; as in the code of Grounded SAM."""
+SHOWN = 6
+"""Boxes that a message lists, at most."""
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """What the text detector needs; the thresholds are those published with it."""
+
+    model: str = "IDEA-Research/grounding-dino-tiny"
+    """Folder of a Grounding DINO model as the transformers package saves it, or its name on the Hugging Face hub."""
+    box_threshold: float = 0.35
+    """Boxes must match the words better than this."""
+    text_threshold: float = 0.25
+    """Words that a box matches better than this make its label."""
+    device: str = "cpu"
+    """Where the network runs."""
+    download: bool = True
+    """Whether published weights may be downloaded."""
+
+
+@dataclass(frozen=True)
+class TextBox:
+    """A place in an image that matches the words."""
+
+    box: tuple[float, float, float, float]
+    """x0, y0, x1, y1 in pixels of the image from its top left, upper bounds exclusive."""
+    score: float
+    """How well it matches, from 0 to 1."""
+    label: str
+    """The words that it matches."""
+
+
+def text_available() -> bool:
+    """Whether the package that text prompts need is installed; the weights may still be missing."""
+    return transformers_available()
+
+
+def find_boxes(image: SegmenterImage, text: str, options: TextOptions | None = None) -> list[TextBox]:
+    """Find what the words name.
+
+    The model is loaded by the first call and kept.
+
+    Args:
+        image: Where to look.
+        text: The words, such as "a mug"; several things are divided by full stops.
+        options: Model and thresholds.
+
+    Returns:
+        Boxes from the best match to the worst; none if there is nothing of the kind.
+
+    Raises:
+        SA3DError: The text is empty, or the model cannot be had; the message says what to do.
+    """
+    options = options or TextOptions()
+    words = " ".join(text.lower().split()).rstrip(".")
+    if not any(character.isalnum() for character in words):
+        raise SA3DError('the text prompt holds no words: name the object, as in "a mug".')
+    model, processor = _load(options.model, options.device, options.download)
+    pixels = (image.rgb.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    # The model was trained on phrases that end in full stops.
+    inputs = processor(images=pixels, text=f"{words}.", return_tensors="pt").to(options.device)
+    with torch.no_grad():
+        outputs = model(**inputs)
+    found = processor.post_process_grounded_object_detection(
+        outputs,
+        inputs["input_ids"],
+        threshold=options.box_threshold,
+        text_threshold=options.text_threshold,
+        target_sizes=[(image.height, image.width)],
+    )[0]
+    size = torch.tensor([image.width, image.height, image.width, image.height], dtype=torch.float32)
+    boxes, scores = found["boxes"].float().cpu().clamp(min=0).minimum(size), found["scores"].float().cpu()
+    # In order of their scores, and without those that lie outside.
+    kept = [
+        index for index in nms(boxes, scores, SAME_BOX).tolist() if bool((boxes[index, 2:] > boxes[index, :2]).all())
+    ]
+    labels = [_label(label, processor.tokenizer.all_special_tokens) or words for label in found["text_labels"]]
+    return [TextBox(tuple(boxes[index].tolist()), float(scores[index]), labels[index]) for index in kept]
+
+
+def choose_box(boxes: Sequence[TextBox], text: str, view: str, index: int | None = None) -> TextBox:
+    """The box that is meant: the one of that index, or the only one.
+
+    Args:
+        boxes: What :func:`find_boxes` has found.
+        text: The words.
+        view: Name of the view, for messages.
+        index: Which one, counted from 0.
+
+    Raises:
+        SA3DError: There is none, or none of that index, or it takes the user to choose.
+    """
+    if not boxes:
+        raise SA3DError(
+            f'nothing in {view} looks like "{text}": try other words or another view, or point at it with '
+            "--pipeline.prompt.points."
+        )
+    if index is None and len(boxes) == 1:
+        return boxes[0]
+    if index is not None and 0 <= index < len(boxes):
+        return boxes[index]
+    listed = "; ".join(
+        f"{number}: {found.label} {found.score:.2f} at {' '.join(f'{value:.0f}' for value in found.box)}"
+        for number, found in enumerate(boxes[:SHOWN])
+    )
+    more = f"; and {len(boxes) - SHOWN} more" if len(boxes) > SHOWN else ""
+    asked = "choose" if index is None else f"there is no box {index}, choose"
+    count = "one place" if len(boxes) == 1 else f"{len(boxes)} places"
+    raise SA3DError(
+        f'{count} in {view} look{"s" * (len(boxes) == 1)} like "{text}" ({listed}{more}): '
+        f"{asked} one with --pipeline.prompt.box-index."
+    )
+
+
+def _label(decoded: str, special: Sequence[str]) -> str:
+    """The words in what the tokenizer makes of the tokens that a box matches."""
+    for token in special:
+        decoded = decoded.replace(token, "")
+    return " ".join(decoded.replace(".", " ").split())
+
+
+@functools.lru_cache(maxsize=1)
+def _load(name: str, device: str, download: bool) -> tuple[Any, Any]:
+    model, processor = load_pretrained(
+        name,
+        "Grounding DINO",
+        ("grounding-dino",),
+        "--pipeline.text-model",
+        "prompt with --pipeline.prompt.points or a box, which take no words",
+        download,
+    )
+    return model.to(device), processor

@@ -42,13 +42,21 @@ class MaskOutputs(_Base):
     """What of ``ns-export`` gives the objects' shape, for any model of this kind."""
 
     masks: MaskObjects
-    mask_threshold: float
     object_background: str
     wanted_outputs: Callable[[], set[str]] | None = None
     """What a viewer shows of the outputs; it renders all, but those that take a pass of their own are not filled in."""
     for_inference: bool = False
     """Whether the pipeline was set up in the mode "inference"."""
     _rays_in_vain = 0
+
+    @property
+    def mask_threshold(self) -> float:
+        """Probability above which something is on an object."""
+        return self.masks.threshold
+
+    @mask_threshold.setter
+    def mask_threshold(self, threshold: float) -> None:
+        self.masks.threshold = threshold
 
     def new_field(self, resolution: int) -> MaskField:
         """An empty mask field of the kind that fits this model.

@@ -189,3 +189,22 @@ def test_late_outputs_are_computed_when_read_and_once():
     assert outputs.get("d", 4) == 4
     with pytest.raises(KeyError):
         outputs["d"]
+
+
+def test_whether_there_is_an_object_goes_by_the_threshold():
+    model = masked(small_model("nerfacto"))
+    grid = MaskGrid(24)
+    near = grid.cell_positions().norm(dim=-1) < 0.5
+    grid.add(0.4 * near.float(), torch.ones(grid.num_cells))
+    model.masks["faint"] = grid
+    assert not grid.is_empty
+    assert model.masks.shown == []
+    with pytest.raises(SA3DError, match="no object to export"):
+        model.require_object()
+    model.mask_threshold = 0.3
+    assert model.masks.shown == [grid]
+    model.require_object()
+    inside = model.masks.probability_at(torch.tensor([[0.0, 0.0, 0.0], [0.9, 0.9, 0.9]]))[:, 0]
+    assert inside.tolist() == pytest.approx([0.4, 0.0], abs=1e-5)
+    with torch.no_grad():
+        assert model.get_outputs_for_camera(camera(20, 28))["object_accumulation"][10, 14] > 1e-4

@@ -78,14 +78,14 @@ def distance_to(grid: MaskGrid, positions: Float[Tensor, "*batch 3"], threshold:
     cell = 2 * float(grid.half_extent.max()) * (1 + OUTSIDE) / (r - 1)
 
     def whole_cells() -> Tensor:
-        inside = (grid.filled_probability() > threshold).reshape(r, r, r).cpu().numpy()
+        inside = (grid.filled_probability(threshold) > threshold).reshape(r, r, r).cpu().numpy()
         if not inside.any():
             return torch.full_like(grid.hit, r).reshape(-1, 1)
         distances = ndimage.distance_transform_edt(inside) + ndimage.distance_transform_edt(~inside)
         return torch.from_numpy(distances).to(grid.hit).reshape(-1, 1)
 
     far = grid.gather(grid.derived(("distance", threshold), whole_cells), positions.reshape(-1, 3)) - 1
-    across = threshold - grid.probability_at(positions)
+    across = threshold - grid.probability_at(positions, threshold)
     # Within a cell of the surface the probability tells how far it is, beyond that the number of cells.
     return across.sign() * torch.maximum(across.abs(), far.reshape(across.shape)) * cell
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -113,7 +113,7 @@ class SegmentationSession:
         segmenter: Segmenter,
         grid: MaskField,
         settings: SessionSettings,
-        embeddings: dict[int | str, Any] | None = None,
+        embeddings: MutableMapping[int | str, Any] | None = None,
     ) -> None:
         self.views = views
         self.segmenter = segmenter
@@ -125,7 +125,7 @@ class SegmentationSession:
         """Views beside the training views that may be prompted, by name."""
         self.lifting: Lifting | None = None
         """What the newest pass has lifted."""
-        self._embeddings: dict[int | str, Any] = {} if embeddings is None else embeddings
+        self._embeddings: MutableMapping[int | str, Any] = {} if embeddings is None else embeddings
         self._spacings: dict[int | str, float] = {}
         """Distance between the rays of neighbouring pixels at the object, in each view that has shown it."""
 

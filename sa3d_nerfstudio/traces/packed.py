@@ -272,3 +272,9 @@ class PackedTrace:
 
 _newest: tuple[weakref.ref[PackedTrace], tuple[float, ...], list[Located]] | None = None
 """The trace that was worked on last, the place of the grid, and its atoms there."""
+
+
+def forget() -> None:
+    """Let go of the atoms that are remembered."""
+    global _newest  # noqa: PLW0603
+    _newest = None

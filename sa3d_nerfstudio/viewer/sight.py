@@ -18,7 +18,7 @@ from sa3d_nerfstudio.segmenters.base import Segmenter
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.view_cache import Embeddings
 from sa3d_nerfstudio.viewer.state import Mark, ViewPrompt
-from sa3d_nerfstudio.views import TrainingViews
+from sa3d_nerfstudio.views import TrainingViews, pack_camera
 
 TOWARDS = 0.03
 """How far in front of the surface markers are shown, as a share of the way to the camera."""
@@ -112,7 +112,7 @@ class Sight:
             return self.views.trace(self._training[name])
         if name not in self.free:
             camera = self.cameras[name]
-            trace = self.views.look(camera)
+            trace = pack_camera(self.model, camera.to(self.model.device), self.lock)
             self.free[name] = FreeView(trace, camera.camera_to_worlds[0])
         return self.free[name].trace
 

@@ -144,6 +144,7 @@ class SA3DTrainer(Trainer):
         assert self.config.load_dir is not None
         loaded = load_checkpoint(self.config.load_dir / f"step-{self.config.load_step:09d}.ckpt")
         self.pipeline.load_pipeline(loaded["pipeline"], loaded["step"])
+        self.pipeline.cache_folder = self.base_dir.parent / "cache"
         self.step = self._start_step = loaded["step"]
         self.optimizers = Optimizers({}, {})
         self.callbacks = []
@@ -191,10 +192,9 @@ class SA3DTrainer(Trainer):
         sessions: dict[str, SegmentationSession] = {}
         prompts = self.pipeline.prompts_from_config()
         segmenter = self._segmenter()
-        embeddings: dict[int | str, Any] = {}
         # All prompts are tried before the first long loop begins.
         for given in prompts:
-            sessions[given.name] = self.pipeline.session(given.name, segmenter, embeddings)
+            sessions[given.name] = self.pipeline.session(given.name, segmenter)
             for view, prompt in given.views.items():
                 sessions[given.name].prompt(view, prompt)
         for name, session in sessions.items():
@@ -226,6 +226,7 @@ class SA3DTrainer(Trainer):
         for name, session in sessions.items():
             suffix = f"-{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}" if len(sessions) > 1 else ""
             self._write_overview(self.base_dir / f"overview{suffix}.png", session)
+        self.pipeline.views.cache.flush()
         self.config.write(self.base_dir)
         config = self.base_dir / "config.yml"
         CONSOLE.print(f"saved       {config}", highlight=False, soft_wrap=True)

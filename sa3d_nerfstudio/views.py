@@ -15,6 +15,7 @@ from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
 from sa3d_nerfstudio.chunks import map_chunks
+from sa3d_nerfstudio.disk_store import digest
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.model import MaskedModel
@@ -23,6 +24,13 @@ from sa3d_nerfstudio.traces.atoms import NotOnRays, atoms_of, pixel_angle
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.nerf import RGB_OUTPUTS, NerfViewTrace, WeightedSamples, concatenate
 from sa3d_nerfstudio.traces.packed import PackedTrace, ViewRays
+from sa3d_nerfstudio.view_cache import ViewCache, default_budget
+
+CAMERA_PARTS = (
+    *("camera_to_worlds", "fx", "fy", "cx", "cy", "height", "width"),
+    *("distortion_params", "camera_type", "times", "metadata"),
+)
+"""All that nerfstudio's cameras are made of."""
 
 Kept = TypeVar("Kept")
 
@@ -38,6 +46,7 @@ class TrainingViews:
         image_scale: Size of the original images over the size in ``cameras``, which nerfstudio may have scaled down.
         photo: The image that a view was trained on, of any size, [height, width, 3] in [0, 1]; where it is given,
             segmenters see it, and else what the model renders.
+        cache: Keeps what is rendered.
     """
 
     def __init__(
@@ -48,6 +57,7 @@ class TrainingViews:
         long_side: int,
         image_scale: float = 1.0,
         photo: Callable[[int], Float[Tensor, "rows columns 3"]] | None = None,
+        cache: ViewCache | None = None,
     ) -> None:
         self.model = model
         self.cameras = cameras
@@ -57,7 +67,8 @@ class TrainingViews:
         self.photo = photo
         self.lock: AbstractContextManager[Any] = nullcontext()
         """Held while the model renders; the viewer renders with the same model on other threads."""
-        self._traces: dict[int, ViewTrace] = {}
+        self.cache = ViewCache(default_budget(model.device)) if cache is None else cache
+        self._keys: dict[int, str] = {}
         self._directions: list[Tensor] = []
 
     def __len__(self) -> int:
@@ -106,9 +117,29 @@ class TrainingViews:
 
     def trace(self, view: int) -> ViewTrace:
         """The view's trace."""
-        if view not in self._traces:
-            self._traces[view] = self.look(self.camera(view))
-        return self._traces[view]
+        key = f"trace-{self.key(view)}"
+        found = self.cache.get(key, lambda tensors, numbers: self._restored(view, tensors, numbers))
+        if found is not None:
+            return found
+        trace = self.look(self.camera(view))
+        stored = (lambda: (trace.tensors(), trace.numbers())) if isinstance(trace, PackedTrace) else None
+        self.cache.put(key, trace, stored)
+        return trace
+
+    def key(self, view: int) -> str:
+        """Stands for the view's camera at the working size, and for the photo that segmenters see of it."""
+        if view not in self._keys:
+            camera = self.camera(view)
+            parts: list[Any] = [getattr(camera, name) for name in CAMERA_PARTS]
+            if self.photo is not None and self.filenames[view].exists():
+                state = self.filenames[view].stat()
+                parts += [self.name(view), state.st_size, state.st_mtime_ns]
+            self._keys[view] = digest(parts)
+        return self._keys[view]
+
+    def _restored(self, view: int, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> PackedTrace:
+        tensors = {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
+        return PackedTrace.restored(tensors, numbers, camera_rays(self.camera(view), self._directions))
 
     def look(self, camera: Cameras) -> ViewTrace:
         """The trace of any camera, packed where it can be; rendered each time."""

@@ -78,5 +78,5 @@ def atoms_of(
     target = level.long().clamp(max=count - 1) * num_rays + ray
     weight = weights.new_zeros(count * num_rays).index_add_(0, target, weights)
     moment = weights.new_zeros(count * num_rays).index_add_(0, target, weights * distance)
-    mean = torch.where(weight > 0, moment / weight.clamp(min=1e-12), distance.min())
+    mean = torch.where(weight > 1e-12, moment / weight.clamp(min=1e-12), distance.min())
     return mean.reshape(count, num_rays), weight.reshape(count, num_rays)

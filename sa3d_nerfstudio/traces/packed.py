@@ -148,6 +148,21 @@ class PackedTrace:
             rays=rays,
         )
 
+    @classmethod
+    def restored(cls, tensors: dict[str, Tensor], numbers: dict[str, Any], rays: ViewRays) -> PackedTrace:
+        """What :meth:`tensors` and :meth:`numbers` gave.
+
+        Raises:
+            TypeError: Some are missing, or there are others.
+            ValueError: They are not of these rays.
+        """
+        trace = cls(**tensors, **numbers, rays=rays)
+        count = len(rays.local)
+        shapes = [trace.distances.shape[1:], trace.shares.shape[1:], trace.coverage.shape, trace.depths.shape]
+        if any(shape != (count,) for shape in shapes) or trace.colors.shape != (trace.height, trace.width, 3):
+            raise ValueError("not of these rays")
+        return trace
+
     # What a trace is.
 
     @property
@@ -257,3 +272,9 @@ class PackedTrace:
 
 _newest: tuple[weakref.ref[PackedTrace], tuple[float, ...], list[Located]] | None = None
 """The trace that was worked on last, the place of the grid, and its atoms there."""
+
+
+def forget() -> None:
+    """Let go of the atoms that are remembered."""
+    global _newest  # noqa: PLW0603
+    _newest = None

@@ -18,8 +18,9 @@ from sa3d_nerfstudio.segmentation.session import FreeView, Given, SegmentationSe
 from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterImage
 from sa3d_nerfstudio.segmenters.text import TextOptions, find_boxes
 from sa3d_nerfstudio.traces.base import ViewTrace
+from sa3d_nerfstudio.view_cache import Embeddings
 from sa3d_nerfstudio.viewer.state import Mark, ViewPrompt
-from sa3d_nerfstudio.views import TrainingViews, trace_camera
+from sa3d_nerfstudio.views import TrainingViews, pack_camera
 
 TOWARDS = 0.03
 """How far in front of the surface markers are shown, as a share of the way to the camera."""
@@ -55,7 +56,7 @@ class Sight:
         self._make_segmenter = segmenter
         self._segmenter: Segmenter | None = None
         self._training: dict[str, int] = {}
-        self._embeddings: dict[int | str, Any] = {}
+        self._embeddings: Embeddings | None = None
         self._answers: dict[ViewPrompt, Given] = {}
 
     @property
@@ -113,7 +114,7 @@ class Sight:
             return self.views.trace(self._training[name])
         if name not in self.free:
             camera = self.cameras[name]
-            trace = trace_camera(self.model, camera.to(self.model.device), self.lock)
+            trace = pack_camera(self.model, camera.to(self.model.device), self.lock)
             self.free[name] = FreeView(trace, camera.camera_to_worlds[0])
         return self.free[name].trace
 
@@ -146,6 +147,8 @@ class Sight:
 
     def session(self, grid: MaskField) -> SegmentationSession:
         """A session that may be prompted in all of these views, and shares what has been embedded."""
+        if self._embeddings is None:
+            self._embeddings = Embeddings(self.views.cache, self.segmenter, self.views.key)
         session = SegmentationSession(self.views, self.segmenter, grid, self.settings, self._embeddings)
         session.free = self.free
         return session

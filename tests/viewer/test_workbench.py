@@ -22,6 +22,7 @@ from sa3d_nerfstudio.segmentation.session import FreeView, SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
 from sa3d_nerfstudio.segmenters.text import TextOptions
 from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
+from sa3d_nerfstudio.view_cache import ViewCache
 from sa3d_nerfstudio.viewer.saved import written_session
 from sa3d_nerfstudio.viewer.sight import Sight
 from sa3d_nerfstudio.viewer.workbench import Workbench
@@ -62,7 +63,11 @@ class FreeViews(BallViews):
     def __init__(self) -> None:
         super().__init__(count=8)
         self.lock = None
+        self.cache = ViewCache(budget=1 << 30)
         self.elsewhere = BallViews(count=3, distance=2.6)
+
+    def key(self, view: int) -> str:
+        return self.name(view)
 
     def find(self, view: str) -> int:
         names = [self.name(index) for index in range(len(self))]

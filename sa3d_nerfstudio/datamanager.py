@@ -21,7 +21,7 @@ from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
 from nerfstudio.model_components.ray_generators import RayGenerator
 from torch import Tensor
 
-from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.errors import SA3DError, one_line
 
 RayFilter = Callable[[RayBundle], Bool[Tensor, " num_rays"]]
 """Which rays pass through the object."""
@@ -175,7 +175,10 @@ class FrozenImages(Filtered):
         assert self.train_dataset is not None
         distortion = self.train_dataset.cameras.distortion_params
         if distortion is not None and bool((distortion != 0).any()):
-            _ = self.cached_train
+            try:
+                _ = self.cached_train
+            except OSError as error:
+                raise SA3DError(f"a training image cannot be read ({one_line(error)}): restore it.") from error
         return self.train_dataset.cameras
 
     def get_train_rays_per_batch(self) -> int:

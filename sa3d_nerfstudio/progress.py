@@ -18,10 +18,13 @@ from sa3d_nerfstudio.fields.mask_grid import robust_bounds
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 
 
-def run_with_progress(session: SegmentationSession, console: Console) -> None:
+def run_with_progress(session: SegmentationSession, console: Console) -> bool:
     """Run all steps of a session under a progress bar, one per pass.
 
     Ctrl-C ends it after the view at hand and keeps what has been found; pressed again, it interrupts as always.
+
+    Returns:
+        Whether it has come to its end, and was not stopped.
 
     Raises:
         SA3DError: Nothing came of it.
@@ -50,6 +53,7 @@ def run_with_progress(session: SegmentationSession, console: Console) -> None:
         raise SA3DError(
             "the segmented object is empty: no surface lies behind the prompted pixels; prompt another view."
         )
+    return not interrupted.is_set()
 
 
 @contextmanager

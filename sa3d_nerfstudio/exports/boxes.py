@@ -70,18 +70,15 @@ def _line(numbers: dict[str, Any], names: tuple[str, ...]) -> str:
     return " ".join(f"--{name.replace('_', '-')} {' '.join(f'{value:g}' for value in numbers[name])}" for name in names)
 
 
-def box_around(
-    points: Float[Tensor, "num 3"], weights: Float[Tensor, " num"] | None = None, pad: float = 0.0, tilted: bool = False
-) -> Box:
+def box_around(points: Float[Tensor, "num 3"], pad: float = 0.0, tilted: bool = False) -> Box:
     """The smallest box around points, leaving out the few that stray.
 
     Args:
         points: World positions, in nerfstudio's frame.
-        weights: How much each counts when it is decided what strays.
         pad: How far the box reaches beyond the points.
         tilted: Let the box lean; by default it stands upright on nerfstudio's z axis, as most things do.
     """
-    low, high = robust_bounds(points, weights)
+    low, high = robust_bounds(points)
     slack = 1e-6 + pad
     within = points[((points >= low - slack) & (points <= high + slack)).all(-1)].double().cpu().numpy()
     if tilted:
@@ -116,9 +113,10 @@ def object_box(field: MaskField, threshold: float, tilted: bool = False) -> Box:
         threshold: Probability above which something is on the object.
         tilted: See :func:`box_around`.
     """
-    points, weights = field.object_points(threshold)
+    points, _ = field.object_points(threshold)
     pad = 0.0
     if isinstance(field, MaskGrid):
         # Half a cell: the object ends somewhere between the last vertex on it and the next.
         pad = float(field.half_extent.max()) * (1 + OUTSIDE) / (field.resolution - 1)
-    return box_around(points, weights, pad, tilted)
+    # Cells count alike: those at the outline have less evidence, and belong to the object as much.
+    return box_around(points, pad, tilted)

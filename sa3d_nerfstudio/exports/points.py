@@ -28,8 +28,8 @@ from sa3d_nerfstudio.pipeline import SA3DPipeline
 
 COARSE = 160
 """Longer side of the images in which it is counted how many pixels an object has."""
-ENOUGH = 1.6
-"""Rays that pass through an object's cells, over those that end on it; about, and on the safe side."""
+ENOUGH = 2.3
+"""Rays that pass through an object's cells, over points that come of them; about, and on the safe side."""
 LARGEST = 4.0
 """Images are rendered no larger than so many times their own size, however small an object is in them."""
 NEIGHBORS = 20

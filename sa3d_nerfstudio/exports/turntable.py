@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -88,6 +89,17 @@ def camera_path(
         "crop": None,
         "camera_path": [{"camera_to_world": pose.reshape(-1).tolist(), **frame} for pose in poses],
     }
+
+
+def check_outputs(model: MaskOutputs, camera: Cameras, names: Sequence[str], threshold: float) -> None:
+    """Find out on a few pixels whether the model has these outputs.
+
+    Raises:
+        SA3DError: It has not.
+    """
+    small = copy.deepcopy(camera)
+    small.rescale_output_resolution(8 / int(camera.height.max()))
+    render(model, small, names, threshold)
 
 
 @torch.no_grad()

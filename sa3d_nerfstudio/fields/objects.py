@@ -37,6 +37,8 @@ class MaskObjects(nn.Module):
         self.fields = nn.ModuleDict()
         self.hidden: set[str] = set()
         self.colors: dict[str, tuple[float, float, float]] = {}
+        self.finished: dict[str, str] = {}
+        """Of objects that a job has finished, what they were made from, as a checksum."""
 
     def __len__(self) -> int:
         return len(self.fields)
@@ -49,12 +51,14 @@ class MaskObjects(nn.Module):
 
     def __setitem__(self, name: str, field: MaskField) -> None:
         self.fields[_key(name)] = field
+        self.finished.pop(name, None)
         if name not in self.colors:
             used = list(self.colors.values())
             self.colors[name] = min(PALETTE, key=used.count)
 
     def __delitem__(self, name: str) -> None:
         del self.fields[_key(name)]
+        self.finished.pop(name, None)
         self.hidden.discard(name)
         del self.colors[name]
 
@@ -64,6 +68,7 @@ class MaskObjects(nn.Module):
         """Become these objects, in this order."""
         self.fields = nn.ModuleDict({_key(name): field for name, field in fields.items()})
         self.hidden, self.colors = set(hidden), dict(colors)
+        self.finished = {}  # they may have been worked on
 
     @property
     def names(self) -> list[str]:
@@ -103,12 +108,14 @@ class MaskObjects(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the evidence: plain lists and strings, so that it loads weights-only."""
         colors = {name: list(self.colors[name]) for name in self.names}
-        return {"names": self.names, "hidden": sorted(self.hidden), "colors": colors}
+        finished = {name: self.finished[name] for name in self.names if name in self.finished}
+        return {"names": self.names, "hidden": sorted(self.hidden), "colors": colors, "finished": finished}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore which objects were hidden, and their colours; the fields themselves come with the tensors."""
         self.hidden = set(state["hidden"])
         self.colors.update({name: tuple(color) for name, color in state.get("colors", {}).items()})
+        self.finished = dict(state.get("finished", {}))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Make the fields that the checkpoint holds before torch fills them."""

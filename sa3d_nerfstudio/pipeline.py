@@ -118,10 +118,9 @@ class SA3DPipeline(VanillaPipeline):
         try:
             with lpips_without_download():
                 super().__init__(vanilla, device, test_mode, world_size, local_rank, grad_scaler)
-        except OSError as error:  # Pillow's error for what is no image is one of these
-            raise SA3DError(
-                f"the data set cannot be read ({one_line(error)}): restore the file that it names."
-            ) from error
+        except OSError as error:  # Pillow's error for what is no whole image is one of these
+            place = "" if error.filename else f", in {config.datamanager.data}"
+            raise SA3DError(f"the data set cannot be read ({one_line(error)}{place}): restore its images.") from error
         if getattr(self.datamanager, "includes_time", False):
             raise SA3DError(MOVING)
         self.config = config

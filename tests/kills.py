@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from sa3d_nerfstudio import trainer as trainer_module
 from sa3d_nerfstudio.base_run import find_run
 from sa3d_nerfstudio.prompt_config import PromptConfig
 from sa3d_nerfstudio.torch_compat import load_checkpoint
@@ -28,6 +29,7 @@ OBJECTS = ("ball", "crate", "tin")
 def train(run: Path, scene: Path, output: Path) -> None:
     """What ``ns-train sa3d --timestamp K --pipeline.prompt.file …`` does."""
     torch.set_num_threads(1)
+    trainer_module.OVERVIEW_VIEWS = 1  # they take the longest of all, and say nothing here
     config = default_config()
     config.load_dir, config.output_dir, config.timestamp, config.vis = run, output, "K", "tensorboard"
     config.pipeline.prompt = PromptConfig(file=scene / "three.json", kinds=("points",))

@@ -29,7 +29,7 @@ def test_chunks_cover_all_rays_in_order_whatever_fits():
     assert config.eval_num_rays_per_chunk == 250
     fits = 100  # later, something else has taken memory
     assert sum(map(len, map_chunks(config, 500, work))) == 500
-    assert config.eval_num_rays_per_chunk == 62 or config.eval_num_rays_per_chunk == 125 // 2
+    assert config.eval_num_rays_per_chunk == 64
     assert map_chunks(config, 0, work) == []
 
 

@@ -200,12 +200,14 @@ def test_boxes_go_into_nerfstudios_own_options(tiny_objects: Path, tiny_scene: P
 def test_a_mesh_opens_as_ply_and_as_glb(tiny_objects: Path, tiny_scene: Path, tmp_path: Path):
     words = ["export", "mesh", "--load-config", tiny_objects, "--output-dir", tmp_path, "--num-points", 1500]
     assert run(*words, "--depth", 5, "--object", "ball", "--save-world-frame") == 0
-    mesh = open3d.io.read_triangle_mesh(str(tmp_path / "ball.ply"))
+    mesh = open3d.io.read_triangle_mesh(tmp_path / "ball.ply")
     vertices = np.asarray(mesh.vertices)
     assert len(mesh.triangles) > 100
     assert mesh.has_vertex_colors() and mesh.has_vertex_normals()
     assert near(vertices, tiny_scene, "ball") > 0.9
-    (shape,) = trimesh.load(tmp_path / "ball.glb", force="scene").geometry.values()
+    scene = trimesh.load(tmp_path / "ball.glb", force="scene")
+    assert isinstance(scene, trimesh.Scene)
+    (shape,) = scene.geometry.values()
     assert len(shape.faces) == len(mesh.triangles)
     # z up has become y up.
     assert np.allclose(shape.bounds[:, 1], [vertices[:, 2].min(), vertices[:, 2].max()], atol=1e-4)
@@ -216,7 +218,7 @@ def test_nerfstudios_tsdf_makes_a_mesh_of_one_object(tiny_objects: Path, tiny_sc
     words = ["export", "mesh", "--load-config", tiny_objects, "--output-dir", tmp_path, "--method", "tsdf"]
     options = ["--resolution", 24, "--downscale-factor", 1, "--object", "crate", "--save-world-frame"]
     assert run(*words, *options, "--format", "ply") == 0
-    mesh = open3d.io.read_triangle_mesh(str(tmp_path / "crate.ply"))
+    mesh = open3d.io.read_triangle_mesh(tmp_path / "crate.ply")
     assert len(mesh.triangles) > 50
     assert near(np.asarray(mesh.vertices), tiny_scene, "crate") > 0.9
 

@@ -108,7 +108,7 @@ def test_ctrl_c_saves_and_the_rest_is_done_later(tiny_run, tiny_scene, tmp_path,
         return answers(self, *arguments)
 
     trainer = trainer_for(tiny_run, tiny_scene, tmp_path / "out", "ball", "crate")
-    with monkeypatch.context() as patch, pytest.raises(SA3DError, match="stopped before crate: .* --load-dir"):
+    with monkeypatch.context() as patch, pytest.raises(SA3DError, match=r"stopped before crate: .* --load-dir"):
         patch.setattr(OracleSegmenter, "predict", predict)
         trainer.train()
     assert "stopped by Ctrl-C" in capsys.readouterr().out
@@ -169,7 +169,8 @@ def test_an_image_that_is_not_there_or_not_whole(fault: str, tiny_run: Path, tin
     assert torch.equal(*fields)
     # unless it is the one by which nerfstudio tells the size of all.
     spoil(images[0])
-    with pytest.raises(SA3DError, match=f"the data set cannot be read .*{images[0].name}.* restore the file"):
+    which = images[0].name if fault == "missing" else str(scene)
+    with pytest.raises(SA3DError, match=f"the data set cannot be read .*{which}.* restore its images"):
         trainer_for(tiny_run, tiny_scene, tmp_path / "c", "ball", data=scene)
     assert not (tmp_path / "c").exists()
 

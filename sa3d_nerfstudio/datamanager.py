@@ -192,7 +192,10 @@ class FrozenImages(Filtered):
         assert self.train_dataset is not None
         distortion = self.train_dataset.cameras.distortion_params
         if distortion is not None and bool((distortion != 0).any()):
-            _ = self.cached_train
+            try:
+                _ = self.cached_train
+            except OSError as error:
+                raise SA3DError(f"a training image cannot be read ({one_line(error)}): restore it.") from error
         return self.train_dataset.cameras
 
     def training_photo(self, index: int) -> Float[Tensor, "height width 3"]:

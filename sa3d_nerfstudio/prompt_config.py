@@ -181,11 +181,12 @@ def _read_file(path: Path, views: NamedViews, kinds: Sequence[Kind], find_box: B
     objects: dict[str, ObjectPrompts] = {}
     for entry in entries:
         name, view_name = entry.get("name"), entry.get("view", entry.get("frame"))
-        words_alone = view_name is None and "text" in entry and not _IN_A_VIEW & set(entry)
-        if not isinstance(name, str) or not name or not (words_alone or isinstance(view_name, (str, int))):
+        if view_name is None and "text" in entry and not _IN_A_VIEW & set(entry):
+            view_name = views.name(0)
+        if not isinstance(name, str) or not name or not isinstance(view_name, (str, int)):
             raise SA3DError(f'every entry of {path} needs a "name" and a "view".')
         try:
-            view = 0 if words_alone else views.find(view_name)
+            view = views.find(view_name)
             prompt = _prompt(entry, views, view, kinds, find_box)
             if "mask" in kinds and "mask" in entry:
                 mask_path = path.parent / str(entry["mask"])

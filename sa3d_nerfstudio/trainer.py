@@ -197,7 +197,11 @@ class SA3DTrainer(Trainer):
             self._open_viewer()
             self._init_viewer_state()
             self._update_viewer_state(self.step)
-            self._train_complete_viewer()
+            try:
+                self._train_complete_viewer()
+            finally:
+                # Ctrl-C is how one leaves; what runs stops at the next view, and what it has found is saved.
+                self.pipeline.segment_panel.close()
 
     def segment(self) -> dict[str, SegmentationSession]:
         """Segment what the configuration prompts, one object after the other, each with a progress bar.

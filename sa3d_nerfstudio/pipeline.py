@@ -12,12 +12,14 @@ from typing import Annotated, Any, Literal, cast
 import torch
 import tyro
 import yaml
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
 from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from torch import Tensor
 
 from sa3d_nerfstudio.atomic import atomic_path, cannot_write
+from sa3d_nerfstudio.chunks import map_chunks
 from sa3d_nerfstudio.datamanager import Filtered, frozen_datamanager
 from sa3d_nerfstudio.disk_store import DiskStore, digest
 from sa3d_nerfstudio.errors import SA3DError, one_line
@@ -162,11 +164,21 @@ class SA3DPipeline(VanillaPipeline):
         self.datamanager.ray_filter = lambda rays: self.model.masks.hits(  # type: ignore[assignment]
             rays.origins.to(self.device), rays.directions.to(self.device), config.threshold
         )
+        self.datamanager.ray_shows = self._shows_object  # type: ignore[assignment]
 
     @property
     def model(self) -> MaskOutputs:
         """The base model with masks."""
         return cast(MaskOutputs, self._model)
+
+    @torch.no_grad()
+    def _shows_object(self, rays: RayBundle) -> Tensor:
+        """Which rays an exporter of points would keep."""
+
+        def shows(part: slice) -> Tensor:
+            return self.model(rays[part].to(self.device))["mask"][:, 0] > self.config.threshold
+
+        return torch.cat(map_chunks(self.model.config, len(rays), shows))
 
     @property
     def views(self) -> TrainingViews:

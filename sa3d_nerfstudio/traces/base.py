@@ -34,12 +34,25 @@ class RayTrace(Protocol):
 class ViewTrace(RayTrace, Protocol):
     """The trace of all pixels of one view, in row-major order, with what the base model renders there."""
 
-    height: int
-    width: int
-    rgb: Float[Tensor, "height width 3"]
-    """Colours in [0, 1]."""
-    depth: Float[Tensor, "height width 1"]
-    """Distance along the ray, in nerfstudio's frame."""
+    @property
+    def height(self) -> int:
+        """Rows of the view."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Columns of the view."""
+        ...
+
+    @property
+    def rgb(self) -> Float[Tensor, "height width 3"]:
+        """Colours in [0, 1]."""
+        ...
+
+    @property
+    def depth(self) -> Float[Tensor, "height width 1"]:
+        """Distance along the ray, in nerfstudio's frame."""
+        ...
 
     def surface_points(self) -> Float[Tensor, "num_pixels 3"]:
         """World position at the rendered depth of each pixel."""

@@ -61,7 +61,7 @@ def run_with_progress(session: SegmentationSession, console: Console) -> None:
             if interrupted.is_set():
                 console.print(f"stopped by Ctrl-C in pass {number}: what the views so far have shown is kept.")
                 break
-    if session.grid.is_empty:
+    if not session.grid.holds_object(session.settings.threshold):
         raise SA3DError(
             "the segmented object is empty: no surface lies behind the prompted pixels; prompt another view."
         )

@@ -125,7 +125,7 @@ def read_mask(path: Path, height: int, width: int) -> NDArray[np.bool_]:
     Raises:
         SA3DError: The file is no image, or nothing in it is white.
     """
-    pixels = np.asarray(_open(path).convert("L").resize((width, height), Image.Resampling.NEAREST))
+    pixels = np.asarray(open_image(path).convert("L").resize((width, height), Image.Resampling.NEAREST))
     mask = pixels > (127 if pixels.max() > 1 else 0)
     if not mask.any():
         raise SA3DError(f"the mask {path} is empty: paint the object white.")
@@ -138,7 +138,7 @@ def read_scribble(path: Path, height: int, width: int) -> tuple[NDArray[np.float
     Raises:
         SA3DError: The file is no image, or there is no stroke on the object.
     """
-    pixels = np.asarray(_open(path).convert("RGBA").resize((width, height), Image.Resampling.NEAREST)).astype(int)
+    pixels = np.asarray(open_image(path).convert("RGBA").resize((width, height), Image.Resampling.NEAREST)).astype(int)
     red, green, _, alpha = np.moveaxis(pixels, -1, 0)
     painted = alpha > 127
     on, beside = painted & (green > 127), painted & (red > 127) & (green <= 127)
@@ -147,7 +147,12 @@ def read_scribble(path: Path, height: int, width: int) -> tuple[NDArray[np.float
     return points_of_stroke(on, positive=True), points_of_stroke(beside, positive=False)
 
 
-def _open(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
+    """Read an image file.
+
+    Raises:
+        SA3DError: It is not there, or no image.
+    """
     try:
         image = Image.open(path)
         image.load()
@@ -176,11 +181,12 @@ def _read_file(path: Path, views: NamedViews, kinds: Sequence[Kind], find_box: B
     objects: dict[str, ObjectPrompts] = {}
     for entry in entries:
         name, view_name = entry.get("name"), entry.get("view", entry.get("frame"))
-        words_alone = view_name is None and "text" in entry and not _IN_A_VIEW & set(entry)
-        if not isinstance(name, str) or not name or not (words_alone or isinstance(view_name, (str, int))):
+        if view_name is None and "text" in entry and not _IN_A_VIEW & set(entry):
+            view_name = views.name(0)
+        if not isinstance(name, str) or not name or not isinstance(view_name, (str, int)):
             raise SA3DError(f'every entry of {path} needs a "name" and a "view".')
         try:
-            view = 0 if words_alone else views.find(view_name)
+            view = views.find(view_name)
             prompt = _prompt(entry, views, view, kinds, find_box)
             if "mask" in kinds and "mask" in entry:
                 mask_path = path.parent / str(entry["mask"])

@@ -264,6 +264,8 @@ def _render(
     assert isinstance(model, MaskedModel)
     held = lock or nullcontext()
     rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
+    # nerfstudio divides by zero for a pixel that lies exactly on the axis of a fisheye lens.
+    rays.directions = torch.where(rays.directions.isnan(), -camera.camera_to_worlds[0, :, 2], rays.directions)
 
     def trace(part: slice) -> tuple[Kept, Tensor, Tensor]:
         chunk = rays[part].to(model.device)

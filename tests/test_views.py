@@ -28,7 +28,7 @@ def sky(directions: Tensor) -> Tensor:
 
 def photographed(folder: Path, size: tuple[int, int], **lens: float) -> Path:
     """A data set of photographs of the sky, each pixel as its camera's rays see it, lens and all."""
-    scene = write_scene(folder, [size] * 3, **lens)
+    scene = write_scene(folder, [size] * 3, "OPENCV", **lens)
     cameras = make(VanillaDataManagerConfig, scene).train_dataset.cameras
     for index in range(len(cameras)):
         rays = cameras.generate_rays(camera_indices=index, keep_shape=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Union
 import tyro
 
 from sa3d_nerfstudio.commands.doctor import Doctor
+from sa3d_nerfstudio.commands.evaluate import Evaluate
 from sa3d_nerfstudio.commands.export import Export
 from sa3d_nerfstudio.commands.masks import Masks
 from sa3d_nerfstudio.commands.turntable import Turntable
@@ -17,6 +18,7 @@ Commands = Union[
     Annotated[Masks, tyro.conf.subcommand(name="masks")],
     Annotated[Export, tyro.conf.subcommand(name="export")],
     Annotated[Turntable, tyro.conf.subcommand(name="turntable")],
+    Annotated[Evaluate, tyro.conf.subcommand(name="evaluate")],
     Annotated[Doctor, tyro.conf.subcommand(name="doctor")],
 ]
 
@@ -28,7 +30,7 @@ def main() -> None:
     command = tyro.cli(
         Commands,  # type: ignore[arg-type]
         prog="sa3d",
-        description="Export what ns-train sa3d has segmented, and check the installation.",
+        description="Export what ns-train sa3d has segmented, run benchmarks, and check the installation.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
     try:

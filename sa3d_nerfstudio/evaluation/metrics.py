@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 Mask = Bool[np.ndarray, "height width"]
 
@@ -36,13 +36,14 @@ def boundary_iou(predicted: Mask, truth: Mask, share: float = BOUNDARY_SHARE) ->
         truth: The true one, of the same size.
         share: How far inside counts as near, as a share of the image's diagonal; one pixel at least.
     """
-    width = max(round(share * float(np.hypot(*truth.shape))), 1)
+    height, columns = truth.shape
+    width = max(round(share * float(np.hypot(height, columns))), 1)
     return iou(_rim(predicted, width), _rim(truth, width))
 
 
 def _rim(mask: Mask, width: int) -> Mask:
     """The pixels of a mask no deeper than ``width`` inside it. What lies beyond the image is outside."""
-    framed = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    framed = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=[0.0])
     inner = cv2.erode(framed, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
     return mask & (inner == 0)
 
@@ -69,6 +70,6 @@ def point_scores(
     """
     if not len(points) or not len(surface):
         return PointScores(0.0, 0.0)
-    near = cKDTree(surface).query(points)[0] <= tolerance
-    covered = cKDTree(points).query(surface)[0] <= tolerance
+    near = KDTree(surface).query(points)[0] <= tolerance
+    covered = KDTree(points).query(surface)[0] <= tolerance
     return PointScores(float(near.mean()), float(covered.mean()))

@@ -91,7 +91,8 @@ def object_points(
     seen = seen[torch.isfinite(seen).all(-1)]
     if isinstance(one.field, MaskGrid):
         # At an outline, the depth may lie anywhere between the object and what is behind it.
-        inside = one.field.probability_at(seen[:, :3].float().to(one.field.hit.device))[:, 0] > threshold
+        places = seen[:, :3].float().to(one.field.hit.device)
+        inside = one.field.probability_at(places, threshold)[:, 0] > threshold
         seen = seen[inside.cpu()]
     if len(seen) <= NEIGHBORS:
         raise SA3DError(f"no training view sees the object {one.name!r}: segment it again with another prompt.")

@@ -228,29 +228,29 @@ class MaskGrid(MaskField):
         points, _ = self.object_points(threshold)
         return torch.stack([points.amin(0), points.amax(0)])
 
-    def filled_probability(self) -> Float[Tensor, " num_cells"]:
+    def filled_probability(self, threshold: float = 0.5) -> Float[Tensor, " num_cells"]:
         """The probability everywhere: cells that no ray reached, such as an object's inside, take it from around them.
 
         Averages of ever coarser blocks of known cells fill what is missing ("pull-push"), within the object's bounds;
         beyond them nothing is the object. Needed where the mask gates density: a surface is seen, the inside that it
         hides is not, and must go with it.
         """
-        return self.derived("filled", self._fill)
+        return self.derived(("filled", threshold), lambda: self._fill(threshold))
 
-    def _fill(self) -> Float[Tensor, " num_cells"]:
+    def _fill(self, threshold: float) -> Float[Tensor, " num_cells"]:
         r = self.resolution
         firm = (self.seen > self.firm_evidence()).float().reshape(1, 1, r, r, r)
         filled = _pull_push(self.probability().reshape(1, 1, r, r, r) * firm, firm)[0, 0]
         within = torch.zeros_like(filled)
-        cells = self.object_cells().reshape(r, r, r).nonzero()
+        cells = self.object_cells(threshold).reshape(r, r, r).nonzero()
         if len(cells):
             low, high = (cells.amin(0) - 1).clamp(min=0).tolist(), (cells.amax(0) + 2).tolist()
             within[low[0] : high[0], low[1] : high[1], low[2] : high[2]] = 1
         return (filled * within).reshape(-1)
 
-    def probability_at(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 1"]:
+    def probability_at(self, positions: Float[Tensor, "*batch 3"], threshold: float = 0.5) -> Float[Tensor, "*batch 1"]:
         """The filled probability, read trilinearly at world positions."""
-        flat = self.gather(self.filled_probability()[:, None], positions.reshape(-1, 3))
+        flat = self.gather(self.filled_probability(threshold)[:, None], positions.reshape(-1, 3))
         return flat.reshape(*positions.shape[:-1], 1)
 
     def hits(

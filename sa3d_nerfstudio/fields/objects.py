@@ -35,6 +35,8 @@ class MaskObjects(nn.Module):
         super().__init__()
         self._make_field = make_field
         self.fields = nn.ModuleDict()
+        self.threshold = 0.5
+        """Probability above which something is on an object."""
         self.hidden: set[str] = set()
         self.colors: dict[str, tuple[float, float, float]] = {}
         self.prompts: dict[str, Any] = {}
@@ -81,23 +83,27 @@ class MaskObjects(nn.Module):
 
     @property
     def shown(self) -> list[MaskField]:
-        """Fields of the objects that are not hidden and hold anything."""
+        """Fields of the objects that are not hidden and hold anything above the threshold."""
         return [field for field, _ in self.shown_colored]
 
     @property
     def shown_colored(self) -> list[tuple[MaskField, tuple[float, float, float]]]:
-        """Fields of the objects that are not hidden and hold anything, and their colours."""
+        """Fields of the objects that are not hidden and hold anything above the threshold, and their colours."""
         # Read once: the viewer may replace all objects while another thread renders.
         fields, hidden, colors = self.fields, self.hidden, self.colors
         names = [(key, _name(key)) for key in fields]
         shown = [(fields[key], colors.get(name, PALETTE[0])) for key, name in names if name not in hidden]
-        return [(field, color) for field, color in shown if isinstance(field, MaskField) and not field.is_empty]
+        return [
+            (field, color)
+            for field, color in shown
+            if isinstance(field, MaskField) and field.holds_object(self.threshold)
+        ]
 
     def probability_at(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 1"]:
         """Probability that a world position belongs to any object shown. Fields must be grids."""
         result = torch.zeros_like(positions[..., :1])
         for field in self.shown:
-            result = torch.maximum(result, cast(MaskGrid, field).probability_at(positions))
+            result = torch.maximum(result, cast(MaskGrid, field).probability_at(positions, self.threshold))
         return result
 
     def hits(

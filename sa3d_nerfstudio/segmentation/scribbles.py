@@ -27,12 +27,13 @@ def draw_polyline(points: object, height: int, width: int) -> NDArray[np.bool_]:
     return cv2.polylines(canvas, [vertices], isClosed=False, color=(1,)) > 0
 
 
-def points_of_stroke(stroke: NDArray[np.bool_], positive: bool) -> NDArray[np.float32]:
+def points_of_stroke(stroke: NDArray[np.bool_], positive: bool, seed: int = SEED) -> NDArray[np.float32]:
     """Draw points from the skeleton of a stroke: a fixed share of its pixels, at least one, the same each time.
 
     Args:
         stroke: Painted pixels, [height, width].
         positive: Whether the stroke lies on the object; strokes beside it are drawn from more sparsely.
+        seed: Of the generator that draws.
 
     Returns:
         (x, y) of each point, [num, 2]; none for an empty stroke.
@@ -42,7 +43,7 @@ def points_of_stroke(stroke: NDArray[np.bool_], positive: bool) -> NDArray[np.fl
         # The skeleton of a single dot is empty in some versions of scikit-image.
         y, x = np.nonzero(stroke)
     share = POSITIVE_SHARE if positive else NEGATIVE_SHARE
-    generator = np.random.default_rng(SEED)
+    generator = np.random.default_rng(seed)
     keep = generator.random(len(x)) < share
     if len(x) and not keep.any():
         keep[len(x) // 2] = True

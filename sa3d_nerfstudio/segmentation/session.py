@@ -224,7 +224,7 @@ class SegmentationSession:
                 self.report.records.append(record)
                 yield record
             if previous is not None:
-                if lifting.field.is_empty:
+                if not lifting.field.holds_object(self.settings.threshold):
                     # What an earlier pass has found is better than nothing.
                     return
                 change = field_change(previous.field.resampled(lifting.field), lifting.field)

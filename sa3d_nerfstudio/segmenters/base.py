@@ -89,11 +89,11 @@ class SegmenterOptions:
     device: torch.device | str = "cpu"
     """Where the network runs."""
     sam_checkpoint: Path | None = None
-    """Weights of the Segment Anything model."""
+    """Weights of the Segment Anything model: a file, or for those of the transformers package a folder."""
     oracle_instances: Path | None = None
     """Folder of id maps (8 or 16 bit PNG, 0 = background), named like the images: benchmarks only."""
     sam_dense_prompts: bool = False
-    """Whether SAM is shown a prompt's prior as its dense mask prompt."""
+    """Whether SAM is shown a prompt's prior as its dense mask prompt, with a box around it."""
     sam_download: bool = True
     """Whether SAM's published weights may be downloaded if no checkpoint is named."""
 

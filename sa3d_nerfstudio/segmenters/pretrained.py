@@ -8,6 +8,7 @@ Weights in other formats are refused: they are pickles, and run code.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,26 @@ OLDEST = (4, 57)
 """Of the transformers package: it holds SAM 2, and thresholds of detections go by the names used here."""
 
 
+@dataclass(frozen=True)
+class PretrainedKind:
+    """A kind of model of the transformers package."""
+
+    name: str
+    """For messages."""
+    model_class: str
+    processor_class: str
+    model_types: tuple[str, ...]
+    """What ``model_type`` in its ``config.json`` may say."""
+    published: str
+    """The model that is taken if none is named: its name on the Hugging Face hub."""
+    extra: str
+    """The extra of this package that brings what it needs."""
+    option: str
+    """How the user names another model."""
+    otherwise: str
+    """What works without it, as the end of a sentence."""
+
+
 def transformers_available() -> bool:
     """Whether the transformers package is installed, and recent enough."""
     try:
@@ -30,21 +51,13 @@ def transformers_available() -> bool:
     return tuple(int(part) for part in found[:2]) >= OLDEST
 
 
-def load_pretrained(
-    name: str | Path, kind: str, model_types: tuple[str, ...], option: str, otherwise: str, download: bool = True
-) -> tuple[Any, Any]:
+def load_pretrained(kind: PretrainedKind, name: str | Path | None = None, download: bool = True) -> tuple[Any, Any]:
     """Load a model of the transformers package, on the CPU and frozen, and its processor.
 
     Args:
-        name: A folder, or a name on the Hugging Face hub.
-        kind: What it is, for messages.
-        model_types: The ``model_type`` that its ``config.json`` may have.
-        option: How the user chooses the model.
-        otherwise: What works without, as the end of a sentence.
+        kind: What it must be.
+        name: A folder, or a name on the Hugging Face hub; by default the published one.
         download: Whether a model that is not there may be fetched; the environment may forbid it, too.
-
-    Returns:
-        The model, of the class that its ``config.json`` names, and the processor.
 
     Raises:
         MissingWeightsError: The weights are not there and could not be had.
@@ -52,42 +65,40 @@ def load_pretrained(
     """
     if not transformers_available():
         raise SA3DError(
-            f"{kind} needs the package transformers {OLDEST[0]}.{OLDEST[1]} or newer: "
-            f"pip install 'sa3d-nerfstudio[text]', or {otherwise}."
+            f"{kind.name} needs the package transformers {OLDEST[0]}.{OLDEST[1]} or newer: "
+            f"pip install 'sa3d-nerfstudio[{kind.extra}]', or {kind.otherwise}."
         )
     import transformers
     from safetensors import SafetensorError
 
-    remedy = f"name a folder with config.json and model.safetensors by {option}, or {otherwise}"
+    remedy = f"name a folder with config.json and model.safetensors by {kind.option}, or {kind.otherwise}"
+    name = kind.published if name is None else name
     folder = Path(name).expanduser()
     # What the hub knows has a name of one or two parts.
     if not folder.is_dir() and (folder.is_absolute() or folder.exists() or str(name).count("/") > 1):
-        raise SA3DError(f"there is no folder {name} ({option}): {remedy}.")
+        raise SA3DError(f"there is no folder {name} ({kind.option}): {remedy}.")
     name = str(folder if folder.is_dir() else name)
     offline = not download or downloads_are_forbidden()
     local = {"local_files_only": offline}
     try:
-        config = transformers.AutoConfig.from_pretrained(name, **local)
-        if config.model_type not in model_types:
-            raise SA3DError(f"{name} holds a {config.model_type} model, and no {kind}: {remedy}.")
-        architecture = getattr(transformers, (config.architectures or [""])[0], None)
-        if architecture is None:
-            raise SA3DError(f"the config.json of {name} names no model of the transformers package: {remedy}.")
-        model, fit = architecture.from_pretrained(
-            name, config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **local
+        config, _ = transformers.PretrainedConfig.get_config_dict(name, **local)
+        if config.get("model_type") not in kind.model_types:
+            raise SA3DError(f"{name} holds a {config.get('model_type')} model, and no {kind.name}: {remedy}.")
+        model, fit = getattr(transformers, kind.model_class).from_pretrained(
+            name, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **local
         )
-        processor = transformers.AutoProcessor.from_pretrained(name, **local)
+        processor = getattr(transformers, kind.processor_class).from_pretrained(name, **local)
     except OSError as error:
         if folder.is_dir():
-            raise SA3DError(f"{kind} in {name} cannot be read ({one_line(error)}): {remedy}.") from error
+            raise SA3DError(f"{kind.name} in {name} cannot be read ({one_line(error)}): {remedy}.") from error
         reason = "are not there, and may not be downloaded" if offline else f"cannot be had ({one_line(error, 60)})"
         raise MissingWeightsError(
-            f"the weights of {kind} {reason}: put model.safetensors and the .json and .txt files of "
-            f"https://huggingface.co/{name} into a folder and name it by {option}, or {otherwise}."
+            f"the weights of {kind.name} {reason}: put model.safetensors and the .json and .txt files of "
+            f"https://huggingface.co/{name} into a folder and name it by {kind.option}, or {kind.otherwise}."
         ) from error
     # What the package raises for damaged files and settings that contradict each other has no class of its own.
-    except (RuntimeError, ValueError, KeyError, TypeError, ImportError, SafetensorError) as error:
-        raise SA3DError(f"{kind} in {name} cannot be read ({one_line(error)}): {remedy}.") from error
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
+        raise SA3DError(f"{kind.name} in {name} cannot be read ({one_line(error)}): {remedy}.") from error
     if fit["missing_keys"] or fit["mismatched_keys"]:
         raise SA3DError(
             f"the weights in {name} do not fit together ({len(fit['missing_keys'])} tensors are missing, "

@@ -44,7 +44,7 @@ class SamSegmenter:
 
         Args:
             model: The network, on the device where it shall run.
-            dense_prompts: Whether a prompt's prior goes in as SAM's dense mask prompt.
+            dense_prompts: Whether a prompt's prior goes in as SAM's dense mask prompt, with a box around it.
         """
         self.model = model.eval().requires_grad_(False)
         self.dense_prompts = dense_prompts
@@ -66,6 +66,9 @@ class SamSegmenter:
             SA3DError: The prompt selects nothing or lies outside of the image.
         """
         check_prompt(prompt, *embedding.original_size)
+        box = prompt.box
+        if box is None and self.dense_prompts and prompt.prior is not None:
+            box = box_of_prior(prompt.prior)
         # A predictor is a few attributes around the model; with one per call, no call sees another's image.
         predictor = SamPredictor(self.model)
         predictor.original_size = embedding.original_size
@@ -75,7 +78,7 @@ class SamSegmenter:
         masks, scores, _ = predictor.predict(
             point_coords=None if len(prompt.points) == 0 else _place(prompt.points + 0.5, embedding),
             point_labels=None if len(prompt.points) == 0 else prompt.labels.cpu().numpy().astype(np.int64),
-            box=None if prompt.box is None else _place(prompt.box.reshape(2, 2), embedding).reshape(4),
+            box=None if box is None else _place(box.reshape(2, 2), embedding).reshape(4),
             mask_input=self._mask_input(prompt),
             multimask_output=True,
         )
@@ -126,6 +129,14 @@ def low_res_logits(prior: Float[Tensor, "height width"], side: int) -> Float[Ten
     small = torch.nn.functional.interpolate(logits[None, None], size, mode="bilinear", antialias=True)[0]
     padding = (0, side - size[1], 0, side - size[0])
     return torch.nn.functional.pad(small, padding, value=-MAX_LOGIT)
+
+
+def box_of_prior(prior: Float[Tensor, "height width"]) -> Float[Tensor, "4"] | None:
+    """The box around what a rendered probability calls the object; None if there is nothing of it."""
+    y, x = (prior > 0.5).nonzero(as_tuple=True)
+    if len(x) == 0:
+        return None
+    return torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).float().cpu()
 
 
 def _place(corners: Float[Tensor, "num 2"], embedding: SamEmbedding) -> Float[np.ndarray, "num 2"]:

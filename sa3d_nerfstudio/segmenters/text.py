@@ -16,8 +16,19 @@ from torchvision.ops import nms
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.segmenters.base import SegmenterImage
-from sa3d_nerfstudio.segmenters.pretrained import load_pretrained, transformers_available
+from sa3d_nerfstudio.segmenters.pretrained import PretrainedKind, load_pretrained, transformers_available
 
+GROUNDING_DINO = PretrainedKind(
+    name="Grounding DINO",
+    model_class="GroundingDinoForObjectDetection",
+    processor_class="GroundingDinoProcessor",
+    model_types=("grounding-dino",),
+    # The one that the thresholds are published for.
+    published="IDEA-Research/grounding-dino-tiny",
+    extra="text",
+    option="--pipeline.text-model",
+    otherwise="prompt with --pipeline.prompt.points or a box, which take no words",
+)
 SAME_BOX = 0.8
 """Boxes with a larger IoU are one object, found twice; as in the code of Grounded SAM."""
 SHOWN = 6
@@ -28,7 +39,7 @@ SHOWN = 6
 class TextOptions:
     """What the text detector needs; the thresholds are those published with it."""
 
-    model: str = "IDEA-Research/grounding-dino-tiny"
+    model: str = GROUNDING_DINO.published
     """Folder of a Grounding DINO model as the transformers package saves it, or its name on the Hugging Face hub."""
     box_threshold: float = 0.35
     """Boxes must match the words better than this."""
@@ -143,12 +154,5 @@ def _label(decoded: str, special: Sequence[str]) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _load(name: str, device: str, download: bool) -> tuple[Any, Any]:
-    model, processor = load_pretrained(
-        name,
-        "Grounding DINO",
-        ("grounding-dino",),
-        "--pipeline.text-model",
-        "prompt with --pipeline.prompt.points or a box, which take no words",
-        download,
-    )
+    model, processor = load_pretrained(GROUNDING_DINO, name, download)
     return model.to(device), processor

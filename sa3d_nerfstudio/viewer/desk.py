@@ -171,7 +171,7 @@ def add_choice(
 
     viser 0.2.7 reports a press only where it changes the value of the row; so the value is taken back each time.
     """
-    group = gui.add_button_group(label, options, hint=hint)
+    group = gui.add_button_group(label, options=options, hint=hint)
     group.value = ""
 
     def on_click(event: viser.GuiEvent) -> None:

@@ -8,8 +8,8 @@ import torch
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
 from sa3d_nerfstudio.segmentation.prompts import Prompt
-from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
-from sa3d_nerfstudio.segmenters.base import Candidates
+from sa3d_nerfstudio.segmentation.session import FreeView, SegmentationSession, SessionSettings
+from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
 from sa3d_nerfstudio.traces.base import render_probability
 from tests.analytic import BALLS, BallSegmenter, BallViews
 
@@ -155,6 +155,31 @@ def test_a_given_mask_is_taken_as_it_is():
     assert session.segmenter.prompts == []
     session.run()
     assert iou_in_unseen_views(session, 3) > 0.93
+
+
+def test_segmenters_see_pictures_of_training_views_and_renders_of_others():
+    class Photographed(BallViews):
+        def picture(self, view: int) -> torch.Tensor:
+            return torch.full((self.height, self.width, 3), 0.25)
+
+    class Recording(BallSegmenter):
+        def embed(self, image: SegmenterImage) -> int:
+            self.embedded.append(image.name)
+            seen.append(image)
+            return 0
+
+    seen: list[SegmenterImage] = []
+    views = Photographed()
+    session = SegmentationSession(views, Recording(views, {}, [], []), MaskGrid(8), SessionSettings())
+    trace = views.trace(0)
+    session.free["mine"] = FreeView(trace, views.camera_to_worlds[0])
+    for view in (0, "mine"):
+        session.embed(view)
+    assert (seen[0].rgb == 0.25).all()
+    assert torch.equal(seen[1].rgb, trace.rgb)
+    for image in seen:
+        assert image.depth is not None
+        assert torch.equal(image.depth, trace.depth[..., 0])
 
 
 class PartObjectWhole(BallSegmenter):

@@ -12,7 +12,7 @@ import torch
 from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
 from sa3d_nerfstudio.segmenters import pretrained
 from sa3d_nerfstudio.segmenters.base import SegmenterImage
-from sa3d_nerfstudio.segmenters.text import TextBox, TextOptions, choose_box, find_boxes, text_available
+from sa3d_nerfstudio.segmenters.text import GROUNDING_DINO, TextBox, TextOptions, choose_box, find_boxes, text_available
 from tests.tiny_dino import save_tiny_dino
 
 pytest.importorskip("transformers", reason="text prompts need the extra [text]")
@@ -192,4 +192,4 @@ def test_without_the_package(options: TextOptions, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pretrained, "OLDEST", (99, 0))
     assert not text_available()
     with pytest.raises(SA3DError, match=r"pip install 'sa3d-nerfstudio\[text\]', or prompt with"):
-        pretrained.load_pretrained(options.model, "Grounding DINO", (), "--pipeline.text-model", "prompt with points")
+        pretrained.load_pretrained(GROUNDING_DINO, options.model)

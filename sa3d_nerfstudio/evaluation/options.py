@@ -1,0 +1,37 @@
+"""What all benchmarks ask for. Nothing heavy is imported here, so that a command's help is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(kw_only=True)
+class BenchmarkOptions:
+    """Where the data and the runs are, and how to segment."""
+
+    data: Path
+    """The data set's folder, as published."""
+    runs: str
+    """Folder with SCENE/METHOD/TIME below it, as ns-train writes; or a path with {scene} in it."""
+    scenes: tuple[str, ...] = ()
+    """Only these scenes."""
+    method: str | None = None
+    """Only runs of this method; needed where a scene has runs of several."""
+    segmenter: str = "sam-vit-h"
+    """2D segmenter, as for ns-train sa3d."""
+    sam_checkpoint: Path | None = None
+    """Weights of the Segment Anything model."""
+    oracle_instances: Path | None = None
+    """For the oracle: folder of id maps named like the images; may have {scene} in it."""
+    working_size: int | None = None
+    """Longer side of the images in which views are segmented; by default 1008 on CUDA and 160 on a CPU."""
+    settings: tuple[str, ...] = ()
+    """How to segment and lift, as NAME=VALUE by the names of ns-train sa3d's options: num_prompts=10 max_passes=1."""
+    device: Literal["cuda", "cpu"] | None = None
+    """Where to compute; by default on CUDA where there is such a device."""
+    output: Path | None = None
+    """JSON file to write; it is written anew after each scene."""
+    masks: Path | None = None
+    """Folder to write the masks to: SCENE/IMAGE.png, 255 = object, at the size of the true masks."""

@@ -1,0 +1,55 @@
+"""Which trained run belongs to which scene."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sa3d_nerfstudio.errors import SA3DError
+
+PLACEHOLDER = "{scene}"
+
+
+def find_scene_run(runs: str, names: Sequence[str], method: str | None = None) -> Path | None:
+    """The config.yml of a scene's run.
+
+    Args:
+        runs: A folder with SCENE/METHOD/TIME below it, as ``ns-train`` writes; or a path with {scene} in it, of a run
+            or of the folder with METHOD/TIME.
+        names: What the scene may be called, the first that is there counts; case does not matter in a folder.
+        method: Take runs of this method only.
+
+    Returns:
+        None if the scene has no run. Of several runs of one method, the last by name, which is the newest where names
+        are times.
+
+    Raises:
+        SA3DError: There is no such folder, or there are runs of several methods to choose from.
+    """
+    for folder in _folders(runs, names):
+        found = [folder] if folder.name == "config.yml" and folder.is_file() else sorted(folder.glob("config.yml"))
+        found = found or sorted(folder.glob("*/*/config.yml"))
+        if method is not None:
+            found = [config for config in found if _method(config) == method]
+        # Runs of sa3d itself lie beside the run that they segment.
+        found = [config for config in found if _method(config) != "sa3d"]
+        methods = sorted({_method(config) for config in found})
+        if len(methods) > 1:
+            raise SA3DError(f"{folder} has runs of several methods: choose with --method {' or '.join(methods)}.")
+        if found:
+            return found[-1]
+    return None
+
+
+def _folders(runs: str, names: Sequence[str]) -> list[Path]:
+    if PLACEHOLDER in runs:
+        return [Path(runs.replace(PLACEHOLDER, name)).expanduser() for name in names]
+    root = Path(runs).expanduser()
+    if not root.is_dir():
+        raise SA3DError(f"there is no folder {root}: give --runs the folder of SCENE/METHOD/TIME that ns-train wrote.")
+    below = {path.name.lower(): path for path in sorted(root.iterdir())}
+    return [below[name.lower()] for name in names if name.lower() in below]
+
+
+def _method(config: Path) -> str:
+    return config.absolute().parent.parent.name

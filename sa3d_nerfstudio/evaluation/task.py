@@ -1,0 +1,126 @@
+"""One scene of a benchmark: what is given in one image, and what is scored in which others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.evaluation.metrics import Mask
+from sa3d_nerfstudio.prompt_config import open_image
+from sa3d_nerfstudio.segmentation.prompts import Prompt
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+
+
+@dataclass(frozen=True)
+class Target:
+    """The true mask of one image."""
+
+    name: str
+    """The image's name without its suffix, as the annotation has it."""
+    path: Path
+    """The mask's file."""
+    size: tuple[int, int] | None = None
+    """Height and width to bring the mask to before it is used, where the protocol says so; nearest pixel."""
+
+    def mask(self) -> Mask:
+        """The true mask.
+
+        Raises:
+            SA3DError: The file is gone, or no image.
+        """
+        mask = read_mask(self.path)
+        return mask if self.size is None else resized(mask, *self.size)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One object to segment in one scene."""
+
+    scene: str
+    """Name in the published tables."""
+    run_names: tuple[str, ...]
+    """What the folder of the scene's trained runs may be called."""
+    reference: str
+    """The prompted image's name without its suffix, as the annotation has it."""
+    prompt: Prompt
+    """What is given, in pixels of the annotation."""
+    targets: list[Target] = field(default_factory=list)
+    """What is scored."""
+    num_images: int | None = None
+    """Number of images in the scene, where annotations are named by their place among them ("image007")."""
+
+
+def read_mask(path: Path) -> Mask:
+    """A true mask: what is brighter than half of what the file can hold, or anything but 0 in a file of 0 and 1.
+
+    Raises:
+        SA3DError: The file is not there, or no image.
+    """
+    pixels = np.asarray(open_image(path).convert("L"))
+    return pixels > (127 if pixels.max() > 1 else 0)
+
+
+def read_stroke(path: Path) -> Mask:
+    """The painted pixels of a scribble: all that are not black.
+
+    Raises:
+        SA3DError: The file is not there, or no image, or all black.
+    """
+    pixels = np.asarray(open_image(path).convert("RGB")).any(axis=-1)
+    if not pixels.any():
+        raise SA3DError(f"the scribble {path} is all black: download the data set again.")
+    return pixels
+
+
+def resized(mask: Mask, height: int, width: int) -> Mask:
+    """A mask at another size: each pixel takes what lies under its centre."""
+    if mask.shape == (height, width):
+        return mask
+    image = Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+    return np.asarray(image).astype(bool)
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images in a folder by name, without those that systems hide.
+
+    Raises:
+        SA3DError: There is no such folder.
+    """
+    if not folder.is_dir():
+        raise SA3DError(f"there is no folder {folder}: complete the data set, or leave the scene out with --scenes.")
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+
+
+def only(paths: Iterable[Path], what: str, folder: Path) -> Path:
+    """The one path that there must be.
+
+    Raises:
+        SA3DError: There is none, or there are several.
+    """
+    found = list(paths)
+    if not found:
+        raise SA3DError(f"there is no {what} in {folder}: complete the data set, or leave the scene out with --scenes.")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise SA3DError(f"{folder} has more than one {what} ({names}): keep the published one.")
+    return found[0]
+
+
+def chosen_scenes(scenes: Sequence[str], published: Sequence[str]) -> list[str]:
+    """The scenes that are asked for, in the published order; all of them if none is.
+
+    Raises:
+        SA3DError: There is no scene of that name.
+    """
+    for scene in scenes:
+        if scene not in published:
+            raise SA3DError(f"there is no scene {scene!r} in this benchmark: choose from {', '.join(published)}.")
+    return [scene for scene in published if not scenes or scene in scenes]

@@ -1,0 +1,100 @@
+"""What the pipeline hands to segmenters and text detector, on a real, tiny run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sa3d_nerfstudio as sa3d
+from sa3d_nerfstudio.api import Run
+from sa3d_nerfstudio.errors import MissingWeightsError
+from sa3d_nerfstudio.prompt_config import PromptConfig
+from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
+from sa3d_nerfstudio.segmenters.sam import SamSegmenter
+from sa3d_nerfstudio.segmenters.text import TextOptions, find_boxes
+from tests.tiny_dino import save_tiny_dino
+from tests.tiny_sam import save_tiny_sam
+
+pytestmark = pytest.mark.slow
+
+
+def load(run: Path, output: Path, **options: Any) -> Run:
+    return sa3d.load(run, output_dir=output, **{"segmenter": "grabcut", "working_size": 16, **options})
+
+
+class Boxed:
+    """A segmenter that takes what is in the box."""
+
+    def embed(self, image: SegmenterImage) -> tuple[int, int]:
+        return image.height, image.width
+
+    def predict(self, embedding: tuple[int, int], prompt: Prompt) -> Candidates:
+        assert prompt.box is not None
+        x0, y0, x1, y1 = (round(value) for value in prompt.box.tolist())
+        mask = torch.zeros(1, *embedding, dtype=torch.bool)
+        mask[0, y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = True
+        return Candidates(mask, torch.ones(1))
+
+
+def test_words_prompt_as_the_box_does_that_they_find(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("transformers", reason="text prompts need the extra [text]")
+    model = save_tiny_dino(tmp_path / "dino")
+    run = load(tiny_run, tmp_path / "out", text_model=str(model))
+    monkeypatch.setattr(run.pipeline, "make_segmenter", Boxed)
+    views = run.pipeline.views
+    image = SegmenterImage(views.picture(1), views.name(1))
+    found = find_boxes(image, "a mug", TextOptions(str(model)))
+    assert len(found) > 1
+    for index in (0, 1):
+        # Images are 32 pixels wide, and seen at 16.
+        box = [2 * value for value in found[index].box]
+        assert run.pipeline.find_box(1, "a mug", index) == pytest.approx(box, abs=1e-4)
+        by_words = run.prompt(1, text="a mug", box_index=index, name="text")
+        assert torch.equal(by_words, run.prompt(1, box=box, name="box"))
+    with pytest.raises(sa3d.SA3DError, match=rf"places in {views.name(0)} look like .* --pipeline\.prompt\.box-index"):
+        run.prompt(text="a mug", name="text")
+    with pytest.raises(sa3d.SA3DError, match="not both"):
+        run.prompt(1, box=box, text="a mug")
+    with pytest.raises(sa3d.SA3DError, match="need a view"):
+        run.prompt(points=[(3, 4)], text="a mug")
+    run.pipeline.config.prompt = PromptConfig(text="a mug", box_index=0)
+    (given,) = run.pipeline.prompts_from_config()
+    assert list(given.views) == [0]
+    box = given.views[0].box
+    assert box is not None
+    assert box.tolist() == pytest.approx(run.pipeline.find_box(0, "a mug", 0))
+
+
+@pytest.mark.parametrize("working_size", [32, 16])
+def test_segmenters_see_what_they_are_told_to(tiny_run: Path, tiny_scene: Path, tmp_path: Path, working_size: int):
+    render = load(tiny_run, tmp_path, working_size=working_size).pipeline.views
+    photo = load(tiny_run, tmp_path, working_size=working_size, image_source="photo").pipeline.views
+    assert torch.equal(render.picture(2), render.trace(2).rgb)
+    name = next(tiny_scene.glob(f"images/{photo.name(2)}"))
+    pixels = np.asarray(Image.open(name).resize((working_size, working_size * 3 // 4), Image.Resampling.BOX))
+    error = (photo.picture(2) - torch.from_numpy(pixels[..., :3] / 255.0)).abs().mean()
+    assert error < (0.001 if working_size == 32 else 0.03)
+    assert (render.picture(2) - photo.picture(2)).abs().mean() > error
+
+
+def test_options_reach_the_segmenter(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoint = save_tiny_sam(tmp_path / "tiny.pth")
+    pipeline = load(tiny_run, tmp_path, segmenter="sam", sam_checkpoint=checkpoint, dense_prompts=True).pipeline
+    segmenter = pipeline.make_segmenter()
+    assert isinstance(segmenter, SamSegmenter)
+    assert segmenter.dense_prompts
+    assert pipeline.text_options().download
+    # Nothing else forbids downloads now: the option alone must.
+    monkeypatch.delenv("SA3D_NO_DOWNLOAD")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    pipeline.config.segmenter, pipeline.config.sam_checkpoint = "sam-vit-b", None
+    pipeline.config.sam_download = False
+    with pytest.raises(MissingWeightsError, match=r"sam_vit_b_01ec64\.pth"):
+        pipeline.make_segmenter()
+    assert not pipeline.text_options().download

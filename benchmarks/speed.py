@@ -107,7 +107,7 @@ def autograd_step(trace: RayTrace, field: MaskField, image: Tensor) -> None:
 
 
 def lift_step(trace: RayTrace, field: MaskField, image: Tensor) -> None:
-    """The same, sparsely, with nothing remembered."""
+    """The same, by the trace's own render and splat, with nothing remembered."""
     packed.forget()
     trace.render(field, field.cells())
     trace.splat(field, image)
@@ -205,7 +205,7 @@ class Speed:
         """The published loop, and lifting by autograd and sparsely, on the same rays."""
         field, clock = session.grid, self.clock
         some = visited[:: max(1, len(visited) // self.options.loop_views)][: self.options.loop_views]
-        loop, autograd, sparse, adding = 0.0, 0.0, 0.0, 0.0
+        loop, autograd, plainly, sparse, adding = 0.0, 0.0, 0.0, 0.0, 0.0
         for view in some:
             trace = self.views.trace(view)
             mask = (render_probability(trace, field)[0] > 0.5).float()
@@ -219,12 +219,18 @@ class Speed:
             plain = clock.time("loop", step)
             loop += clock.seconds.pop("loop") / len(some)
             autograd += clock.often(lambda plain=plain, image=image: autograd_step(plain, field, image)) / len(some)
+            plainly += clock.often(lambda plain=plain, image=image: lift_step(plain, field, image)) / len(some)
             sparse += clock.often(lambda trace=trace, image=image: lift_step(trace, field, image)) / len(some)
             adding += clock.often(lambda trace=trace, image=image: trace.splat(field, image)) / len(some)
         clock.seconds["published loop"] = loop * len(visited)
         trace = self.views.trace(visited[0])
         return {
-            "lifting, ms a view": {"autograd": autograd * 1e3, "sparse": sparse * 1e3, "splat alone": adding * 1e3},
+            "lifting, ms a view": {
+                "autograd": autograd * 1e3,
+                "plain trace": plainly * 1e3,
+                "packed trace": sparse * 1e3,
+                "packed trace, rendered before": adding * 1e3,
+            },
             "bytes a ray": trace.num_bytes / (trace.height * trace.width) if isinstance(trace, PackedTrace) else None,
         }
 

@@ -73,7 +73,7 @@ def digest(parts: Iterable[Any]) -> str:
         if isinstance(part, Tensor):
             sums.update(f"{part.dtype} {tuple(part.shape)}".encode())
             flat = part.detach().cpu().contiguous().reshape(-1)
-            sums.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+            sums.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
         else:
             sums.update(repr(part).encode())
         sums.update(b"\0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import threading
 from collections import OrderedDict
@@ -22,6 +23,9 @@ SHARE_OF_MEMORY = 0.25
 """Of the GPU's memory, or of the machine's, that the cache may take unless told otherwise."""
 FALLBACK_BYTES = 2 << 30
 """Budget where the machine does not tell how much memory it has."""
+
+_NUMBERS = itertools.count()
+"""For segmenters that cannot be told by their weights."""
 
 Stored = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 
@@ -163,11 +167,9 @@ class Embeddings(MutableMapping):
     def __init__(self, cache: ViewCache, segmenter: Segmenter, key: Callable[[int], str]) -> None:
         self._cache = cache
         self._segmenter = segmenter if isinstance(segmenter, StorableSegmenter) else None
-        self._name = str(id(segmenter)) if self._segmenter is None else self._segmenter.fingerprint
+        self._name = str(next(_NUMBERS)) if self._segmenter is None else self._segmenter.fingerprint
         self._key_of_view = key
         self._known: dict[int | str, None] = {}
-        # As long as this lives, so does what it is named after.
-        self._owner = segmenter
 
     def __getitem__(self, view: int | str) -> Any:
         storable = self._segmenter if isinstance(view, int) else None

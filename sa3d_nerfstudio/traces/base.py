@@ -34,15 +34,8 @@ class RayTrace(Protocol):
 class ViewTrace(RayTrace, Protocol):
     """The trace of all pixels of one view, in row-major order, with what the base model renders there."""
 
-    @property
-    def height(self) -> int:
-        """Rows of the view."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """Columns of the view."""
-        ...
+    height: int
+    width: int
 
     @property
     def rgb(self) -> Float[Tensor, "height width 3"]:

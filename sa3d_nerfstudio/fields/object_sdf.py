@@ -82,9 +82,8 @@ def distance_to(grid: MaskGrid, positions: Float[Tensor, "*batch 3"], threshold:
         inside = (grid.filled_probability(threshold) > threshold).reshape(r, r, r).cpu().numpy()
         if not inside.any():
             return torch.full_like(grid.hit, r).reshape(-1, 1)
-        to_border, to_object = (np.asarray(ndimage.distance_transform_edt(side)) for side in (inside, ~inside))
-        distances = to_border + to_object
-        return torch.from_numpy(distances).to(grid.hit).reshape(-1, 1)
+        inner, outer = (np.asarray(ndimage.distance_transform_edt(part)) for part in (inside, ~inside))
+        return torch.from_numpy(inner + outer).to(grid.hit).reshape(-1, 1)
 
     far = grid.gather(grid.derived(("distance", threshold), whole_cells), positions.reshape(-1, 3)) - 1
     across = threshold - grid.probability_at(positions, threshold)

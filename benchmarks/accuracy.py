@@ -63,6 +63,8 @@ class Options:
     """Longer side of the images in which views are segmented; the run's default if not given."""
     sam_checkpoint: Path | None = None
     """Weights for the sam segmenters."""
+    cache_dir: Path | None = None
+    """Folder to keep renders of the training views in, for the next time."""
     seed: int = 0
     """Which views the noise spoils."""
     share: float = 0.2
@@ -109,7 +111,11 @@ class Benchmark:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.scene = SceneUnderTest(
-            options.scene, options.run, working_size=options.working_size, sam_checkpoint=options.sam_checkpoint
+            options.scene,
+            options.run,
+            working_size=options.working_size,
+            sam_checkpoint=options.sam_checkpoint,
+            cache_dir=options.cache_dir,
         )
         self.failures: list[Failure] = []
 

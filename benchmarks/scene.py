@@ -57,6 +57,7 @@ class SceneUnderTest:
         self.views = self.pipeline.views
         for view in track(range(len(self.views)), "tracing training views"):
             self.views.trace(view)
+        self.views.cache.flush()
         dataset = self.pipeline.datamanager.eval_dataset
         assert dataset is not None
         self.tests: dict[str, ViewTrace] = {}

@@ -124,10 +124,11 @@ def occupancy_on_cpu(patch: Patch) -> None:
 
 
 def main() -> None:
-    """Run the command of nerfstudio that the arguments name."""
+    """Run the commands that the arguments name."""
     from nerfstudio.scripts import eval as ns_eval
     from nerfstudio.scripts import exporter, render, train
 
+    from sa3d_nerfstudio.commands import main as sa3d
     from sa3d_nerfstudio.lpips import lpips_without_download
 
     sdf_on_cpu(Forever())
@@ -138,7 +139,14 @@ def main() -> None:
         while words:
             end = words.index("--then") if "--then" in words else len(words)
             sys.argv, words = words[:end], words[end + 1 :]
-            commands[sys.argv[0]].entrypoint()
+            if sys.argv[0] == "sa3d":
+                try:
+                    sa3d()
+                except SystemExit as ended:
+                    if ended.code:
+                        raise
+            else:
+                commands[sys.argv[0]].entrypoint()
 
 
 if __name__ == "__main__":

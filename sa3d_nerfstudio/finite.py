@@ -9,7 +9,7 @@ from nerfstudio.models.splatfacto import SplatfactoModel
 from sa3d_nerfstudio.errors import SA3DError
 
 FEW = 0.01
-"""Share of the splats that may hold numbers which are none: training leaves some such, and they are not drawn."""
+"""Share of the splats that may be so: training leaves some, which nerfstudio's exporter leaves out."""
 
 
 def check_finite(model: Model) -> None:

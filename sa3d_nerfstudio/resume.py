@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +60,24 @@ def unfinished_run(folder: Path, base_checkpoint: Path) -> BaseRun | None:
     run = find_run(folder)
     base = getattr(run.config.pipeline, "base", None)
     return run if run.is_sa3d and base is not None and base.checkpoint == base_checkpoint else None
+
+
+def say_what_is_done(kept: Sequence[str], to_do: Sequence[str], there: Sequence[str]) -> None:
+    """Print what of a run that is continued is done again, and what is not.
+
+    Args:
+        kept: Names of the objects that are left as they are.
+        to_do: Of those that will be segmented.
+        there: Of those that the run holds.
+    """
+    lines = {
+        "kept": (kept, "finished before, with the same prompts (--pipeline.redo True does them again)"),
+        "redone": ([name for name in to_do if name in there], "not finished before, or prompted in another way"),
+        "to do": ([name for name in to_do if name not in there], "not in the run that is continued"),
+    }
+    for word, (names, why) in lines.items():
+        if names:
+            CONSOLE.print(f"{word:11} {', '.join(names)}: {why}", highlight=False, soft_wrap=True)
 
 
 def save_somehow(trainer: SA3DTrainer, write: Callable[[], None]) -> None:

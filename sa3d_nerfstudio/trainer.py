@@ -25,7 +25,7 @@ from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
 from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
 from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineConfig
 from sa3d_nerfstudio.progress import agreed, print_report, run_with_progress
-from sa3d_nerfstudio.resume import job_digest, save_somehow, unfinished_run
+from sa3d_nerfstudio.resume import job_digest, save_somehow, say_what_is_done, unfinished_run
 from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter
 from sa3d_nerfstudio.torch_compat import load_checkpoint
@@ -228,7 +228,8 @@ class SA3DTrainer(Trainer):
             sessions[name] = self.pipeline.session(name, segmenter, register=False)
             for view, prompt in prompts[name].views.items():
                 sessions[name].prompt(view, prompt)
-        self._say_what_is_done(kept, list(sessions))
+        if self.config.resumed:
+            say_what_is_done(kept, list(sessions), masks.names)
         # Nor does it begin where its result could not be saved.
         check_writable(self.base_dir, self.pipeline.checkpoint_bytes())
         for name, session in sessions.items():
@@ -261,19 +262,6 @@ class SA3DTrainer(Trainer):
         self.config.pipeline.segmenter = "grabcut"
         CONSOLE.print("segmenter   grabcut", highlight=False)
         return self.pipeline.make_segmenter()
-
-    def _say_what_is_done(self, kept: list[str], to_do: list[str]) -> None:
-        if not self.config.resumed:
-            return
-        there = self.pipeline.model.masks.names
-        lines = {
-            "kept": (kept, "finished before, with the same prompts (--pipeline.redo True does them again)"),
-            "redone": ([name for name in to_do if name in there], "not finished before, or prompted in another way"),
-            "to do": ([name for name in to_do if name not in there], "not in the run that is continued"),
-        }
-        for word, (names, why) in lines.items():
-            if names:
-                CONSOLE.print(f"{word:11} {', '.join(names)}: {why}", highlight=False, soft_wrap=True)
 
     def save(
         self, sessions: dict[str, SegmentationSession] | None = None, several: bool = False, last: bool = True

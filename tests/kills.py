@@ -19,26 +19,47 @@ import torch
 
 from sa3d_nerfstudio import trainer as trainer_module
 from sa3d_nerfstudio.base_run import find_run
+from sa3d_nerfstudio.pipeline import SA3DPipeline, SA3DPipelineConfig
 from sa3d_nerfstudio.prompt_config import PromptConfig
 from sa3d_nerfstudio.torch_compat import load_checkpoint
-from sa3d_nerfstudio.trainer import SA3DTrainer, default_config
+from sa3d_nerfstudio.trainer import SA3DTrainer, SA3DTrainerConfig, default_config
 
 OBJECTS = ("ball", "crate", "tin")
 
 
-def train(run: Path, scene: Path, output: Path) -> None:
-    """What ``ns-train sa3d --timestamp K --pipeline.prompt.file …`` does."""
-    torch.set_num_threads(1)
-    trainer_module.OVERVIEW_VIEWS = 1  # they take the longest of all, and say nothing here
+def configured(run: Path, scene: Path, output: Path) -> SA3DTrainerConfig:
+    """As by ``ns-train sa3d --timestamp K --pipeline.prompt.file …``."""
     config = default_config()
     config.load_dir, config.output_dir, config.timestamp, config.vis = run, output, "K", "tensorboard"
     config.pipeline.prompt = PromptConfig(file=scene / "three.json", kinds=("points",))
     config.pipeline.segmenter, config.pipeline.oracle_instances = "oracle", scene / "instances"
     config.pipeline.working_size, config.pipeline.resolution = 16, 24
     config.set_timestamp()
-    trainer = SA3DTrainer(config)
+    return config
+
+
+def train(run: Path, scene: Path, output: Path) -> None:
+    """What ``ns-train`` does."""
+    trainer = SA3DTrainer(configured(run, scene, output))
     trainer.setup()
     trainer.train()
+
+
+def warm_up(run: Path, scene: Path, output: Path) -> None:
+    """Build the pipeline and render all views once, which writes nothing; processes that are forked take it along."""
+    torch.set_num_threads(1)
+    trainer_module.OVERVIEW_VIEWS = 1  # they take the longest of all, and say nothing here
+    trainer = SA3DTrainer(configured(run, scene, output))
+    trainer.setup()
+    pipeline = trainer.pipeline
+    for view in range(len(pipeline.views)):
+        pipeline.views.trace(view)
+
+    def setup(self: SA3DPipelineConfig, **_: Any) -> SA3DPipeline:
+        pipeline.config = self
+        return pipeline
+
+    SA3DPipelineConfig.setup = setup  # type: ignore[method-assign]
 
 
 def in_child(run: Path, scene: Path, output: Path) -> int:
@@ -81,6 +102,7 @@ def main() -> None:
     assert config.is_file()
     output.mkdir()
     whole = base / "whole"
+    warm_up(run, scene, whole)
     start = time.monotonic()
     assert os.waitpid(in_child(run, scene, whole), 0)[1] == 0, (base / "log.txt").read_text()[-2000:]
     duration = time.monotonic() - start
@@ -96,8 +118,7 @@ def main() -> None:
             output.mkdir()
             before = {}
         child = in_child(run, scene, output)
-        # Objects are saved in the later part; a run that continues is shorter.
-        time.sleep(duration * moments.uniform(0.2, 1.0))
+        time.sleep(duration * moments.uniform(0.0, 1.0))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         after = saved(output / folder)

@@ -158,10 +158,11 @@ def coarse_marching_cubes(patch: Patch) -> None:
 
 
 def main() -> None:
-    """Run the command of nerfstudio that the arguments name."""
+    """Run the commands that the arguments name."""
     from nerfstudio.scripts import eval as ns_eval
     from nerfstudio.scripts import render, train
 
+    from sa3d_nerfstudio.commands import main as sa3d
     from sa3d_nerfstudio.lpips import lpips_without_download
 
     for install in (sdf_on_cpu, splats_on_cpu, occupancy_on_cpu, coarse_marching_cubes):
@@ -172,7 +173,14 @@ def main() -> None:
         while words:
             end = words.index("--then") if "--then" in words else len(words)
             sys.argv, words = words[:end], words[end + 1 :]
-            commands[sys.argv[0]].entrypoint()
+            if sys.argv[0] == "sa3d":
+                try:
+                    sa3d()
+                except SystemExit as ended:
+                    if ended.code:
+                        raise
+            else:
+                commands[sys.argv[0]].entrypoint()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import av
@@ -26,6 +27,7 @@ from pycocotools.coco import COCO
 import sa3d_nerfstudio as sa3d
 from sa3d_nerfstudio.commands import main
 from sa3d_nerfstudio.errors import SA3DError
+from tests.commands import succeed
 
 pytestmark = pytest.mark.slow
 
@@ -220,7 +222,7 @@ def test_nerfstudios_tsdf_makes_a_mesh_of_one_object(tiny_objects: Path, tiny_sc
     assert run(*words, *options, "--format", "ply") == 0
     mesh = open3d.io.read_triangle_mesh(tmp_path / "crate.ply")
     assert len(mesh.triangles) > 50
-    assert near(np.asarray(mesh.vertices), tiny_scene, "crate") > 0.9
+    assert near(np.asarray(mesh.vertices), tiny_scene, "crate") > 0.8
 
 
 def test_a_turntable_keeps_the_object_in_the_middle(tiny_objects: Path, tmp_path: Path):
@@ -257,6 +259,24 @@ def test_a_turntable_keeps_the_object_in_the_middle(tiny_objects: Path, tmp_path
     assert len(along) == 4
     assert along[0].shape == (40, 48)
     assert np.mean([(mask > 0).mean() for mask in along]) > 0.05
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ns-render wants ffmpeg")
+def test_ns_render_takes_the_turntables_camera_path(tiny_objects: Path, tmp_path: Path):
+    words = ["turntable", "--load-config", tiny_objects, "--output-path", tmp_path / "t.mp4", "--path-only"]
+    assert run(*words, "--frames", 2, "--size", 40, 32, "--object", "ball") == 0
+    assert not (tmp_path / "t.mp4").exists()
+    succeed(
+        "ns-render", "camera-path", "--load-config", tiny_objects, "--camera-path-filename", tmp_path / "t.json",
+        "--rendered-output-names", "object_rgb", "background_rgb", "--output-path", tmp_path / "r.mp4",
+        "--output-format", "images", "--image-format", "png",
+    )  # fmt: skip
+    images = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "r").iterdir())]
+    assert [image.shape for image in images] == [(32, 80, 3)] * 2
+    for image in images:
+        alone, rest = image[:, :40], image[:, 40:]
+        assert (alone == 255).all(-1).mean() > 0.2
+        assert (rest == 255).all(-1).mean() < 0.1
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,30 @@ def test_splatfacto_renders_whole_and_object(splats: tuple[Path, str], tmp_path:
     assert (np.asarray(whole) == 255).all(-1).mean() < 0.2
 
 
+def test_splatfacto_is_exported_by_sa3d(splats: tuple[Path, str], tiny_scene: Path, tiny_prompt: dict, tmp_path: Path):
+    folder, name = splats[0], tiny_prompt["name"]
+    config = ["--load-config", folder / "config.yml"]
+    nerfstudio(
+        "ns-export", "gaussian-splat", *config, "--output-dir", tmp_path / "ns",
+        "--then", "sa3d", "export", "splats", *config, "--output-dir", tmp_path / "splats",
+        "--then", "sa3d", "export", "points", *config, "--output-dir", tmp_path / "points", "--save-world-frame",
+        "--then", "sa3d", "masks", *config, "--output-dir", tmp_path / "masks", "--split", "test",
+        "--then", "sa3d", "turntable", *config, "--output-path", tmp_path / "t.mp4", "--frames", 2, "--size", 32, 32,
+    )  # fmt: skip
+    # The very file that nerfstudio's own command writes.
+    assert (tmp_path / "splats" / "object.ply").read_bytes() == (tmp_path / "ns" / "splat.ply").read_bytes()
+    points = np.asarray(open3d.io.read_point_cloud(tmp_path / "points" / "object.ply").points)
+    assert len(points) > 100
+    assert share_in_object(points, tiny_scene, name) > 0.9
+    objects = json.loads((tiny_scene / "objects.json").read_text())["objects"]
+    number = next(entry["id"] for entry in objects if entry["name"] == name)
+    for path in sorted((tmp_path / "masks" / "masks").iterdir()):
+        mask = np.asarray(open3d.io.read_image(path)) > 0
+        true = np.asarray(open3d.io.read_image(tiny_scene / "instances" / path.name)) == number
+        assert (mask & true).sum() > 0.4 * (mask | true).sum()
+    assert (tmp_path / "t.mp4").stat().st_size > 500
+
+
 def test_splatfacto_without_an_object_is_not_exported(splats: tuple[Path, str], tmp_path: Path):
     """A threshold that no splat reaches: the mask is empty."""
     config = tmp_path / "config.yml"

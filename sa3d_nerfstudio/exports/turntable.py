@@ -39,22 +39,22 @@ def orbit(
 
     Args:
         boxes: Around the objects.
-        camera_to_worlds: Poses of the training cameras: what they call up is up, and they have seen the object from
-            where it looks well.
+        camera_to_worlds: Poses of the training cameras, which have seen the object from where it looks well. Up is the
+            z axis, as everywhere in nerfstudio.
         num_frames: How many poses.
         elevation: Degrees above the horizon; by default that of the training cameras, in the middle.
     """
     corners = torch.from_numpy(np.concatenate([box.corners for box in boxes]))
     center = (corners.amin(0) + corners.amax(0)) / 2
     poses = camera_to_worlds.double().cpu()
-    up = torch.nn.functional.normalize(poses[:, :, 1].mean(0), dim=0)
+    up = torch.tensor([0.0, 0.0, 1.0], dtype=poses.dtype)
     views = torch.nn.functional.normalize(poses[:, :, 3] - center, dim=-1)
     if elevation is None:
         elevation = math.degrees(math.asin(float((views @ up).median().clamp(-0.95, 0.95))))
     # The first image is seen from where most cameras are.
     front = views.mean(0) - (views.mean(0) @ up) * up
     if float(front.norm()) < 1e-3:
-        front = torch.linalg.cross(up, torch.eye(3, dtype=up.dtype)[int(up.abs().argmin())])
+        front = torch.tensor([1.0, 0.0, 0.0], dtype=poses.dtype)
     front = torch.nn.functional.normalize(front, dim=0)
     side = torch.linalg.cross(up, front)
     height, flat = math.sin(math.radians(elevation)), math.cos(math.radians(elevation))

@@ -19,6 +19,8 @@ TINT = 0.6
 """How much of an object's colour goes into ``mask_overlay``."""
 SOLID = 0.5
 """Accumulation from which a pixel of the object alone has a depth."""
+RAYS_IN_VAIN = 100_000
+"""Rays through the object, one after another, of which none shows it, before an exporter of points is told so."""
 NO_OBJECT = "this run has no object to export: segment one first (ns-train sa3d --load-dir RUN)."
 
 _Base = Model if TYPE_CHECKING else object
@@ -40,12 +42,21 @@ class MaskOutputs(_Base):
     """What of ``ns-export`` gives the objects' shape, for any model of this kind."""
 
     masks: MaskObjects
-    mask_threshold: float
     object_background: str
     wanted_outputs: Callable[[], set[str]] | None = None
     """What a viewer shows of the outputs; it renders all, but those that take a pass of their own are not filled in."""
     for_inference: bool = False
     """Whether the pipeline was set up in the mode "inference"."""
+    _rays_in_vain = 0
+
+    @property
+    def mask_threshold(self) -> float:
+        """Probability above which something is on an object."""
+        return self.masks.threshold
+
+    @mask_threshold.setter
+    def mask_threshold(self, threshold: float) -> None:
+        self.masks.threshold = threshold
 
     def new_field(self, resolution: int) -> MaskField:
         """An empty mask field of the kind that fits this model.
@@ -96,12 +107,22 @@ class MaskOutputs(_Base):
         """An output with alpha: the object's where it can be told, so that exporters keep the object alone.
 
         nerfstudio's point cloud exporter keeps a pixel where alpha exceeds a half; a mask at its threshold
-        becomes that.
+        becomes that. It draws rays until it has its points, and would never end where none shows the object.
+
+        Raises:
+            SA3DError: None of ``RAYS_IN_VAIN`` rays in a row has shown the object.
         """
         if output_name == "object_rgb":
             return torch.cat([outputs[output_name], outputs["object_accumulation"]], dim=-1)
         if output_name == "background_rgb" or not self.masks.shown:
             return super().get_rgba_image(outputs, output_name)
         mask, threshold = outputs["mask"], self.mask_threshold
+        if mask.dim() == 2:
+            self._rays_in_vain = 0 if bool((mask > threshold).any()) else self._rays_in_vain + len(mask)
+            if self._rays_in_vain > RAYS_IN_VAIN:
+                raise SA3DError(
+                    f"the object's mask lies above the threshold of {threshold:g} in no training view: "
+                    "segment it again, with another prompt or a smaller --pipeline.threshold."
+                )
         low, high = 0.5 * mask / threshold, 0.5 + 0.5 * (mask - threshold) / (1 - threshold)
         return torch.cat([outputs[output_name][..., :3], torch.where(mask > threshold, high, low)], dim=-1)

@@ -5,19 +5,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import torch
 import tyro
+import yaml
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
 from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from torch import Tensor
 
-from sa3d_nerfstudio.atomic import atomic_path
+from sa3d_nerfstudio.atomic import atomic_path, cannot_write
+from sa3d_nerfstudio.chunks import map_chunks
 from sa3d_nerfstudio.datamanager import Filtered, frozen_datamanager
-from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.disk_store import DiskStore, digest
+from sa3d_nerfstudio.errors import SA3DError, one_line
+from sa3d_nerfstudio.finite import check_finite
 from sa3d_nerfstudio.lpips import lpips_without_download
 from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.model import with_masks
@@ -27,6 +33,7 @@ from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterImage, Segmenter
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.text import TextOptions, choose_box, find_boxes
 from sa3d_nerfstudio.torch_compat import load_checkpoint
+from sa3d_nerfstudio.view_cache import Embeddings, ViewCache, default_budget
 from sa3d_nerfstudio.viewer.panel import SegmentPanel
 from sa3d_nerfstudio.viewer.saved import written_session
 from sa3d_nerfstudio.views import TrainingViews
@@ -87,10 +94,18 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     """Vertices of the mask grid along each axis; the grid is placed around the object."""
     working_size: int | None = None
     """Longer side of the images in which views are segmented; by default 1008 on CUDA and 160 on a CPU."""
+    cache_gb: float | None = None
+    """Memory for renders and embeddings of views, in GB; by default a quarter of the GPU's, or of the machine's."""
+    keep_cache: bool = True
+    """Keep renders and embeddings of views on disk for the next run, once one is saved or when memory is short."""
+    cache_dir: Path | None = None
+    """Folder to keep them in; by default the folder "cache" beside the runs of sa3d."""
     object_background: Literal["white", "black"] = "white"
     """What lies behind the object in object_rgb."""
     save_base: bool = True
     """Store the base model's weights in the checkpoint; else refer to the base run, which must then stay in place."""
+    redo: bool = False
+    """Segment objects again that the run holds already, finished with the same prompts and settings."""
 
 
 class SA3DPipeline(VanillaPipeline):
@@ -123,8 +138,12 @@ class SA3DPipeline(VanillaPipeline):
         vanilla.datamanager = copy.copy(config.datamanager)
         vanilla.datamanager._target = frozen_datamanager(config.base.datamanager_target)
         vanilla.model = copy.copy(config.model)
-        with lpips_without_download():
-            super().__init__(vanilla, device, test_mode, world_size, local_rank, grad_scaler)
+        try:
+            with lpips_without_download():
+                super().__init__(vanilla, device, test_mode, world_size, local_rank, grad_scaler)
+        except OSError as error:  # Pillow's error for what is no whole image is one of these
+            place = "" if error.filename else f", in {config.datamanager.data}"
+            raise SA3DError(f"the data set cannot be read ({one_line(error)}{place}): restore its images.") from error
         if getattr(self.datamanager, "includes_time", False):
             raise SA3DError(MOVING)
         self.config = config
@@ -136,16 +155,30 @@ class SA3DPipeline(VanillaPipeline):
         self.model.for_inference = test_mode == "inference"
         self.eval()
         self._views: TrainingViews | None = None
+        self._segmenter: tuple[Any, Segmenter] | None = None
+        self._embeddings: tuple[Segmenter, Embeddings] | None = None
+        self.cache_folder: Path | None = None
+        """Where what is computed of views is kept, unless the configuration says so."""
         self.segment_panel = SegmentPanel(self)
         """nerfstudio's viewer looks for such among the attributes of a pipeline."""
         self.datamanager.ray_filter = lambda rays: self.model.masks.hits(  # type: ignore[assignment]
             rays.origins.to(self.device), rays.directions.to(self.device), config.threshold
         )
+        self.datamanager.ray_shows = self._shows_object  # type: ignore[assignment]
 
     @property
     def model(self) -> MaskOutputs:
         """The base model with masks."""
         return cast(MaskOutputs, self._model)
+
+    @torch.no_grad()
+    def _shows_object(self, rays: RayBundle) -> Tensor:
+        """Which rays an exporter of points would keep."""
+
+        def shows(part: slice) -> Tensor:
+            return self.model(rays[part].to(self.device))["mask"][:, 0] > self.config.threshold
+
+        return torch.cat(map_chunks(self.model.config, len(rays), shows))
 
     @property
     def views(self) -> TrainingViews:
@@ -158,11 +191,33 @@ class SA3DPipeline(VanillaPipeline):
             scale = scaled_down / dataset.scale_factor
             cameras = cast(Filtered, self.datamanager).training_cameras()
             photo = cast(Filtered, self.datamanager).training_photo if self.config.image_source == "photo" else None
-            self._views = TrainingViews(self.model, cameras, dataset.image_filenames, size, scale, photo)
+            self._views = TrainingViews(
+                self.model, cameras, dataset.image_filenames, size, scale, photo, self._make_cache()
+            )
         return self._views
 
+    def _make_cache(self) -> ViewCache:
+        config = self.config
+        folder = config.cache_dir or self.cache_folder
+        disk = DiskStore(lambda: folder / self.base_digest()) if folder is not None and config.keep_cache else None
+        budget = default_budget(self.device) if config.cache_gb is None else int(config.cache_gb * 1e9)
+        return ViewCache(budget, disk)
+
+    def base_digest(self) -> str:
+        """Stands for all that renders of the base model depend on: weights, configuration, and this package's version.
+
+        Taken of the weights in use, so that a checkpoint that was overwritten meanwhile is not mistaken for them.
+        """
+        state = self.model.state_dict()
+        weights = {name: value for name, value in state.items() if not name.startswith(("masks.", "lpips."))}
+        settings = copy.copy(self.model.config)
+        # How many rays are rendered at a time changes nothing.
+        settings.eval_num_rays_per_chunk = 0
+        named = [part for name in sorted(weights) for part in (name, weights[name])]
+        return digest([version("sa3d-nerfstudio"), yaml.dump(settings), self.model.scene_box.aabb, *named])
+
     def make_segmenter(self) -> Segmenter:
-        """Build the 2D segmenter that the configuration names.
+        """The 2D segmenter that the configuration names; built once.
 
         Raises:
             SA3DError: There is none of that name, or it lacks its weights.
@@ -175,27 +230,32 @@ class SA3DPipeline(VanillaPipeline):
             sam_dense_prompts=config.dense_prompts,
             sam_download=config.sam_download,
         )
-        return make_segmenter(config.segmenter, options)
+        if self._segmenter is None or self._segmenter[0] != (config.segmenter, options):
+            self._segmenter = ((config.segmenter, options), make_segmenter(config.segmenter, options))
+        return self._segmenter[1]
+
+    def _embeddings_of(self, segmenter: Segmenter) -> Embeddings:
+        if self._embeddings is None or self._embeddings[0] is not segmenter:
+            self._embeddings = (segmenter, Embeddings(self.views.cache, segmenter, self.views.key))
+        return self._embeddings[1]
 
     def session(
-        self,
-        name: str | None = None,
-        segmenter: Segmenter | None = None,
-        embeddings: dict[int | str, Any] | None = None,
+        self, name: str | None = None, segmenter: Segmenter | None = None, register: bool = True
     ) -> SegmentationSession:
         """Begin to segment an object.
 
         Args:
             name: The object's name; an object of the same name is replaced.
             segmenter: The segmenter, if it has been built before.
-            embeddings: What it has embedded before, by view.
+            register: Whether the object is there from now on.
         """
         config = self.config
         segmenter = segmenter or self.make_segmenter()
         name = name or config.object_name
         grid = self.model.new_field(config.resolution)
-        session = SegmentationSession(self.views, segmenter, grid, config, embeddings)
-        self.model.masks[name] = grid
+        session = SegmentationSession(self.views, segmenter, grid, config, self._embeddings_of(segmenter))
+        if register:
+            self.model.masks[name] = grid
         return session
 
     def text_options(self) -> TextOptions:
@@ -259,6 +319,7 @@ class SA3DPipeline(VanillaPipeline):
                 f"the checkpoint does not fit the model in config.yml ({len(missing)} tensors missing, "
                 f"{len(unexpected)} too many): use the config.yml that belongs to it, and the nerfstudio that wrote it."
             )
+        check_finite(self.model)
         self.eval()
 
     def checkpoint_state(self) -> dict[str, Any]:
@@ -268,13 +329,21 @@ class SA3DPipeline(VanillaPipeline):
             return state
         return {key: value for key, value in state.items() if key.startswith("_model.masks.")}
 
+    def checkpoint_bytes(self) -> int:
+        """About how large a checkpoint is going to be."""
+        tensors = [value for value in self.checkpoint_state().values() if isinstance(value, Tensor)]
+        return sum(value.numel() * value.element_size() for value in tensors)
+
     def save_checkpoint(self, path: Path, step: int) -> None:
         """Write a checkpoint that nerfstudio's tools read, or leave the one that is there as it is."""
         state: dict[str, Any] = {"step": step, "pipeline": self.checkpoint_state()}
         # nerfstudio's trainer reads these, and they hold nothing here.
         state |= {"optimizers": {}, "schedulers": {}, "scalers": {}}
         with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+            try:
+                torch.save(state, temporary)
+            except RuntimeError as error:  # which is how torch says that a disk is full
+                raise cannot_write(path, error) from error
 
     def get_param_groups(self) -> dict[str, list[Any]]:
         """None: nothing is trained by gradient steps."""

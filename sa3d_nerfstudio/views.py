@@ -6,20 +6,33 @@ import difflib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
 from sa3d_nerfstudio.chunks import map_chunks
+from sa3d_nerfstudio.disk_store import digest
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.model import MaskedModel
 from sa3d_nerfstudio.splat_model import MaskedSplatModel
+from sa3d_nerfstudio.traces.atoms import NotOnRays, atoms_of, pixel_angle
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.nerf import RGB_OUTPUTS, NerfViewTrace, WeightedSamples, concatenate
+from sa3d_nerfstudio.traces.packed import PackedTrace, ViewRays
+from sa3d_nerfstudio.view_cache import ViewCache, default_budget
+
+CAMERA_PARTS = (
+    *("camera_to_worlds", "fx", "fy", "cx", "cy", "height", "width"),
+    *("distortion_params", "camera_type", "times", "metadata"),
+)
+"""All that nerfstudio's cameras are made of."""
+
+Kept = TypeVar("Kept")
 
 
 class TrainingViews:
@@ -33,6 +46,7 @@ class TrainingViews:
         image_scale: Size of the original images over the size in ``cameras``, which nerfstudio may have scaled down.
         photo: The image that a view was trained on, of any size, [height, width, 3] in [0, 1]; where it is given,
             segmenters see it, and else what the model renders.
+        cache: Keeps what is rendered.
     """
 
     def __init__(
@@ -43,6 +57,7 @@ class TrainingViews:
         long_side: int,
         image_scale: float = 1.0,
         photo: Callable[[int], Float[Tensor, "rows columns 3"]] | None = None,
+        cache: ViewCache | None = None,
     ) -> None:
         self.model = model
         self.cameras = cameras
@@ -52,7 +67,9 @@ class TrainingViews:
         self.photo = photo
         self.lock: AbstractContextManager[Any] = nullcontext()
         """Held while the model renders; the viewer renders with the same model on other threads."""
-        self._traces: dict[int, ViewTrace] = {}
+        self.cache = ViewCache(default_budget(model.device)) if cache is None else cache
+        self._keys: dict[int, str] = {}
+        self._directions: list[Tensor] = []
 
     def __len__(self) -> int:
         return len(self.filenames)
@@ -100,9 +117,33 @@ class TrainingViews:
 
     def trace(self, view: int) -> ViewTrace:
         """The view's trace."""
-        if view not in self._traces:
-            self._traces[view] = trace_camera(self.model, self.camera(view), self.lock)
-        return self._traces[view]
+        key = f"trace-{self.key(view)}"
+        found = self.cache.get(key, lambda tensors, numbers: self._restored(view, tensors, numbers))
+        if found is not None:
+            return found
+        trace = self.look(self.camera(view))
+        stored = (lambda: (trace.tensors(), trace.numbers())) if isinstance(trace, PackedTrace) else None
+        self.cache.put(key, trace, stored)
+        return trace
+
+    def key(self, view: int) -> str:
+        """Stands for the view's camera at the working size, and for the photo that segmenters see of it."""
+        if view not in self._keys:
+            camera = self.camera(view)
+            parts: list[Any] = [getattr(camera, name) for name in CAMERA_PARTS]
+            if self.photo is not None and self.filenames[view].exists():
+                state = self.filenames[view].stat()
+                parts += [self.name(view), state.st_size, state.st_mtime_ns]
+            self._keys[view] = digest(parts)
+        return self._keys[view]
+
+    def _restored(self, view: int, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> PackedTrace:
+        tensors = {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
+        return PackedTrace.restored(tensors, numbers, camera_rays(self.camera(view), self._directions))
+
+    def look(self, camera: Cameras) -> ViewTrace:
+        """The trace of any camera, packed where it can be; rendered each time."""
+        return pack_camera(self.model, camera.to(self.model.device), self.lock, self._directions)
 
     def picture(self, view: int) -> Float[Tensor, "height width 3"]:
         """What a segmenter sees of a view, in [0, 1]: the render, or the photo on the render's pixels."""
@@ -147,32 +188,94 @@ def trace_camera(model: MaskOutputs, camera: Cameras, lock: AbstractContextManag
         camera: One camera, of any type that the base model renders.
         lock: Held for each chunk, and free in between, so that others get their turn with the model.
     """
-    held = lock or nullcontext()
     if isinstance(model, MaskedSplatModel):
-        with held:
+        with lock or nullcontext():
             return model.trace_view(camera)
-    assert isinstance(model, MaskedModel)
+    rays, traced = _render(model, camera, lock, lambda samples, _: samples.pruned())
     height, width = int(camera.height.max()), int(camera.width.max())
-    rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
+    return NerfViewTrace(
+        samples=concatenate([samples for samples, _, _ in traced]),
+        height=height,
+        width=width,
+        rgb=torch.cat([rgb for _, rgb, _ in traced]).reshape(height, width, 3),
+        depth=torch.cat([depth for _, _, depth in traced]).reshape(height, width, 1),
+        origins=rays.origins.to(model.device),
+        directions=rays.directions.to(model.device),
+    )
 
-    def trace(part: slice) -> tuple[WeightedSamples, Tensor]:
+
+@torch.no_grad()
+def pack_camera(
+    model: MaskOutputs,
+    camera: Cameras,
+    lock: AbstractContextManager[Any] | None = None,
+    known: list[Tensor] | None = None,
+) -> ViewTrace:
+    """As :func:`trace_camera`, packed chunk by chunk, so that no view is ever held whole.
+
+    Args:
+        model: The base model with masks; put in evaluation mode.
+        camera: One camera, of any type that the base model renders.
+        lock: Held for each chunk.
+        known: Directions of the rays of other cameras; see :meth:`ViewRays.of`.
+
+    Returns:
+        A :class:`PackedTrace`; for splats, which render fast, and for models whose samples leave their rays, the trace
+        as it is.
+    """
+    if isinstance(model, MaskedSplatModel):
+        return trace_camera(model, camera, lock)
+    rays = camera_rays(camera, known)
+    height, width = int(camera.height.max()), int(camera.width.max())
+    angle = pixel_angle(rays.local.reshape(height, width, 3))
+
+    def keep(samples: WeightedSamples, chunk: RayBundle) -> tuple[Tensor, Tensor, Tensor]:
+        return *atoms_of(samples, chunk.origins, chunk.directions, angle), samples.accumulation
+
+    try:
+        _, traced = _render(model, camera, lock, keep)
+    except NotOnRays:
+        return trace_camera(model, camera, lock)
+    return PackedTrace.pack(
+        torch.cat([atoms[0] for atoms, _, _ in traced], dim=1),
+        torch.cat([atoms[1] for atoms, _, _ in traced], dim=1),
+        torch.cat([atoms[2] for atoms, _, _ in traced]),
+        torch.cat([rgb for _, rgb, _ in traced]).reshape(height, width, 3),
+        torch.cat([depth for _, _, depth in traced]).reshape(height, width, 1),
+        rays,
+    )
+
+
+def camera_rays(camera: Cameras, known: list[Tensor] | None = None) -> ViewRays:
+    """The rays of all pixels of a camera, in row-major order."""
+    rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
+    device = camera.camera_to_worlds.device
+    rotation = camera.camera_to_worlds[0, :, :3]
+    return ViewRays.of(rays.origins.to(device), rays.directions.to(device), rotation, known)
+
+
+def _render(
+    model: MaskOutputs,
+    camera: Cameras,
+    lock: AbstractContextManager[Any] | None,
+    keep: Callable[[WeightedSamples, RayBundle], Kept],
+) -> tuple[RayBundle, list[tuple[Kept, Tensor, Tensor]]]:
+    """Render all rays of a camera: the rays, and for each chunk what is kept of its samples, colours and distances."""
+    assert isinstance(model, MaskedModel)
+    held = lock or nullcontext()
+    rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
+    # nerfstudio divides by zero for a pixel that lies exactly on the axis of a fisheye lens.
+    rays.directions = torch.where(rays.directions.isnan(), -camera.camera_to_worlds[0, :, 2], rays.directions)
+
+    def trace(part: slice) -> tuple[Kept, Tensor, Tensor]:
         chunk = rays[part].to(model.device)
         if model.collider is not None:
             chunk = model.collider(chunk)
         with held:
             model.eval()
             outputs, samples = model.trace(chunk)
-        return samples.pruned(), outputs[next(name for name in RGB_OUTPUTS if name in outputs)]
+        rgb = outputs[next(name for name in RGB_OUTPUTS if name in outputs)]
+        # Not the output named depth, which models of signed distances measure along the camera's axis.
+        return keep(samples, chunk), rgb, cast(Tensor, samples.depth)
 
-    traced = map_chunks(model.config, len(rays), trace)
-    parts = [samples for samples, _ in traced]
-    return NerfViewTrace(
-        samples=concatenate(parts),
-        height=height,
-        width=width,
-        rgb=torch.cat([rgb for _, rgb in traced]).reshape(height, width, 3),
-        # Not the output of that name, which models of signed distances measure along the camera's axis.
-        depth=torch.cat([cast(Tensor, samples.depth) for samples in parts]).reshape(height, width, 1),
-        origins=rays.origins.to(model.device),
-        directions=rays.directions.to(model.device),
-    )
+    return rays, map_chunks(model.config, len(rays), trace)

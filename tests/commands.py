@@ -6,9 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[1]
+STAND_INS = Path(__file__).with_name("stand_ins.py")
+QUIET = ["--vis", "tensorboard", "--logging.local-writer.max-log-size", "0", "--machine.device-type", "cpu"]
+NO_EVALUATION = [f"--steps-per-eval-{what}=9999" for what in ("batch", "image", "all-images")]
 
 
 def run(*words: object, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -32,3 +36,30 @@ def succeed(*words: object, cwd: Path | None = None, timeout: float = 300) -> st
     done = run(*words, cwd=cwd, timeout=timeout)
     assert done.returncode == 0, f"{words}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
+
+
+def run_nerfstudio(*words: object) -> subprocess.CompletedProcess[str]:
+    """Commands of nerfstudio, joined by "--then", with stand-ins for the CUDA libraries."""
+    return run(sys.executable, STAND_INS, *words, timeout=500)
+
+
+def nerfstudio(*words: object) -> str:
+    """:func:`run_nerfstudio` that must succeed; returns what it printed."""
+    return succeed(sys.executable, STAND_INS, *words, timeout=500)
+
+
+def training(method: str, scene: Path, output: Path, *options: object, steps: int = 60) -> list[object]:
+    """A command that trains a method for some steps, into the folder ``output / scene.name / method / "T"``."""
+    return [
+        "ns-train", method, "--data", scene, "--output-dir", output, "--timestamp", "T", *QUIET, *NO_EVALUATION,
+        "--max-num-iterations", steps, "--steps-per-save", 9999, *options,
+    ]  # fmt: skip
+
+
+def segmenting(base: Path, scene: Path, output: Path, prompt: dict[str, Any], *options: object) -> list[object]:
+    """A command that segments by one click with the oracle, into the folder ``output / scene.name / "sa3d" / "S"``."""
+    return [
+        "ns-train", "sa3d", "--load-dir", base, "--output-dir", output, "--timestamp", "S", *QUIET[:2],
+        "--pipeline.prompt.view", Path(prompt["frame"]).name, "--pipeline.prompt.points", *prompt["points"][0],
+        "--pipeline.segmenter", "oracle", "--pipeline.oracle-instances", scene / "instances", *options,
+    ]  # fmt: skip

@@ -13,7 +13,7 @@ from nerfstudio.fields.sdf_field import SDFFieldConfig
 from nerfstudio.models.base_model import Model
 from nerfstudio.models.depth_nerfacto import DepthNerfactoModelConfig
 from nerfstudio.models.generfacto import GenerfactoModelConfig
-from nerfstudio.models.instant_ngp import InstantNGPModelConfig
+from nerfstudio.models.instant_ngp import InstantNGPModelConfig, NGPModel
 from nerfstudio.models.mipnerf import MipNerfModel
 from nerfstudio.models.nerfacto import NerfactoModelConfig
 from nerfstudio.models.neus import NeuSModelConfig
@@ -40,6 +40,7 @@ _SMALL_NERFACTO = {
 
 CONFIGS = {
     "nerfacto": lambda: NerfactoModelConfig(**_SMALL_NERFACTO),
+    "nerfacto-bounded": lambda: NerfactoModelConfig(**_SMALL_NERFACTO, disable_scene_contraction=True),
     "depth-nerfacto": lambda: DepthNerfactoModelConfig(**_SMALL_NERFACTO),
     "vanilla-nerf": lambda: VanillaModelConfig(_target=NeRFModel, num_coarse_samples=12, num_importance_samples=12),
     "mipnerf": lambda: VanillaModelConfig(_target=MipNerfModel, num_coarse_samples=12, num_importance_samples=12),
@@ -50,21 +51,26 @@ CONFIGS = {
 
 _SMALL_SDF = {
     "num_layers": 2, "hidden_dim": 16, "geo_feat_dim": 8, "num_layers_color": 2, "hidden_dim_color": 16, "bias": 0.6,
-    "inside_outside": False, "num_levels": 2, "beta_init": 0.3,
+    "inside_outside": False, "num_levels": 2, "log2_hashmap_size": 8, "beta_init": 0.3,
+}  # fmt: skip
+_SMALL_NEUS = {
+    "sdf_field": SDFFieldConfig(**_SMALL_SDF), "num_samples": 12, "num_samples_importance": 16,
+    "num_samples_outside": 8,
+}  # fmt: skip
+_SMALL_NGP = {
+    "grid_resolution": 16, "grid_levels": 1, "log2_hashmap_size": 10, "max_res": 64, "background_color": "black",
+    "render_step_size": 0.15,
 }  # fmt: skip
 NEEDING_STAND_INS = {
     "semantic-nerfw": lambda: SemanticNerfWModelConfig(**_SMALL_NERFACTO),
-    "neus": lambda: NeuSModelConfig(
-        sdf_field=SDFFieldConfig(**_SMALL_SDF), num_samples=12, num_samples_importance=16, num_samples_outside=8,
-        far_plane=6.0, overwrite_near_far_plane=True,
-    ),
+    "neus": lambda: NeuSModelConfig(**_SMALL_NEUS, far_plane=6.0, overwrite_near_far_plane=True),
+    "neus-in-a-box": lambda: NeuSModelConfig(**_SMALL_NEUS),
     "neus-facto": lambda: NeuSFactoModelConfig(
         sdf_field=SDFFieldConfig(**_SMALL_SDF), num_proposal_samples_per_ray=(24, 12), num_neus_samples_per_ray=12,
         far_plane=6.0, overwrite_near_far_plane=True, background_model="none",
     ),
-    "instant-ngp": lambda: InstantNGPModelConfig(
-        grid_resolution=16, grid_levels=1, log2_hashmap_size=10, max_res=64, background_color="black",
-    ),
+    "instant-ngp": lambda: InstantNGPModelConfig(**_SMALL_NGP),
+    "instant-ngp-bounded": lambda: InstantNGPModelConfig(**_SMALL_NGP, disable_scene_contraction=True),
     "generfacto": lambda: GenerfactoModelConfig(
         implementation="torch", num_proposal_samples_per_ray=(24, 12), num_nerf_samples_per_ray=12, max_res=32,
     ),
@@ -80,6 +86,9 @@ def small_model(method: str, masked: bool = True) -> Model:
         config = (CONFIGS | NEEDING_STAND_INS)[method]()
         metadata = {"semantics": Semantics([], ["a", "b"], torch.eye(3)[:2])}
         model = config.setup(scene_box=box, num_train_data=3, metadata=metadata, grad_scaler=None, device="cpu")
+    if isinstance(model, NGPModel):
+        # Two thirds of the cells, so that rays have different numbers of samples.
+        model.occupancy_grid.binaries.copy_(torch.rand(1, 16, 16, 16) < 0.67)
     model.eval()
     return with_masks(model, threshold=0.5, object_background="white") if masked else model
 

@@ -7,15 +7,19 @@ As a script it is any commands of nerfstudio, one after another in one process, 
 from __future__ import annotations
 
 import sys
+from types import FunctionType, SimpleNamespace
 from typing import Any, Protocol
 
 import nerfacc
 import rasterizer
 import torch
-from nerfstudio.cameras.rays import Frustums, RayBundle, RaySamples
+from nerfacc import grid, volrend
+from nerfacc.estimators import occ_grid
+from nerfstudio.exporter import marching_cubes
+from nerfstudio.field_components.encodings import HashEncoding
 from nerfstudio.fields import sdf_field
-from nerfstudio.model_components import ray_samplers
 from nerfstudio.models import generfacto, splatfacto
+from nerfstudio.scripts import exporter
 from torch import Tensor, nn
 
 
@@ -35,12 +39,20 @@ class Forever:
         setattr(target, name, value)
 
 
-class Encoding(nn.Module):
-    """In the place of tiny-cuda-nn's hash grid, of which an SDF field without grid features asks only the size."""
+class Encoding(HashEncoding):
+    """In the place of tiny-cuda-nn's hash grid: nerfstudio's own, in PyTorch."""
 
     def __init__(self, n_input_dims: int, encoding_config: dict[str, Any]) -> None:
-        super().__init__()
-        self.n_output_dims = encoding_config["n_levels"] * encoding_config["n_features_per_level"]
+        levels, base = encoding_config["n_levels"], encoding_config["base_resolution"]
+        super().__init__(
+            num_levels=levels,
+            min_res=base,
+            max_res=round(base * encoding_config["per_level_scale"] ** (levels - 1)),
+            log2_hashmap_size=encoding_config["log2_hashmap_size"],
+            features_per_level=encoding_config["n_features_per_level"],
+            implementation="torch",
+        )
+        self.n_output_dims = self.get_out_dim()
 
 
 class TinyCudaNN:
@@ -78,24 +90,38 @@ def no_diffusion(patch: Patch) -> None:
         patch.setattr(generfacto, name, Diffusion)
 
 
-def packed_samples(
-    ray_bundle: RayBundle, near_plane: float, far_plane: float, render_step_size: float, **_: Any
-) -> tuple[RaySamples, Tensor]:
-    """In the place of nerfacc's march through an occupancy grid: packed samples, of which rays have different numbers.
+def march(
+    rays_o: Tensor,
+    rays_d: Tensor,
+    binaries: Tensor,
+    aabbs: Tensor,
+    near_planes: Tensor,
+    far_planes: Tensor,
+    step_size: float,
+    cone_angle: float,
+) -> tuple[SimpleNamespace, SimpleNamespace]:
+    """In the place of nerfacc's march through an occupancy grid: all rays at once, a step at a time.
 
-    Ray i has 4 + i % 9 of them, in the middle of as many equal steps from 1 to 6.
+    Steps grow with distance as nerfacc's do; those whose middle lies in an occupied cell become samples.
     """
-    counts = 4 + torch.arange(len(ray_bundle)) % 9
-    rays = torch.repeat_interleave(torch.arange(len(ray_bundle)), counts)
-    first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    step = (5.0 / counts[rays]).float()
-    starts = 1.0 + (torch.arange(len(rays)) - first) * step
-    bundle = ray_bundle[rays]
-    frustums = Frustums(
-        origins=bundle.origins, directions=bundle.directions, starts=starts[:, None], ends=(starts + step)[:, None],
-        pixel_area=bundle.pixel_area,
-    )  # fmt: skip
-    return RaySamples(frustums=frustums, camera_indices=bundle.camera_indices), rays
+    enter, leave, hits = grid._ray_aabb_intersect(rays_o, rays_d, aabbs[-1:])
+    start, end = torch.maximum(enter[:, 0], near_planes), torch.minimum(leave[:, 0], far_planes)
+    start = torch.where(hits[:, 0], start, end)
+    rays, starts, ends = [], [], []
+    while (start < end).any():
+        stop = torch.minimum(start + (start * cone_angle).clamp(min=step_size), end)
+        middle = rays_o + rays_d * ((start + stop) / 2)[:, None]
+        occupied = grid._query(middle, binaries, aabbs[0])[0] & (start < end)
+        rays.append(occupied.nonzero()[:, 0])
+        starts.append(start[occupied])
+        ends.append(stop[occupied])
+        start = stop
+    found = torch.cat([*rays, torch.zeros(0, dtype=torch.long)])
+    order = found.argsort(stable=True)
+    values = torch.stack([torch.cat([*times, torch.zeros(0)])[order] for times in (starts, ends)]).reshape(-1)
+    is_left = torch.arange(len(values)) < len(found)
+    intervals = SimpleNamespace(vals=values, is_left=is_left, is_right=~is_left)
+    return intervals, SimpleNamespace(ray_indices=found[order], packed_info=pack_info(found[order], len(rays_o)))
 
 
 def pack_info(ray_indices: Tensor, n_rays: int) -> Tensor:
@@ -104,34 +130,42 @@ def pack_info(ray_indices: Tensor, n_rays: int) -> Tensor:
     return torch.stack([counts.cumsum(0) - counts, counts], dim=-1)
 
 
-def packed_weights(
-    t_starts: Tensor, t_ends: Tensor, sigmas: Tensor, packed_info: Tensor, **_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """In the place of ``nerfacc.render_weight_from_density``: a loop over rays."""
-    alphas = 1 - torch.exp(-sigmas * (t_ends - t_starts))
-    transmittance = torch.ones_like(alphas)
-    for start, count in packed_info.tolist():
-        passed = torch.cumprod(1 - alphas[start : start + count], dim=0)
-        transmittance[start + 1 : start + count] = passed[:-1]
-    return transmittance * alphas, transmittance, alphas
+def exclusive_sum(inputs: Tensor, packed_info: Tensor) -> Tensor:
+    """In the place of nerfacc's kernel: the sum of what lies before each sample on its ray."""
+    starts, counts = packed_info.unbind(-1)
+    before = inputs.double().cumsum(0) - inputs
+    first = torch.repeat_interleave(starts, counts)
+    return (before - before[first]).to(inputs)
 
 
 def occupancy_on_cpu(patch: Patch) -> None:
-    """Let instant-ngp render without nerfacc's kernels."""
-    patch.setattr(ray_samplers.VolumetricSampler, "forward", lambda _, **given: packed_samples(**given))
+    """Let instant-ngp train and render without nerfacc's kernels."""
+    patch.setattr(occ_grid, "traverse_grids", march)
+    patch.setattr(volrend, "exclusive_sum", exclusive_sum)
     patch.setattr(nerfacc, "pack_info", pack_info)
-    patch.setattr(nerfacc, "render_weight_from_density", packed_weights)
+
+
+def coarse_marching_cubes(patch: Patch) -> None:
+    """Let nerfstudio's marching cubes run on 64 cells a side for its 512, which take a minute and nine gigabytes."""
+    original = marching_cubes.generate_mesh_with_multires_marching_cubes.__wrapped__
+    constants = tuple(64 if constant == 512 else constant for constant in original.__code__.co_consts)
+    coarse = FunctionType(original.__code__.replace(co_consts=constants), original.__globals__)
+    patch.setattr(
+        exporter,
+        "generate_mesh_with_multires_marching_cubes",
+        torch.no_grad()(lambda resolution, **given: coarse(resolution=resolution // 8, **given)),
+    )
 
 
 def main() -> None:
     """Run the command of nerfstudio that the arguments name."""
     from nerfstudio.scripts import eval as ns_eval
-    from nerfstudio.scripts import exporter, render, train
+    from nerfstudio.scripts import render, train
 
     from sa3d_nerfstudio.lpips import lpips_without_download
 
-    sdf_on_cpu(Forever())
-    splats_on_cpu(Forever())
+    for install in (sdf_on_cpu, splats_on_cpu, occupancy_on_cpu, coarse_marching_cubes):
+        install(Forever())
     commands = {"ns-train": train, "ns-export": exporter, "ns-render": render, "ns-eval": ns_eval}
     words = sys.argv[1:]
     with lpips_without_download():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from nerfstudio.exporter.marching_cubes import create_point_pyramid, evaluate_multiresolution_sdf
 from nerfstudio.exporter.tsdf_utils import TSDF
 from nerfstudio.fields.sdf_field import SDFField
+from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.object_sdf import whole_scene
@@ -102,6 +104,31 @@ def test_a_field_of_distances_is_cut_to_the_object(method: str):
     model.masks.hidden.add("ball")
     with pytest.raises(SA3DError, match="no object to export"):
         field.forward_geonetwork(points)
+
+
+def test_marching_cubes_may_refine_where_the_distance_is_small_only():
+    """nerfstudio's own search from coarse to fine finds each side of the surface where evaluating every point does."""
+    model = masked(small_model("neus"))
+    field = model.field
+    assert isinstance(field, SDFField)
+    model.masks["ball"] = ball(0.3, (0.3, 0.0, 0.0))
+    size = 64
+    line = torch.linspace(-0.2, 0.8, size), torch.linspace(-0.5, 0.5, size)
+    points = torch.stack(torch.meshgrid(line[0], line[1], line[1], indexing="ij"))
+    asked = 0
+
+    def evaluate(positions: Tensor) -> Tensor:
+        nonlocal asked
+        asked += len(positions)
+        return field.forward_geonetwork(positions)[:, 0]
+
+    with torch.no_grad():
+        exact = evaluate(points.reshape(3, -1).T.contiguous())
+        asked = 0
+        found = evaluate_multiresolution_sdf(evaluate, create_point_pyramid(points), None, 0.8, -0.2, size)
+    assert asked < 0.7 * size**3
+    assert (exact < 0).sum() > 1000
+    assert torch.equal(found < 0, exact < 0)
 
 
 @pytest.mark.parametrize("method", ["neus", "neus-facto"])

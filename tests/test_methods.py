@@ -1,9 +1,8 @@
-"""Methods trained for a moment by ns-train, then segmented and exported: real commands, start to end."""
+"""splatfacto and nerfacto: trained by ns-train, segmented, rendered and exported in all ways, start to end."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +10,10 @@ import numpy as np
 import open3d
 import pytest
 
-from tests.commands import run, succeed
+from tests.commands import nerfstudio, run_nerfstudio, segmenting, training
 from tests.scenes import with_points
 
 pytestmark = pytest.mark.slow
-STAND_INS = Path(__file__).with_name("stand_ins.py")
-QUIET = ["--vis", "tensorboard", "--logging.local-writer.max-log-size", "0", "--machine.device-type", "cpu"]
-NO_EVALUATION = [f"--steps-per-eval-{what}=9999" for what in ("batch", "image", "all-images")]
-
-
-def nerfstudio(*words: object) -> str:
-    """Commands of nerfstudio, joined by "--then", with stand-ins for the CUDA libraries."""
-    return succeed(sys.executable, STAND_INS, *words, timeout=500)
-
-
-def training(method: str, scene: Path, output: Path, *options: object) -> list[object]:
-    """A command that trains 60 steps of a method, into the folder ``output / scene.name / method / "T"``."""
-    return [
-        "ns-train", method, "--data", scene, "--output-dir", output, "--timestamp", "T", *QUIET, *NO_EVALUATION,
-        "--max-num-iterations", 60, "--steps-per-save", 9999, *options,
-    ]  # fmt: skip
-
-
-def segmenting(base: Path, scene: Path, output: Path, prompt: dict[str, Any], *options: object) -> list[object]:
-    """A command that segments by one click with the oracle, into the folder ``output / scene.name / "sa3d" / "S"``."""
-    return [
-        "ns-train", "sa3d", "--load-dir", base, "--output-dir", output, "--timestamp", "S", *QUIET[:2],
-        "--pipeline.prompt.view", Path(prompt["frame"]).name, "--pipeline.prompt.points", *prompt["points"][0],
-        "--pipeline.segmenter", "oracle", "--pipeline.oracle-instances", scene / "instances", *options,
-    ]  # fmt: skip
 
 
 def share_in_object(points: np.ndarray, scene: Path, name: str) -> float:
@@ -103,9 +77,7 @@ def test_splatfacto_without_an_object_is_not_exported(splats: tuple[Path, str], 
     config.write_text((splats[0] / "config.yml").read_text().replace("threshold: 0.5", "threshold: 1.0"))
     text = config.read_text()
     assert "threshold: 1.0" in text
-    done = run(
-        sys.executable, STAND_INS, "ns-export", "gaussian-splat", "--load-config", config, "--output-dir", tmp_path
-    )
+    done = run_nerfstudio("ns-export", "gaussian-splat", "--load-config", config, "--output-dir", tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: this run has no object to export")
 
@@ -145,46 +117,3 @@ def test_nerfacto_is_exported_as_meshes(nerf: Path, tiny_scene: Path, tiny_promp
     size = np.ptp(to_scene(np.asarray(tsdf.vertices), nerf), axis=0)
     # Not the whole of the box, as it would be if the space around the object had stayed solid.
     assert (size < 1.6 * (np.array(box["aabb_max"]) - np.array(box["aabb_min"]))).all()
-
-
-SMALL = {
-    "vanilla-nerf": [
-        "--pipeline.model.num-coarse-samples", 16, "--pipeline.model.num-importance-samples", 16,
-        "--pipeline.model.collider-params", "near_plane", 0.1, "far_plane", 3.0,
-    ],
-    "mipnerf": [
-        "--pipeline.model.num-coarse-samples", 16, "--pipeline.model.num-importance-samples", 16,
-        "--pipeline.model.collider-params", "near_plane", 0.1, "far_plane", 3.0,
-    ],
-    "tensorf": [
-        "--pipeline.model.init-resolution", 24, "--pipeline.model.final-resolution", 24,
-        "--pipeline.model.num-samples", 16, "--pipeline.model.num-uniform-samples", 32,
-        "--pipeline.model.collider-params", "near_plane", 0.1, "far_plane", 3.0,
-        "--pipeline.datamanager.num-processes", 1,
-    ],
-}  # fmt: skip
-OUTPUTS = {"vanilla-nerf": "_fine", "mipnerf": "_fine"}
-
-
-@pytest.mark.parametrize("method", SMALL)
-def test_a_barely_trained_nerf_goes_all_the_way(
-    method: str, tiny_scene: Path, tiny_prompt: dict[str, Any], tmp_path: Path
-):
-    """What is found in such a fog does not matter, only that something is, and that it can be exported."""
-    train = training(
-        method, tiny_scene, tmp_path, "--optimizers.fields.optimizer.lr", 0.003,
-        "--pipeline.datamanager.train-num-rays-per-batch", 128, *SMALL[method], "nerfstudio-data",
-    )  # fmt: skip
-    base = tmp_path / tiny_scene.name / method / "T"
-    small = ["--pipeline.working-size", 24, "--pipeline.resolution", 32]
-    segment = segmenting(base, tiny_scene, tmp_path, tiny_prompt, *small)
-    suffix = OUTPUTS.get(method, "")
-    export = [
-        "ns-export", "pointcloud", "--load-config", tmp_path / tiny_scene.name / "sa3d" / "S" / "config.yml",
-        "--output-dir", tmp_path / "out", "--num-points", 100, "--num-rays-per-batch", 256, "--normal-method", "open3d",
-        "--rgb-output-name", f"rgb{suffix}", "--depth-output-name", f"depth{suffix}", "--remove-outliers", False,
-    ]  # fmt: skip
-    nerfstudio(*train, "--then", *segment, "--then", *export)
-    points = np.asarray(open3d.io.read_point_cloud(tmp_path / "out" / "point_cloud.ply").points)
-    assert len(points) >= 100
-    assert np.isfinite(points).all()

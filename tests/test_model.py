@@ -6,9 +6,11 @@ import pytest
 import torch
 from nerfstudio.model_components import renderers
 
+from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.lazy_outputs import LazyOutputs
-from sa3d_nerfstudio.traces.gating import gated_density
+from sa3d_nerfstudio.mask_outputs import RAYS_IN_VAIN
+from sa3d_nerfstudio.traces.gating import Gate, gated_density
 from tests.models import CONFIGS, NEEDING_STAND_INS, camera, masked, rays, small_model
 from tests.stand_ins import occupancy_on_cpu, sdf_on_cpu
 
@@ -73,6 +75,23 @@ def test_gating_all_or_nothing(method: str):
         assert torch.allclose(model.trace(bundle)[0][name], before, atol=1e-6)
 
 
+def test_gates_within_gates_multiply():
+    model, position = masked(small_model("nerfacto")), rays()
+
+    def half(axis: int) -> Gate:
+        return lambda x: (x[..., axis : axis + 1] > 0).float()
+
+    with torch.no_grad(), gated_density(model, half(0)):
+        outer = model.trace(position)[1]
+        with gated_density(model, half(1)):
+            both = model.trace(position)[1]
+        again = model.trace(position)[1]
+    assert outer.positions[outer.weights > 1e-6][:, 0].min() > 0
+    assert outer.positions[outer.weights > 1e-6][:, 1].min() < 0
+    assert both.positions[both.weights > 1e-6][:, :2].min() > 0
+    assert torch.equal(again.weights, outer.weights)
+
+
 def test_gating_is_undone_after_an_error():
     model = masked(small_model("nerfacto"))
     with pytest.raises(RuntimeError), gated_density(model, lambda x: x[..., :1]):
@@ -101,6 +120,23 @@ def test_alpha_is_the_mask_with_its_threshold_at_a_half():
     outputs = {"rgb": torch.rand(5, 3), "mask": torch.tensor([[0.0], [0.1], [0.2], [0.3], [1.0]])}
     alpha = model.get_rgba_image(outputs)[:, 3]
     assert alpha.tolist() == pytest.approx([0.0, 0.25, 0.5, 0.5625, 1.0])
+
+
+def test_an_exporter_of_points_does_not_wait_forever():
+    """nerfstudio's loop draws rays until it has enough points; in a fog no mask exceeds the threshold."""
+    model = masked(small_model("nerfacto"))
+    model.masks["ball"] = ball()
+    faint = {"rgb": torch.rand(4096, 3), "mask": torch.full((4096, 1), 0.49)}
+    batches = RAYS_IN_VAIN // 4096
+    for _ in range(batches):
+        model.get_rgba_image(faint)
+    model.get_rgba_image({**faint, "mask": torch.cat([faint["mask"][1:], torch.ones(1, 1)])})
+    for _ in range(batches):
+        model.get_rgba_image(faint)
+    with pytest.raises(SA3DError, match=r"above the threshold of 0\.5 in no training view"):
+        model.get_rgba_image(faint)
+    image = {name: value.reshape(64, 64, -1) for name, value in faint.items()}
+    assert model.get_rgba_image(image).shape == (64, 64, 4)
 
 
 def test_without_objects_a_render_is_the_base_models():
@@ -153,3 +189,22 @@ def test_late_outputs_are_computed_when_read_and_once():
     assert outputs.get("d", 4) == 4
     with pytest.raises(KeyError):
         outputs["d"]
+
+
+def test_whether_there_is_an_object_goes_by_the_threshold():
+    model = masked(small_model("nerfacto"))
+    grid = MaskGrid(24)
+    near = grid.cell_positions().norm(dim=-1) < 0.5
+    grid.add(0.4 * near.float(), torch.ones(grid.num_cells))
+    model.masks["faint"] = grid
+    assert not grid.is_empty
+    assert model.masks.shown == []
+    with pytest.raises(SA3DError, match="no object to export"):
+        model.require_object()
+    model.mask_threshold = 0.3
+    assert model.masks.shown == [grid]
+    model.require_object()
+    inside = model.masks.probability_at(torch.tensor([[0.0, 0.0, 0.0], [0.9, 0.9, 0.9]]))[:, 0]
+    assert inside.tolist() == pytest.approx([0.4, 0.0], abs=1e-5)
+    with torch.no_grad():
+        assert model.get_outputs_for_camera(camera(20, 28))["object_accumulation"][10, 14] > 1e-4

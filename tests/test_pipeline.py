@@ -98,3 +98,28 @@ def test_options_reach_the_segmenter(tiny_run: Path, tmp_path: Path, monkeypatch
     with pytest.raises(MissingWeightsError, match=r"sam_vit_b_01ec64\.pth"):
         pipeline.make_segmenter()
     assert not pipeline.text_options().download
+
+
+def test_a_later_run_renders_nothing(tiny_run: Path, tmp_path: Path, tiny_prompt: dict[str, Any]):
+    first = load(tiny_run, tmp_path / "out")
+    first.prompt(tiny_prompt["frame"], points=tiny_prompt["points"][:1])
+    first.segment()
+    cache, count = first.pipeline.views.cache, len(first.pipeline.views)
+    # A render and an embedding of each view that was looked at, and no more for another object.
+    embedded = cache.computed - count
+    assert 0 < embedded <= count
+    first.prompt(tiny_prompt["frame"], points=tiny_prompt["points"][:1], name="again")
+    first.segment()
+    assert cache.computed == count + embedded
+    assert not list((tmp_path / "out").rglob("*.view"))
+    config = first.save()
+    assert len(list((config.parent.parent / "cache").rglob("*.view"))) == count
+    second = load(tiny_run, tmp_path / "out")
+    second.prompt(tiny_prompt["frame"], points=tiny_prompt["points"][:1])
+    second.segment()
+    assert second.pipeline.views.cache.computed <= embedded
+    assert torch.equal(second.mask(0), first.mask(0)) or (second.mask(0) - first.mask(0)).abs().max() < 1e-4
+    other = load(tiny_run, tmp_path / "out")
+    with torch.no_grad():
+        next(other.pipeline.model.parameters()).add_(1e-3)
+    assert other.pipeline.base_digest() != second.pipeline.base_digest()

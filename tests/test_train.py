@@ -85,9 +85,15 @@ def test_a_sa3d_run_resumes_with_its_masks(segmented: tuple[Path, str], tiny_sce
     assert before.max() > 0.5
     loaded.prompt(tiny_prompt["frame"], [tiny_prompt["points"][0]], name="again")
     loaded.segment()
+    loaded.pipeline.config.threshold = 0.4
     config = loaded.save()
     again = sa3d.load(config)
     assert again.objects == ["object", "again"]
+    assert again.pipeline.config.threshold == 0.4
+    prompts = again.pipeline.model.masks.prompts
+    assert prompts == loaded.pipeline.model.masks.prompts
+    # The first was prompted on the command line.
+    assert [len(prompts[name]["prompts"][0]["marks"]) for name in again.objects] == [1, 1]
     assert torch.allclose(again.mask(tiny_prompt["frame"]), loaded.mask(tiny_prompt["frame"]), atol=1e-5)
 
 

@@ -45,12 +45,12 @@ def select(masks: MaskObjects, names: Sequence[str] = ()) -> list[ExportObject]:
     for number, name in enumerate(masks.names, start=1):
         if name not in names and (names or name in masks.hidden):
             continue
-        if masks[name].is_empty:
+        if not masks[name].holds_object(masks.threshold):
             if name in names:
                 raise SA3DError(f"the object {name!r} is empty: segment it again with another prompt.")
             continue
         chosen.append(ExportObject(name, number, stems[number - 1], masks[name], masks.colors[name]))
-    if not chosen and any(not masks[name].is_empty for name in masks.names):
+    if not chosen and any(masks[name].holds_object(masks.threshold) for name in masks.names):
         raise SA3DError(f"all objects of this run are hidden: name those to export, --object {' '.join(masks.names)}.")
     if not chosen:
         raise SA3DError(NO_OBJECT)

@@ -46,11 +46,15 @@ class MaskField(nn.Module):
 
     @property
     def is_empty(self) -> bool:
-        """Whether no cell is on the object."""
-        return not bool(self.derived("any", self._any))
+        """Whether no view has said of any cell that it is on the object."""
+        return not self.holds_object(0.0)
 
-    def _any(self) -> Tensor:
-        return (self.probability() > 0.5).any()
+    def holds_object(self, threshold: float) -> bool:
+        """Whether any cell is on the object with more than this probability."""
+        return bool(self.derived("highest", self._highest) > threshold)
+
+    def _highest(self) -> Tensor:
+        return self.probability().amax()
 
     def derived(self, key: Any, compute: Callable[[], Tensor]) -> Tensor:
         """Something computed from the evidence, kept until the evidence changes or moves to another device.

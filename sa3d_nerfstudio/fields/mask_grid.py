@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.fields.trilinear import Fractions
 
 OUTSIDE = 0.25
 """Share of the box's half width that all of space outside is contracted into (see ``MaskGrid.contract``)."""
@@ -132,6 +133,30 @@ class MaskGrid(MaskField):
         radius = norm.clamp(max=1) + OUTSIDE * (1 / (1 - beyond) - 1)
         return self.center + u * (radius / norm.clamp(min=1e-9)) * self.half_extent
 
+    def located(
+        self, x: Float[Tensor, "*batch"], y: Float[Tensor, "*batch"], z: Float[Tensor, "*batch"]
+    ) -> tuple[Int[Tensor, " num"], Fractions]:
+        """The first vertex of the block of eight that each position lies in, and where in the block it lies.
+
+        Args:
+            x: World positions less ``center`` over ``half_extent``; overwritten, as are y and z.
+            y: Likewise.
+            z: Likewise.
+        """
+        r = self.resolution
+        norm = torch.maximum(torch.maximum(x.abs(), y.abs()), z.abs())
+        # The contraction, see contract(), and from (-1, 1) to vertices.
+        radius = OUTSIDE - OUTSIDE / (1 + (norm - 1).clamp_(min=0).div_(OUTSIDE))
+        radius += norm.clamp(max=1)
+        scale = radius.div_(norm.clamp_(min=1e-9)).mul_(0.5 * (r - 1) / (1 + OUTSIDE))
+        u = [axis.mul_(scale).add_(0.5 * (r - 1)).clamp_(0, r - 1) for axis in (x, y, z)]
+        first = [axis.floor().clamp_(max=r - 2) for axis in u]
+        fx, fy, fz = (axis.sub_(low).reshape(-1) for axis, low in zip(u, first, strict=True))
+        # Whole numbers up to 128^3 are exact in single precision; larger grids take the longer way.
+        i, j, k = first if r <= 256 else [low.double() for low in first]
+        index = k.mul_(r).add_(j).mul_(r).add_(i).long()
+        return index.reshape(-1), (fx, fy, fz)
+
     def gather(
         self, values: Float[Tensor, "num_cells channels"], positions: Float[Tensor, "num_samples 3"]
     ) -> Float[Tensor, "num_samples channels"]:
@@ -171,8 +196,9 @@ class MaskGrid(MaskField):
 
     def _near(self) -> Bool[Tensor, " num_cells"]:
         """Vertices no farther out than ``REACH``; an object that outgrows its box moves it in the next pass."""
-        x = (self.cell_positions() - self.center) / self.half_extent
-        return x.abs().amax(dim=-1) <= REACH
+        reach = (1 + OUTSIDE * (1 - 1 / (1 + (REACH - 1) / OUTSIDE))) / (1 + OUTSIDE)
+        near = torch.linspace(-1, 1, self.resolution, device=self.hit.device).abs() <= reach
+        return (near[:, None, None] & near[:, None] & near).reshape(-1)
 
     def with_room_for(self, surface: Float[Tensor, "num_points 3"], spacing: float, num_views: int) -> MaskGrid:
         """The same evidence; in a wider box if what is prompted lies beyond the fine cells of this one."""
@@ -202,29 +228,29 @@ class MaskGrid(MaskField):
         points, _ = self.object_points(threshold)
         return torch.stack([points.amin(0), points.amax(0)])
 
-    def filled_probability(self) -> Float[Tensor, " num_cells"]:
+    def filled_probability(self, threshold: float = 0.5) -> Float[Tensor, " num_cells"]:
         """The probability everywhere: cells that no ray reached, such as an object's inside, take it from around them.
 
         Averages of ever coarser blocks of known cells fill what is missing ("pull-push"), within the object's bounds;
         beyond them nothing is the object. Needed where the mask gates density: a surface is seen, the inside that it
         hides is not, and must go with it.
         """
-        return self.derived("filled", self._fill)
+        return self.derived(("filled", threshold), lambda: self._fill(threshold))
 
-    def _fill(self) -> Float[Tensor, " num_cells"]:
+    def _fill(self, threshold: float) -> Float[Tensor, " num_cells"]:
         r = self.resolution
         firm = (self.seen > self.firm_evidence()).float().reshape(1, 1, r, r, r)
         filled = _pull_push(self.probability().reshape(1, 1, r, r, r) * firm, firm)[0, 0]
         within = torch.zeros_like(filled)
-        cells = self.object_cells().reshape(r, r, r).nonzero()
+        cells = self.object_cells(threshold).reshape(r, r, r).nonzero()
         if len(cells):
             low, high = (cells.amin(0) - 1).clamp(min=0).tolist(), (cells.amax(0) + 2).tolist()
             within[low[0] : high[0], low[1] : high[1], low[2] : high[2]] = 1
         return (filled * within).reshape(-1)
 
-    def probability_at(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 1"]:
+    def probability_at(self, positions: Float[Tensor, "*batch 3"], threshold: float = 0.5) -> Float[Tensor, "*batch 1"]:
         """The filled probability, read trilinearly at world positions."""
-        flat = self.gather(self.filled_probability()[:, None], positions.reshape(-1, 3))
+        flat = self.gather(self.filled_probability(threshold)[:, None], positions.reshape(-1, 3))
         return flat.reshape(*positions.shape[:-1], 1)
 
     def hits(

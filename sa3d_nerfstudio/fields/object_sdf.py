@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import new_class
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from nerfstudio.fields.sdf_field import SDFField
+from scipy import ndimage
 from torch import Tensor
+
+from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
 
 if TYPE_CHECKING:
     from sa3d_nerfstudio.mask_outputs import MaskOutputs
@@ -52,9 +56,40 @@ class ObjectSDF(_Base):
             return outputs
         (model,) = self.sa3d_model
         model.require_object()
-        # Crosses zero where the probability crosses the threshold; only its sign matters for the surface.
-        outside = model.mask_threshold - model.masks.probability_at(inputs)
+        fields = [cast(MaskGrid, field) for field in model.masks.shown]
+        outside = torch.stack([distance_to(field, inputs, model.mask_threshold) for field in fields]).amin(0)
         return torch.cat([torch.maximum(outputs[..., :1], outside.to(outputs)), outputs[..., 1:]], dim=-1)
+
+
+def distance_to(grid: MaskGrid, positions: Float[Tensor, "*batch 3"], threshold: float) -> Float[Tensor, "*batch 1"]:
+    """About the signed distance to where a grid's probability crosses the threshold; never much more than it.
+
+    Its sign is that of ``threshold - probability``. Marching cubes that refine only where a distance is small
+    need more than the sign: a probability leaps from 0 to 1 between two of their coarsest points.
+
+    Args:
+        grid: The object.
+        positions: World positions.
+        threshold: Probability from which on a position is on the object.
+
+    Returns:
+        Distances in world units, negative inside of the object.
+    """
+    r = grid.resolution
+    cell = 2 * float(grid.half_extent.max()) * (1 + OUTSIDE) / (r - 1)
+
+    def whole_cells() -> Tensor:
+        inside = (grid.filled_probability(threshold) > threshold).reshape(r, r, r).cpu().numpy()
+        if not inside.any():
+            return torch.full_like(grid.hit, r).reshape(-1, 1)
+        to_border, to_object = (np.asarray(ndimage.distance_transform_edt(side)) for side in (inside, ~inside))
+        distances = to_border + to_object
+        return torch.from_numpy(distances).to(grid.hit).reshape(-1, 1)
+
+    far = grid.gather(grid.derived(("distance", threshold), whole_cells), positions.reshape(-1, 3)) - 1
+    across = threshold - grid.probability_at(positions, threshold)
+    # Within a cell of the surface the probability tells how far it is, beyond that the number of cells.
+    return across.sign() * torch.maximum(across.abs(), far.reshape(across.shape)) * cell
 
 
 def cut_to_objects(field: SDFField, model: MaskOutputs) -> None:

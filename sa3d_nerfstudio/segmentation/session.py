@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -20,6 +20,7 @@ from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord, ViewState
 from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt, view_order
 from sa3d_nerfstudio.segmentation.surface import pixel_spacing, surface_of
+from sa3d_nerfstudio.segmentation.view_choice import covering_views
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage
 from sa3d_nerfstudio.traces.base import ViewTrace
 
@@ -79,6 +80,8 @@ class SessionSettings:
     """Passes over the views, at most."""
     view_order: Literal["overlap", "file"] = "overlap"
     """Visit views by their overlap with those visited before, or in the order of the data set."""
+    num_views: int | None = None
+    """Segment in so many views beside the prompted ones, chosen all around the object; by default in all."""
 
 
 @dataclass
@@ -113,7 +116,7 @@ class SegmentationSession:
         segmenter: Segmenter,
         grid: MaskField,
         settings: SessionSettings,
-        embeddings: dict[int | str, Any] | None = None,
+        embeddings: MutableMapping[int | str, Any] | None = None,
     ) -> None:
         self.views = views
         self.segmenter = segmenter
@@ -125,7 +128,8 @@ class SegmentationSession:
         """Views beside the training views that may be prompted, by name."""
         self.lifting: Lifting | None = None
         """What the newest pass has lifted."""
-        self._embeddings: dict[int | str, Any] = {} if embeddings is None else embeddings
+        self._embeddings: MutableMapping[int | str, Any] = {} if embeddings is None else embeddings
+        self._chosen: tuple[tuple[int | str, ...], set[int]] | None = None
         self._spacings: dict[int | str, float] = {}
         """Distance between the rays of neighbouring pixels at the object, in each view that has shown it."""
 
@@ -220,7 +224,7 @@ class SegmentationSession:
                 self.report.records.append(record)
                 yield record
             if previous is not None:
-                if lifting.field.is_empty:
+                if not lifting.field.holds_object(self.settings.threshold):
                     # What an earlier pass has found is better than nothing.
                     return
                 change = field_change(previous.field.resampled(lifting.field), lifting.field)
@@ -274,6 +278,18 @@ class SegmentationSession:
         return max(settings.prompt_weight, given.correcting * settings.correction_weight * len(self.views))
 
     def _order(self, guide: Lifting) -> list[int]:
+        order, count = self._order_of_all(guide), self.settings.num_views
+        if count is None:
+            return order
+        key = tuple(self.given)
+        if self._chosen is None or self._chosen[0] != key:
+            # Once for all passes: each view costs a render.
+            start = [view for view in self.given if isinstance(view, int)]
+            chosen = covering_views(self.views.camera_to_worlds, guide.field.center, start, count)
+            self._chosen = (key, set(chosen))
+        return [view for view in order if view in self._chosen[1]]
+
+    def _order_of_all(self, guide: Lifting) -> list[int]:
         if self.settings.view_order == "file":
             return [view for view in range(len(self.views)) if view not in self.given]
         poses = self.views.camera_to_worlds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -59,6 +59,26 @@ class Segmenter(Protocol):
 
     def predict(self, embedding: Any, prompt: Prompt) -> Candidates:
         """Masks for one prompt, whose ``height`` and ``width`` are those of the embedded image."""
+        ...
+
+
+@runtime_checkable
+class StorableSegmenter(Protocol):
+    """A segmenter whose embeddings may be kept on disk."""
+
+    fingerprint: str
+    """Stands for its weights, and for whatever else its embeddings depend on; part of a file name."""
+
+    def to_tensors(self, embedding: Any) -> dict[str, Tensor]:
+        """What of an embedding goes to disk."""
+        ...
+
+    def from_tensors(self, tensors: dict[str, Tensor]) -> Any:
+        """An embedding from what is on disk.
+
+        Raises:
+            KeyError: There is something else.
+        """
         ...
 
 

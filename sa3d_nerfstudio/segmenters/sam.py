@@ -6,16 +6,17 @@ A. Kirillov et al., "Segment Anything", ICCV 2023; the network and its transform
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float16, UInt8
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
+from sa3d_nerfstudio.disk_store import digest
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage, SegmenterOptions, check_prompt
 from sa3d_nerfstudio.segmenters.checkpoints import find_checkpoint, load_sam
@@ -28,7 +29,7 @@ MAX_LOGIT = 8.0
 class SamEmbedding:
     """What SAM's encoder makes of an image, and the sizes that its predictor needs to place prompts in it."""
 
-    features: Float[Tensor, "1 channels grid grid"]
+    features: Float16[Tensor, "1 channels grid grid"]
     original_size: tuple[int, int]
     """Height and width of the image."""
     input_size: tuple[int, int]
@@ -56,7 +57,7 @@ class SamSegmenter:
             predictor.set_image(to_bytes(image.rgb))
         assert predictor.features is not None
         height, width = predictor.input_size
-        return SamEmbedding(predictor.features.float(), (image.height, image.width), (height, width))
+        return SamEmbedding(predictor.features.half(), (image.height, image.width), (height, width))
 
     def predict(self, embedding: SamEmbedding, prompt: Prompt) -> Candidates:
         """SAM's three masks (part, object, whole) with its own estimates of their IoU.
@@ -72,7 +73,7 @@ class SamSegmenter:
         predictor = SamPredictor(self.model)
         predictor.original_size = embedding.original_size
         predictor.input_size = embedding.input_size
-        predictor.features = embedding.features
+        predictor.features = embedding.features.float()
         predictor.is_image_set = True
         masks, scores, _ = predictor.predict(
             point_coords=None if len(prompt.points) == 0 else _place(prompt.points + 0.5, embedding),
@@ -82,6 +83,24 @@ class SamSegmenter:
             multimask_output=True,
         )
         return Candidates(torch.as_tensor(masks), torch.as_tensor(scores))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Stands for the weights: the beginning of each tensor, and its sum."""
+        state = self.model.state_dict()
+        parts = [(name, state[name].reshape(-1)[:256], float(state[name].double().sum())) for name in sorted(state)]
+        return digest([each for part in parts for each in part])
+
+    def to_tensors(self, embedding: SamEmbedding) -> dict[str, Tensor]:
+        """What of an embedding goes to disk."""
+        sizes = torch.tensor([*embedding.original_size, *embedding.input_size])
+        return {"features": embedding.features, "sizes": sizes}
+
+    def from_tensors(self, tensors: dict[str, Tensor]) -> SamEmbedding:
+        """An embedding from what is on disk."""
+        height, width, input_height, input_width = tensors["sizes"].tolist()
+        features = tensors["features"].to(self.model.device)
+        return SamEmbedding(features, (height, width), (input_height, input_width))
 
     def _mask_input(self, prompt: Prompt) -> Float[np.ndarray, "1 side side"] | None:
         if not self.dense_prompts or prompt.prior is None:

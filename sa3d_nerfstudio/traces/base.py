@@ -36,10 +36,16 @@ class ViewTrace(RayTrace, Protocol):
 
     height: int
     width: int
-    rgb: Float[Tensor, "height width 3"]
-    """Colours in [0, 1]."""
-    depth: Float[Tensor, "height width 1"]
-    """Distance along the ray, in nerfstudio's frame."""
+
+    @property
+    def rgb(self) -> Float[Tensor, "height width 3"]:
+        """Colours in [0, 1]."""
+        ...
+
+    @property
+    def depth(self) -> Float[Tensor, "height width 1"]:
+        """Distance along the ray, in nerfstudio's frame."""
+        ...
 
     def surface_points(self) -> Float[Tensor, "num_pixels 3"]:
         """World position at the rendered depth of each pixel."""

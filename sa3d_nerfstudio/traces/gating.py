@@ -47,9 +47,13 @@ def _wrapped(field: Field, name: str, gate: Gate) -> Iterator[None]:
             return (result[0] * factor.to(result[0]), *result[1:])
         return result * factor.to(result)
 
-    # On the instance, where it hides the class's method and can be taken away again.
+    # On the instance, where it hides the class's method and can be taken away again; gates within gates multiply.
+    outer = field.__dict__.get(name)
     field.__dict__[name] = gated
     try:
         yield
     finally:
-        del field.__dict__[name]
+        if outer is None:
+            del field.__dict__[name]
+        else:
+            field.__dict__[name] = outer

@@ -94,6 +94,12 @@ class GaussianViewTrace(GaussianTrace):
     depth: Float[Tensor, "height width 1"]
     points: Float[Tensor, "num_pixels 3"]
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that is this view's alone; the splats are the model's, or held once for all views."""
+        images = (self.rgb, self.depth, self.points, self.accumulation)
+        return sum(image.numel() * image.element_size() for image in images)
+
     def surface_points(self) -> Float[Tensor, "num_pixels 3"]:
         """World position of what each pixel shows: the mean position of its splats."""
         return self.points

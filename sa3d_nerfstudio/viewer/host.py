@@ -59,6 +59,7 @@ class Host:
         self.viewer = viewer
         self.server = viewer.viser_server
         self.lock = Turns(viewer.train_lock or threading.Lock())
+        self._marks: viser.PointCloudHandle | None = None
 
     @property
     def trains(self) -> bool:
@@ -131,6 +132,13 @@ class Host:
         output = self.viewer.control_panel.output_render
         return None if output == "not set" else output
 
+    def wait_for_output(self, seconds: float = 30.0) -> bool:
+        """Wait until something has been rendered, and say whether it has."""
+        deadline = time.monotonic() + seconds
+        while self.output is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return self.output is not None
+
     def on_output(self, changed: Callable[[], None]) -> None:
         """Call something when another output is chosen in nerfstudio's own selector."""
         element = self.viewer.control_panel._output_render
@@ -187,28 +195,40 @@ class Host:
 
     def mark(self, points: Float[np.ndarray, "num 3"], colors: Float[np.ndarray, "num 3"]) -> None:
         """Show points in the scene; those of before are gone."""
-        if len(points) == 0:
-            points, colors = np.full((1, 3), 1e6), np.zeros((1, 3))
-        self.server.scene.add_point_cloud(
-            "/sa3d/points", points * VISER_NERFSTUDIO_SCALE_RATIO, colors, point_size=0.08, point_shape="circle"
-        )
+        if self._marks is not None:
+            self._marks.remove()
+            self._marks = None
+        if len(points):
+            self._marks = self.server.scene.add_point_cloud(
+                "/sa3d/points",
+                points=points * VISER_NERFSTUDIO_SCALE_RATIO,
+                colors=colors,
+                point_size=0.08,
+                point_shape="circle",
+            )
 
     def commands(self) -> dict[str, tuple[str, str]]:
         """Commands for this run, to copy: a label, what each is for, and the command."""
         config = f"--load-config {shlex.quote(str(self.config.absolute()))}"
+        model: Any = self.viewer.pipeline.model
         return {
+            "Shape": (
+                "nerfstudio's own command that writes the object alone",
+                f"ns-export {model.EXPORT} {config} --output-dir exports",
+            ),
             "Points": (
-                "Command that writes the object's points",
-                f"ns-export pointcloud {config} --output-dir exports --normal-method open3d",
+                "Command that writes each object's points, with normals and probabilities",
+                f"sa3d export points {config} --output-dir exports",
+            ),
+            "Masks": (
+                "Command that writes 2D masks for the images of the data set",
+                f"sa3d masks {config} --output-dir masks",
             ),
             "Video": (
                 "Command that renders the object along the training cameras",
                 f"ns-render interpolate {config} --rendered-output-names object_rgb --output-path exports/object.mp4",
             ),
-            "Viewer": (
-                "Command that opens this run again",
-                f"ns-viewer {config}",
-            ),
+            "Viewer": ("Command that opens this run again", f"ns-viewer {config}"),
         }
 
     def save(self, pipeline: SA3DPipeline) -> Path:

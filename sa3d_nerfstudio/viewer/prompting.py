@@ -1,4 +1,4 @@
-"""The panel's upper part: which object, the tools that point at it, the segmenter's answers, undo."""
+"""The panel's upper part: which object, and the tools that point at it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ TOOLS = {
     "box": "Drag a rectangle around the object.",
     "scribble": "Click along the object: the points are joined.",
 }
-SIZES = ("small", "mid", "large")
 NO_OBJECT = "(none yet)"
 
 
@@ -23,7 +22,7 @@ class Prompting:
         self._desk = desk
         self._tool: str | None = None
         gui, bench = desk.gui, desk.bench
-        self._object = gui.add_dropdown("Object", [NO_OBJECT], hint="Prompts go to this object")
+        self._object = gui.add_dropdown("Object", options=[NO_OBJECT], hint="Prompts go to this object")
         self._object.on_update(lambda event: event.client and self._select(self._object.value))
         new = gui.add_button("New object", color="gray", icon=viser.Icon.PLUS)
         new.on_click(lambda _: desk.change(bench.add_object))
@@ -33,15 +32,6 @@ class Prompting:
         add_choice(gui, "with", list(TOOLS)[2:], lambda tool, client: desk.do(self._use, tool, client), hint)
         self._done = gui.add_button("Done: move the camera again", color="green", visible=False)
         self._done.on_click(lambda _: desk.do(self.put_down))
-        self._sizes = add_choice(
-            gui,
-            "Mask",
-            list(SIZES),
-            lambda size, _: desk.change(bench.choose, SIZES.index(size)),
-            "Part, object, or whole",
-        )
-        edits = {"undo": bench.undo, "redo": bench.redo, "clear": bench.clear}
-        add_choice(gui, "Edit", list(edits), lambda edit, _: desk.change(edits[edit]))
 
     @property
     def is_on(self) -> bool:
@@ -50,10 +40,9 @@ class Prompting:
 
     def refresh(self) -> None:
         """Show which objects there are, and what the tool waits for."""
-        bench, state = self._desk.bench, self._desk.bench.state
+        state = self._desk.bench.state
         self._object.options = state.names or [NO_OBJECT]
         self._object.value = state.selected or NO_OBJECT
-        self._sizes.visible = bench.may_choose
         if self._tool is not None:
             self._desk.say(
                 f"**{self._tool}** is on. {TOOLS[self._tool]} Then **Segment**, or **Done** to move the camera."

@@ -11,13 +11,16 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
+from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.segmentation.session import FreeView, Given, SegmentationSession, SessionSettings
-from sa3d_nerfstudio.segmenters.base import Segmenter
+from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterImage
+from sa3d_nerfstudio.segmenters.text import TextOptions, find_boxes
 from sa3d_nerfstudio.traces.base import ViewTrace
+from sa3d_nerfstudio.view_cache import Embeddings
 from sa3d_nerfstudio.viewer.state import Mark, ViewPrompt
-from sa3d_nerfstudio.views import TrainingViews, trace_camera
+from sa3d_nerfstudio.views import TrainingViews, pack_camera
 
 TOWARDS = 0.03
 """How far in front of the surface markers are shown, as a share of the way to the camera."""
@@ -53,7 +56,7 @@ class Sight:
         self._make_segmenter = segmenter
         self._segmenter: Segmenter | None = None
         self._training: dict[str, int] = {}
-        self._embeddings: dict[int | str, Any] = {}
+        self._embeddings: Embeddings | None = None
         self._answers: dict[ViewPrompt, Given] = {}
 
     @property
@@ -111,7 +114,7 @@ class Sight:
             return self.views.trace(self._training[name])
         if name not in self.free:
             camera = self.cameras[name]
-            trace = trace_camera(self.model, camera.to(self.model.device), self.lock)
+            trace = pack_camera(self.model, camera.to(self.model.device), self.lock)
             self.free[name] = FreeView(trace, camera.camera_to_worlds[0])
         return self.free[name].trace
 
@@ -122,8 +125,30 @@ class Sight:
         pose = self.free[name].camera_to_world if pose is None else pose
         return marker_place(trace, pose[:, 3], *mark.pixel(trace.height, trace.width))
 
+    def find(self, name: str, text: str, options: TextOptions) -> dict[str, tuple[float, float, float, float]]:
+        """Where in a view the words may be.
+
+        Returns:
+            From the best match to the worst, a label for each, and x0, y0, x1, y1 as shares of width and height.
+
+        Raises:
+            SA3DError: There is no text, nothing like it, or nothing to look for it with.
+        """
+        trace = self.trace(name)
+        found = find_boxes(SegmenterImage(trace.rgb, name, trace.depth[..., 0]), text, options)
+        if not found:
+            raise SA3DError(f"nothing here looks like {text}: try other words or another view, or use + point.")
+        boxes = {}
+        for number, match in enumerate(found, start=1):
+            x0, y0, x1, y1 = match.box
+            label = f"{number}: {match.label} {match.score:.2f}"
+            boxes[label] = (x0 / trace.width, y0 / trace.height, x1 / trace.width, y1 / trace.height)
+        return boxes
+
     def session(self, grid: MaskField) -> SegmentationSession:
         """A session that may be prompted in all of these views, and shares what has been embedded."""
+        if self._embeddings is None:
+            self._embeddings = Embeddings(self.views.cache, self.segmenter, self.views.key)
         session = SegmentationSession(self.views, self.segmenter, grid, self.settings, self._embeddings)
         session.free = self.free
         return session

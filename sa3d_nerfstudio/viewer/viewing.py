@@ -16,7 +16,7 @@ class Viewing:
         self._desk = desk
         self._prompting = prompting
         self._due = False
-        self._view = desk.gui.add_dropdown("View", list(VIEWS), hint="Sets nerfstudio's Output type")
+        self._view = desk.gui.add_dropdown("View", options=list(VIEWS), hint="Sets nerfstudio's Output type")
         self._view.on_update(lambda event: event.client and self._show(self._view.value))
         self._threshold = desk.gui.add_slider(
             "Threshold",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.models import splatfacto
 from nerfstudio.models.splatfacto import SplatfactoModel
@@ -207,6 +209,57 @@ def test_a_derived_class_keeps_its_settings(device: str):
         outputs, trace = model.trace(camera().to(device))
     assert outputs["accumulation"].mean() < 0.9 * traced(device)[0]["accumulation"].mean()
     assert torch.allclose(weights(trace, model).sum(-1), outputs["accumulation"].reshape(-1), atol=1e-5)
+
+
+class Wide(SplatfactoModel):
+    """A third party's model that hands gsplat its lens; splatfacto itself takes every camera for a pinhole."""
+
+    def get_outputs(self, camera):
+        """Through a fisheye lens."""
+        with pytest.MonkeyPatch.context() as patch:
+            call = functools.partial(vars(splatfacto)["rasterization"], camera_model="fisheye")
+            patch.setattr(splatfacto, "rasterization", call)
+            return super().get_outputs(camera)
+
+
+def test_a_derived_class_keeps_its_lens(device: str):
+    model = small_splats(masked=False)
+    model.__class__ = Wide
+    with_masks(model, 0.5, "white")
+    assert isinstance(model, MaskedSplatModel)
+    model.to(device)
+    with torch.no_grad():
+        outputs, trace = model.trace(camera().to(device))
+    matrix = weights(trace, model)
+    assert torch.allclose(matrix.sum(-1), outputs["accumulation"].reshape(-1), atol=1e-5)
+    pinhole, _, _ = traced(device)
+    assert not torch.allclose(outputs["accumulation"], pinhole["accumulation"], atol=0.05)
+    image = torch.rand(140, 1).to(device)
+    assert torch.allclose(trace.splat(model.new_field(0), image), matrix.T @ image, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [CameraType.FISHEYE, CameraType.EQUIRECTANGULAR])
+def test_splatfacto_takes_every_camera_for_a_pinhole(device: str, kind: CameraType):
+    """As the base model does; the trace is that of its image, whatever the camera says it is."""
+    model, other = masked_splats().to(device), camera().to(device)
+    other.camera_type = torch.full_like(other.camera_type, kind.value)
+    with torch.no_grad():
+        outputs, trace = model.trace(other)
+        plain = model.trace(camera().to(device))[0]
+    assert torch.equal(outputs["rgb"], plain["rgb"])
+    assert torch.allclose(trace.accumulation, outputs["accumulation"].reshape(-1))
+
+
+def test_channels_and_parts_of_an_image_do_not_matter(device: str):
+    """Many channels are composited as each by itself; a part of an image splats what it would in the whole."""
+    _, trace, model = traced(device)
+    field, values = SplatMask(model.gauss_params["means"]), torch.rand(40, 37).to(device)
+    single = torch.cat([trace.render(field, values[:, i : i + 1]) for i in range(37)], dim=-1)
+    assert torch.allclose(trace.render(field, values), single, atol=1e-5)
+    image = torch.rand(140, 2).to(device)
+    parts = [torch.where((torch.arange(140, device=device) % 3 == i)[:, None], image, 0.0) for i in range(3)]
+    split = torch.stack([trace.splat(field, part) for part in parts]).sum(0)
+    assert torch.allclose(trace.splat(field, image), split, atol=1e-5)
 
 
 class Foreign(SplatfactoModel):

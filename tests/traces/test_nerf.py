@@ -6,9 +6,11 @@ import pytest
 import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.model_components.renderers import DepthRenderer
+from nerfstudio.models.nerfacto import NerfactoModel
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.model import with_masks
 from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.traces.nerf import NerfTrace, WeightedSamples, concatenate
 from sa3d_nerfstudio.views import trace_camera
@@ -93,17 +95,19 @@ def test_render_and_splat_agree_with_loops():
     assert torch.allclose(trace.splat(grid, y), matrix.T @ y, atol=1e-5)
 
 
-def test_order_and_chunks_of_rays_do_not_matter():
-    bundle = rays()
-    _, whole = traced("nerfacto", bundle)
+@pytest.mark.parametrize("method", METHODS)
+def test_order_and_chunks_of_rays_do_not_matter(method: str):
+    model, bundle = masked(small_model(method)), rays()
     order = torch.randperm(140, generator=torch.Generator().manual_seed(3))
-    parts = [traced("nerfacto", bundle[order[start : start + 33]])[1] for start in range(0, 140, 33)]
+    with torch.no_grad():
+        _, whole = model.trace(bundle)
+        parts = [model.trace(bundle[order[start : start + 33]])[1] for start in range(0, 140, 33)]
     shuffled, grid = concatenate(parts), MaskGrid(12)
     values, image = torch.rand(grid.num_cells, 1), torch.rand(140, 1)
-    assert torch.allclose(
-        NerfTrace(whole).render(grid, values)[order], NerfTrace(shuffled).render(grid, values), atol=1e-5
-    )
-    assert torch.allclose(NerfTrace(whole).splat(grid, image), NerfTrace(shuffled).splat(grid, image[order]), atol=1e-5)
+    render, splat = NerfTrace(whole).render(grid, values), NerfTrace(whole).splat(grid, image)
+    assert render.max() > 0.01
+    assert torch.allclose(render[order], NerfTrace(shuffled).render(grid, values), atol=1e-5)
+    assert torch.allclose(splat, NerfTrace(shuffled).splat(grid, image[order]), atol=1e-5)
 
 
 def test_pruning_loses_no_more_than_it_says():
@@ -118,13 +122,13 @@ def test_pruning_loses_no_more_than_it_says():
 
 def test_packed_samples_are_read_as_they_come():
     """The form in which instant-ngp hands over its samples: rays of different length, one after the other."""
-    _, dense = traced("nerfacto", rays(2, 3))
-    packed = dense.pruned(float(dense.weights.median()) * (1 + 1e-4))
-    packed = WeightedSamples(packed.positions[:-1], packed.weights[:-1], packed.ray_indices[:-1], packed.accumulation)
-    assert len(set(torch.bincount(packed.ray_indices, minlength=6).tolist())) > 1
+    outputs, packed = traced("instant-ngp")
+    counts = torch.bincount(packed.ray_indices, minlength=140)
+    assert torch.equal(counts, outputs["num_samples_per_ray"])
+    assert len(set(counts.tolist())) > 4
     values = torch.rand(len(packed.weights), 1)
     by_hand = [
-        float((values[packed.ray_indices == r, 0] * packed.weights[packed.ray_indices == r]).sum()) for r in range(6)
+        float((values[packed.ray_indices == r, 0] * packed.weights[packed.ray_indices == r]).sum()) for r in range(140)
     ]
     assert packed.composite(values)[:, 0].tolist() == pytest.approx(by_hand, abs=1e-5)
 
@@ -164,3 +168,39 @@ def test_a_model_without_depth_renderers_is_named():
         setattr(model, name, torch.nn.Identity())
     with pytest.raises(SA3DError, match="NerfactoModel cannot be traced"):
         model.trace(rays())
+
+
+class ThirdParty(NerfactoModel):
+    """A third party's method on nerfstudio's parts, which makes something else of the depth that it has rendered."""
+
+    def get_outputs(self, ray_bundle: RayBundle) -> dict:
+        """Depth in other units."""
+        outputs = super().get_outputs(ray_bundle)
+        return outputs | {name: outputs[name] * 1000 for name in ("depth", "expected_depth")}
+
+
+def test_a_third_partys_nerf_is_told_by_its_accumulation():
+    model = small_model("nerfacto", masked=False)
+    model.__class__ = ThirdParty
+    with torch.no_grad():
+        outputs, samples = masked(with_masks(model, 0.5, "white")).trace(rays())
+    assert torch.allclose(samples.accumulation, outputs["accumulation"][:, 0], atol=1e-5)
+    assert torch.allclose(samples.composite(torch.ones_like(samples.weights[:, None])), outputs["accumulation"])
+    assert samples.weights.shape == (140 * 12,)
+
+
+class Elsewhere(ThirdParty):
+    """A third party's method whose image is not made by nerfstudio's renderers."""
+
+    def get_outputs(self, ray_bundle: RayBundle) -> dict:
+        """Half of everything."""
+        outputs = super().get_outputs(ray_bundle)
+        return outputs | {"accumulation": outputs["accumulation"] * 0.5}
+
+
+def test_what_is_missing_is_told():
+    model = small_model("nerfacto", masked=False)
+    model.__class__ = Elsewhere
+    missing = "Elsewhere cannot be traced: none of its depth renderings makes its output depth"
+    with torch.no_grad(), pytest.raises(SA3DError, match=missing):
+        masked(with_masks(model, 0.5, "white")).trace(rays())

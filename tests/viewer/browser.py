@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ FLAGS = (
     "--no-sandbox --use-gl=angle --use-angle=swiftshader --enable-unsafe-swiftshader --ignore-gpu-blocklist "
     "--disable-background-networking --disable-component-update --disable-sync --disable-quic --no-first-run"
 )
+INPUT = "input[not(@type='hidden')]"
 SIZE = {"width": 1000, "height": 760}
 
 
@@ -57,10 +59,11 @@ def server(log: Path, *words: object, timeout: float = 120) -> Iterator[str]:
         finally:
             process.send_signal(signal.SIGINT)
             try:
-                process.wait(10)
+                process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+                raise
 
 
 def _listens(port: int) -> bool:
@@ -100,17 +103,24 @@ class Tab:
         self.page.get_by_text(name, exact=True).click()
         self.page.wait_for_timeout(500)
 
-    def wait(self, text: str, seconds: float = 60) -> None:
+    def wait(self, text: str | re.Pattern[str], seconds: float = 60) -> None:
         """Wait until the panel says something."""
         self.page.get_by_text(text).first.wait_for(timeout=1000 * seconds)
 
     def field(self, label: str) -> Any:
         """The text field beside a label."""
-        return self.page.get_by_text(label, exact=True).locator("xpath=ancestor::*[.//input][1]//input").first
+        return self.page.get_by_text(label, exact=True).locator(f"xpath=ancestor::*[.//{INPUT}][1]//{INPUT}").first
 
     def wait_object(self, name: str, seconds: float = 20) -> None:
         """Wait until an object is selected."""
-        selected = self.page.get_by_label("Object", exact=True).first
+        self._wait_choice("Object", name, seconds)
+
+    def wait_view(self, name: str, seconds: float = 40) -> None:
+        """Wait until the panel says that the viewport shows something."""
+        self._wait_choice("View", name, seconds)
+
+    def _wait_choice(self, label: str, name: str, seconds: float) -> None:
+        selected = self.page.get_by_label(label, exact=True).first
         deadline = time.monotonic() + seconds
         while selected.input_value() != name:
             assert time.monotonic() < deadline, f"{selected.input_value()} is selected; {self.status()}"

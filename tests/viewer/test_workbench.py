@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import threading
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -18,12 +20,15 @@ from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.session import FreeView, SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
+from sa3d_nerfstudio.segmenters.text import TextOptions
 from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
+from sa3d_nerfstudio.view_cache import ViewCache
 from sa3d_nerfstudio.viewer.saved import written_session
 from sa3d_nerfstudio.viewer.sight import Sight
 from sa3d_nerfstudio.viewer.workbench import Workbench
 from tests.analytic import BallViews
 from tests.models import camera, masked, small_model
+from tests.tiny_dino import save_tiny_dino
 
 
 class ColorSegmenter:
@@ -58,7 +63,11 @@ class FreeViews(BallViews):
     def __init__(self) -> None:
         super().__init__(count=8)
         self.lock = None
+        self.cache = ViewCache(budget=1 << 30)
         self.elsewhere = BallViews(count=3, distance=2.6)
+
+    def key(self, view: int) -> str:
+        return self.name(view)
 
     def find(self, view: str) -> int:
         names = [self.name(index) for index in range(len(self))]
@@ -405,6 +414,20 @@ def test_damaged_prompts_are_told_and_the_mask_is_there(views: FreeViews, path: 
     assert len(again.masks.troubles) == 1 and "object are damaged" in again.masks.troubles[0]
     assert again.state.objects[0].prompts == ()
     assert iou(again, views.elsewhere, 0, [1]) > 0.95
+
+
+def test_words_become_boxes(bench: Workbench, tmp_path: Path):
+    pytest.importorskip("transformers", reason="text prompts need the extra [text]")
+    options = TextOptions(str(save_tiny_dino(tmp_path)), box_threshold=0.0)
+    found = bench.sight.find("viewer 0", "a red mug", options)
+    assert next(iter(found)).startswith("1: ")
+    for x0, y0, x1, y1 in found.values():
+        assert 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1
+    # A random network finds anything; a box as large as the image holds all balls.
+    bench.draw_box("viewer 0", *max(found.values(), key=lambda box: (box[2] - box[0]) * (box[3] - box[1])))
+    assert not bench.model.masks["object"].is_empty
+    with pytest.raises(SA3DError, match="nothing here looks like a plate"):
+        bench.sight.find("viewer 0", "a plate", replace(options, box_threshold=1.0))
 
 
 def test_nothing_prompted_is_a_sentence(bench: Workbench):

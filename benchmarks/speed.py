@@ -1,0 +1,305 @@
+"""What segmenting costs, as ratios of the time that bare renders of the same views take, in one run.
+
+    python -m benchmarks.speed --scene ../shared/scenes/desk --run ../shared/runs/desk/nerfacto/cpu --output speed.json
+
+Bare renders of all views; an object from nothing; another one; the first one refined by a further prompt; the published
+loop (a render and a step of autograd for each view); lifting against autograd through ``grid_sample`` on the same
+rays; memory; how it grows with views and with rays; and where the time goes. The segmenter is the oracle, which takes
+none. On CUDA the same command measures there.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import json
+import platform
+import pstats
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import sa3d_nerfstudio as sa3d
+from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.model import MaskedModel
+from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.traces import packed
+from sa3d_nerfstudio.traces.base import RayTrace, render_probability
+from sa3d_nerfstudio.traces.packed import PackedTrace
+from sa3d_nerfstudio.views import TrainingViews, trace_camera
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+@dataclass
+class Options:
+    """Measure where the time goes."""
+
+    scene: Path
+    """Scene folder with instances/ and prompts.json."""
+    run: Path
+    """Trained run on that scene."""
+    objects: tuple[str, str] = ("mug", "moka_pot")
+    """The first and the second object."""
+    views: int | None = None
+    """Only so many views beside the prompted one; all by default."""
+    growth: tuple[int, ...] = (10, 20, 48)
+    """Numbers of views, for the growth of a second object's time."""
+    sizes: tuple[int, ...] = (40, 80, 160, 320)
+    """Long sides of images, for the growth of lifting with rays."""
+    sample: int = 12
+    """Views that are rendered bare, half of them before and half after the first object; the rest is scaled."""
+    loop_views: int = 4
+    """Views of the published loop, and of lifting by autograd; the rest is scaled."""
+    working_size: int | None = None
+    """Longer side of the images; the run's default if not given."""
+    output: Path | None = None
+    """JSON file to write."""
+    plot: Path | None = None
+    """PNG file to draw the growth in."""
+
+
+class Clock:
+    """Seconds by name; on CUDA, with everything done that was asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    def time(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do something, and note how long it takes."""
+        self._wait()
+        start = time.perf_counter()
+        result = work()
+        self._wait()
+        self.seconds[name] = time.perf_counter() - start
+        return result
+
+    def often(self, work: Callable[[], Any], count: int = 5) -> float:
+        """Median time of something, the first go not counted."""
+        work()
+        for number in range(1, count + 1):
+            self.time(f"go {number}", work)
+        return median(self.seconds.pop(f"go {number}") for number in range(1, count + 1))
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def autograd_step(trace: RayTrace, field: MaskField, image: Tensor) -> None:
+    """Forward and backward through ``grid_sample``: the same two renders and two sums that lifting gives."""
+    values = field.cells().detach().clone().requires_grad_(True)
+    trace.render(field, values).backward(image)
+
+
+def lift_step(trace: RayTrace, field: MaskField, image: Tensor) -> None:
+    """The same, by the trace's own render and splat, with nothing remembered."""
+    packed.forget()
+    trace.render(field, field.cells())
+    trace.splat(field, image)
+
+
+class Speed:
+    """One scene with one run."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.run = sa3d.load(
+            options.run,
+            segmenter="oracle",
+            oracle_instances=options.scene / "instances",
+            working_size=options.working_size,
+            num_views=options.views,
+            keep_cache=False,
+        )
+        self.pipeline = self.run.pipeline
+        self.views = self.pipeline.views
+        entries = json.loads((options.scene / "prompts.json").read_text())["objects"]
+        self.prompts = {entry["name"]: entry for entry in entries}
+        self.clock = Clock(self.pipeline.device)
+
+    def session(self, name: str) -> SegmentationSession:
+        """A session with one click on an object."""
+        session = self.pipeline.session(name)
+        self.click(session, name, 1)
+        return session
+
+    def click(self, session: SegmentationSession, name: str, count: int) -> None:
+        """Prompt an object's view with some of its points."""
+        entry = self.prompts[name]
+        view = self.views.find(Path(entry["frame"]).name)
+        session.prompt(view, Prompt.from_points(*self.views.image_size(view), entry["points"][:count]))
+
+    def segment(self, name: str) -> SegmentationSession:
+        """One click, and all views."""
+        session = self.session(name)
+        session.run()
+        return session
+
+    def refine(self, session: SegmentationSession, name: str) -> None:
+        """Further points on the object, and all views again."""
+        self.click(session, name, 3)
+        session.run()
+
+    @torch.no_grad()
+    def bare(self, views: Iterable[int]) -> None:
+        """Render views as nerfstudio does, without any of this package."""
+        model = self.pipeline.model
+        for view in views:
+            camera = self.views.camera(view)
+            if not isinstance(model, MaskedModel):
+                model.get_outputs_for_camera(camera)
+                continue
+            rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
+            for start in range(0, len(rays), model.config.eval_num_rays_per_chunk):
+                chunk = rays[start : start + model.config.eval_num_rays_per_chunk].to(model.device)
+                model._base_outputs(chunk if model.collider is None else model.collider(chunk))
+
+    def measure(self) -> dict[str, Any]:
+        """All of it."""
+        options, clock, (first, second) = self.options, self.clock, self.options.objects
+        sample = [round(i * len(self.views) / options.sample) for i in range(options.sample)]
+        self.bare(sample[:1])
+        clock.time("bare", lambda: self.bare(sample[::2]))
+        session = clock.time("first", lambda: self.segment(first))
+        bare = clock.seconds["bare"]
+        clock.time("bare", lambda: self.bare(sample[1::2]))
+        visited = [view for view in session.report.last() if isinstance(view, int)]
+        clock.seconds["bare"] = (bare + clock.seconds["bare"]) / len(sample) * len(visited)
+        result: dict[str, Any] = {"views": len(visited), "parts": {"first": dict(session.report.seconds)}}
+        other = clock.time("second", lambda: self.segment(second))
+        result["parts"]["second"] = dict(other.report.seconds)
+        result["passes"] = len(other.report.changes) + 1
+        clock.time("refinement", lambda: self.refine(session, first))
+        result["profile"] = profiled(lambda: self.segment(second))
+        result["growth with views"] = self.growth_with_views(second, len(visited))
+        if isinstance(self.views.trace(visited[0]), PackedTrace):
+            result |= self.lifting(other, visited)
+            result["growth with rays"] = self.growth_with_rays(visited[0], other.grid)
+        cache = self.views.cache
+        result["memory"] = {
+            "cache, MB": cache.num_bytes / 1e6,
+            "budget, MB": cache.budget / 1e6,
+            "peak of the process, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        }
+        if clock.device.type == "cuda":
+            result["memory"]["peak of the GPU, MB"] = torch.cuda.max_memory_allocated() / 1e6
+        result["seconds"] = clock.seconds
+        return result
+
+    def lifting(self, session: SegmentationSession, visited: list[int]) -> dict[str, Any]:
+        """The published loop, and lifting by autograd and sparsely, on the same rays."""
+        field, clock = session.grid, self.clock
+        some = visited[:: max(1, len(visited) // self.options.loop_views)][: self.options.loop_views]
+        loop, autograd, plainly, sparse, adding = 0.0, 0.0, 0.0, 0.0, 0.0
+        for view in some:
+            trace = self.views.trace(view)
+            mask = (render_probability(trace, field)[0] > 0.5).float()
+            image = torch.stack([mask, torch.ones_like(mask)], dim=-1)
+
+            def step(view: int = view, image: Tensor = image) -> RayTrace:
+                plain = trace_camera(self.pipeline.model, self.views.camera(view))
+                autograd_step(plain, field, image)
+                return plain
+
+            plain = clock.time("loop", step)
+            loop += clock.seconds.pop("loop") / len(some)
+            autograd += clock.often(lambda plain=plain, image=image: autograd_step(plain, field, image)) / len(some)
+            plainly += clock.often(lambda plain=plain, image=image: lift_step(plain, field, image)) / len(some)
+            sparse += clock.often(lambda trace=trace, image=image: lift_step(trace, field, image)) / len(some)
+            adding += clock.often(lambda trace=trace, image=image: trace.splat(field, image)) / len(some)
+        clock.seconds["published loop"] = loop * len(visited)
+        trace = self.views.trace(visited[0])
+        return {
+            "lifting, ms a view": {
+                "autograd": autograd * 1e3,
+                "plain trace": plainly * 1e3,
+                "packed trace": sparse * 1e3,
+                "packed trace, rendered before": adding * 1e3,
+            },
+            "bytes a ray": trace.num_bytes / (trace.height * trace.width) if isinstance(trace, PackedTrace) else None,
+        }
+
+    def growth_with_views(self, name: str, most: int) -> dict[int, float]:
+        """Seconds of a further object by the number of views."""
+        config, found = self.pipeline.config, {}
+        for count in [count for count in self.options.growth if count <= most]:
+            config.num_views = count - 1
+            self.clock.time("growth", lambda: self.segment(name))
+            found[count] = self.clock.seconds.pop("growth")
+        config.num_views = self.options.views
+        return found
+
+    def growth_with_rays(self, view: int, field: MaskField) -> dict[int, dict[str, float]]:
+        """Seconds of a render, and of lifting, by the number of rays of a view."""
+        found = {}
+        for size in self.options.sizes:
+            views = TrainingViews(self.pipeline.model, self.views.cameras, self.views.filenames, size)
+            trace = self.clock.time("growth", lambda views=views: views.trace(view))
+            assert isinstance(trace, PackedTrace)
+            rays = trace.height * trace.width
+            mask = (render_probability(trace, field)[0] > 0.5).float()
+            image = torch.stack([mask, torch.ones_like(mask)], dim=-1)
+            lifting = self.clock.often(lambda trace=trace, image=image: lift_step(trace, field, image))
+            found[rays] = {"render": self.clock.seconds.pop("growth"), "lift": lifting, "bytes": trace.num_bytes / rays}
+        return found
+
+
+def profiled(work: Callable[[], Any], most: int = 10) -> list[tuple[str, float]]:
+    """The functions that most time is spent in, themselves, as shares of all."""
+    profile = cProfile.Profile()
+    profile.runcall(work)
+    stats = pstats.Stats(profile)
+    total = stats.total_tt  # type: ignore[attr-defined]
+    rows = [(name, row[2]) for name, row in stats.stats.items()]  # type: ignore[attr-defined]
+    rows.sort(key=lambda row: -row[1])
+    return [(f"{Path(file).name}:{function}", seconds / total) for (file, _, function), seconds in rows[:most]]
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Growth with views and with rays."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), dpi=100)
+    views = result["growth with views"]
+    left.plot(list(views), list(views.values()), "o-")
+    left.set(xlabel="views", ylabel="seconds", title="a further object", xlim=(0, None), ylim=(0, None))
+    rays = result["growth with rays"]
+    right.loglog(list(rays), [row["render"] for row in rays.values()], "o-", label="render")
+    right.loglog(list(rays), [row["lift"] for row in rays.values()], "s-", label="lift")
+    right.set(xlabel="rays of a view", title="one view")
+    right.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main(options: Options) -> None:
+    """Measure, print tables, and write JSON and the plot."""
+    result = Speed(options).measure()
+    seconds, console = result["seconds"], Console(width=110)
+    table = Table("", "seconds", "of bare renders")
+    for name, value in seconds.items():
+        table.add_row(name, f"{value:.2f}", f"{value / seconds['bare']:.4f}")
+    console.print(table)
+    console.print({name: value for name, value in result.items() if name != "seconds"})
+    result |= {"command": sys.argv, "versions": {"torch": torch.__version__, "python": platform.python_version()}}
+    if options.output is not None:
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    if options.plot is not None and "growth with rays" in result:
+        draw(result, options.plot)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,0 +1,280 @@
+"""The trace of a view in some 37 bytes a ray."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Union
+
+import torch
+from jaxtyping import Float, Int16, UInt8
+from torch import Tensor
+
+from sa3d_nerfstudio.fields import trilinear
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.traces.atoms import NEAREST
+
+LEVELS = 255
+"""A ray's weight is dealt out to its atoms in so many parts."""
+CPU_RAYS, CUDA_RAYS = 4096, 1 << 19
+"""Rays that are worked on at a time: on a CPU as many as its caches hold."""
+
+REMEMBERED = 1 << 24
+"""Atoms of a view whose places in a grid are remembered, at most."""
+
+Part = Union[slice, Tensor]
+Located = tuple[Part, Tensor, Tensor, trilinear.Fractions]
+"""Rays, weights of their atoms [atoms, rays], and the flattened places of these in a grid."""
+
+
+@dataclass
+class ViewRays:
+    """The rays of a view: directions in the camera's frame, which all views of one lens share, and its pose."""
+
+    origins: Float[Tensor, "one_or_num_rays 3"]
+    """World space; one row if all begin in one place."""
+    local: Float[Tensor, "num_rays 3"]
+    """Unit directions in the camera's frame."""
+    rotation: Float[Tensor, "3 3"]
+    """From there to the world."""
+
+    @classmethod
+    def of(
+        cls,
+        origins: Float[Tensor, "num_rays 3"],
+        directions: Float[Tensor, "num_rays 3"],
+        rotation: Float[Tensor, "3 3"],
+        known: list[Tensor] | None = None,
+    ) -> ViewRays:
+        """Take the rays that a camera generates.
+
+        Args:
+            origins: Where they begin.
+            directions: Where they go.
+            rotation: The camera's.
+            known: Directions in the camera's frame of other views. Those that are equal are held once.
+        """
+        rotation = rotation.to(directions)
+        local = directions @ rotation
+        if not torch.allclose(local @ rotation.T, directions, atol=1e-5):
+            rotation, local = torch.eye(3).to(directions), directions
+        if torch.equal(origins, origins[:1].expand_as(origins)):
+            origins = origins[:1].clone()
+        if known is not None:
+            same = (other for other in known if other.shape == local.shape and torch.allclose(other, local, atol=1e-6))
+            found = next(same, None)
+            if found is None:
+                known.append(local)
+            else:
+                local = found
+        return cls(origins, local, rotation)
+
+    def origins_of(self, part: Part) -> Float[Tensor, "one_or_num_rays 3"]:
+        """Where some of the rays begin."""
+        return self.origins if len(self.origins) == 1 else self.origins[part]
+
+    def directions_of(self, part: Part) -> Float[Tensor, "num_rays 3"]:
+        """Where some of the rays go."""
+        return self.local[part] @ self.rotation.T
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that is this view's alone."""
+        return self.origins.numel() * self.origins.element_size() if len(self.origins) > 1 else 0
+
+
+@dataclass(eq=False)
+class PackedTrace:
+    """The trace of all pixels of a view of a NeRF, as atoms of weight; its cells are the vertices of a MaskGrid.
+
+    A linear map of its own, with an exact adjoint. Of the trace that it was packed from it differs by
+
+    - the distances of atoms and of the rendered depth, which are within ``distance_error`` of themselves;
+    - where on its ray weight lies: with the mean of the samples that an atom stands for, and the share of the ray's
+      weight up to any atom is off by 1 / 510 at most;
+    - the accumulation, by 2^-17, and colours by 1 / 510.
+    """
+
+    height: int
+    width: int
+    distances: Int16[Tensor, "atoms num_rays"]
+    """Codes of the distances of each ray's atoms."""
+    shares: UInt8[Tensor, "atoms num_rays"]
+    """Parts of its accumulation, of ``LEVELS``."""
+    coverage: Int16[Tensor, " num_rays"]
+    """Codes of the accumulation."""
+    depths: Int16[Tensor, " num_rays"]
+    """Codes of the rendered distance."""
+    colors: UInt8[Tensor, "height width 3"]
+    log_low: float
+    """Logarithm of the smallest distance."""
+    log_step: float
+    """Step of the logarithms of distances from code to code."""
+    rays: ViewRays
+
+    @classmethod
+    def pack(
+        cls,
+        distances: Float[Tensor, "atoms num_rays"],
+        weights: Float[Tensor, "atoms num_rays"],
+        accumulation: Float[Tensor, " num_rays"],
+        rgb: Float[Tensor, "height width 3"],
+        depth: Float[Tensor, "height width 1"],
+        rays: ViewRays,
+    ) -> PackedTrace:
+        """Pack the atoms of :func:`sa3d_nerfstudio.traces.atoms.atoms_of` with what the model renders."""
+        depth = depth.reshape(-1).nan_to_num().clamp(min=NEAREST)
+        low = float(torch.minimum(depth.min(), distances.min()).log())
+        high = float(torch.maximum(depth.max(), distances.max()).log())
+        step = max(high - low, 1e-6) / 65535
+
+        def coded(values: Tensor) -> Tensor:
+            return (((values.log() - low) / step).round().clamp(0, 65535) - 32768).to(torch.int16)
+
+        # Differences of the rounded sums, so that rounding errors do not add up along the ray.
+        sums = weights.cumsum(0)
+        sums = (sums / sums[-1].clamp(min=1e-9) * LEVELS).round()
+        return cls(
+            height=rgb.shape[0],
+            width=rgb.shape[1],
+            distances=coded(distances),
+            shares=torch.diff(sums, dim=0, prepend=torch.zeros_like(sums[:1])).to(torch.uint8),
+            coverage=((accumulation.clamp(0, 1) * 65535).round() - 32768).to(torch.int16),
+            depths=coded(depth),
+            colors=(rgb.clamp(0, 1) * 255).round().to(torch.uint8),
+            log_low=low,
+            log_step=step,
+            rays=rays,
+        )
+
+    @classmethod
+    def restored(cls, tensors: dict[str, Tensor], numbers: dict[str, Any], rays: ViewRays) -> PackedTrace:
+        """What :meth:`tensors` and :meth:`numbers` gave.
+
+        Raises:
+            TypeError: Some are missing, or there are others.
+            ValueError: They are not of these rays.
+        """
+        trace = cls(**tensors, **numbers, rays=rays)
+        count = len(rays.local)
+        shapes = [trace.distances.shape[1:], trace.shares.shape[1:], trace.coverage.shape, trace.depths.shape]
+        if any(shape != (count,) for shape in shapes) or trace.colors.shape != (trace.height, trace.width, 3):
+            raise ValueError("not of these rays")
+        return trace
+
+    # What a trace is.
+
+    @property
+    def accumulation(self) -> Float[Tensor, " num_rays"]:
+        """Sum of all weights of each ray."""
+        return self.coverage.float().add_(32768).div_(65535)
+
+    @property
+    def rgb(self) -> Float[Tensor, "height width 3"]:
+        """Colours in [0, 1]."""
+        return self.colors.float().div_(255)
+
+    @property
+    def depth(self) -> Float[Tensor, "height width 1"]:
+        """Distance along the ray, in nerfstudio's frame."""
+        return self._decoded(self.depths).reshape(self.height, self.width, 1)
+
+    def surface_points(self) -> Float[Tensor, "num_pixels 3"]:
+        """World position at the rendered depth of each pixel."""
+        everything = slice(None)
+        depth = self._decoded(self.depths)[:, None]
+        return torch.addcmul(self.rays.origins_of(everything), self.rays.directions_of(everything), depth)
+
+    def render(
+        self, field: MaskGrid, values: Float[Tensor, "num_cells channels"]
+    ) -> Float[Tensor, "num_rays channels"]:
+        """``A x``: read the grid at the atoms, add up along the rays."""
+        channels = [channel.contiguous() for channel in values.unbind(-1)]
+        uniform = [trilinear.uniform_blocks(channel, field.resolution) for channel in channels]
+        out = values.new_zeros(values.shape[1], len(self.coverage))
+        for part, weights, index, fractions in self._everywhere(field):
+            for number, channel in enumerate(channels):
+                found = trilinear.read(channel, uniform[number], index, fractions, field.resolution)
+                out[number, part] = (found.reshape(weights.shape) * weights).sum(0)
+        return out.T
+
+    def splat(self, field: MaskGrid, image: Float[Tensor, "num_rays channels"]) -> Float[Tensor, "num_cells channels"]:
+        """``Aᵀ y``: spread rays over their atoms, and those over the grid. Rays that are 0 cost nothing."""
+        channels = []
+        for channel in image.unbind(-1):
+            out = image.new_zeros(field.num_cells)
+            rays = channel.nonzero()[:, 0]
+            whole = len(rays) == len(channel)
+            for part, weights, index, fractions in self._everywhere(field) if whole else self._along(field, rays):
+                values = weights * channel[part]
+                trilinear.add(out, values.reshape(-1), index, fractions, field.resolution)
+            channels.append(out)
+        return torch.stack(channels, dim=-1)
+
+    # How it is kept.
+
+    @property
+    def distance_error(self) -> float:
+        """Largest error of a distance by its coding, as a share of the distance itself."""
+        return self.log_step / 2 + 1e-6
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(t.numel() * t.element_size() for t in self.tensors().values()) + self.rays.num_bytes
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All but the rays, which follow from the camera."""
+        return {each.name: value for each in fields(self) if isinstance(value := getattr(self, each.name), Tensor)}
+
+    def numbers(self) -> dict[str, Any]:
+        """What is no tensor."""
+        return {name: getattr(self, name) for name in ("height", "width", "log_low", "log_step")}
+
+    def _decoded(self, codes: Int16[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return codes.float().mul_(self.log_step).add_(self.log_low + 32768 * self.log_step).exp_()
+
+    def _weights(self, part: Part) -> Float[Tensor, "atoms num_rays"]:
+        coverage = self.coverage[part].float().add_(32768).div_(65535 * LEVELS)
+        return self.shares[:, part].float().mul_(coverage)
+
+    def _located(self, field: MaskGrid, part: Part) -> tuple[Tensor, trilinear.Fractions]:
+        distances = self._decoded(self.distances[:, part])
+        offset = (self.rays.origins_of(part) - field.center) / field.half_extent
+        slope = self.rays.local[part] @ (self.rays.rotation.T / field.half_extent)
+        x, y, z = (torch.addcmul(offset[:, axis], slope[:, axis], distances) for axis in range(3))
+        return field.located(x, y, z)
+
+    def _along(self, field: MaskGrid, rays: Tensor | None) -> Iterator[Located]:
+        """The atoms of some rays, or of all, in a grid; some at a time."""
+        step = CUDA_RAYS if self.coverage.device.type == "cuda" else CPU_RAYS
+        total = len(self.coverage) if rays is None else len(rays)
+        for start in range(0, total, step):
+            part = slice(start, min(start + step, total))
+            part = part if rays is None else rays[part]
+            yield part, self._weights(part), *self._located(field, part)
+
+    def _everywhere(self, field: MaskGrid) -> Iterator[Located]:
+        """The atoms of all rays in a grid, remembered if asked for last: a view is rendered, and then lifted."""
+        global _newest  # noqa: PLW0603
+        place = (*field.center.tolist(), *field.half_extent.tolist(), field.resolution)
+        newest = _newest
+        if newest is not None and newest[0]() is self and newest[1] == place:
+            yield from newest[2]
+        elif self.shares.numel() > REMEMBERED:
+            yield from self._along(field, None)
+        else:
+            parts = list(self._along(field, None))
+            _newest = (weakref.ref(self), place, parts)
+            yield from parts
+
+
+_newest: tuple[weakref.ref[PackedTrace], tuple[float, ...], list[Located]] | None = None
+"""The trace that was worked on last, the place of the grid, and its atoms there."""
+
+
+def forget() -> None:
+    """Let go of the atoms that are remembered."""
+    global _newest  # noqa: PLW0603
+    _newest = None

@@ -1,0 +1,65 @@
+"""Sparse trilinear sums against the mask grid's plain ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sa3d_nerfstudio.fields import trilinear
+from sa3d_nerfstudio.fields.mask_grid import REACH, MaskGrid
+from sa3d_nerfstudio.fields.trilinear import uniform_blocks
+
+
+def placed(resolution: int) -> MaskGrid:
+    grid = MaskGrid(resolution)
+    grid.place(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 1.0, 0.25]))
+    return grid
+
+
+def located(grid: MaskGrid, positions: torch.Tensor):
+    return grid.located(*((positions - grid.center) / grid.half_extent).T.contiguous())
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**31), spread=st.floats(0.01, 100), resolution=st.integers(2, 12), steps=st.integers(0, 3))
+def test_reads_what_grid_sample_reads(seed: int, spread: float, resolution: int, steps: int):
+    """Also of values of which many are equal, where one vertex is read for eight."""
+    generator, grid = torch.Generator().manual_seed(seed), placed(resolution)
+    values = torch.rand(grid.num_cells, generator=generator)
+    values = (values * steps).round() if steps else values
+    positions = torch.randn(64, 3, generator=generator) * spread
+    index, fractions = located(grid, positions)
+    found = trilinear.read(values, uniform_blocks(values, resolution), index, fractions, resolution)
+    assert torch.allclose(found, grid.gather(values[:, None], positions)[:, 0], atol=1e-4 * max(steps, 1))
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**31), spread=st.floats(0.01, 100), resolution=st.integers(2, 12))
+def test_adds_what_scatter_adds(seed: int, spread: float, resolution: int):
+    generator, grid = torch.Generator().manual_seed(seed), placed(resolution)
+    values = torch.rand(64, generator=generator)
+    positions = torch.randn(64, 3, generator=generator) * spread
+    out = torch.zeros(grid.num_cells)
+    trilinear.add(out, values, *located(grid, positions), resolution)
+    assert torch.allclose(out, grid.scatter(values[:, None], positions)[:, 0], atol=1e-4)
+
+
+def test_a_block_is_uniform_if_its_eight_vertices_are():
+    torch.manual_seed(0)
+    volume = (torch.rand(6, 6, 6) < 0.85).float()
+    found = uniform_blocks(volume.reshape(-1), 6).reshape(6, 6, 6)
+    for z, y, x in torch.cartesian_prod(*[torch.arange(5)] * 3).tolist():
+        block = volume[z : z + 2, y : y + 2, x : x + 2]
+        assert bool(found[z, y, x]) == bool((block == block[0, 0, 0]).all())
+    assert 0 < found.sum() < 125
+    assert not found[5].any()
+
+
+@pytest.mark.parametrize("resolution", [2, 16, 33])
+def test_near_vertices_are_those_within_reach(resolution: int):
+    grid = placed(resolution)
+    distance = ((grid.cell_positions() - grid.center) / grid.half_extent).abs().amax(dim=-1)
+    unsure = (distance - REACH).abs() < 1e-4
+    assert torch.equal(grid._near()[~unsure], (distance <= REACH)[~unsure])

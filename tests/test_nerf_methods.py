@@ -1,0 +1,193 @@
+"""Every NeRF method that a CPU can train: by ns-train for a moment, then segmented and exported by real commands.
+
+nerfacto itself is in test_methods.py. CUDA libraries have their stand-ins (tests/stand_ins.py). What is found in the
+fog of so short a training does not matter, only that something is, and that it can be exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open3d
+import pytest
+import torch
+
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.fields.object_sdf import distance_to
+from sa3d_nerfstudio.torch_compat import checkpoints_in, load_checkpoint
+from tests import scenes
+from tests.commands import nerfstudio, segmenting, training
+
+pytestmark = pytest.mark.slow
+
+SDF_CENTER, SDF_RADIUS = (-0.1, -0.1, 0.17), 0.3
+"""The ball that fields of signed distances begin as; it holds the object, the scene's ball, on one side."""
+THRESHOLD = 0.25
+"""Of the mask: few rays end in such a fog, and light that passes is not the object."""
+
+_NEAR_AND_FAR = ["--pipeline.model.collider-params", "near_plane", 0.1, "far_plane", 3.0]
+_FEW_SAMPLES = ["--pipeline.model.num-coarse-samples", 16, "--pipeline.model.num-importance-samples", 16]
+_SMALL_NERFACTO = [
+    "--pipeline.model.num-levels", 6, "--pipeline.model.log2-hashmap-size", 12, "--pipeline.model.max-res", 128,
+    "--pipeline.model.num-nerf-samples-per-ray", 12, "--pipeline.model.num-proposal-samples-per-ray", 24, 12,
+    "--pipeline.model.near-plane", 0.1, "--pipeline.model.far-plane", 3.0, "--optimizers.fields.optimizer.lr", 0.02,
+]  # fmt: skip
+_NERFACTO = [
+    *_SMALL_NERFACTO, "--pipeline.model.implementation", "torch", "--pipeline.model.average-init-density", 3.0,
+    "--pipeline.model.proposal-initial-sampler", "uniform",
+]  # fmt: skip
+_SDF = [
+    "--pipeline.model.sdf-field.num-layers", 2, "--pipeline.model.sdf-field.hidden-dim", 64,
+    "--pipeline.model.sdf-field.num-layers-color", 2, "--pipeline.model.sdf-field.hidden-dim-color", 32,
+    "--pipeline.model.sdf-field.geo-feat-dim", 8, "--pipeline.model.sdf-field.num-levels", 4,
+    "--pipeline.model.sdf-field.max-res", 64, "--pipeline.model.sdf-field.log2-hashmap-size", 10,
+    "--pipeline.model.sdf-field.inside-outside", False, "--pipeline.model.sdf-field.bias", SDF_RADIUS,
+    "--pipeline.model.sdf-field.beta-init", 0.4,
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method is trained on the tiny scene."""
+
+    options: Sequence[object]
+    """Make it small."""
+    data: Sequence[object] = ("nerfstudio-data",)
+    """Data parser, and its options."""
+    form: Callable[[Path, Path], Path] | None = None
+    """Rewrites the scene into the form that the data parser reads."""
+    suffix: str = ""
+    """Of the names of its outputs."""
+    steps: int = 60
+    rays: int = 128
+
+
+def _sdfstudio(scene: Path, folder: Path) -> Path:
+    return scenes.as_sdfstudio(scene, folder, SDF_CENTER)
+
+
+METHODS = {
+    "vanilla-nerf": Method(
+        [*_FEW_SAMPLES, *_NEAR_AND_FAR, "--optimizers.fields.optimizer.lr", 0.003],
+        suffix="_fine", steps=40, rays=64,
+    ),
+    "mipnerf": Method(
+        [*_FEW_SAMPLES, *_NEAR_AND_FAR, "--optimizers.fields.optimizer.lr", 0.003],
+        suffix="_fine", steps=40, rays=64,
+    ),
+    "tensorf": Method(
+        [
+            "--pipeline.model.init-resolution", 24, "--pipeline.model.final-resolution", 24,
+            "--pipeline.model.num-samples", 16, "--pipeline.model.num-uniform-samples", 32, *_NEAR_AND_FAR,
+            "--optimizers.fields.optimizer.lr", 0.003,
+        ]
+    ),
+    "depth-nerfacto": Method(_NERFACTO, form=scenes.with_depths, rays=256),
+    "phototourism": Method(_NERFACTO, ["phototourism-data"], scenes.as_phototourism, rays=256),
+    # Its proposal networks cannot be made smaller.
+    "semantic-nerfw": Method(
+        _SMALL_NERFACTO, ["sitcoms3d-data", "--downscale-factor", 1], scenes.as_sitcoms
+    ),
+    "instant-ngp": Method(
+        [
+            "--pipeline.model.grid-resolution", 16, "--pipeline.model.grid-levels", 1,
+            "--pipeline.model.log2-hashmap-size", 12, "--pipeline.model.max-res", 128,
+            "--pipeline.model.render-step-size", 0.1, "--pipeline.target-num-samples", 4096,
+            "--pipeline.max-num-samples-per-ray", 32, "--optimizers.fields.optimizer.lr", 0.02,
+        ]
+    ),
+    "neus": Method(
+        [
+            *_SDF, "--pipeline.model.num-samples", 16, "--pipeline.model.num-samples-importance", 16,
+            "--pipeline.model.num-samples-outside", 8,
+        ],
+        ["sdfstudio-data"],
+        _sdfstudio,
+        steps=30,
+    ),
+    "neus-facto": Method(
+        [
+            *_SDF, "--pipeline.model.num-proposal-samples-per-ray", 32, 16,
+            "--pipeline.model.num-neus-samples-per-ray", 16,
+        ],
+        ["sdfstudio-data"],
+        _sdfstudio,
+        steps=30,
+    ),
+}  # fmt: skip
+
+
+def commands(name: str, scene: Path, output: Path, prompt: dict[str, Any]) -> list[object]:
+    """Train, segment, and export points to ``output / name / "points"``."""
+    method = METHODS[name]
+    data = scene if method.form is None else method.form(scene, output / name / "data")
+    output = output / name
+    rays = ["--pipeline.datamanager.train-num-rays-per-batch", method.rays]
+    train = training(name, data, output, *rays, *method.options, *method.data, steps=method.steps)
+    small = ["--pipeline.working-size", 24, "--pipeline.resolution", 32, "--pipeline.threshold", THRESHOLD]
+    segment = segmenting(output / data.name / name / "T", scene, output, prompt, *small)
+    export = [
+        "ns-export", "pointcloud", "--load-config", output / data.name / "sa3d" / "S" / "config.yml",
+        "--output-dir", output / "points", "--num-points", 100, "--num-rays-per-batch", 256,
+        "--normal-method", "open3d", "--remove-outliers", False,
+        "--rgb-output-name", f"rgb{method.suffix}", "--depth-output-name", f"depth{method.suffix}",
+    ]  # fmt: skip
+    return [*train, "--then", *segment, "--then", *export]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_scene: Path, tiny_prompt: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a folder for each method. One process runs all commands: nerfstudio takes long to import."""
+    output = tmp_path_factory.mktemp("methods")
+    words: list[object] = []
+    for name in METHODS:
+        words += [*commands(name, tiny_scene, output, tiny_prompt), "--then"]
+    neus = output / "neus" / "data" / "sa3d" / "S" / "config.yml"
+    words += [
+        "ns-export", "marching-cubes", "--load-config", neus, "--output-dir", output / "neus" / "mesh",
+        "--resolution", 512, "--bounding-box-min", -0.4, -0.4, -0.4, "--bounding-box-max", 0.4, 0.4, 0.4,
+        "--target-num-faces", 300, "--num-pixels-per-side", 32,
+    ]  # fmt: skip
+    nerfstudio(*words)
+    return output
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_barely_trained_nerf_goes_all_the_way(name: str, trained: Path):
+    points = np.asarray(open3d.io.read_point_cloud(trained / name / "points" / "point_cloud.ply").points)
+    assert len(points) >= 100
+    assert np.isfinite(points).all()
+
+
+def test_marching_cubes_find_the_surface_of_the_object_only(trained: Path):
+    mesh = open3d.io.read_triangle_mesh(trained / "neus" / "mesh" / "sdf_marching_cubes_mesh.ply")
+    vertices = torch.from_numpy(np.asarray(mesh.vertices)).float()
+    assert len(mesh.triangles) > 500
+    # On the scene's surface, or on the walls of the object's space within it, and nowhere else.
+    assert vertices.norm(dim=-1).max() < 1.3 * SDF_RADIUS
+    grid = saved_grid(trained / "neus" / "data" / "sa3d" / "S")
+    cell = float(grid.cell_positions()[:2].diff(dim=0).norm())
+    assert distance_to(grid, vertices, THRESHOLD).max() < 0.1 * cell
+    # The ball stands on one side; the scene's surface on the other side is not part of it.
+    other_side = vertices @ torch.tensor([0.5, 0.5, 0.0]).sqrt()
+    assert other_side.max() < 0.85 * SDF_RADIUS
+    texture = np.asarray(open3d.io.read_image(trained / "neus" / "mesh" / "material_0.png"))
+    assert texture.std() > 1
+
+
+def saved_grid(run: Path) -> MaskGrid:
+    """The mask of a run's only object, as its checkpoint holds it."""
+    (checkpoint,) = checkpoints_in(run / "nerfstudio_models").values()
+    prefix = "_model.masks.fields.object:object."
+    state = {
+        key.removeprefix(prefix): value
+        for key, value in load_checkpoint(checkpoint)["pipeline"].items()
+        if key.startswith(prefix)
+    }
+    grid = MaskGrid(2)
+    grid.load_state_dict(state)
+    return grid

@@ -1,6 +1,6 @@
 """How fast ``ns-export pointcloud`` makes points: of a small object, and of the whole scene that it stands in.
 
-    python -m benchmarks.export_rate --run ../shared/runs/desk/nerfacto/cpu --scene ../shared/scenes/desk --object domino
+    python -m benchmarks.export_rate --run ../shared/runs/desk/nerfacto/cpu --scene ../shared/scenes/desk
 
 The object is segmented by one click with the oracle. nerfstudio's own ``generate_point_cloud`` then makes points of the
 base run and of the segmented one, in turns, in one process and with the same number of rays in a batch. Without the

@@ -54,14 +54,14 @@ def with_smaller_chunks(config: Any, attempt: Callable[[], Result]) -> Result:
         try:
             return attempt()
         except torch.cuda.OutOfMemoryError as error:
-            if config.eval_num_rays_per_chunk // 2 < FEWEST_RAYS:
+            if config.eval_num_rays_per_chunk <= FEWEST_RAYS:
                 raise SA3DError(
                     f"the GPU's memory does not hold even {config.eval_num_rays_per_chunk} rays: close other programs "
                     "that use it, or go on with --machine.device-type cpu."
                 ) from error
         # Not in the handler, where the exception still holds the tensors that did not fit.
         torch.cuda.empty_cache()
-        config.eval_num_rays_per_chunk //= 2
+        config.eval_num_rays_per_chunk = max(FEWEST_RAYS, config.eval_num_rays_per_chunk // 2)
         CONSOLE.print(
             f"the GPU's memory is full: going on with {config.eval_num_rays_per_chunk} rays at a time", highlight=False
         )

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import functools
-import math
 import types
 import typing
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import DataManager, VanillaDataManager
@@ -22,9 +19,7 @@ from nerfstudio.model_components.ray_generators import RayGenerator
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError, one_line
-
-RayFilter = Callable[[RayBundle], Bool[Tensor, " num_rays"]]
-"""Which rays pass through the object."""
+from sa3d_nerfstudio.pixel_cells import PixelCells, RayFilter
 
 CELLS_ALONG_IMAGE = (96, 192, 384)
 """Along an image's longer side: how many cells are tested for the object; more if it is too small to be found."""
@@ -37,6 +32,11 @@ _MADE_BY_SETUP_EVAL = frozenset(
         "eval_ray_generator",
         "fixed_indices_eval_dataloader",
         "eval_dataloader",
+        # nerfstudio's main branch, after 1.1.5
+        "eval_raybatchstream",
+        "eval_ray_dataloader",
+        "iter_eval_raybundles",
+        "image_eval_dataloader",
     }
 )
 
@@ -71,6 +71,8 @@ def frozen_datamanager(target: Any) -> type[DataManager]:
 class Filtered(DataManager):
     """Holds the ray filter."""
 
+    ray_shows: RayFilter | None = None
+    """Which rays show the object; slow, as it renders them. Where few that pass do, more of the others are left out."""
     _ray_filter: RayFilter | None = None
     _cells: PixelCells | None = None
 
@@ -172,7 +174,7 @@ class FrozenRays(Filtered):
             ]
             found = PixelCells(torch.cat([one.bounds for one in cells]))
             if len(found.bounds):
-                return found
+                return found if self.ray_shows is None else found.refined(self.train_ray_generator, self.ray_shows)
         raise SA3DError(
             "the segmented object is empty, or no training view sees it: segment it again with another prompt."
         )
@@ -192,7 +194,10 @@ class FrozenImages(Filtered):
         assert self.train_dataset is not None
         distortion = self.train_dataset.cameras.distortion_params
         if distortion is not None and bool((distortion != 0).any()):
-            _ = self.cached_train
+            try:
+                _ = self.cached_train
+            except OSError as error:
+                raise SA3DError(f"a training image cannot be read ({one_line(error)}): restore it.") from error
         return self.train_dataset.cameras
 
     def training_photo(self, index: int) -> Float[Tensor, "height width 3"]:
@@ -216,54 +221,3 @@ def as_colours(image: Tensor) -> Float[Tensor, "height width 3"]:
     if image.shape[-1] == 4:
         image = image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
     return image
-
-
-class PixelCells:
-    """Rectangles of pixels, of several images, to draw random pixels from.
-
-    Args:
-        bounds: per cell the camera's index, and the first (inclusive) and last (exclusive) row and column:
-            (camera, y0, x0, y1, x1).
-    """
-
-    def __init__(self, bounds: Int[Tensor, "num_cells 5"]) -> None:
-        self.bounds = bounds
-
-    @classmethod
-    def whole_images(cls, cameras: Cameras) -> PixelCells:
-        """One cell per image, with all of it."""
-        height, width = cameras.height[:, 0], cameras.width[:, 0]
-        index, zero = torch.arange(len(height), device=height.device), torch.zeros_like(height)
-        return cls(torch.stack([index, zero, zero, height, width], dim=-1))
-
-    @classmethod
-    def in_image(
-        cls, cameras: Cameras, index: int, num_cells: int, generate_rays: RayGenerator, ray_filter: RayFilter
-    ) -> PixelCells:
-        """The cells of an image whose central ray, or a neighbour's, passes the filter.
-
-        Args:
-            cameras: all cameras.
-            index: which of them.
-            num_cells: number of cells along the image's longer side, if it has as many pixels.
-            generate_rays: for (camera, y, x) indices.
-            ray_filter: which rays pass through the object.
-        """
-        camera = cameras[index]
-        height, width = int(camera.height.item()), int(camera.width.item())
-        stride = math.ceil(max(height, width) / num_cells)
-        y0 = torch.arange(0, height, stride, device=cameras.device)
-        x0 = torch.arange(0, width, stride, device=cameras.device)
-        y1, x1 = (y0 + stride).clamp(max=height), (x0 + stride).clamp(max=width)
-        centres = torch.cartesian_prod((y0 + y1) // 2, (x0 + x1) // 2)
-        rays = generate_rays(F.pad(centres, (1, 0), value=index))
-        hits = ray_filter(rays).to(cameras.device).reshape(1, 1, len(y0), len(x0))
-        row, column = F.max_pool2d(hits.float(), 3, stride=1, padding=1)[0, 0].nonzero(as_tuple=True)
-        return cls(torch.stack([torch.full_like(row, index), y0[row], x0[column], y1[row], x1[column]], dim=-1))
-
-    def sample(self, num_pixels: int) -> Int[Tensor, "num_pixels 3"]:
-        """Random pixels (camera, y, x): a cell, each as likely as any other, then a pixel in it."""
-        cell = self.bounds[torch.randint(len(self.bounds), (num_pixels,), device=self.bounds.device)]
-        low, size = cell[:, 1:3], cell[:, 3:5] - cell[:, 1:3]
-        offset = (torch.rand(num_pixels, 2, device=cell.device) * size).long()
-        return torch.cat([cell[:, :1], low + torch.minimum(offset, size - 1)], dim=-1)

@@ -12,15 +12,18 @@ from typing import Annotated, Any, Literal, cast
 import torch
 import tyro
 import yaml
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
 from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from torch import Tensor
 
-from sa3d_nerfstudio.atomic import atomic_path
+from sa3d_nerfstudio.atomic import atomic_path, cannot_write
+from sa3d_nerfstudio.chunks import map_chunks
 from sa3d_nerfstudio.datamanager import Filtered, frozen_datamanager
 from sa3d_nerfstudio.disk_store import DiskStore, digest
-from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.errors import SA3DError, one_line
+from sa3d_nerfstudio.finite import check_finite
 from sa3d_nerfstudio.lpips import lpips_without_download
 from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.model import with_masks
@@ -101,6 +104,8 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     """What lies behind the object in object_rgb."""
     save_base: bool = True
     """Store the base model's weights in the checkpoint; else refer to the base run, which must then stay in place."""
+    redo: bool = False
+    """Segment objects again that the run holds already, finished with the same prompts and settings."""
 
 
 class SA3DPipeline(VanillaPipeline):
@@ -133,8 +138,12 @@ class SA3DPipeline(VanillaPipeline):
         vanilla.datamanager = copy.copy(config.datamanager)
         vanilla.datamanager._target = frozen_datamanager(config.base.datamanager_target)
         vanilla.model = copy.copy(config.model)
-        with lpips_without_download():
-            super().__init__(vanilla, device, test_mode, world_size, local_rank, grad_scaler)
+        try:
+            with lpips_without_download():
+                super().__init__(vanilla, device, test_mode, world_size, local_rank, grad_scaler)
+        except OSError as error:  # Pillow's error for what is no whole image is one of these
+            place = "" if error.filename else f", in {config.datamanager.data}"
+            raise SA3DError(f"the data set cannot be read ({one_line(error)}{place}): restore its images.") from error
         if getattr(self.datamanager, "includes_time", False):
             raise SA3DError(MOVING)
         self.config = config
@@ -155,11 +164,21 @@ class SA3DPipeline(VanillaPipeline):
         self.datamanager.ray_filter = lambda rays: self.model.masks.hits(  # type: ignore[assignment]
             rays.origins.to(self.device), rays.directions.to(self.device), config.threshold
         )
+        self.datamanager.ray_shows = self._shows_object  # type: ignore[assignment]
 
     @property
     def model(self) -> MaskOutputs:
         """The base model with masks."""
         return cast(MaskOutputs, self._model)
+
+    @torch.no_grad()
+    def _shows_object(self, rays: RayBundle) -> Tensor:
+        """Which rays an exporter of points would keep."""
+
+        def shows(part: slice) -> Tensor:
+            return self.model(rays[part].to(self.device))["mask"][:, 0] > self.config.threshold
+
+        return torch.cat(map_chunks(self.model.config, len(rays), shows))
 
     @property
     def views(self) -> TrainingViews:
@@ -221,22 +240,22 @@ class SA3DPipeline(VanillaPipeline):
         return self._embeddings[1]
 
     def session(
-        self,
-        name: str | None = None,
-        segmenter: Segmenter | None = None,
+        self, name: str | None = None, segmenter: Segmenter | None = None, register: bool = True
     ) -> SegmentationSession:
         """Begin to segment an object.
 
         Args:
             name: The object's name; an object of the same name is replaced.
             segmenter: The segmenter, if it has been built before.
+            register: Whether the object is there from now on.
         """
         config = self.config
         segmenter = segmenter or self.make_segmenter()
         name = name or config.object_name
         grid = self.model.new_field(config.resolution)
         session = SegmentationSession(self.views, segmenter, grid, config, self._embeddings_of(segmenter))
-        self.model.masks[name] = grid
+        if register:
+            self.model.masks[name] = grid
         return session
 
     def text_options(self) -> TextOptions:
@@ -300,6 +319,7 @@ class SA3DPipeline(VanillaPipeline):
                 f"the checkpoint does not fit the model in config.yml ({len(missing)} tensors missing, "
                 f"{len(unexpected)} too many): use the config.yml that belongs to it, and the nerfstudio that wrote it."
             )
+        check_finite(self.model)
         self.eval()
 
     def checkpoint_state(self) -> dict[str, Any]:
@@ -309,13 +329,21 @@ class SA3DPipeline(VanillaPipeline):
             return state
         return {key: value for key, value in state.items() if key.startswith("_model.masks.")}
 
+    def checkpoint_bytes(self) -> int:
+        """About how large a checkpoint is going to be."""
+        tensors = [value for value in self.checkpoint_state().values() if isinstance(value, Tensor)]
+        return sum(value.numel() * value.element_size() for value in tensors)
+
     def save_checkpoint(self, path: Path, step: int) -> None:
         """Write a checkpoint that nerfstudio's tools read, or leave the one that is there as it is."""
         state: dict[str, Any] = {"step": step, "pipeline": self.checkpoint_state()}
         # nerfstudio's trainer reads these, and they hold nothing here.
         state |= {"optimizers": {}, "schedulers": {}, "scalers": {}}
         with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+            try:
+                torch.save(state, temporary)
+            except RuntimeError as error:  # which is how torch says that a disk is full
+                raise cannot_write(path, error) from error
 
     def get_param_groups(self) -> dict[str, list[Any]]:
         """None: nothing is trained by gradient steps."""

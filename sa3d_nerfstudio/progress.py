@@ -33,10 +33,13 @@ def agreed(question: str, console: Console, answers: TextIO) -> bool:
     return console.input(Text(f"{question} [y/N] "), stream=answers).strip().lower() in ("y", "yes")
 
 
-def run_with_progress(session: SegmentationSession, console: Console) -> None:
+def run_with_progress(session: SegmentationSession, console: Console) -> bool:
     """Run all steps of a session under a progress bar, one per pass.
 
     Ctrl-C ends it after the view at hand and keeps what has been found; pressed again, it interrupts as always.
+
+    Returns:
+        Whether it has come to its end, and was not stopped.
 
     Raises:
         SA3DError: Nothing came of it.
@@ -65,6 +68,7 @@ def run_with_progress(session: SegmentationSession, console: Console) -> None:
         raise SA3DError(
             "the segmented object is empty: no surface lies behind the prompted pixels; prompt another view."
         )
+    return not interrupted.is_set()
 
 
 @contextmanager

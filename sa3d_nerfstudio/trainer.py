@@ -8,9 +8,10 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 import yaml
 from nerfstudio.configs.base_config import MachineConfig
 from nerfstudio.engine.optimizers import Optimizers
@@ -18,12 +19,13 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from sa3d_nerfstudio.atomic import atomic_path
+from sa3d_nerfstudio.atomic import atomic_path, check_writable
 from sa3d_nerfstudio.base_run import BaseRun, find_run
 from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
 from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
 from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineConfig
 from sa3d_nerfstudio.progress import agreed, print_report, run_with_progress
+from sa3d_nerfstudio.resume import job_digest, save_somehow, unfinished_run
 from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter
 from sa3d_nerfstudio.torch_compat import load_checkpoint
@@ -51,6 +53,8 @@ class SA3DTrainerConfig(TrainerConfig):
     """Prompt, segmenter and lifting"""
     machine: MachineConfig = field(default_factory=_default_machine)
     """Machine configuration"""
+    resumed: Annotated[bool, tyro.conf.Suppress] = False
+    """Whether the run that is loaded is one of sa3d itself, with objects."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; ``ns-viewer`` sets ``viewer``, and with it where to listen."""
@@ -64,9 +68,12 @@ class SA3DTrainerConfig(TrainerConfig):
         This is the first thing that ``ns-train`` calls, before the configuration is shown or saved: from here on it
         holds nothing but real values.
         """
-        if self.load_dir is not None or self.pipeline.base is None:
+        restored = self.load_dir is not None or self.pipeline.base is None
+        if restored:
             self.restore_base()
         super().set_timestamp()
+        if restored:
+            self._continue_in_place()
 
     def restore_base(self) -> None:
         """Take model, data and checkpoint from the run that ``load_dir`` names.
@@ -88,6 +95,15 @@ class SA3DTrainerConfig(TrainerConfig):
         self.pipeline.datamanager._target = self.pipeline.base.datamanager_target
         self.data = self.pipeline.datamanager.data
         self.load_dir, self.load_step = run.checkpoint_path.parent, run.step
+        self.resumed = run.is_sa3d
+
+    def _continue_in_place(self) -> None:
+        """Take the objects along that are in the folder which this run is going to write to, if any are."""
+        assert self.pipeline.base is not None
+        there = None if self.resumed else unfinished_run(self.get_base_dir(), self.pipeline.base.checkpoint)
+        if there is not None:
+            self.load_dir, self.load_step = there.checkpoint_path.parent, there.step
+            self.resumed = True
 
     def print_to_terminal(self) -> None:
         """Say what is about to happen; the whole configuration is in config.yml."""
@@ -95,6 +111,8 @@ class SA3DTrainerConfig(TrainerConfig):
         assert base is not None
         CONSOLE.rule("sa3d")
         CONSOLE.print(f"run         {base.method}, step {base.step}: {base.config}", highlight=False, soft_wrap=True)
+        if self.resumed:
+            CONSOLE.print(f"continued   {self.load_dir}", highlight=False, soft_wrap=True)
         CONSOLE.print(f"data        {self.data}", highlight=False, soft_wrap=True)
         CONSOLE.print(f"segmenter   {self.pipeline.segmenter} on {self.machine.device_type}", highlight=False)
 
@@ -106,6 +124,7 @@ class SA3DTrainerConfig(TrainerConfig):
         saved = copy.copy(self)
         # What comes from the command line of this process only must not be applied to whoever loads the run.
         saved.load_config = saved.load_checkpoint = None
+        saved.resumed = False
         with atomic_path(folder / "config.yml") as path:
             path.write_text(yaml.dump(saved), "utf8")
 
@@ -172,37 +191,64 @@ class SA3DTrainer(Trainer):
         """Segment what the configuration prompts, save, and stay while the viewer is open."""
         self.training_state = "completed"
         if self.config.pipeline.prompt.is_given:
-            self.save(self.segment())
+            self.segment()
         # After the job, which changes masks that a viewer would be rendering.
         if self.config.is_viewer_enabled():
             self._open_viewer()
             self._init_viewer_state()
             self._update_viewer_state(self.step)
-            self._train_complete_viewer()
+            try:
+                self._train_complete_viewer()
+            finally:
+                # Ctrl-C is how one leaves; what runs stops at the next view, and what it has found is saved.
+                self.pipeline.segment_panel.close()
 
     def segment(self) -> dict[str, SegmentationSession]:
         """Segment what the configuration prompts, one object after the other, each with a progress bar.
 
+        Each is saved as it is finished. What the run holds already, finished with the same prompts and settings, is
+        left as it is.
+
         Returns:
-            The session of each object, by its name.
+            The session of each object that has been segmented, by its name.
 
         Raises:
-            SA3DError: A prompt is at fault, or nothing came of it.
+            SA3DError: A prompt is at fault, nothing came of it, or the run cannot be saved.
         """
+        masks = self.pipeline.model.masks
+        prompts = {given.name: given for given in self.pipeline.prompts_from_config()}
+        jobs = {name: job_digest(given, self.config.pipeline) for name, given in prompts.items()}
+        kept = [name for name in jobs if masks.finished.get(name) == jobs[name] and not self.config.pipeline.redo]
         sessions: dict[str, SegmentationSession] = {}
-        prompts = self.pipeline.prompts_from_config()
-        segmenter = self._segmenter()
-        # All prompts are tried before the first long loop begins.
-        for given in prompts:
-            sessions[given.name] = self.pipeline.session(given.name, segmenter)
-            for view, prompt in given.views.items():
-                sessions[given.name].prompt(view, prompt)
+        todo = [name for name in prompts if name not in kept]
+        # The segmenter is built once, and not where there is nothing to do; all prompts are tried before the first long
+        # loop begins.
+        segmenter = self._segmenter() if todo else None
+        for name in todo:
+            sessions[name] = self.pipeline.session(name, segmenter, register=False)
+            for view, prompt in prompts[name].views.items():
+                sessions[name].prompt(view, prompt)
+        self._say_what_is_done(kept, list(sessions))
+        # Nor does it begin where its result could not be saved.
+        check_writable(self.base_dir, self.pipeline.checkpoint_bytes())
         for name, session in sessions.items():
-            if len(sessions) > 1:
+            if len(prompts) > 1:
                 CONSOLE.rule(name)
-            run_with_progress(session, CONSOLE)
+            masks[name] = session.grid
+            whole = run_with_progress(session, CONSOLE)
             self.pipeline.remember(name, session)
             print_report(session, CONSOLE)
+            if whole:
+                masks.finished[name] = jobs[name]
+            left = list(sessions)[list(sessions).index(name) + 1 :]
+            self.save({name: session}, several=len(prompts) > 1, last=not left or not whole)
+            if not whole and left:
+                raise SA3DError(
+                    f"stopped before {', '.join(left)}: segment the rest with --load-dir {self.base_dir} and the same "
+                    "prompts."
+                )
+        if not sessions:
+            self.save()
         return sessions
 
     def _segmenter(self) -> Segmenter:
@@ -216,18 +262,41 @@ class SA3DTrainer(Trainer):
         CONSOLE.print("segmenter   grabcut", highlight=False)
         return self.pipeline.make_segmenter()
 
-    def save(self, sessions: dict[str, SegmentationSession] | None = None) -> None:
-        """Write the run: checkpoint, data parser transform, an overview of each object, and config.yml last."""
+    def _say_what_is_done(self, kept: list[str], to_do: list[str]) -> None:
+        if not self.config.resumed:
+            return
+        there = self.pipeline.model.masks.names
+        lines = {
+            "kept": (kept, "finished before, with the same prompts (--pipeline.redo True does them again)"),
+            "redone": ([name for name in to_do if name in there], "not finished before, or prompted in another way"),
+            "to do": ([name for name in to_do if name not in there], "not in the run that is continued"),
+        }
+        for word, (names, why) in lines.items():
+            if names:
+                CONSOLE.print(f"{word:11} {', '.join(names)}: {why}", highlight=False, soft_wrap=True)
+
+    def save(
+        self, sessions: dict[str, SegmentationSession] | None = None, several: bool = False, last: bool = True
+    ) -> None:
+        """Write the run: checkpoint, data parser transform, an overview of each object, and config.yml last.
+
+        If there is no room, the base weights are left out; and if there is none for the masks alone either, they go to
+        the system's folder for temporary files.
+
+        Args:
+            sessions: What has been segmented.
+            several: Whether overviews are to bear their object's name.
+            last: Whether nothing more is to come; then it is said what to do next.
+
+        Raises:
+            SA3DError: The run cannot be written where it belongs; the message says where it is instead.
+        """
         sessions = sessions or {}
-        self.save_checkpoint(self.step)
-        outputs = getattr(self.pipeline.datamanager, "train_dataparser_outputs", None)
-        if outputs is not None:
-            outputs.save_dataparser_transform(self.base_dir / "dataparser_transforms.json")
-        for name, session in sessions.items():
-            suffix = f"-{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}" if len(sessions) > 1 else ""
-            self._write_overview(self.base_dir / f"overview{suffix}.png", session)
+        several = several or len(sessions) > 1
+        save_somehow(self, lambda: self._write(sessions, several))
         self.pipeline.views.cache.flush()
-        self.config.write(self.base_dir)
+        if not last:
+            return
         config = self.base_dir / "config.yml"
         CONSOLE.print(f"saved       {config}", highlight=False, soft_wrap=True)
         CONSOLE.print(
@@ -235,6 +304,17 @@ class SA3DTrainer(Trainer):
             highlight=False,
             soft_wrap=True,
         )
+
+    def _write(self, sessions: dict[str, SegmentationSession], several: bool) -> None:
+        self.save_checkpoint(self.step)
+        outputs = getattr(self.pipeline.datamanager, "train_dataparser_outputs", None)
+        if outputs is not None:
+            with atomic_path(self.base_dir / "dataparser_transforms.json") as path:
+                outputs.save_dataparser_transform(path)
+        for name, session in sessions.items():
+            suffix = f"-{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}" if several else ""
+            self._write_overview(self.base_dir / f"overview{suffix}.png", session)
+        self.config.write(self.base_dir)
 
     def save_checkpoint(self, step: int) -> None:
         """Save masks and base weights, as nerfstudio's tools read them."""

@@ -49,3 +49,18 @@ def tiny_prompt(tiny_scene: Path) -> dict[str, Any]:
     """The prompts of the ball in the tiny scene, as in prompts.json."""
     objects = json.loads((tiny_scene / "prompts.json").read_text())["objects"]
     return next(entry for entry in objects if entry["name"] == "ball")
+
+
+@pytest.fixture(scope="session")
+def tiny_objects(tiny_run: Path, tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """config.yml of a sa3d run with three objects of the tiny scene: ball, crate, and a hidden tin. Read-only."""
+    import sa3d_nerfstudio as sa3d
+
+    output = tmp_path_factory.mktemp("objects")
+    run = sa3d.load(tiny_run, output_dir=output, segmenter="oracle", oracle_instances=tiny_scene / "instances")
+    prompts = {entry["name"]: entry for entry in json.loads((tiny_scene / "prompts.json").read_text())["objects"]}
+    for name in ("ball", "crate", "tin"):
+        run.prompt(prompts[name]["frame"], [prompts[name]["points"][0]], name=name)
+        run.segment()
+    run.pipeline.model.masks.hidden = {"tin"}
+    return run.save()

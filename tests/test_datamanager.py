@@ -165,6 +165,41 @@ def test_without_a_filter_every_pixel_is_drawn(config_type: type, ring: Path) ->
     assert (counts - expected).square().mean() / expected == pytest.approx(1, abs=0.1)  # as a Poisson process
 
 
+@pytest.mark.parametrize("radius", [0.02, 0.3])
+def test_rays_show_the_object(radius: float, tmp_path: Path) -> None:
+    """What is in front of the right half of the sphere hides it; its rays pass the filter all the same."""
+    datamanager = make(VanillaDataManagerConfig, write_scene(tmp_path / "some", [(320, 240)] * 4))
+    datamanager.ray_filter = Sphere(2 * radius)
+    rendered = 0
+
+    def shows(rays: RayBundle) -> Tensor:
+        nonlocal rendered
+        rendered += len(rays)
+        right = torch.linalg.cross(rays.origins, torch.tensor([0.0, 0.0, 1.0]).expand_as(rays.origins))
+        return Sphere(radius)(rays) & ((rays.directions * right).sum(-1) > 0)
+
+    datamanager.ray_shows = shows
+    rays, _ = datamanager.next_train(0)
+    before, rendered = rendered, 0
+    assert before < 30000
+    assert shows(rays).float().mean() > 0.65
+    drawn = torch.zeros(240, 320, dtype=torch.bool)
+    for step in range(20):
+        index, y, x = datamanager.next_train(step)[1]["indices"].unbind(-1)
+        drawn[y[index == 0], x[index == 0]] = True
+    every = datamanager.train_dataset.cameras.generate_rays(camera_indices=0, keep_shape=True)
+    seen = shows(every.flatten()).reshape(240, 320)
+    # Thirty thousand rays over the pixels of a large object leave some out.
+    assert (seen & ~dilated(drawn, 2)).sum() == 0
+
+
+def test_where_nothing_shows_all_that_passes_is_drawn(ring: Path) -> None:
+    datamanager = make(VanillaDataManagerConfig, ring)
+    datamanager.ray_filter = Sphere(0.3)
+    datamanager.ray_shows = lambda rays: torch.zeros(len(rays), dtype=torch.bool)
+    assert Sphere(0.3)(datamanager.next_train(0)[0]).float().mean() > 0.5
+
+
 def test_exporters_set_the_batch_size(ring: Path) -> None:
     datamanager = make(VanillaDataManagerConfig, ring)
     datamanager.train_pixel_sampler.num_rays_per_batch = 17

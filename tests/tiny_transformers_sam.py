@@ -17,8 +17,8 @@ DECODER = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head
 
 def save_tiny_sam2(folder: Path, seed: int = 0) -> Path:
     """SAM 2 with four stages, five blocks."""
+    import transformers
     from transformers import Sam2Config, Sam2Model, Sam2Processor
-    from transformers import Sam2ImageProcessorFast as Images  # type: ignore[attr-defined]
 
     backbone = {
         "model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [SIDE, SIDE],
@@ -34,7 +34,10 @@ def save_tiny_sam2(folder: Path, seed: int = 0) -> Path:
     config = Sam2Config(vision_config=vision, prompt_encoder_config=PROMPTS, mask_decoder_config=DECODER)
     _random(lambda: Sam2Model(config), seed).save_pretrained(folder)
     size = {"height": SIDE, "width": SIDE}
-    Sam2Processor(Images(size=size, mask_size=size)).save_pretrained(folder)
+    # Before transformers 5, it had another name.
+    name = "Sam2ImageProcessor" if hasattr(transformers, "Sam2ImageProcessor") else "Sam2ImageProcessorFast"
+    images = getattr(transformers, name)
+    Sam2Processor(images(size=size, mask_size=size)).save_pretrained(folder)
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Union
 
 import tyro
@@ -23,13 +24,18 @@ Commands = Union[
 ]
 
 
-def main() -> None:
-    """The entry point. Ends with 0, with 1 and a sentence, or as ``sa3d doctor`` says."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point. Ends the process with 0, with 1 and a sentence, or as ``sa3d doctor`` says.
+
+    Args:
+        arguments: What follows ``sa3d``; by default, those of the process.
+    """
     end_in_a_sentence()
     # Commands import nerfstudio and all else when they run, so that help is quick, and doctor works where they do not.
     command = tyro.cli(
         Commands,  # type: ignore[arg-type]
         prog="sa3d",
+        args=arguments,
         description="Export what ns-train sa3d has segmented, run benchmarks, and check the installation.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )

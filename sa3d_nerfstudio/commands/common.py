@@ -34,12 +34,20 @@ class OfRun:
             SA3DError: The run cannot be used, or has no such object.
         """
 
+        from nerfstudio.utils.rich_utils import CONSOLE
+
         from sa3d_nerfstudio.api import load
         from sa3d_nerfstudio.atomic import check_writable
         from sa3d_nerfstudio.exports.selection import left_out, select
+        from sa3d_nerfstudio.torch_compat import quiet_nerfstudio
 
         check_writable(output)
-        pipeline = load(self.load_config, data=self.data, device=self.device).pipeline
+        quiet_nerfstudio()
+        CONSOLE.quiet = True  # nerfstudio speaks of checkpoints to come, and of splits, one line for each image
+        try:
+            pipeline = load(self.load_config, data=self.data, device=self.device).pipeline
+        finally:
+            CONSOLE.quiet = False
         masks = pipeline.model.masks
         objects = select(masks, self.object)
         say(f"objects     {', '.join(f'{one.name} ({one.id})' for one in objects)}")

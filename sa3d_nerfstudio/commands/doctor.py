@@ -240,5 +240,5 @@ def sam_weights() -> Iterator[Finding]:
         "SAM weights",
         f"none in {variable} or {folder}",
         "note",
-        "fetched on first use, unless SA3D_NO_DOWNLOAD is set; name a file with --pipeline.sam-checkpoint, or use grabcut",
+        "fetched on first use, unless SA3D_NO_DOWNLOAD is set; or name a file with --pipeline.sam-checkpoint",
     )

@@ -60,7 +60,7 @@ class Mesh(Exporter):
     """GLB has y upwards, as its viewers expect."""
     num_points: int = 100_000
     """For Poisson, points of each object to reconstruct from; for marching cubes, to take colours from."""
-    depth: int = 8
+    depth: int = 7
     """For Poisson, depth of the octree: one more is twice as fine."""
     resolution: int | None = None
     """For TSDF and marching cubes, cells along each axis of the object's box; 128 and 512 by default."""

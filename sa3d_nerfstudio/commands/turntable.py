@@ -67,6 +67,7 @@ class Turntable(OfRun):
         cameras = get_path_from_json(path)
         model = pipeline.model
         with only(model.masks, objects):
+            turntable.check_outputs(model, cameras[0:1], self.rendered_output_names, threshold)
             images = (
                 turntable.render(model, cameras[index : index + 1], self.rendered_output_names, threshold)
                 for index in track(range(len(cameras)), "turntable", console=CONSOLE)

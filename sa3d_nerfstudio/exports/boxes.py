@@ -6,15 +6,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import open3d
 import torch
 import trimesh
 import viser.transforms as vtf
 from jaxtyping import Float
-from torch import Tensor
+from numpy.typing import NDArray
+from scipy import ndimage
 
 from sa3d_nerfstudio.exports.frames import Frame
 from sa3d_nerfstudio.fields.base import MaskField
-from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid, robust_bounds
+from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
+
+o3d: Any = open3d  # its type stubs know neither paths that are strings nor arrays
+
+FAINT = 0.2
+"""Share of the evidence at the median cell of an object below which a cell does not widen its box."""
+SPECK = 0.05
+"""Share of the largest part of an object below which another part is taken for a speck."""
 
 
 @dataclass
@@ -55,7 +64,7 @@ class Box:
             "bounding_box_min": corners.min(axis=0),
             "bounding_box_max": corners.max(axis=0),
         }
-        return {name: [round(float(value), 6) for value in numbers] for name, numbers in values.items()}
+        return {name: [round(float(value), 6) + 0.0 for value in numbers] for name, numbers in values.items()}
 
     def options(self) -> str:
         """The options for ``ns-export pointcloud``, ``poisson`` and ``gaussian-splat``, as a line to paste."""
@@ -70,20 +79,15 @@ def _line(numbers: dict[str, Any], names: tuple[str, ...]) -> str:
     return " ".join(f"--{name.replace('_', '-')} {' '.join(f'{value:g}' for value in numbers[name])}" for name in names)
 
 
-def box_around(
-    points: Float[Tensor, "num 3"], weights: Float[Tensor, " num"] | None = None, pad: float = 0.0, tilted: bool = False
-) -> Box:
-    """The smallest box around points, leaving out the few that stray.
+def box_around(points: Float[np.ndarray, "num 3"], pad: float = 0.0, tilted: bool = False) -> Box:
+    """The smallest box around points.
 
     Args:
         points: World positions, in nerfstudio's frame.
-        weights: How much each counts when it is decided what strays.
         pad: How far the box reaches beyond the points.
         tilted: Let the box lean; by default it stands upright on nerfstudio's z axis, as most things do.
     """
-    low, high = robust_bounds(points, weights)
-    slack = 1e-6 + pad
-    within = points[((points >= low - slack) & (points <= high + slack)).all(-1)].double().cpu().numpy()
+    within = np.asarray(points, np.float64)
     if tilted:
         to_origin, extents = trimesh.bounds.oriented_bounds(_with_volume(within, pad))
         pose = np.linalg.inv(to_origin)
@@ -96,6 +100,8 @@ def box_around(
         rotation[:2, :2] = flat[:2, :2].T
         if np.linalg.det(rotation) < 0:
             rotation[:, 0] *= -1
+        if rotation[0, 0] < 0:  # half a turn makes the same box
+            rotation[:2, :2] *= -1
         bottom, top = within[:, 2].min(), within[:, 2].max()
         center = np.array([*(-flat[:2, :2].T @ flat[:2, 2]), (bottom + top) / 2])
         extents = np.array([*lengths, top - bottom])
@@ -116,9 +122,24 @@ def object_box(field: MaskField, threshold: float, tilted: bool = False) -> Box:
         threshold: Probability above which something is on the object.
         tilted: See :func:`box_around`.
     """
-    points, weights = field.object_points(threshold)
-    pad = 0.0
-    if isinstance(field, MaskGrid):
-        # Half a cell: the object ends somewhere between the last vertex on it and the next.
-        pad = float(field.half_extent.max()) * (1 + OUTSIDE) / (field.resolution - 1)
-    return box_around(points, weights, pad, tilted)
+    if not isinstance(field, MaskGrid):
+        points, _ = field.object_points(threshold)
+        cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(points.double().cpu().numpy()))
+        kept, _ = cloud.remove_statistical_outlier(20, 3.0)
+        return box_around(np.asarray(kept.points), tilted=tilted)
+    # Half a cell: the object ends somewhere between the last vertex on it and the next.
+    pad = float(field.half_extent.max()) * (1 + OUTSIDE) / (field.resolution - 1)
+    main = _main_parts(field, threshold)
+    hit = field.hit.cpu().numpy()
+    main &= hit > FAINT * np.median(hit[main])
+    return box_around(field.cell_positions().cpu().numpy()[main], pad, tilted)
+
+
+def _main_parts(field: MaskGrid, threshold: float) -> NDArray[np.bool_]:
+    """The cells on the object, without specks that float beside it."""
+    on = field.object_cells(threshold).cpu().numpy()
+    parts: Any = ndimage.label(on.reshape((field.resolution,) * 3), np.ones((3, 3, 3)))
+    labels = parts[0].reshape(-1)
+    sizes = np.bincount(labels)
+    sizes[0] = 0
+    return (sizes >= SPECK * sizes.max())[labels] & on

@@ -41,7 +41,7 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n", "utf8")
 
 
-def write_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
+def write_png(path: Path, pixels: NDArray[np.unsignedinteger]) -> None:
     """Write an image [height, width] of one channel with 8 or 16 bits, or [height, width, 3] with 8."""
     with atomic_path(path) as temporary:
         Image.fromarray(pixels).save(temporary)

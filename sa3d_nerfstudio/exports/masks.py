@@ -116,7 +116,7 @@ def write_coco(path: Path, maps: Iterable[tuple[NamedCamera, IdMap]], objects: S
             mask = ids == each.id
             if not mask.any():
                 continue
-            lengths = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+            lengths: Any = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
             annotations.append(
                 {
                     "id": len(annotations) + 1,

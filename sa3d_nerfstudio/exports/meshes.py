@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open3d as o3d
+import open3d
 import torch
 import trimesh
 from nerfstudio.exporter.marching_cubes import generate_mesh_with_multires_marching_cubes
 from nerfstudio.exporter.tsdf_utils import export_tsdf_mesh
 from nerfstudio.fields.sdf_field import SDFField
-from scipy.spatial import cKDTree
+from sklearn.neighbors import NearestNeighbors
+from trimesh.visual import ColorVisuals
 
 from sa3d_nerfstudio.atomic import atomic_path
 from sa3d_nerfstudio.errors import SA3DError
@@ -27,8 +28,10 @@ from sa3d_nerfstudio.model import MaskedModel
 from sa3d_nerfstudio.pipeline import SA3DPipeline
 from sa3d_nerfstudio.traces.nerf import DEPTH_OUTPUTS, RGB_OUTPUTS
 
-SPARSE = 0.1
-"""Share of a Poisson mesh's vertices that is cut away, where the points are sparsest; nerfstudio's own value."""
+o3d: Any = open3d  # its type stubs know neither paths that are strings nor arrays
+
+SPARSE = 0.02
+"""Share of a Poisson mesh's vertices that is cut away, where the points are sparsest."""
 MARGIN = 0.1
 """How much wider than the object's box the volumes are that meshes are looked for in."""
 
@@ -116,8 +119,9 @@ def marching_cubes_mesh(
             lambda x: field.forward_geonetwork(x)[:, 0].contiguous(), resolution, low, high
         )
     if points is not None and len(mesh.vertices):
-        _, nearest = cKDTree(points.positions).query(mesh.vertices)
-        mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=(points.colors[nearest] * 255).astype(np.uint8))
+        known = NearestNeighbors(n_neighbors=1).fit(points.positions)
+        nearest = known.kneighbors(np.asarray(mesh.vertices), return_distance=False)[:, 0]
+        mesh.visual = ColorVisuals(mesh, vertex_colors=(points.colors[nearest] * 255).astype(np.uint8))
     return mesh
 
 
@@ -140,7 +144,8 @@ def write_mesh(path: Path, mesh: trimesh.Trimesh, frame: Frame) -> None:
     placed.vertices = frame.points(torch.from_numpy(np.array(mesh.vertices))).numpy()
     if path.suffix == ".glb":
         placed.apply_transform(trimesh.transformations.rotation_matrix(-np.pi / 2, [1, 0, 0]))
-    content = placed.export(file_type=path.suffix[1:], **({"vertex_normal": True} if path.suffix == ".ply" else {}))
+    options: dict[str, Any] = {"vertex_normal": True} if path.suffix == ".ply" else {}
+    content = placed.export(file_type=path.suffix[1:], **options)
     assert isinstance(content, bytes)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)

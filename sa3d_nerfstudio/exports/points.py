@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
-import open3d as o3d
+import open3d
 import torch
 from jaxtyping import Float, Int
 from nerfstudio.cameras.cameras import Cameras
@@ -26,14 +26,18 @@ from sa3d_nerfstudio.exports.selection import ExportObject
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.pipeline import SA3DPipeline
 
+o3d: Any = open3d  # its type stubs know neither paths that are strings nor arrays
+
 COARSE = 160
 """Longer side of the images in which it is counted how many pixels an object has."""
-ENOUGH = 1.6
-"""Rays that pass through an object's cells, over those that end on it; about, and on the safe side."""
+ENOUGH = 2.3
+"""Rays that pass through an object's cells, over points that come of them; about, and on the safe side."""
 LARGEST = 4.0
 """Images are rendered no larger than so many times their own size, however small an object is in them."""
 NEIGHBORS = 20
-"""How many points around one tell whether it strays, and which way its surface looks."""
+"""How many points around one tell whether it strays."""
+NEIGHBORS_OF_NORMALS = 50
+"""How many points around one tell which way its surface looks."""
 STRAYING = 3.0
 """A point strays if its neighbours are farther than usual by so many standard deviations."""
 
@@ -57,7 +61,7 @@ class ObjectPoints:
         names = ("positions", "normals", "colors", "probability", "object_id")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
-    def cloud(self) -> o3d.geometry.PointCloud:
+    def cloud(self) -> Any:
         """Positions, normals and colours for open3d."""
         cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(self.positions))
         cloud.normals = o3d.utility.Vector3dVector(self.normals)
@@ -100,7 +104,7 @@ def object_points(
     cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(seen[:, :3].numpy()))
     _, kept = cloud.remove_statistical_outlier(NEIGHBORS, STRAYING)
     seen, cloud = seen[kept], cloud.select_by_index(kept)
-    cloud.estimate_normals(o3d.geometry.KDTreeSearchParamKNN(NEIGHBORS))
+    cloud.estimate_normals(o3d.geometry.KDTreeSearchParamKNN(NEIGHBORS_OF_NORMALS))
     normals = np.asarray(cloud.normals)
     away = (normals * seen[:, 3:6].numpy()).sum(axis=-1, keepdims=True) > 0
     return ObjectPoints(

@@ -47,9 +47,9 @@ def _loaded(pipeline: SA3DPipeline) -> Iterator[None]:
     def loaded(config: Path, *_: Any, **__: Any) -> tuple[Any, SA3DPipeline, Path, int]:
         return pipeline.config, pipeline, config, 0
 
-    eval_setup = exporter.eval_setup
-    exporter.eval_setup = loaded  # type: ignore[assignment]
+    module: Any = exporter
+    eval_setup, module.eval_setup = module.eval_setup, loaded
     try:
         yield
     finally:
-        exporter.eval_setup = eval_setup
+        module.eval_setup = eval_setup

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,6 @@ import av
 import numpy as np
 import torch
 from jaxtyping import Float
-from nerfstudio.cameras.camera_utils import viewmatrix
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils import colormaps
 from numpy.typing import NDArray
@@ -26,8 +26,8 @@ from sa3d_nerfstudio.model import MaskedModel
 
 FIELD_OF_VIEW = 50.0
 """Degrees, vertically."""
-ROOM = 1.15
-"""How much of the image's shorter side there is for each length of the object."""
+ROOM = 1.1
+"""Length of the image's shorter side over that of the box in it, where it is seen largest."""
 OF_THE_OBJECT = frozenset({"object_rgb", "mask"})
 """Outputs that are the same for all rays that pass through no object."""
 
@@ -46,7 +46,6 @@ def orbit(
     """
     corners = torch.from_numpy(np.concatenate([box.corners for box in boxes]))
     center = (corners.amin(0) + corners.amax(0)) / 2
-    radius = float((corners - center).norm(dim=-1).max())
     poses = camera_to_worlds.double().cpu()
     up = torch.nn.functional.normalize(poses[:, :, 1].mean(0), dim=0)
     views = torch.nn.functional.normalize(poses[:, :, 3] - center, dim=-1)
@@ -58,15 +57,18 @@ def orbit(
         front = torch.linalg.cross(up, torch.eye(3, dtype=up.dtype)[int(up.abs().argmin())])
     front = torch.nn.functional.normalize(front, dim=0)
     side = torch.linalg.cross(up, front)
-    distance = ROOM * radius / math.sin(math.radians(FIELD_OF_VIEW) / 2)
     height, flat = math.sin(math.radians(elevation)), math.cos(math.radians(elevation))
-    result = []
-    for angle in torch.linspace(0, 2 * math.pi, num_frames + 1, dtype=up.dtype)[:-1]:
-        outwards = flat * (angle.cos() * front + angle.sin() * side) + height * up
-        pose = torch.eye(4, dtype=up.dtype)
-        pose[:3] = viewmatrix(outwards, up, center + distance * outwards)
-        result.append(pose)
-    return torch.stack(result)
+    angles = torch.linspace(0, 2 * math.pi, num_frames + 1, dtype=up.dtype)[:-1, None]
+    outwards = flat * (angles.cos() * front + angles.sin() * side) + height * up
+    # Of each corner, how far the camera must be for it to lie within the image, in each of the poses.
+    rightwards = torch.nn.functional.normalize(torch.linalg.cross(up.expand_as(outwards), outwards), dim=-1)
+    upwards = torch.linalg.cross(outwards, rightwards)
+    across = torch.maximum((rightwards @ (corners - center).T).abs(), (upwards @ (corners - center).T).abs())
+    reach = ROOM * across / math.tan(math.radians(FIELD_OF_VIEW) / 2) + outwards @ (corners - center).T
+    positions = center + float(reach.max()) * outwards
+    poses = torch.eye(4, dtype=up.dtype).repeat(num_frames, 1, 1)
+    poses[:, :3] = torch.stack([rightwards, upwards, outwards, positions], dim=-1)
+    return poses
 
 
 def camera_path(
@@ -88,6 +90,17 @@ def camera_path(
         "crop": None,
         "camera_path": [{"camera_to_world": pose.reshape(-1).tolist(), **frame} for pose in poses],
     }
+
+
+def check_outputs(model: MaskOutputs, camera: Cameras, names: Sequence[str], threshold: float) -> None:
+    """Find out on a few pixels whether the model has these outputs.
+
+    Raises:
+        SA3DError: It has not.
+    """
+    small = copy.deepcopy(camera)
+    small.rescale_output_resolution(8 / int(camera.height.max()))
+    render(model, small, names, threshold)
 
 
 @torch.no_grad()

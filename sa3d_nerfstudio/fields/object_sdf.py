@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from types import new_class
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from nerfstudio.fields.sdf_field import SDFField
@@ -81,8 +82,8 @@ def distance_to(grid: MaskGrid, positions: Float[Tensor, "*batch 3"], threshold:
         inside = (grid.filled_probability(threshold) > threshold).reshape(r, r, r).cpu().numpy()
         if not inside.any():
             return torch.full_like(grid.hit, r).reshape(-1, 1)
-        distances = ndimage.distance_transform_edt(inside) + ndimage.distance_transform_edt(~inside)
-        return torch.from_numpy(distances).to(grid.hit).reshape(-1, 1)
+        inner, outer = (np.asarray(ndimage.distance_transform_edt(part)) for part in (inside, ~inside))
+        return torch.from_numpy(inner + outer).to(grid.hit).reshape(-1, 1)
 
     far = grid.gather(grid.derived(("distance", threshold), whole_cells), positions.reshape(-1, 3)) - 1
     across = threshold - grid.probability_at(positions, threshold)

@@ -41,6 +41,8 @@ class MaskObjects(nn.Module):
         self.colors: dict[str, tuple[float, float, float]] = {}
         self.prompts: dict[str, Any] = {}
         """What points at each object, where that is known, in a form that checkpoints hold; see viewer/saved.py."""
+        self.finished: dict[str, str] = {}
+        """Of objects that a job has finished, what they were made from, as a checksum."""
 
     def __len__(self) -> int:
         return len(self.fields)
@@ -55,12 +57,14 @@ class MaskObjects(nn.Module):
         self.fields[_key(name)] = field
         # They pointed at what was there before.
         self.prompts.pop(name, None)
+        self.finished.pop(name, None)
         if name not in self.colors:
             used = list(self.colors.values())
             self.colors[name] = min(PALETTE, key=used.count)
 
     def __delitem__(self, name: str) -> None:
         del self.fields[_key(name)]
+        self.finished.pop(name, None)
         self.hidden.discard(name)
         del self.colors[name]
         self.prompts.pop(name, None)
@@ -75,6 +79,7 @@ class MaskObjects(nn.Module):
         """Become these objects, in this order."""
         self.fields = nn.ModuleDict({_key(name): field for name, field in fields.items()})
         self.hidden, self.colors, self.prompts = set(hidden), dict(colors), dict(prompts)
+        self.finished = {}  # they may have been worked on
 
     @property
     def names(self) -> list[str]:
@@ -118,7 +123,14 @@ class MaskObjects(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the evidence: plain lists and strings, so that it loads weights-only."""
         colors = {name: list(self.colors[name]) for name in self.names}
-        return {"names": self.names, "hidden": sorted(self.hidden), "colors": colors, "prompts": self.prompts}
+        finished = {name: self.finished[name] for name in self.names if name in self.finished}
+        return {
+            "names": self.names,
+            "hidden": sorted(self.hidden),
+            "colors": colors,
+            "prompts": self.prompts,
+            "finished": finished,
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what is no tensor; the fields themselves come with the tensors."""
@@ -127,6 +139,7 @@ class MaskObjects(nn.Module):
         prompts = state.get("prompts")
         self.prompts = dict(prompts) if isinstance(prompts, dict) else dict.fromkeys(self.names, prompts)
         self.colors.update({name: tuple(color) for name, color in state.get("colors", {}).items()})
+        self.finished = dict(state.get("finished", {}))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Make the fields that the checkpoint holds before torch fills them."""

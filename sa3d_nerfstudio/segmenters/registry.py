@@ -1,19 +1,7 @@
 """Segmenters by name, those of other packages included.
 
-A package adds its own by an entry point in the group ``sa3d_nerfstudio.segmenters`` that names a factory::
-
-    # pyproject.toml of the package
-    [project.entry-points."sa3d_nerfstudio.segmenters"]
-    my-segmenter = "my_package:build"
-
-    # my_package.py
-    class MySegmenter:
-        def embed(self, image): return image.rgb
-        def predict(self, embedding, prompt): return Candidates(masks, scores)  # [n, height, width], [n]
-
-    def build(options: SegmenterOptions) -> MySegmenter: return MySegmenter()
-
-and ``--pipeline.segmenter my-segmenter`` finds it.
+A package adds its own by an entry point in the group ``sa3d_nerfstudio.segmenters`` that names a factory, which is
+called with :class:`~sa3d_nerfstudio.segmenters.base.SegmenterOptions`; docs/segmenters.md has an example.
 """
 
 from __future__ import annotations

@@ -62,6 +62,7 @@ class Desk:
         self.holder: viser.ClientHandle | None = None
         """The tab in which a tool is on; its viewport shows the picture that prompts go to."""
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="sa3d")
+        self._closed = False
         self._status = self.gui.add_markdown("")
 
     # What sections do.
@@ -75,7 +76,8 @@ class Desk:
 
     def do_in_turn(self, action: Callable[..., None], *args: Any) -> None:
         """Have the worker do something when its turn comes, whatever runs now."""
-        self._worker.submit(self._guarded, action, *args)
+        if not self._closed:
+            self._worker.submit(self._guarded, action, *args)
 
     def change(self, operation: Callable[..., Any], *args: Any) -> None:
         """Have the worker change something, and show it."""
@@ -109,6 +111,11 @@ class Desk:
             self.complain(" ".join(self.bench.masks.troubles))
             for trouble in self.bench.masks.troubles:
                 CONSOLE.print(f"warning: {trouble}", highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Wait for what the worker is at, and have it begin nothing else."""
+        self._closed = True
+        self._worker.shutdown(wait=True, cancel_futures=True)
 
     # What there is to see.
 

@@ -49,12 +49,18 @@ class SegmentPanel(ViewerControl):
             wording = [Wording(desk, self._prompting)] if text_available() else []
             editing = Editing(desk)
             segmenting = Segmenting(desk, self._prompting)
+            self._job = segmenting.job
             viewing = Viewing(desk, self._prompting)
             desk.sections = [self._prompting, *wording, editing, segmenting, viewing]
-            desk.sections += [Naming(desk), Saving(desk, segmenting.job)]
+            desk.sections += [Naming(desk), Saving(desk, self._job)]
         self.viser_server.on_client_connect(self._came)
         self.viser_server.on_client_disconnect(self._prompting.left)
         desk.begin()
+
+    def close(self) -> None:
+        """Stop what runs at the next view, and wait until what was found is kept."""
+        self._job.stop()
+        self.desk.close()
 
     def _came(self, client: viser.ClientHandle) -> None:
         """A tab was opened; it begins where a picture was taken, and not somewhere in the middle of things.

@@ -27,13 +27,17 @@ class Job:
         self._hidden = instead_of
         self._stop = threading.Event()
         self._halt = desk.gui.add_button("Stop", color="red", icon=viser.Icon.PLAYER_STOP, visible=False)
-        self._halt.on_click(lambda _: self._stop.set())
+        self._halt.on_click(lambda _: self.stop())
         self._bar = desk.gui.add_progress_bar(0.0, visible=False)
 
     @property
     def stopped(self) -> bool:
         """Whether the user has had enough of it."""
         return self._stop.is_set()
+
+    def stop(self) -> None:
+        """End what runs when it has got to a good place."""
+        self._stop.set()
 
     @contextmanager
     def running(self) -> Iterator[None]:

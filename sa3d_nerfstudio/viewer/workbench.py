@@ -29,7 +29,7 @@ class Workbench:
     """Objects being segmented in a run, by prompts in views of any camera.
 
     Operations raise :class:`SA3DError` and leave everything as it was. They may come from any one thread at a time,
-    while others render; ``lock`` is held when this here renders with the model.
+    while others render: the sight holds its lock when it renders with the model.
 
     Args:
         sight: The views; its model's masks are what there is at first.
@@ -274,4 +274,4 @@ class Workbench:
 
 def _within(share: float) -> float:
     """Of the image, where a drag may end outside."""
-    return min(max(share, 0.0), 1.0)
+    return min(max(float(share), 0.0), 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -14,30 +15,28 @@ from sa3d_nerfstudio.segmenters.base import SegmenterImage, SegmenterOptions
 from sa3d_nerfstudio.segmenters.grabcut import GrabCutSegmenter
 from sa3d_nerfstudio.segmenters.registry import ENTRY_POINT_GROUP, make_segmenter, segmenter_names
 
-PLUGIN = """
-import torch
-from sa3d_nerfstudio.segmenters.base import Candidates
-
-class Everything:
-    def __init__(self, options): self.options = options
-    def embed(self, image): return image.rgb
-    def predict(self, embedding, prompt): return Candidates(torch.ones(1, *embedding.shape[:2]).bool(), torch.ones(1))
-"""
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "segmenters.md"
 
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installed package as pip leaves it: a module, and a dist-info folder with entry points."""
-    (tmp_path / "plugin_of_a_test.py").write_text(PLUGIN)
-    info = tmp_path / "plugin_of_a_test-1.0.dist-info"
+    """The documented example, as pip leaves it: a module, and a dist-info folder with entry points."""
+    blocks = dict(re.findall(r"```(toml|python)\n(.*?)```", DOCUMENT.read_text("utf8"), re.DOTALL))
+    assert sum(map(bool, blocks["python"].splitlines())) <= 10, "it is to have ten lines"
+    group, line = blocks["toml"].splitlines()
+    assert group == f'[project.entry-points."{ENTRY_POINT_GROUP}"]'
+    name, value = line.replace('"', "").split(" = ")
+    module, _, factory = value.partition(":")
+    (tmp_path / f"{module}.py").write_text(blocks["python"])
+    info = tmp_path / f"{module}-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin-of-a-test\nVersion: 1.0\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        f"[{ENTRY_POINT_GROUP}]\neverything = plugin_of_a_test:Everything\n"
-        "broken = module_that_is_not_there:build\ngrabcut = plugin_of_a_test:Everything\n"
+        f"[{ENTRY_POINT_GROUP}]\n{name} = {value}\n"
+        f"broken = module_that_is_not_there:build\ngrabcut = {module}:{factory}\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "plugin_of_a_test", raising=False)
+    monkeypatch.delitem(sys.modules, module, raising=False)
 
 
 def test_built_in_names() -> None:
@@ -67,15 +66,14 @@ def test_options_have_defaults() -> None:
 
 
 @pytest.mark.usefixtures("plugin")
-def test_segmenter_of_another_package() -> None:
-    assert "everything" in segmenter_names()
-    options = SegmenterOptions(device="cpu")
-    segmenter = make_segmenter("everything", options)
-    embedding = segmenter.embed(SegmenterImage(torch.zeros(4, 6, 3), "a.png"))
-    answer = segmenter.predict(embedding, Prompt.from_points(4, 6, [(1, 1)]))
-    assert answer.best().all()
-    assert answer.best().shape == (4, 6)
-    assert segmenter.options is options  # type: ignore[attr-defined]
+def test_the_documented_example() -> None:
+    assert "bright" in segmenter_names()
+    segmenter = make_segmenter("bright", SegmenterOptions(device="cpu"))
+    rgb = torch.zeros(4, 6, 3)
+    rgb[:, :2] = 0.8
+    rgb[2:, 4:] = 0.85
+    answer = segmenter.predict(segmenter.embed(SegmenterImage(rgb, "a.png")), Prompt.from_points(4, 6, [(1, 1)]))
+    assert torch.equal(answer.best(), rgb[..., 0] > 0)
 
 
 @pytest.mark.usefixtures("plugin")

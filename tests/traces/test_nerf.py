@@ -6,9 +6,11 @@ import pytest
 import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.model_components.renderers import DepthRenderer
+from nerfstudio.models.nerfacto import NerfactoModel
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.model import with_masks
 from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.traces.nerf import NerfTrace, WeightedSamples, concatenate
 from sa3d_nerfstudio.views import trace_camera
@@ -166,3 +168,39 @@ def test_a_model_without_depth_renderers_is_named():
         setattr(model, name, torch.nn.Identity())
     with pytest.raises(SA3DError, match="NerfactoModel cannot be traced"):
         model.trace(rays())
+
+
+class ThirdParty(NerfactoModel):
+    """A third party's method on nerfstudio's parts, which makes something else of the depth that it has rendered."""
+
+    def get_outputs(self, ray_bundle: RayBundle) -> dict:
+        """Depth in other units."""
+        outputs = super().get_outputs(ray_bundle)
+        return outputs | {name: outputs[name] * 1000 for name in ("depth", "expected_depth")}
+
+
+def test_a_third_partys_nerf_is_told_by_its_accumulation():
+    model = small_model("nerfacto", masked=False)
+    model.__class__ = ThirdParty
+    with torch.no_grad():
+        outputs, samples = masked(with_masks(model, 0.5, "white")).trace(rays())
+    assert torch.allclose(samples.accumulation, outputs["accumulation"][:, 0], atol=1e-5)
+    assert torch.allclose(samples.composite(torch.ones_like(samples.weights[:, None])), outputs["accumulation"])
+    assert samples.weights.shape == (140 * 12,)
+
+
+class Elsewhere(ThirdParty):
+    """A third party's method whose image is not made by nerfstudio's renderers."""
+
+    def get_outputs(self, ray_bundle: RayBundle) -> dict:
+        """Half of everything."""
+        outputs = super().get_outputs(ray_bundle)
+        return outputs | {"accumulation": outputs["accumulation"] * 0.5}
+
+
+def test_what_is_missing_is_told():
+    model = small_model("nerfacto", masked=False)
+    model.__class__ = Elsewhere
+    missing = "Elsewhere cannot be traced: none of its depth renderings makes its output depth"
+    with torch.no_grad(), pytest.raises(SA3DError, match=missing):
+        masked(with_masks(model, 0.5, "white")).trace(rays())

@@ -59,10 +59,11 @@ def server(log: Path, *words: object, timeout: float = 120) -> Iterator[str]:
         finally:
             process.send_signal(signal.SIGINT)
             try:
-                process.wait(10)
+                process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+                raise
 
 
 def _listens(port: int) -> bool:

@@ -264,3 +264,9 @@ def test_ns_viewer_goes_on_where_the_run_was_saved(chromium: Any, run: Path, fol
     assert "threshold: 0.4" in (run / "config.yml").read_text()
     saved = torch.load(checkpoint, weights_only=True)["pipeline"]["_model.masks._extra_state"]
     assert [prompt["choice"] is not None for prompt in saved["prompts"]["object"]["prompts"]] == [True]
+
+
+def test_ctrl_c_does_not_wait_for_a_segmentation(tab: Tab):
+    tab.press("Segment")
+    # The command is interrupted when this module ends, and must come to its end by itself.
+    tab.wait(re.compile("pass .: view|views used,"), seconds=30)

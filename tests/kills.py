@@ -1,0 +1,117 @@
+"""Kills ``ns-train sa3d`` at random moments, and looks at what it leaves. A script of its own, for it forks.
+
+``python tests/kills.py RUN SCENE OUTPUT KILLS`` prints what was found after each kill, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sa3d_nerfstudio import trainer as trainer_module
+from sa3d_nerfstudio.base_run import find_run
+from sa3d_nerfstudio.prompt_config import PromptConfig
+from sa3d_nerfstudio.torch_compat import load_checkpoint
+from sa3d_nerfstudio.trainer import SA3DTrainer, default_config
+
+OBJECTS = ("ball", "crate", "tin")
+
+
+def train(run: Path, scene: Path, output: Path) -> None:
+    """What ``ns-train sa3d --timestamp K --pipeline.prompt.file …`` does."""
+    torch.set_num_threads(1)
+    trainer_module.OVERVIEW_VIEWS = 1  # they take the longest of all, and say nothing here
+    config = default_config()
+    config.load_dir, config.output_dir, config.timestamp, config.vis = run, output, "K", "tensorboard"
+    config.pipeline.prompt = PromptConfig(file=scene / "three.json", kinds=("points",))
+    config.pipeline.segmenter, config.pipeline.oracle_instances = "oracle", scene / "instances"
+    config.pipeline.working_size, config.pipeline.resolution = 16, 24
+    config.set_timestamp()
+    trainer = SA3DTrainer(config)
+    trainer.setup()
+    trainer.train()
+
+
+def in_child(run: Path, scene: Path, output: Path) -> int:
+    """Start it in a process of its own, whose id is returned."""
+    child = os.fork()
+    if child == 0:
+        log = os.open(output.parent / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        try:
+            train(run, scene, output)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return child
+
+
+def saved(folder: Path) -> dict[str, torch.Tensor]:
+    """The evidence of each object that can be read from a run's folder; all that is there must be readable."""
+    if not (folder / "config.yml").exists():
+        return {}
+    names = os.listdir(folder / "nerfstudio_models")
+    # How nerfstudio's own commands choose a checkpoint (nerfstudio/utils/eval_utils.py).
+    step = max(int(name[name.find("-") + 1 : name.find(".")]) for name in names)
+    assert (folder / "nerfstudio_models" / f"step-{step:09d}.ckpt").is_file(), names
+    state = load_checkpoint(find_run(folder).checkpoint_path)["pipeline"]
+    extra: dict[str, Any] = state["_model.masks._extra_state"]
+    assert set(extra["finished"]) == set(extra["names"])
+    return {name: state[f"_model.masks.fields.object:{name}.hit"].clone() for name in extra["names"]}
+
+
+def main() -> None:
+    """Kill it so many times."""
+    run, source, base = (Path(word) for word in sys.argv[1:4])
+    scene, output = base / "scene", base / "killed"
+    shutil.copytree(source, scene)
+    prompts = json.loads((scene / "prompts.json").read_text())["objects"]
+    (scene / "three.json").write_text(json.dumps({"objects": [one for one in prompts if one["name"] in OBJECTS]}))
+    config = run / "config.yml"
+    assert config.is_file()
+    output.mkdir()
+    whole = base / "whole"
+    start = time.monotonic()
+    assert os.waitpid(in_child(run, scene, whole), 0)[1] == 0, (base / "log.txt").read_text()[-2000:]
+    duration = time.monotonic() - start
+    folder = Path(source.name) / "sa3d" / "K"
+    reference = saved(whole / folder)
+    assert set(reference) == set(OBJECTS)
+    moments = random.Random(0)
+    found = []
+    for _ in range(int(sys.argv[4])):
+        before = saved(output / folder)
+        if len(before) == len(OBJECTS):
+            shutil.rmtree(output)
+            output.mkdir()
+            before = {}
+        child = in_child(run, scene, output)
+        # Objects are saved in the later part; a run that continues is shorter.
+        time.sleep(duration * moments.uniform(0.2, 1.0))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        after = saved(output / folder)
+        assert set(before) <= set(after)
+        assert all(torch.equal(after[name], reference[name]) for name in after)
+        leftovers = [path.name for path in output.rglob("saving-0.*")]
+        found.append({"before": sorted(before), "after": sorted(after), "leftovers": leftovers})
+    (base / "log.txt").unlink()
+    assert os.waitpid(in_child(run, scene, output), 0)[1] == 0
+    last = saved(output / folder)
+    assert all(torch.equal(last[name], reference[name]) for name in OBJECTS)
+    left = [path.name for path in output.rglob("saving-0.*")]
+    print(json.dumps({"kills": found, "left": left, "log": (base / "log.txt").read_text(), "seconds": duration}))
+
+
+if __name__ == "__main__":
+    main()

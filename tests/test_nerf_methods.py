@@ -15,6 +15,8 @@ import numpy as np
 import open3d
 import pytest
 import torch
+import trimesh
+from trimesh.visual import ColorVisuals
 
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.fields.object_sdf import distance_to
@@ -150,7 +152,9 @@ def trained(tiny_scene: Path, tiny_prompt: dict[str, Any], tmp_path_factory: pyt
     words += [
         "ns-export", "marching-cubes", "--load-config", neus, "--output-dir", output / "neus" / "mesh",
         "--resolution", 512, "--bounding-box-min", -0.4, -0.4, -0.4, "--bounding-box-max", 0.4, 0.4, 0.4,
-        "--target-num-faces", 300, "--num-pixels-per-side", 32,
+        "--target-num-faces", 300, "--num-pixels-per-side", 32, "--then",
+        "sa3d", "export", "mesh", "--method", "marching-cubes", "--load-config", neus, "--num-points", 200,
+        "--output-dir", output / "neus" / "sa3d",
     ]  # fmt: skip
     nerfstudio(*words)
     return output
@@ -177,6 +181,19 @@ def test_marching_cubes_find_the_surface_of_the_object_only(trained: Path):
     assert other_side.max() < 0.85 * SDF_RADIUS
     texture = np.asarray(open3d.io.read_image(trained / "neus" / "mesh" / "material_0.png"))
     assert texture.std() > 1
+
+
+def test_sa3d_exports_the_same_mesh(trained: Path):
+    grid = saved_grid(trained / "neus" / "data" / "sa3d" / "S")
+    mesh = trimesh.load(trained / "neus" / "sa3d" / "object.ply")
+    assert isinstance(mesh, trimesh.Trimesh)
+    vertices = torch.from_numpy(np.asarray(mesh.vertices)).float()
+    assert len(mesh.faces) > 500
+    assert vertices.norm(dim=-1).max() < 1.3 * SDF_RADIUS
+    cell = float(grid.cell_positions()[:2].diff(dim=0).norm())
+    assert distance_to(grid, vertices, THRESHOLD).max() < 0.1 * cell
+    assert isinstance(mesh.visual, ColorVisuals)
+    assert mesh.visual.vertex_colors[:, :3].std() > 1
 
 
 def saved_grid(run: Path) -> MaskGrid:

@@ -16,6 +16,7 @@ import open3d as o3d
 import trimesh
 from numpy.typing import NDArray
 from PIL import Image
+from plyfile import PlyData
 from pycocotools.coco import COCO
 
 matplotlib.use("agg")
@@ -88,6 +89,28 @@ def draw_points(folder: Path, path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
+def draw_splats(folder: Path, path: Path) -> None:
+    """The splats of one object as plyfile reads them: discs of their sizes, colours and opacities, from three sides."""
+    splats = PlyData.read(str(folder / "splats" / "object.ply"))["vertex"]
+    positions = np.stack([splats[axis] for axis in "xyz"], axis=-1)
+    sizes = np.exp(np.stack([splats[f"scale_{axis}"] for axis in range(3)], axis=-1)).mean(axis=-1)
+    degree_zero = 0.28209479  # of the spherical harmonics that colours are stored as
+    colors = 0.5 + degree_zero * np.stack([splats[f"f_dc_{channel}"] for channel in range(3)], axis=-1)
+    opacities = 1 / (1 + np.exp(-np.asarray(splats["opacity"])))
+    tint = np.concatenate([colors.clip(0, 1), opacities[:, None]], axis=-1)
+    figure = plt.figure(figsize=(9, 3))
+    extent = float(np.ptp(positions, axis=0).max())
+    for column, azimuth in enumerate((-50, 70, 190)):
+        axes = figure.add_subplot(1, 3, column + 1, projection="3d")
+        # About 130 points across: the size of a marker is the area of its square.
+        axes.scatter(*positions.T, c=tint, s=(2 * sizes / extent * 130) ** 2, linewidths=0)
+        axes.set_box_aspect(np.ptp(positions, axis=0))
+        axes.view_init(20, azimuth)
+        axes.set_axis_off()
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+
+
 def draw_masks(folder: Path) -> Pixels:
     """One image: its PNG mask, inverted; its id map; its COCO annotations drawn by pycocotools."""
     coco = COCO(str(folder / "coco" / "annotations.json"))
@@ -132,6 +155,7 @@ def main() -> None:
     folder, docs = Path(sys.argv[1]), Path(sys.argv[2])
     save(draw_masks(folder), docs / "exports-masks.jpg", 960)
     draw_points(folder, docs / "exports-points.png")
+    draw_splats(folder, docs / "exports-splats.png")
     save(draw_meshes(folder), docs / "exports-meshes.jpg", 960)
     save(draw_video(folder / "turntable" / "moka_pot.mp4"), docs / "exports-turntable.jpg", 960)
 

@@ -15,6 +15,7 @@ import tyro
 from nerfstudio.utils.eval_utils import eval_setup
 from PIL import Image
 
+from sa3d_nerfstudio.evaluation.metrics import iou
 from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
 from sa3d_nerfstudio.pipeline import SA3DPipeline
 from sa3d_nerfstudio.segmentation.prompts import Prompt
@@ -50,9 +51,9 @@ def score(config: Path, scene: Path, name: str, output_dir: Path) -> None:
         Image.fromarray(mask.astype(np.uint8) * 255).save(output_dir / "masks" / f"{file.stem}.png")
         truth = np.asarray(Image.open(scene / "instances" / f"{file.stem}.png")) == prompt["id"]
         if truth.mean() > MIN_SHARE:
-            iou = float((mask & truth).sum() / (mask | truth).sum())
-            rows.append({"frame": file.name, "iou": iou, "pixels": int(truth.sum())})
-            panels.append(ViewPanel(trace.rgb.cpu(), probability, file.name, f"unseen: IoU {iou:.3f}"))
+            score = iou(mask, truth)
+            rows.append({"frame": file.name, "iou": score, "pixels": int(truth.sum())})
+            panels.append(ViewPanel(trace.rgb.cpu(), probability, file.name, f"unseen: IoU {score:.3f}"))
         print(f"{index + 1}/{len(dataset)} {file.name}")
 
     mean = float(np.mean([row["iou"] for row in rows]))

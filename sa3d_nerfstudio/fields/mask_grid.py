@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sa3d_nerfstudio.fields import trilinear
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.trilinear import Fractions
 
@@ -170,20 +171,11 @@ class MaskGrid(MaskField):
         self, values: Float[Tensor, "num_samples channels"], positions: Float[Tensor, "num_samples 3"]
     ) -> Float[Tensor, "num_cells channels"]:
         """The adjoint of :meth:`gather`: add values at world positions to the vertices around them."""
-        r = self.resolution
-        u = ((self.contract(positions) + 1) * (0.5 * (r - 1))).clamp(0, r - 1)
-        base = u.floor().clamp(max=r - 2)
-        high = u - base
-        low = 1 - high
-        first = base.long()
-        index = (first[:, 2] * r + first[:, 1]) * r + first[:, 0]
-        out = values.new_zeros(self.num_cells, values.shape[1])
-        for dz, wz in ((0, low[:, 2]), (r * r, high[:, 2])):
-            for dy, wy in ((0, low[:, 1]), (r, high[:, 1])):
-                wzy = wz * wy
-                for dx, wx in ((0, low[:, 0]), (1, high[:, 0])):
-                    out.index_add_(0, index + (dx + dy + dz), values * (wzy * wx)[:, None])
-        return out
+        index, fractions = self.located(*((positions - self.center) / self.half_extent).unbind(-1))
+        out = values.new_zeros(values.shape[1], self.num_cells)
+        for channel, value in zip(out, values.unbind(-1), strict=True):
+            trilinear.add(channel, value, index, fractions, self.resolution)
+        return out.T
 
     def object_cells(self, threshold: float = 0.5) -> Bool[Tensor, " num_cells"]:
         """The vertices that hold the object: on it, seen well, and in or near the box."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sa3d_nerfstudio.segmentation.prompts import Prompt
@@ -86,38 +86,3 @@ def agreement(
     mask = mask & known
     union = int((mask | rendered).sum())
     return int((mask & rendered).sum()) / union if union else 0.0
-
-
-def view_order(
-    camera_to_worlds: Float[Tensor, "num_views 3 4"], center: Float[Tensor, "3"], start: list[int]
-) -> list[int]:
-    """Visit the views so that each overlaps one that was visited before as much as possible.
-
-    Overlap is judged from the object: by the angle between the directions in which two cameras see it, and by how much
-    nearer one is than the other. Greedy, from the prompted views on (Prim's algorithm).
-
-    Args:
-        camera_to_worlds: Poses, in nerfstudio's frame.
-        center: Of the object.
-        start: Views that have been visited already.
-
-    Returns:
-        The other views, in order.
-    """
-    offset = camera_to_worlds[:, :, 3] - center.to(camera_to_worlds)
-    distance = offset.norm(dim=-1, keepdim=True).clamp(min=1e-9)
-    direction = offset / distance
-    angle = torch.arccos((direction @ direction.T).clamp(-1, 1))
-    scale = (distance.log() - distance.log().T).abs()
-    cost = angle + scale
-    nearest = cost[start].amin(dim=0)
-    nearest[start] = torch.inf
-    order: list[int] = []
-    done: Int[Tensor, " num_views"] = torch.zeros(len(cost), dtype=torch.bool)
-    done[start] = True
-    while not bool(done.all()):
-        view = int(torch.where(done, torch.inf, nearest).argmin())
-        order.append(view)
-        done[view] = True
-        nearest = torch.minimum(nearest, cost[view])
-    return order

@@ -18,9 +18,9 @@ from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, LiftingName, field_change, make_lifting
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord, ViewState
-from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt, view_order
+from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt
 from sa3d_nerfstudio.segmentation.surface import pixel_spacing, surface_of
-from sa3d_nerfstudio.segmentation.view_choice import covering_views
+from sa3d_nerfstudio.segmentation.view_choice import covering_views, view_order
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage
 from sa3d_nerfstudio.traces.base import ViewTrace
 

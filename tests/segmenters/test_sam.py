@@ -15,18 +15,8 @@ from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, SamSegmenter, low_res_logits, to_bytes
+from tests.segmenters.prompts import HEIGHT, PRIOR, PROMPTS, WIDTH
 from tests.tiny_sam import save_tiny_sam, tiny_sam
-
-HEIGHT, WIDTH = 60, 80
-PRIOR = torch.linspace(0, 1, WIDTH).expand(HEIGHT, WIDTH)
-PROMPTS = {
-    "point": Prompt.from_points(HEIGHT, WIDTH, [(20, 30)]),
-    "points": Prompt.from_points(HEIGHT, WIDTH, [(20, 30), (25, 30)], [(60, 10), (0, 0)]),
-    "box": Prompt.from_points(HEIGHT, WIDTH, box=[10, 5, 40, 50]),
-    "box and points": Prompt.from_points(HEIGHT, WIDTH, [(20, 30)], [(60, 10)], box=[10, 5, 40, 50]),
-    "box and a negative point": Prompt.from_points(HEIGHT, WIDTH, negative=[(60, 10)], box=[10, 5, 40, 50]),
-    "prior": Prompt.from_points(HEIGHT, WIDTH, [(20, 30)], prior=PRIOR),
-}
 
 
 def picture(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> SegmenterImage:

@@ -14,20 +14,10 @@ from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, Segmente
 from sa3d_nerfstudio.segmenters.checkpoints import CHECKPOINT_VARIABLE
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.sam import to_bytes
+from tests.segmenters.prompts import HEIGHT, PRIOR, PROMPTS, WIDTH
 from tests.tiny_transformers_sam import SIDE, save_tiny_sam2, save_tiny_sam_hq
 
 transformers = pytest.importorskip("transformers", reason="SAM 2 and SAM-HQ need the extras [sam2] and [sam-hq]")
-
-HEIGHT, WIDTH = 60, 80
-PRIOR = torch.linspace(0, 1, WIDTH).expand(HEIGHT, WIDTH)
-PROMPTS = {
-    "point": Prompt.from_points(HEIGHT, WIDTH, [(20, 30)]),
-    "points": Prompt.from_points(HEIGHT, WIDTH, [(20, 30), (25, 30)], [(60, 10), (0, 0)]),
-    "box": Prompt.from_points(HEIGHT, WIDTH, box=[10, 5, 40, 50]),
-    "box and points": Prompt.from_points(HEIGHT, WIDTH, [(20, 30)], [(60, 10)], box=[10, 5, 40, 50]),
-    "box and a negative point": Prompt.from_points(HEIGHT, WIDTH, negative=[(60, 10)], box=[10, 5, 40, 50]),
-    "prior": Prompt.from_points(HEIGHT, WIDTH, [(20, 30)], prior=PRIOR),
-}
 FAMILIES = {
     "sam2": (save_tiny_sam2, "Sam2Model", "Sam2Processor"),
     "sam-hq": (save_tiny_sam_hq, "SamHQModel", "SamHQProcessor"),

@@ -155,7 +155,7 @@ def test_points_of_each_object_are_read_by_three_libraries(tiny_objects: Path, t
         vertices = plyfile.PlyData.read(tmp_path / f"{name}.ply")["vertex"]
         names = {"x", "y", "z", "nx", "ny", "nz", "red", "green", "blue", "probability", "object_id"}
         assert {prop.name for prop in vertices.properties} == names
-        assert 300 < len(vertices["x"]) <= 1500
+        assert 1350 < len(vertices["x"]) <= 1500  # all that were asked for, but for strays
         assert (vertices["object_id"] == number).all()
         assert ((vertices["probability"] > 0.5) & (vertices["probability"] <= 1)).all()
         cloud = open3d.io.read_point_cloud(tmp_path / f"{name}.ply")

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import track
+from torch import Tensor
 
 from sa3d_nerfstudio.atomic import atomic_path
 from sa3d_nerfstudio.datamanager import Filtered
@@ -32,6 +33,8 @@ COARSE = 160
 """Longer side of the images in which it is counted how many pixels an object has."""
 ENOUGH = 2.3
 """Rays that pass through an object's cells, over points that come of them; about, and on the safe side."""
+SPARE = 1.1
+"""Points to aim at, over those that are wanted, where the first images gave too few."""
 LARGEST = 4.0
 """Images are rendered no larger than so many times their own size, however small an object is in them."""
 NEIGHBORS = 20
@@ -78,26 +81,19 @@ def object_points(
         pipeline: A loaded run.
         one: The object.
         others: Objects that may have a better claim to a pixel; the object itself may be among them.
-        num_points: How many points, at most; images are rendered as large as it takes.
+        num_points: How many points, before the strays among them go; fewer where even the largest images have fewer.
 
     Raises:
         SA3DError: No training view sees the object.
     """
-    threshold = pipeline.config.threshold
     objects = [one, *(other for other in others if other.id != one.id)]
-    parts = []
-    for camera in track(_cameras(pipeline, one, num_points), f"points of {one.name}", console=CONSOLE):
-        view = look(pipeline.model, camera, objects, threshold)
-        on = (view.ids(threshold) == one.id).to(view.points.device)
-        columns = (view.points[on], view.directions[on], view.rgb[on], view.probability[0][on][:, None])
-        parts.append(torch.cat(columns, dim=-1).double().cpu())
-    seen = torch.cat(parts)
-    seen = seen[torch.isfinite(seen).all(-1)]
-    if isinstance(one.field, MaskGrid):
-        # At an outline, the depth may lie anywhere between the object and what is behind it.
-        places = seen[:, :3].float().to(one.field.hit.device)
-        inside = one.field.probability_at(places, threshold)[:, 0] > threshold
-        seen = seen[inside.cpu()]
+    scale = _scale(pipeline, one, num_points)
+    seen = _seen(pipeline, objects, scale, f"points of {one.name}")
+    # Splats are rendered whole, at the size that they were trained at. How many of the rays through a NeRF's cells end
+    # on the object is known only once they were rendered: where few did, larger images make up for it.
+    while isinstance(one.field, MaskGrid) and 0 < len(seen) < num_points and scale < LARGEST:
+        scale = min(LARGEST, scale * math.sqrt(SPARE * num_points / len(seen)))
+        seen = _seen(pipeline, objects, scale, f"more points of {one.name}")
     if len(seen) <= NEIGHBORS:
         raise SA3DError(f"no training view sees the object {one.name!r}: segment it again with another prompt.")
     seen = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:num_points]]
@@ -116,23 +112,42 @@ def object_points(
     )
 
 
-def _cameras(pipeline: SA3DPipeline, one: ExportObject, num_points: int) -> list[Cameras]:
-    """The training cameras, at a size at which about so many pixels in all are on the object."""
+def _training_cameras(pipeline: SA3DPipeline) -> list[Cameras]:
     cameras = cast(Filtered, pipeline.datamanager).training_cameras()
-    chosen = [copy.deepcopy(cameras[index : index + 1]).to(pipeline.device) for index in range(len(cameras))]
+    return [copy.deepcopy(cameras[index : index + 1]).to(pipeline.device) for index in range(len(cameras))]
+
+
+def _scale(pipeline: SA3DPipeline, one: ExportObject, num_points: int) -> float:
+    """How many times as large images are in which about so many pixels in all may be on the object."""
     if not isinstance(one.field, MaskGrid):
-        return chosen  # splats are rendered whole, at the size that they were trained at
+        return 1.0
     pixels = 0.0
-    for camera in chosen:
-        small = copy.deepcopy(camera)
+    for camera in _training_cameras(pipeline):
         scale = min(1.0, COARSE / max(int(camera.height.max()), int(camera.width.max())))
-        small.rescale_output_resolution(scale)
-        rays = small.generate_rays(camera_indices=0, keep_shape=True).flatten()
-        pixels += float(passing_rays([one], rays.origins, rays.directions, pipeline.config.threshold).sum()) / scale**2
-    scale = min(LARGEST, math.sqrt(ENOUGH * num_points / max(pixels, 1.0)))
-    for camera in chosen:
         camera.rescale_output_resolution(scale)
-    return chosen
+        rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
+        pixels += float(passing_rays([one], rays.origins, rays.directions, pipeline.config.threshold).sum()) / scale**2
+    return min(LARGEST, math.sqrt(ENOUGH * num_points / max(pixels, 1.0)))
+
+
+def _seen(pipeline: SA3DPipeline, objects: Sequence[ExportObject], scale: float, label: str) -> Float[Tensor, "num 10"]:
+    """Points on the first object with the directions of their rays, colours and probabilities, under a progress bar."""
+    one, threshold = objects[0], pipeline.config.threshold
+    parts = []
+    for camera in track(_training_cameras(pipeline), label, console=CONSOLE):
+        camera.rescale_output_resolution(scale)
+        view = look(pipeline.model, camera, objects, threshold)
+        on = (view.ids(threshold) == one.id).to(view.points.device)
+        columns = (view.points[on], view.directions[on], view.rgb[on], view.probability[0][on][:, None])
+        parts.append(torch.cat(columns, dim=-1).double().cpu())
+    seen = torch.cat(parts)
+    seen = seen[torch.isfinite(seen).all(-1)]
+    if isinstance(one.field, MaskGrid):
+        # At an outline, the depth may lie anywhere between the object and what is behind it.
+        places = seen[:, :3].float().to(one.field.hit.device)
+        inside = one.field.probability_at(places, threshold)[:, 0] > threshold
+        seen = seen[inside.cpu()]
+    return seen
 
 
 def write_points(path: Path, points: ObjectPoints, frame: Frame) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from sa3d_nerfstudio.commands import doctor, main
+from sa3d_nerfstudio.segmenters.pretrained import OLDEST
 
 VERSIONS = {package.name: "99" for package in doctor.PACKAGES} | {
     "nerfstudio": "1.1.5", "torch": "2.6.0+cu124", "numpy": "1.26.4", "viser": "0.2.7", "open3d": "0.20.0",
@@ -39,6 +43,50 @@ def test_what_is_not_installed_is_told_with_what_to_type():
 
     (missing,) = [one for one in doctor.versions(installed) if one.state == "fail"]
     assert (missing.what, missing.remedy) == ("pycocotools", "pip install pycocotools")
+
+
+def extras(**versions: str) -> dict[str, doctor.Finding]:
+    def installed(name: str) -> str:
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    return {one.what: one for one in doctor.extras(installed)}
+
+
+def test_extras_are_no_must_and_come_with_what_to_type(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "EXTRAS", (doctor.EXTRAS[0], dataclasses.replace(doctor.EXTRAS[1], module="json")))
+    for missing in extras(), extras(transformers="4.40.2"), extras(transformers="6.0.0"):
+        assert missing["transformers"].state == "note"
+        assert "text prompts, sam2 and sam-hq" in missing["transformers"].remedy
+        assert "pip install 'sa3d-nerfstudio[text]'" in missing["transformers"].remedy
+        assert (missing["json"].state, missing["json"].found) == ("note", "not installed")
+        assert "pip install 'sa3d-nerfstudio[mobile-sam]'" in missing["json"].remedy
+    # By the name of the mirror, or by that which its authors' repository has.
+    for there in extras(**{"mobilesam-mirror": "1.0.0"}), extras(mobile_sam="1.0"):
+        assert there["json"].state == "ok"
+        assert "for mobile-sam" in there["json"].found
+
+
+def test_an_extra_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "mobile_sam", None)
+    broken = extras(mobile_sam="1.0")["import mobile_sam"]
+    assert broken.state == "note"
+    assert "[mobile-sam]" in broken.remedy
+
+
+def test_what_the_extras_ask_for_is_what_the_checks_ask_for():
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    asked = dict(re.findall(r"^(text|mobile-sam) = \[(.*)\]", text, re.MULTILINE))
+    for extra in doctor.EXTRAS:
+        assert asked[extra.extra].startswith(f'"{extra.packages[0]}')
+    lowest = re.search(r">=([\d.]+),<(\d+)", asked["text"])
+    assert lowest
+    assert doctor.numbers(lowest[1]) == OLDEST
+    fits = doctor.EXTRAS[0].fits
+    assert fits(OLDEST)
+    assert not fits((OLDEST[0], OLDEST[1] - 1))
+    assert not fits((int(lowest[2]),))
 
 
 def test_versions_are_read_as_numbers():

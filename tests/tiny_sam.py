@@ -1,4 +1,4 @@
-"""A real, random and very small Segment Anything model."""
+"""Real Segment Anything models with random weights: a very small one, and the only one that MobileSAM has."""
 
 from __future__ import annotations
 
@@ -38,4 +38,19 @@ def tiny_sam(seed: int = 0) -> Sam:
 def save_tiny_sam(path: Path, seed: int = 0) -> Path:
     """Save it as the published checkpoints are: a plain state dict."""
     torch.save(tiny_sam(seed).state_dict(), path)
+    return path
+
+
+def save_mobile_sam(path: Path, seed: int = 0) -> Path:
+    """Save weights of MobileSAM, of which there is one size: 40 MB."""
+    from mobile_sam import sam_model_registry
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = sam_model_registry["vit_t"]()
+        for name, weight in model.named_parameters():
+            # Nothing at first, and so of no effect.
+            if name.endswith("attention_biases"):
+                torch.nn.init.normal_(weight)
+    torch.save(model.state_dict(), path)
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import importlib.metadata
@@ -64,6 +65,7 @@ def findings() -> Iterator[Finding]:
     """All checks, one after the other."""
     yield from versions()
     yield from imports()
+    yield from extras()
     yield from system_libraries()
     yield plugin()
     yield from machine()
@@ -155,6 +157,55 @@ def imports() -> Iterator[Finding]:
         yield Finding("imports", ", ".join(MODULES))
 
 
+@dataclass(frozen=True)
+class Extra:
+    """What some prompts or segmenters need beyond what is always installed."""
+
+    module: str
+    packages: tuple[str, ...]
+    """Any of these provides it."""
+    needed_by: str
+    extra: str
+    """An extra of this package that brings it."""
+    fits: Callable[[tuple[int, ...]], bool] = lambda version: True
+
+
+EXTRAS = (
+    Extra(
+        "transformers", ("transformers",), "text prompts, sam2 and sam-hq", "text",
+        lambda v: (4, 57) <= v < (6,),
+    ),
+    Extra("mobile_sam", ("mobilesam-mirror", "mobile_sam"), "mobile-sam", "mobile-sam"),
+)  # fmt: skip
+
+
+def extras(installed: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:
+    """What is there of the extras, and whether it can be imported.
+
+    Args:
+        installed: Tells the version of a package.
+    """
+    for extra in EXTRAS:
+        remedy = f"for {extra.needed_by}, pip install 'sa3d-nerfstudio[{extra.extra}]'"
+        found = []
+        for package in extra.packages:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found.append((package, installed(package)))
+        if not found:
+            yield Finding(extra.module, "not installed", "note", remedy)
+            continue
+        package, version = found[0]
+        if not extra.fits(numbers(version)):
+            yield Finding(extra.module, version, "note", remedy)
+            continue
+        try:
+            importlib.import_module(extra.module)
+        except Exception as error:  # as above
+            yield Finding(f"import {extra.module}", one_line(error), "note", remedy)
+            continue
+        yield Finding(extra.module, f"{package} {version}, for {extra.needed_by}")
+
+
 def system_libraries(load: Callable[[str], object] = ctypes.CDLL) -> Iterator[Finding]:
     """Shared libraries of the system that wheels do not bring along.
 
@@ -228,7 +279,7 @@ def sam_weights() -> Iterator[Finding]:
             yield Finding("SAM weights", str(error), "fail", f"or unset {variable}")
         return
     found = []
-    for size in checkpoints.OFFICIAL_FILES:
+    for size in checkpoints.OFFICIAL:
         try:
             found.append(str(checkpoints.find_checkpoint(None, size, download=False)))
         except SA3DError:

@@ -16,16 +16,18 @@ from torch import Tensor
 DECODER_HEADS = 8
 """Attention heads of the mask decoder: the one number that leaves no trace in the weights; published models agree."""
 
-PUBLISHED = {(1280, 32): "vit-h", (1024, 24): "vit-l", (768, 12): "vit-b"}
-"""Width and depth of the image encoder of each published size."""
+PUBLISHED = {(1280, 32): "vit-h", (1024, 24): "vit-l", (768, 12): "vit-b", (320, 4): "vit-t"}
+"""Width and depth of the image encoder of each published size; of ``vit-t``, which is MobileSAM, width and stages."""
 
 
 def encoder_size(state: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Width and depth of the image encoder.
+    """Width and depth of the image encoder; of MobileSAM's, which is no plain transformer, width and stages.
 
     Raises:
         KeyError: These are not the weights of a Segment Anything model.
     """
+    if (mobile := state.get("image_encoder.norm_head.weight")) is not None:
+        return mobile.shape[0], _count(state, "image_encoder.layers.")
     return state["image_encoder.pos_embed"].shape[-1], _count(state, "image_encoder.blocks.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import http.server
 import re
@@ -22,6 +23,7 @@ from tests.tiny_sam import save_tiny_sam
 
 CONTENT = bytes(hashlib.sha256(str(number).encode()).digest()[0] for number in range(300_000))
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+PUBLISHED = dict(checkpoints.OFFICIAL)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -274,8 +276,9 @@ def hub(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.delenv(CHECKPOINT_VARIABLE, raising=False)
     monkeypatch.delenv(NO_DOWNLOAD_VARIABLE, raising=False)
     monkeypatch.setattr("torch.hub._hub_dir", str(tmp_path / "hub"))
-    monkeypatch.setattr(checkpoints, "OFFICIAL_ADDRESS", server.url.removesuffix("weights.pth"))
-    monkeypatch.setitem(checkpoints.OFFICIAL_SHA256, "vit-b", hashlib.sha256(server.content).hexdigest())
+    served = {"folder": server.url.removesuffix("weights.pth"), "sha256": hashlib.sha256(server.content).hexdigest()}
+    for size, weights in list(checkpoints.OFFICIAL.items()):
+        monkeypatch.setitem(checkpoints.OFFICIAL, size, dataclasses.replace(weights, **served))
     return tmp_path / "hub" / "checkpoints" / "sam_vit_b_01ec64.pth"
 
 
@@ -287,6 +290,16 @@ def test_first_use_fetches_and_the_next_does_not(server: Server, hub: Path, capf
     assert len(server.requests) == 1
     with pytest.raises(SA3DError, match="32 wide and 2 deep"):  # it got as far as to look into the file
         make_segmenter("sam-vit-b")
+
+
+def test_each_size_has_its_file(server: Server, hub: Path, capfd: pytest.CaptureFixture) -> None:
+    """What is served is the same here; what it is called, and checked by, is not."""
+    assert find_checkpoint(None, "vit-t") == hub.with_name("mobile_sam.pt")
+    assert "weights of mobile-sam to" in capfd.readouterr().err
+    assert len({weights.sha256 for weights in PUBLISHED.values()}) == len(PUBLISHED) == 4
+    assert all(re.fullmatch("[0-9a-f]{64}", weights.sha256) for weights in PUBLISHED.values())
+    assert PUBLISHED["vit-t"].address.startswith("https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/")
+    assert PUBLISHED["vit-t"].address.endswith("/weights/mobile_sam.pt")
 
 
 @pytest.mark.parametrize("how", ["option", "variable"])

@@ -24,17 +24,20 @@ from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.text import TextOptions, choose_box, find_boxes
 from tests.analytic import BallViews
 from tests.tiny_dino import save_tiny_dino
-from tests.tiny_sam import save_tiny_sam
+from tests.tiny_sam import save_mobile_sam, save_tiny_sam
 from tests.tiny_transformers_sam import save_tiny_sam2, save_tiny_sam_hq
 
 BALL, SCALE = 3, 2
 """The ball that is prompted; prompts are for images of twice the size that segmenters see."""
 RANDOM: dict[str, Callable[[Path], Path]] = {
     "sam": lambda folder: save_tiny_sam(folder / "tiny.pth"),
+    "mobile-sam": lambda folder: save_mobile_sam(folder / "mobile_sam.pt"),
     "sam2": lambda folder: save_tiny_sam2(folder / "sam2"),
     "sam-hq": lambda folder: save_tiny_sam_hq(folder / "sam-hq"),
 }
-"""Networks of the real classes, tiny and with random weights: they answer something, and not the object."""
+"""Networks of the real classes with random weights, tiny where there is such a one: they answer something, and not the
+object."""
+EXTRAS = {"sam2": "transformers", "sam-hq": "transformers", "mobile-sam": "mobile_sam"}
 SEEING = ("grabcut", "oracle")
 KINDS = ("point", "points", "box", "scribble", "polyline", "mask", "text", "all")
 
@@ -125,8 +128,8 @@ def build(name: str, weights: dict[str, Path]) -> Segmenter:
 def test_every_prompt_to_every_segmenter(
     name: str, kind: str, scene: Scene, weights: dict[str, Path], prompt_of: Callable[[str], Prompt]
 ):
-    if kind == "text" or name in ("sam2", "sam-hq"):
-        pytest.importorskip("transformers", reason="needs the extras")
+    for package in {EXTRAS.get(name, "torch"), "transformers" if kind == "text" else "torch"}:
+        pytest.importorskip(package, reason="needs the extras")
     session = SegmentationSession(scene, build(name, weights), MaskGrid(8), SessionSettings())
     prompt = prompt_of(kind)
     try:

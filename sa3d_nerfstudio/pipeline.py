@@ -83,7 +83,7 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     sam_download: bool = True
     """Download published weights on first use; else a sentence says where they are to be had."""
     dense_prompts: bool = False
-    """Show SAM the rendered mask itself, and a box around it, beside points on it."""
+    """Show SAM the rendered mask itself, and a box around it, beside points on it; not known to help."""
     image_source: Literal["render", "photo"] = "render"
     """What segmenters see of a training view: the base model's render, or the image that it was trained with."""
     text_model: str = TextOptions.model

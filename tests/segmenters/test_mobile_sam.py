@@ -14,7 +14,7 @@ from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmenters.base import SegmenterImage, SegmenterOptions
 from sa3d_nerfstudio.segmenters.checkpoints import CHECKPOINT_VARIABLE, NO_DOWNLOAD_VARIABLE
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
-from sa3d_nerfstudio.segmenters.sam import SamEmbedding, SamSegmenter, to_bytes
+from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, SamEmbedding, SamSegmenter, low_res_logits, to_bytes
 from tests.segmenters.prompts import PROMPTS
 from tests.segmenters.test_checkpoints import Harmful
 from tests.tiny_sam import save_mobile_sam, save_tiny_sam
@@ -90,6 +90,25 @@ def test_answers_as_the_package_does(segmenter: SamSegmenter, predictor, embeddi
     assert np.array_equal(answer.masks.numpy(), masks)
     assert np.array_equal(answer.scores.numpy(), scores)
     assert 0 < masks.sum() < masks.size
+
+
+def test_dense_prompts_at_the_published_size(segmenter: SamSegmenter, predictor, embedding: SamEmbedding) -> None:
+    """The published networks take 256 x 256 logits and are asked as their predictor asks them."""
+    prior = torch.zeros(768, 1024)
+    prior[200:500, 300:700] = 0.9
+    dense = SamSegmenter(segmenter.model, dense_prompts=True)
+    answer = dense.predict(embedding, Prompt.from_points(768, 1024, [(400, 300)], prior=prior))
+    logits = low_res_logits(prior, 256).numpy()
+    assert logits[0, 80, 100] == pytest.approx(np.log(9))
+    assert logits[0, 192:].max() == -MAX_LOGIT, "below the image is no object"
+    predictor.features = embedding.features.float()
+    masks, scores, _ = predictor.predict(
+        np.array([[400, 300]]), np.array([1]), np.array([300, 200, 700, 500]) - 0.5, mask_input=logits
+    )
+    assert np.array_equal(answer.masks.numpy(), masks)
+    assert np.array_equal(answer.scores.numpy(), scores)
+    plain = segmenter.predict(embedding, Prompt.from_points(768, 1024, [(400, 300)], prior=prior))
+    assert not torch.equal(plain.scores, answer.scores)
 
 
 def test_what_attention_adds_is_of_the_weights(segmenter: SamSegmenter) -> None:

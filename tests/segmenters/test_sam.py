@@ -183,6 +183,52 @@ def test_logits_of_a_prior() -> None:
     assert low_res_logits(torch.ones(500, 7), 64)[0, :, 2:].max() == -MAX_LOGIT
 
 
+def disc_prior(height: int, width: int) -> torch.Tensor:
+    """A soft disc off the centre, and a corner of which nothing is known."""
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    radius = 0.3 * min(height, width)
+    prior = torch.sigmoid(2 * (radius - ((x - 0.6 * width) ** 2 + (y - 0.45 * height) ** 2).sqrt()))
+    prior[-height // 6 :, : width // 6] = torch.nan
+    return prior
+
+
+def asked_densely(segmenter: SamSegmenter, prompt: Prompt) -> dict[str, torch.Tensor]:
+    """What reaches the prompt encoder."""
+    seen: dict[str, torch.Tensor] = {}
+    handle = segmenter.model.prompt_encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
+    )
+    segmenter.predict(segmenter.embed(picture(0, prompt.height, prompt.width)), prompt)
+    handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 80), (80, 60), (256, 256), (97, 61), (40, 200)])
+def test_dense_prompts_are_such_as_sam_gives_itself(dense: SamSegmenter, height: int, width: int) -> None:
+    """Its own low-resolution logits become masks by `postprocess_masks`; so must those made of a rendered mask."""
+    prior = disc_prior(height, width)
+    seen = asked_densely(
+        dense, Prompt.from_points(height, width, [(int(0.6 * width), int(0.45 * height))], prior=prior)
+    )
+    side = dense.model.prompt_encoder.mask_input_size[0]
+    assert seen["masks"].shape == (1, 1, side, side) == (1, 1, 64, 64)
+    size = dense.embed(picture(0, height, width)).input_size
+    mask = dense.model.postprocess_masks(seen["masks"], size, (height, width))[0, 0] > dense.model.mask_threshold
+    truth = prior > 0.5
+    assert (mask & truth).sum() / (mask | truth).sum() > (0.97 if max(height, width) <= 100 else 0.9)
+    # The box goes around the same pixels, in the encoder's image; it adds half a pixel.
+    y, x = truth.nonzero(as_tuple=True)
+    box = torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]) * max(size) / max(height, width)
+    assert torch.allclose(seen["boxes"][0] + 0.5, box, atol=0.01 * max(size))
+
+
+def test_dense_prompts_are_off_unless_asked_for(segmenter: SamSegmenter) -> None:
+    assert SegmenterOptions().sam_dense_prompts is False
+    seen = asked_densely(segmenter, PROMPTS["prior"])
+    assert seen["masks"] is None
+    assert seen["boxes"] is None
+
+
 @pytest.mark.parametrize("prompt", [Prompt(HEIGHT, WIDTH), Prompt(HEIGHT, WIDTH, prior=PRIOR)])
 def test_a_prompt_that_selects_nothing(dense: SamSegmenter, prompt: Prompt) -> None:
     with pytest.raises(SA3DError, match="add a positive point or a box"):

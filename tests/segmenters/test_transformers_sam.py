@@ -149,6 +149,27 @@ def test_prior_matters_with_dense_prompts(family: str, folder: Path, segmenter: 
     assert same(without, segmenter.predict(embedding, PROMPTS["point"]))
 
 
+@pytest.mark.parametrize(("height", "width"), [(60, 80), (80, 60)])
+def test_dense_prompts_lie_where_answers_lie(family: str, folder: Path, height: int, width: int):
+    """What becomes a mask by the package's own processing of masks is the rendered one again."""
+    dense: Any = make_segmenter(family, SegmenterOptions(sam_checkpoint=folder, sam_dense_prompts=True))
+    prior = torch.zeros(height, width)
+    prior[10:40, 25:55] = 0.9
+    seen: list[torch.Tensor] = []
+    handle = dense.model.prompt_encoder.register_forward_pre_hook(
+        lambda module, args, given: seen.append(given["input_masks"]), with_kwargs=True
+    )
+    inputs = dense.processor.image_processor(to_bytes(picture(0, height, width).rgb), return_tensors="pt")
+    embedding = dense.embed(picture(0, height, width))
+    dense.predict(embedding, Prompt.from_points(height, width, [(40, 25)], prior=prior))
+    handle.remove()
+    (logits,) = seen
+    assert logits.shape[-2:] == (SIDE // 4, SIDE // 4)
+    sizes = [[(height, width)], *([inputs["reshaped_input_sizes"]] if family == "sam-hq" else [])]
+    mask = dense.processor.post_process_masks(logits[None], *sizes)[0][0, 0]
+    assert (mask & (prior > 0.5)).sum() / (mask | (prior > 0.5)).sum() > 0.95
+
+
 def test_a_prompt_that_selects_nothing(segmenter: Any):
     with pytest.raises(SA3DError, match="add a positive point or a box"):
         segmenter.predict(segmenter.embed(picture()), Prompt(HEIGHT, WIDTH))

@@ -76,8 +76,8 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     object_name: str = "object"
     """Name that the segmented object is saved under."""
     segmenter: str = "sam-vit-h"
-    """2D segmenter: sam-vit-h, sam-vit-l, sam-vit-b, mobile-sam, sam2, sam-hq, grabcut (needs no weights), oracle
-    (benchmarks), sam (weights of any size), or a plugin's."""
+    """2D segmenter: sam-vit-h, sam-vit-l, sam-vit-b, sam (of any size), mobile-sam, sam2, sam-hq, grabcut (which needs
+    no weights), oracle (for benchmarks), or a plugin's."""
     sam_checkpoint: Path | None = None
     """Weights of the Segment Anything model: a file, or for sam2 and sam-hq a folder or a name on Hugging Face."""
     sam_download: bool = True

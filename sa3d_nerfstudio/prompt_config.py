@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,11 @@ Kind = Literal["points", "box", "scribble", "mask", "text"]
 BoxFinder = Callable[[int, str, "int | None"], Sequence[float]]
 """From a training view, words, and which of the boxes (None if the words fit one place only) to x0, y0, x1, y1 in the
 original image."""
+
+_BESIDE_NO_FILE = ("view", "text", "points", "negative_points", "box", "scribble", "mask")
+"""Options that a prompt file stands in for."""
+MAX_STRETCH = 0.1
+"""How much wider or narrower than its image a mask may be: a tenth, for images that were cropped when undistorted."""
 
 
 @dataclass
@@ -54,7 +60,12 @@ class PromptConfig:
     @property
     def is_given(self) -> bool:
         """Whether anything is prompted at all."""
-        return self.view is not None or self.file is not None or self.text is not None
+        return self.view is not None or self.file is not None or self.text is not None or self.needs_view
+
+    @property
+    def needs_view(self) -> bool:
+        """Whether there is anything that has no place without a view."""
+        return bool(self.points or self.negative_points or self.box or self.scribble or self.mask)
 
 
 @dataclass
@@ -90,12 +101,13 @@ def read_prompts(
         SA3DError: A view is unknown, a number out of place, or a file cannot be read.
     """
     if config.file is not None:
-        if config.view is not None or config.text is not None:
-            other = "view" if config.view is not None else "text"
+        beside = [name for name in _BESIDE_NO_FILE if getattr(config, name) not in (None, ())]
+        if beside:
+            other = beside[0].replace("_", "-")
             raise SA3DError(f"give either --pipeline.prompt.file or --pipeline.prompt.{other}, not both.")
         return _read_file(config.file, views, config.kinds, find_box)
-    if config.view is None and (config.text is None or config.points or config.box or config.scribble or config.mask):
-        raise SA3DError("points need a view: name one with --pipeline.prompt.view.")
+    if config.view is None and (config.text is None or config.needs_view):
+        raise SA3DError("points, boxes, scribbles and masks need a view: name one with --pipeline.prompt.view.")
     view = 0 if config.view is None else views.find(config.view)
     entry = {
         "points": _pairs(config.points, "points"),
@@ -123,9 +135,9 @@ def read_mask(path: Path, height: int, width: int) -> NDArray[np.bool_]:
     """A mask image at the size of the image it belongs to (nearest pixel); white is the object.
 
     Raises:
-        SA3DError: The file is no image, or nothing in it is white.
+        SA3DError: The file is no image, has another shape, or nothing in it is white.
     """
-    pixels = np.asarray(open_image(path).convert("L").resize((width, height), Image.Resampling.NEAREST))
+    pixels = np.asarray(_fitted(path, "L", height, width))
     mask = pixels > (127 if pixels.max() > 1 else 0)
     if not mask.any():
         raise SA3DError(f"the mask {path} is empty: paint the object white.")
@@ -136,15 +148,33 @@ def read_scribble(path: Path, height: int, width: int) -> tuple[NDArray[np.float
     """Points on and beside the object, from an image with brush strokes: white or green, and red.
 
     Raises:
-        SA3DError: The file is no image, or there is no stroke on the object.
+        SA3DError: The file is no image, has another shape, or there is no stroke on the object.
     """
-    pixels = np.asarray(open_image(path).convert("RGBA").resize((width, height), Image.Resampling.NEAREST)).astype(int)
+    pixels = np.asarray(_fitted(path, "RGBA", height, width)).astype(int)
     red, green, _, alpha = np.moveaxis(pixels, -1, 0)
     painted = alpha > 127
     on, beside = painted & (green > 127), painted & (red > 127) & (green <= 127)
     if not on.any():
         raise SA3DError(f"the scribble {path} has no stroke on the object: paint one in white or green.")
     return points_of_stroke(on, positive=True), points_of_stroke(beside, positive=False)
+
+
+def _fitted(path: Path, mode: str, height: int, width: int) -> Image.Image:
+    """An image that was painted over another, at the size of that.
+
+    Raises:
+        SA3DError: It is no image, or cannot have been painted over that one.
+    """
+    image = open_image(path)
+    stretched = (image.width / image.height) / (width / height)
+    # The sides of a small copy are rounded to pixels.
+    rounding = 1 / min(image.width, image.height)
+    if abs(math.log(stretched)) > MAX_STRETCH + rounding:
+        raise SA3DError(
+            f"{path} is {image.width} x {image.height} pixels, and so no copy of the image of {width} x {height} "
+            "at any size: paint it over that image."
+        )
+    return image.convert(mode).resize((width, height), Image.Resampling.NEAREST)
 
 
 def open_image(path: Path) -> Image.Image:
@@ -158,6 +188,8 @@ def open_image(path: Path) -> Image.Image:
         image.load()
     except FileNotFoundError:
         raise SA3DError(f"there is no image {path}: check the path.") from None
+    except IsADirectoryError:
+        raise SA3DError(f"{path} is a folder: name an image in it.") from None
     # Pillow's readers raise these for damaged files.
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise SA3DError(f"{path} cannot be read as an image ({one_line(error)}): save it again as PNG.") from error
@@ -173,6 +205,8 @@ def _read_file(path: Path, views: NamedViews, kinds: Sequence[Kind], find_box: B
         content = json.loads(path.read_text("utf8"))
     except FileNotFoundError:
         raise SA3DError(f"there is no prompt file {path}: check the path.") from None
+    except IsADirectoryError:
+        raise SA3DError(f"{path} is a folder: name the prompt file in it.") from None
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise SA3DError(f"{path} cannot be read as JSON ({one_line(error)}): correct it.") from error
     entries = content.get("objects") if isinstance(content, dict) else content

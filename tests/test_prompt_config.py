@@ -90,6 +90,40 @@ def test_a_mask_of_any_size_is_taken_as_it_is(tmp_path: Path):
     assert small is not None and small.shape == (15, 20)
 
 
+@pytest.mark.parametrize("option", ["points", "negative_points", "box", "scribble", "mask"])
+def test_what_needs_a_view_is_not_passed_over_without_one(option: str):
+    """It counts as a prompt, so that no run ends, and no viewer opens, as if nothing had been asked for."""
+    config = PromptConfig(**{option: Path("m.png") if option in ("scribble", "mask") else (1, 2, 3, 4)})
+    assert config.is_given
+    with pytest.raises(SA3DError, match=r"need a view: name one with --pipeline\.prompt\.view"):
+        read_prompts(config, TwoViews(), "thing")
+    assert not PromptConfig().is_given
+
+
+@pytest.mark.parametrize(("width", "height", "fits"), [
+    (40, 30, True), (400, 300, True), (13, 10, True), (4, 3, True), (41, 30, True), (1, 1, True),
+    (30, 40, False), (40, 40, False), (400, 30, False), (100, 60, False),
+])  # fmt: skip
+def test_an_image_painted_over_another_has_its_shape(tmp_path: Path, width: int, height: int, fits: bool):
+    path = tmp_path / "m.png"
+    Image.fromarray(np.full((height, width, 3), 255, np.uint8)).save(path)
+    for reader in (read_mask, read_scribble):
+        if fits:
+            reader(path, 30, 40)
+            continue
+        with pytest.raises(SA3DError) as caught:
+            reader(path, 30, 40)
+        assert f"m.png is {width} x {height} pixels, and so no copy of the image of 40 x 30" in str(caught.value)
+
+
+def test_folders_in_the_place_of_files(tmp_path: Path):
+    for options in ({"mask": tmp_path}, {"scribble": tmp_path}):
+        with pytest.raises(SA3DError, match="is a folder: name an image in it"):
+            read(**options)
+    with pytest.raises(SA3DError, match="is a folder: name the prompt file in it"):
+        read_prompts(PromptConfig(file=tmp_path), TwoViews(), "x")
+
+
 def test_a_mask_of_zeros_and_ones_counts(tmp_path: Path):
     Image.fromarray(np.eye(30, 40, dtype=np.uint8)).save(tmp_path / "m.png")
     assert int(read_mask(tmp_path / "m.png", 30, 40).sum()) == 30
@@ -241,8 +275,11 @@ def test_words_in_a_file(tmp_path: Path):
     ("options", "words"),
     [
         ({"text": "a mug", "view": "a.png", "box": (0, 0, 4, 5)}, "give the box or the words"),
-        ({"text": "a mug", "points": (1, 2)}, "points need a view"),
-        ({"text": "a mug", "file": Path("prompts.json")}, "not both"),
+        ({"text": "a mug", "points": (1, 2)}, "need a view"),
+        ({"text": "a mug", "negative_points": (1, 2)}, "need a view"),
+        ({"text": "a mug", "file": Path("prompts.json")}, "prompt.text, not both"),
+        ({"points": (1, 2), "file": Path("prompts.json")}, "prompt.points, not both"),
+        ({"mask": Path("m.png"), "file": Path("prompts.json")}, "prompt.mask, not both"),
     ],
 )
 def test_words_out_of_place(options: dict[str, Any], words: str):

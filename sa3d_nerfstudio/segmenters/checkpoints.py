@@ -101,7 +101,8 @@ def find_checkpoint(option: Path | None, size: str | None = None, download: bool
     if cached is not None and cached.is_file():
         return cached
     if size is None or cached is None or not download or downloads_are_forbidden():
-        raise MissingWeightsError(f"Segment Anything needs its weights: {_where_to_get(size)}.")
+        wanted = "Segment Anything" if size is None else OFFICIAL[size].segmenter
+        raise MissingWeightsError(f"{wanted} needs its weights: {_where_to_get(size)}.")
     _download(size, cached)
     return cached
 

@@ -75,6 +75,8 @@ def load_pretrained(kind: PretrainedKind, name: str | Path | None = None, downlo
     name = kind.published if name is None else name
     folder = Path(name).expanduser()
     # What the hub knows has a name of one or two parts.
+    if folder.is_file():
+        raise SA3DError(f"{name} ({kind.option}) is a file: {remedy}.")
     if not folder.is_dir() and (folder.is_absolute() or folder.exists() or str(name).count("/") > 1):
         raise SA3DError(f"there is no folder {name} ({kind.option}): {remedy}.")
     name = str(folder if folder.is_dir() else name)
@@ -82,8 +84,9 @@ def load_pretrained(kind: PretrainedKind, name: str | Path | None = None, downlo
     local = {"local_files_only": offline}
     try:
         config, _ = transformers.PretrainedConfig.get_config_dict(name, **local)
-        if config.get("model_type") not in kind.model_types:
-            raise SA3DError(f"{name} holds a {config.get('model_type')} model, and no {kind.name}: {remedy}.")
+        if (found := config.get("model_type")) not in kind.model_types:
+            held = "does not say what it holds" if found is None else f"holds a {found} model, and no {kind.name}"
+            raise SA3DError(f"{name} {held}: {remedy}.")
         model, fit = getattr(transformers, kind.model_class).from_pretrained(
             name, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **local
         )

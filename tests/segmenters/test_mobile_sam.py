@@ -141,7 +141,9 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_offline() -> None:
     text = sentence(None)
-    assert "needs its weights: fetch mobile_sam.pt from https://raw.githubusercontent.com/ChaoningZhang" in text
+    assert (
+        "mobile-sam needs its weights: fetch mobile_sam.pt from https://raw.githubusercontent.com/ChaoningZhang" in text
+    )
     assert "--pipeline.sam-checkpoint" in text
     assert "--pipeline.segmenter grabcut" in text
 

@@ -178,6 +178,13 @@ def test_weights_of_another_size(model: Path, tmp_path: Path):
 def test_a_model_of_another_kind(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
     assert "holds a bert model, and no Grounding DINO" in refusal(tmp_path)
+    (tmp_path / "config.json").unlink()
+    assert f"{tmp_path} does not say what it holds: name a folder with config.json" in refusal(tmp_path)
+
+
+def test_a_file_in_the_place_of_a_folder(model: Path):
+    weights = model / "model.safetensors"
+    assert f"{weights} (--pipeline.text-model) is a file: name a folder with" in refusal(weights)
 
 
 def test_a_config_that_is_no_json(model: Path, tmp_path: Path):

@@ -3,7 +3,7 @@
     python -m benchmarks.clicks ../shared/scenes/desk
 
 The networks have random weights: that changes what they answer, and not how long it takes. Their sizes are those of
-the published sam-vit-b, sam2.1-hiera-tiny and grounding-dino-tiny.
+the published sam-vit-b, MobileSAM, sam2.1-hiera-tiny and grounding-dino-tiny.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import torch
 from segment_anything import sam_model_registry
+from segment_anything.modeling import Sam
 
 from benchmarks.segmenters import load_image
 from sa3d_nerfstudio.segmentation.prompts import Prompt
@@ -34,6 +35,13 @@ CLICKS = 5
 def random_sam() -> SamSegmenter:
     """SAM of the size vit-b."""
     return SamSegmenter(sam_model_registry["vit_b"]())
+
+
+def random_mobile_sam() -> SamSegmenter:
+    """MobileSAM, of which there is one size."""
+    from mobile_sam import sam_model_registry as registry
+
+    return SamSegmenter(cast(Sam, registry["vit_t"]()))
 
 
 def random_sam2() -> Sam2Segmenter:
@@ -83,6 +91,7 @@ def main() -> None:
         "grabcut": lambda: make_segmenter("grabcut", options),
         "oracle": lambda: make_segmenter("oracle", options),
         "sam-vit-b, random weights": random_sam,
+        "mobile-sam, random weights": random_mobile_sam,
         "sam2 (hiera-tiny), random weights": random_sam2,
     }
     print(f"| segmenter | embed {image.width} x {image.height}, s | predict, s |\n|---|---|---|")

@@ -37,7 +37,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(log: Path, *words: object, timeout: float = 120) -> Iterator[str]:
+def server(log: Path, *words: object, timeout: float = 300) -> Iterator[str]:
     """Run a nerfstudio command that opens a viewer until the context ends.
 
     Yields:

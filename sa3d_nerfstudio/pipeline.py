@@ -19,7 +19,6 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineC
 from torch import Tensor
 
 from sa3d_nerfstudio.atomic import atomic_path, cannot_write
-from sa3d_nerfstudio.chunks import map_chunks
 from sa3d_nerfstudio.datamanager import Filtered, frozen_datamanager
 from sa3d_nerfstudio.disk_store import DiskStore, digest
 from sa3d_nerfstudio.errors import SA3DError, one_line
@@ -161,38 +160,32 @@ class SA3DPipeline(VanillaPipeline):
         """Where what is computed of views is kept, unless the configuration says so."""
         self.segment_panel = SegmentPanel(self)
         """nerfstudio's viewer looks for such among the attributes of a pipeline."""
-        self.datamanager.ray_filter = lambda rays: self.model.masks.hits(  # type: ignore[assignment]
-            rays.origins.to(self.device), rays.directions.to(self.device), config.threshold
-        )
-        self.datamanager.ray_shows = self._shows_object  # type: ignore[assignment]
+        manager = cast(Filtered, self.datamanager)
+        manager.ray_filter = lambda rays: self.model.masks.hits(*self._lines(rays), config.threshold)
+        manager.ray_may_show = lambda rays: self.model.masks.may_show(*self._lines(rays), config.threshold)
+        self.model.on_exported = manager.learn
 
     @property
     def model(self) -> MaskOutputs:
         """The base model with masks."""
         return cast(MaskOutputs, self._model)
 
-    @torch.no_grad()
-    def _shows_object(self, rays: RayBundle) -> Tensor:
-        """Which rays an exporter of points would keep."""
-
-        def shows(part: slice) -> Tensor:
-            return self.model(rays[part].to(self.device))["mask"][:, 0] > self.config.threshold
-
-        return torch.cat(map_chunks(self.model.config, len(rays), shows))
+    def _lines(self, rays: RayBundle) -> tuple[Tensor, Tensor]:
+        return rays.origins.to(self.device), rays.directions.to(self.device)
 
     @property
     def views(self) -> TrainingViews:
         """The training views, at the working size."""
         if self._views is None:
-            dataset = self.datamanager.train_dataset
-            assert dataset is not None
-            scaled_down = getattr(getattr(self.datamanager, "dataparser", None), "downscale_factor", None) or 1
-            size = self.config.working_size or (1008 if self.device.type == "cuda" else 160)
-            scale = scaled_down / dataset.scale_factor
-            cameras = cast(Filtered, self.datamanager).training_cameras()
-            photo = cast(Filtered, self.datamanager).training_photo if self.config.image_source == "photo" else None
+            manager = cast(Filtered, self.datamanager)
             self._views = TrainingViews(
-                self.model, cameras, dataset.image_filenames, size, scale, photo, self._make_cache()
+                self.model,
+                manager.training_cameras(),
+                manager.training_names(),
+                self.config.working_size or (1008 if self.device.type == "cuda" else 160),
+                manager.image_scale(),
+                manager.training_photo if self.config.image_source == "photo" else None,
+                self._make_cache(),
             )
         return self._views
 

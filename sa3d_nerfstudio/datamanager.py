@@ -16,6 +16,7 @@ from nerfstudio.data.datamanagers.base_datamanager import DataManager, VanillaDa
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager
 from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManager
 from nerfstudio.data.datamanagers.random_cameras_datamanager import RandomCamerasDataManager
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
 from nerfstudio.model_components.ray_generators import RayGenerator
 from torch import Tensor
@@ -95,17 +96,6 @@ class Filtered(DataManager):
         """The cameras that the model was trained with."""
         assert self.train_dataset is not None
         return self.train_dataset.cameras
-
-    def training_names(self) -> list[Path]:
-        """Files of the images that the model was trained with, one for each camera."""
-        assert self.train_dataset is not None
-        return [Path(name) for name in self.train_dataset.image_filenames]
-
-    def image_scale(self) -> float:
-        """Size of the original images over that of the cameras, which nerfstudio may have scaled down."""
-        assert self.train_dataset is not None
-        scaled_down = getattr(getattr(self, "dataparser", None), "downscale_factor", None) or 1
-        return scaled_down / self.train_dataset.scale_factor
 
     def training_photo(self, index: int) -> Float[Tensor, "height width 3"]:
         """The image that the model was trained with, as :meth:`training_cameras` saw it, in [0, 1].
@@ -240,8 +230,12 @@ class FrozenImages(Filtered):
 class FrozenRandomCameras(FrozenRays):
     """To be mixed into a data manager of random cameras around an object that was made up, and has no images.
 
-    Its cameras for evaluation, of which it makes new ones whenever it is made, are the training views here.
+    Its cameras for evaluation, of which it makes new ones whenever it is made, are the training views here. They have
+    numbers for names, and are as sharp as segmenters want them: no photo says how large they are.
     """
+
+    SIZE = 512
+    """Pixels along each side of a view."""
 
     SEED = 0
     """The cameras are those of this seed, so that a prompt given in one process is in the same view in the next."""
@@ -250,14 +244,16 @@ class FrozenRandomCameras(FrozenRays):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.SEED)
             super().__init__(*args, **kwargs)
-
-    def training_names(self) -> list[Path]:
-        """Their numbers."""
-        return [Path(f"{index:03d}.png") for index in range(len(self.training_cameras()))]
-
-    def image_scale(self) -> float:
-        """1: a view is as large as its camera."""
-        return 1.0
+        # Both of its data sets have the same cameras.
+        self.training_cameras().rescale_output_resolution(self.SIZE / self.config.eval_resolution)
+        if self.train_pixel_sampler is not None:
+            self.setup_train()
+        for dataset in (self.train_dataset, self.eval_dataset):
+            assert dataset is not None
+            names = [Path(f"{index:03d}.png") for index in range(len(dataset))]
+            # What a data set has of its data parser, and exporters of meshes ask for.
+            dataset._dataparser_outputs = DataparserOutputs(names, dataset.cameras, scene_box=dataset.scene_box)
+            dataset.scale_factor = 1.0
 
     def training_photo(self, index: int) -> Float[Tensor, "height width 3"]:
         """There is none.

@@ -23,6 +23,7 @@ from sa3d_nerfstudio.datamanager import Filtered, frozen_datamanager
 from sa3d_nerfstudio.disk_store import DiskStore, digest
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.finite import check_finite
+from sa3d_nerfstudio.guidance import GUIDANCE, without_guidance
 from sa3d_nerfstudio.lpips import lpips_without_download
 from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.model import with_masks
@@ -138,7 +139,7 @@ class SA3DPipeline(VanillaPipeline):
         vanilla.datamanager._target = frozen_datamanager(config.base.datamanager_target)
         vanilla.model = copy.copy(config.model)
         try:
-            with lpips_without_download():
+            with lpips_without_download(), without_guidance():
                 super().__init__(vanilla, device, test_mode, world_size, local_rank, grad_scaler)
         except OSError as error:  # Pillow's error for what is no whole image is one of these
             place = "" if error.filename else f", in {config.datamanager.data}"
@@ -177,15 +178,15 @@ class SA3DPipeline(VanillaPipeline):
     def views(self) -> TrainingViews:
         """The training views, at the working size."""
         if self._views is None:
-            manager = cast(Filtered, self.datamanager)
+            dataset = self.datamanager.train_dataset
+            assert dataset is not None
+            scaled_down = getattr(getattr(self.datamanager, "dataparser", None), "downscale_factor", None) or 1
+            size = self.config.working_size or (1008 if self.device.type == "cuda" else 160)
+            scale = scaled_down / dataset.scale_factor
+            cameras = cast(Filtered, self.datamanager).training_cameras()
+            photo = cast(Filtered, self.datamanager).training_photo if self.config.image_source == "photo" else None
             self._views = TrainingViews(
-                self.model,
-                manager.training_cameras(),
-                manager.training_names(),
-                self.config.working_size or (1008 if self.device.type == "cuda" else 160),
-                manager.image_scale(),
-                manager.training_photo if self.config.image_source == "photo" else None,
-                self._make_cache(),
+                self.model, cameras, dataset.image_filenames, size, scale, photo, self._make_cache()
             )
         return self._views
 
@@ -305,6 +306,7 @@ class SA3DPipeline(VanillaPipeline):
             state = {**load_checkpoint(path)["pipeline"], **state}
         self.model.update_to_step(step)
         model_state = {key.removeprefix("_model."): value for key, value in state.items() if key.startswith("_model.")}
+        model_state = {key: value for key, value in model_state.items() if not key.startswith(GUIDANCE)}
         missing, unexpected = self.model.load_state_dict(model_state, strict=False)
         missing = [key for key in missing if not key.startswith(("masks.", "lpips."))]
         if missing or unexpected:

@@ -83,6 +83,7 @@ class Guidance(nn.Module):
     def __init__(self, device: torch.device | str, **kwargs: Any) -> None:
         super().__init__()
         self.device = device
+        self.weights = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def get_text_embeds(self, prompt: str, negative_prompt: str) -> Tensor:
         """Nothing in particular."""

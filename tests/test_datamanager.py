@@ -434,8 +434,9 @@ def test_random_cameras() -> None:
     assert len(rays) == datamanager.config.train_resolution**2
     assert sphere(rays).float().mean() > 0.8
     assert len(datamanager.training_cameras()) == 256
-    assert [str(name) for name in datamanager.training_names()[::100]] == ["000.png", "100.png", "200.png"]
-    assert datamanager.image_scale() == 1
+    assert datamanager.training_cameras()[5].width.item() == datamanager.eval_dataset.cameras[5].height.item() == 512
+    names = [str(name) for name in datamanager.train_dataset.image_filenames]
+    assert names[::100] == ["000.png", "100.png", "200.png"]
     with pytest.raises(SA3DError, match="trained without images"):
         datamanager.training_photo(0)
 

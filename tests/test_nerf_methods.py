@@ -97,9 +97,9 @@ METHODS = {
             "--optimizers.fields.optimizer.lr", 0.003,
         ]
     ),
-    "nerfacto-big": Method(_NERFACTO, rays=256, trained_as="nerfacto"),
+    "nerfacto-big": Method(_NERFACTO, steps=40, trained_as="nerfacto"),
     # Its proposal networks cannot be made smaller.
-    "nerfacto-huge": Method(_NERFACTO, rays=128, trained_as="nerfacto"),
+    "nerfacto-huge": Method(_NERFACTO, steps=40, trained_as="nerfacto"),
     "depth-nerfacto": Method(_NERFACTO, form=scenes.with_depths, rays=256),
     "phototourism": Method(_NERFACTO, ["phototourism-data"], scenes.as_phototourism, rays=256),
     # Nor can those of this.
@@ -156,10 +156,10 @@ def generating(output: Path) -> list[object]:
     train = training(
         "generfacto", None, output, "--experiment-name", "made", "--prompt", "a ball",
         "--pipeline.datamanager.train-resolution", 16, "--pipeline.datamanager.num-eval-angles", 12,
-        "--pipeline.datamanager.eval-resolution", 32, "--pipeline.model.num-proposal-samples-per-ray", 16, 12,
-        "--pipeline.model.num-nerf-samples-per-ray", 12, "--optimizers.fields.optimizer.lr", 0.01, steps=25,
+        "--pipeline.model.num-proposal-samples-per-ray", 16, 12,
+        "--pipeline.model.num-nerf-samples-per-ray", 12, "--optimizers.fields.optimizer.lr", 0.02, steps=12,
     )  # fmt: skip
-    disc = np.hypot(*(np.mgrid[:32, :32] - 15.5)) < 9
+    disc = np.hypot(*(np.mgrid[:512, :512] - 255.5)) < 140
     Image.fromarray(disc.astype(np.uint8) * 255).save(output / "disc.png")
     segment = [
         "ns-train", "sa3d", "--load-dir", output / "made" / "generfacto" / "T", "--output-dir", output,
@@ -168,7 +168,11 @@ def generating(output: Path) -> list[object]:
         "--pipeline.working-size", 24, "--pipeline.resolution", 32, "--pipeline.threshold", THRESHOLD,
     ]  # fmt: skip
     run = output / "made" / "sa3d" / "S"
-    return [*train, "--then", *segment, "--then", *exporting(run, output / "points")]
+    mesh = [
+        "ns-export", "tsdf", "--load-config", run / "config.yml", "--output-dir", output / "tsdf", "--resolution", 24,
+        "--downscale-factor", 16, "--target-num-faces", 100, "--num-pixels-per-side", 16,
+    ]  # fmt: skip
+    return [*train, "--then", *segment, "--then", *exporting(run, output / "points"), "--then", *mesh]
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +209,18 @@ def test_what_generfacto_made_is_taken_out_of_its_blob(trained: Path):
     # In the sphere that it is made in, and near the middle of it, where the mask was drawn.
     assert np.linalg.norm(points, axis=-1).max() < 1.01
     assert np.median(np.linalg.norm(points, axis=-1)) < 0.7
+    mesh = open3d.io.read_triangle_mesh(trained / "generfacto" / "tsdf" / "tsdf_mesh.ply")
+    assert len(mesh.triangles) > 20
+
+
+def test_what_guided_generfacto_is_left_behind(trained: Path):
+    folder = trained / "generfacto" / "made"
+    with_guide, without = (
+        next(iter(checkpoints_in(folder / run / "nerfstudio_models").values())) for run in ("generfacto/T", "sa3d/S")
+    )
+    guide = "_model._diffusion_model.weights"
+    assert guide in load_checkpoint(with_guide)["pipeline"]
+    assert guide not in load_checkpoint(without)["pipeline"]
 
 
 def test_marching_cubes_find_the_surface_of_the_object_only(trained: Path):

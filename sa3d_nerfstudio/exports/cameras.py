@@ -53,8 +53,7 @@ def dataset_cameras(pipeline: SA3DPipeline, split: Split) -> list[NamedCamera]:
         if dataset is None:
             continue
         cameras = _undistorted(datamanager, which, dataset)
-        # Random cameras come with a data set that has none.
-        for index, filename in enumerate(getattr(dataset, "image_filenames", [])):
+        for index, filename in enumerate(dataset.image_filenames):
             camera = copy.deepcopy(cameras[index : index + 1])
             original = files.original(Path(filename))
             camera.rescale_output_resolution(files.downscale_factor / dataset.scale_factor)

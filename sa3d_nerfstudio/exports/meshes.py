@@ -70,15 +70,14 @@ def tsdf_mesh(
         downscale_factor: How much smaller than the training images the depth images are.
 
     Raises:
-        SA3DError: The run is none of a NeRF, or has no data set.
+        SA3DError: The run is none of a NeRF.
     """
     model = pipeline.model
     if not isinstance(model, MaskedModel):
         raise SA3DError("nerfstudio fuses depth images of NeRFs only: use --method poisson for a Gaussian run.")
     low, high = _bounds(objects, pipeline.config.threshold)
-    outputs: Any = getattr(pipeline.datamanager.train_dataset, "_dataparser_outputs", None)
-    if outputs is None:
-        raise SA3DError("nerfstudio fuses depth images of a data set, and this run has none: use --method poisson.")
+    dataset: Any = pipeline.datamanager.train_dataset
+    outputs = dataset._dataparser_outputs
     names = _output_names(model, outputs.cameras)
     cameras = outputs.cameras
     outputs.cameras = copy.deepcopy(cameras)  # nerfstudio scales them, and leaves them so

@@ -90,6 +90,6 @@ def _any_along(
     for chunk in candidates.split(max(1, SAMPLES_AT_A_TIME // num_steps)):
         t = near[chunk, None] + (far - near)[chunk, None] * steps
         x = origins[chunk, None] + directions[chunk, None] * t[..., None]
-        found = grid.gather(values, x.reshape(-1, 3)).reshape(len(chunk), num_steps, -1)
+        found = grid.gather(values, x.reshape(-1, 3)).reshape(len(chunk), num_steps, values.shape[1])
         passed[chunk] = test(found).any(-1)
     return passed

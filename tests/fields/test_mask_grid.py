@@ -142,6 +142,8 @@ def test_hits_finds_every_ray_through_the_object_and_few_others():
     cell = 2 * 1.25 / 63
     assert hits[nearest < 0.4 - cell].all()
     assert not hits[nearest > 0.4 + 4 * cell].any()
+    assert not grid.hits(origins, -directions).any()
+    assert not grid.may_show(origins, -directions).any()
 
 
 def test_rays_that_may_show_the_object_are_few_and_all():

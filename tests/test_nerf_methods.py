@@ -97,9 +97,9 @@ METHODS = {
             "--optimizers.fields.optimizer.lr", 0.003,
         ]
     ),
-    "nerfacto-big": Method(_NERFACTO, steps=40, trained_as="nerfacto"),
+    "nerfacto-big": Method(_NERFACTO, steps=25, trained_as="nerfacto"),
     # Its proposal networks cannot be made smaller.
-    "nerfacto-huge": Method(_NERFACTO, steps=40, trained_as="nerfacto"),
+    "nerfacto-huge": Method(_NERFACTO, steps=25, trained_as="nerfacto"),
     "depth-nerfacto": Method(_NERFACTO, form=scenes.with_depths, rays=256),
     "phototourism": Method(_NERFACTO, ["phototourism-data"], scenes.as_phototourism, rays=256),
     # Nor can those of this.

@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import types
 import typing
+from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import DataManager, VanillaDataManager
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager
 from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManager
+from nerfstudio.data.datamanagers.random_cameras_datamanager import RandomCamerasDataManager
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
 from nerfstudio.model_components.ray_generators import RayGenerator
 from torch import Tensor
@@ -22,7 +25,7 @@ from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.pixel_cells import PixelCells, RayFilter
 
 CELLS_ALONG_IMAGE = (96, 192, 384)
-"""Along an image's longer side: how many cells are tested for the object; more if it is too small to be found."""
+"""Along an image's longer side: how many blocks are tested for the object; more if it is too small to be found."""
 
 _MADE_BY_SETUP_EVAL = frozenset(
     {
@@ -49,6 +52,7 @@ def frozen_datamanager(target: Any) -> type[DataManager]:
       training images; evaluation images are loaded when they are first asked for. ``next_train`` draws rays from the
       training cameras, through the object only if there is a ``ray_filter``.
     - Those of full images (``FullImageDatamanager``) load nothing before they are asked for images.
+    - Those without images (``RandomCamerasDataManager``) have the same cameras each time, named by their numbers.
     - Any other is left as it is.
 
     Args:
@@ -61,6 +65,8 @@ def frozen_datamanager(target: Any) -> type[DataManager]:
         frozen = FrozenRays
     elif issubclass(origin, FullImageDatamanager):
         frozen = FrozenImages
+    elif issubclass(origin, RandomCamerasDataManager):
+        frozen = FrozenRandomCameras
     else:
         frozen = Filtered
     # new_class keeps an alias among __orig_bases__, which is where nerfstudio looks for the data set's type
@@ -71,8 +77,8 @@ def frozen_datamanager(target: Any) -> type[DataManager]:
 class Filtered(DataManager):
     """Holds the ray filter."""
 
-    ray_shows: RayFilter | None = None
-    """Which rays show the object; slow, as it renders them. Where few that pass do, more of the others are left out."""
+    ray_may_show: RayFilter | None = None
+    """Which rays show the object if nothing else hides it; more exact than the filter, and slower."""
     _ray_filter: RayFilter | None = None
     _cells: PixelCells | None = None
 
@@ -112,6 +118,11 @@ class Filtered(DataManager):
         """Forget where the object is seen. To be called when the object has changed."""
         self._cells = None
 
+    def learn(self, shown: Bool[Tensor, " num_rays"]) -> None:
+        """Told which of the rays that were drawn last show the object, draw fewer of the others."""
+        if self._cells is not None:
+            self._cells.learn(shown)
+
 
 class FrozenRays(Filtered):
     """To be mixed into a data manager of rays."""
@@ -124,8 +135,11 @@ class FrozenRays(Filtered):
     def setup_train(self) -> None:
         """Only what it takes to draw rays: no images, no processes."""
         assert self.train_dataset is not None
-        self.train_pixel_sampler = PixelSamplerConfig().setup(num_rays_per_batch=self.config.train_num_rays_per_batch)
+        self.train_pixel_sampler = PixelSamplerConfig().setup(num_rays_per_batch=self._rays_per_batch())
         self.train_ray_generator = RayGenerator(self.train_dataset.cameras.to(self.device)).to(self.device)
+
+    def _rays_per_batch(self) -> int:
+        return self.config.train_num_rays_per_batch
 
     def setup_eval(self) -> None:
         """As the base does, but not before it is needed, where what it makes is known."""
@@ -168,13 +182,11 @@ class FrozenRays(Filtered):
         if self.ray_filter is None:
             return PixelCells.whole_images(cameras)
         for num_cells in CELLS_ALONG_IMAGE:
-            cells = [
-                PixelCells.in_image(cameras, index, num_cells, self.train_ray_generator, self.ray_filter)
-                for index in range(len(cameras))
-            ]
-            found = PixelCells(torch.cat([one.bounds for one in cells]))
+            found = PixelCells.with_object(
+                cameras, num_cells, self.train_ray_generator, self.ray_filter, self.ray_may_show
+            )
             if len(found.bounds):
-                return found if self.ray_shows is None else found.refined(self.train_ray_generator, self.ray_shows)
+                return found
         raise SA3DError(
             "the segmented object is empty, or no training view sees it: segment it again with another prompt."
         )
@@ -213,6 +225,46 @@ class FrozenImages(Filtered):
         assert self.train_dataset is not None
         camera = self.train_dataset.cameras[0]
         return int(camera.height.item() * camera.width.item())
+
+
+class FrozenRandomCameras(FrozenRays):
+    """To be mixed into a data manager of random cameras around an object that was made up, and has no images.
+
+    Its cameras for evaluation, of which it makes new ones whenever it is made, are the training views here. They have
+    numbers for names, and are as sharp as segmenters want them: no photo says how large they are.
+    """
+
+    SIZE = 512
+    """Pixels along each side of a view."""
+
+    SEED = 0
+    """The cameras are those of this seed, so that a prompt given in one process is in the same view in the next."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.SEED)
+            super().__init__(*args, **kwargs)
+        # Both of its data sets have the same cameras.
+        self.training_cameras().rescale_output_resolution(self.SIZE / self.config.eval_resolution)
+        if self.train_pixel_sampler is not None:
+            self.setup_train()
+        for dataset in (self.train_dataset, self.eval_dataset):
+            assert dataset is not None
+            names = [Path(f"{index:03d}.png") for index in range(len(dataset))]
+            # What a data set has of its data parser, and exporters of meshes ask for.
+            dataset._dataparser_outputs = DataparserOutputs(names, dataset.cameras, scene_box=dataset.scene_box)
+            dataset.scale_factor = 1.0
+
+    def training_photo(self, index: int) -> Float[Tensor, "height width 3"]:
+        """There is none.
+
+        Raises:
+            SA3DError: Always.
+        """
+        raise SA3DError("this run was trained without images: leave out --pipeline.image-source photo.")
+
+    def _rays_per_batch(self) -> int:
+        return self.config.train_resolution**2
 
 
 def as_colours(image: Tensor) -> Float[Tensor, "height width 3"]:

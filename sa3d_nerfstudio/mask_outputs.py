@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from nerfstudio.models.base_model import Model
 from torch import Tensor
 
@@ -47,6 +47,8 @@ class MaskOutputs(_Base):
     """What a viewer shows of the outputs; it renders all, but those that take a pass of their own are not filled in."""
     for_inference: bool = False
     """Whether the pipeline was set up in the mode "inference"."""
+    on_exported: Callable[[Bool[Tensor, " num_rays"]], None] | None = None
+    """Called with which rays of a batch show the objects, when an exporter of points asks for them."""
     _rays_in_vain = 0
 
     @property
@@ -118,7 +120,10 @@ class MaskOutputs(_Base):
             return super().get_rgba_image(outputs, output_name)
         mask, threshold = outputs["mask"], self.mask_threshold
         if mask.dim() == 2:
-            self._rays_in_vain = 0 if bool((mask > threshold).any()) else self._rays_in_vain + len(mask)
+            shown = mask[:, 0] > threshold
+            if self.on_exported is not None:
+                self.on_exported(shown)
+            self._rays_in_vain = 0 if bool(shown.any()) else self._rays_in_vain + len(mask)
             if self._rays_in_vain > RAYS_IN_VAIN:
                 raise SA3DError(
                     f"the object's mask lies above the threshold of {threshold:g} in no training view: "

@@ -19,11 +19,11 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineC
 from torch import Tensor
 
 from sa3d_nerfstudio.atomic import atomic_path, cannot_write
-from sa3d_nerfstudio.chunks import map_chunks
 from sa3d_nerfstudio.datamanager import Filtered, frozen_datamanager
 from sa3d_nerfstudio.disk_store import DiskStore, digest
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.finite import check_finite
+from sa3d_nerfstudio.guidance import GUIDANCE, without_guidance
 from sa3d_nerfstudio.lpips import lpips_without_download
 from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.model import with_masks
@@ -139,7 +139,7 @@ class SA3DPipeline(VanillaPipeline):
         vanilla.datamanager._target = frozen_datamanager(config.base.datamanager_target)
         vanilla.model = copy.copy(config.model)
         try:
-            with lpips_without_download():
+            with lpips_without_download(), without_guidance():
                 super().__init__(vanilla, device, test_mode, world_size, local_rank, grad_scaler)
         except OSError as error:  # Pillow's error for what is no whole image is one of these
             place = "" if error.filename else f", in {config.datamanager.data}"
@@ -161,24 +161,18 @@ class SA3DPipeline(VanillaPipeline):
         """Where what is computed of views is kept, unless the configuration says so."""
         self.segment_panel = SegmentPanel(self)
         """nerfstudio's viewer looks for such among the attributes of a pipeline."""
-        self.datamanager.ray_filter = lambda rays: self.model.masks.hits(  # type: ignore[assignment]
-            rays.origins.to(self.device), rays.directions.to(self.device), config.threshold
-        )
-        self.datamanager.ray_shows = self._shows_object  # type: ignore[assignment]
+        manager = cast(Filtered, self.datamanager)
+        manager.ray_filter = lambda rays: self.model.masks.hits(*self._lines(rays), config.threshold)
+        manager.ray_may_show = lambda rays: self.model.masks.may_show(*self._lines(rays), config.threshold)
+        self.model.on_exported = manager.learn
 
     @property
     def model(self) -> MaskOutputs:
         """The base model with masks."""
         return cast(MaskOutputs, self._model)
 
-    @torch.no_grad()
-    def _shows_object(self, rays: RayBundle) -> Tensor:
-        """Which rays an exporter of points would keep."""
-
-        def shows(part: slice) -> Tensor:
-            return self.model(rays[part].to(self.device))["mask"][:, 0] > self.config.threshold
-
-        return torch.cat(map_chunks(self.model.config, len(rays), shows))
+    def _lines(self, rays: RayBundle) -> tuple[Tensor, Tensor]:
+        return rays.origins.to(self.device), rays.directions.to(self.device)
 
     @property
     def views(self) -> TrainingViews:
@@ -312,6 +306,7 @@ class SA3DPipeline(VanillaPipeline):
             state = {**load_checkpoint(path)["pipeline"], **state}
         self.model.update_to_step(step)
         model_state = {key.removeprefix("_model."): value for key, value in state.items() if key.startswith("_model.")}
+        model_state = {key: value for key, value in model_state.items() if not key.startswith(GUIDANCE)}
         missing, unexpected = self.model.load_state_dict(model_state, strict=False)
         missing = [key for key in missing if not key.startswith(("masks.", "lpips."))]
         if missing or unexpected:

@@ -7,31 +7,36 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.model_components.ray_generators import RayGenerator
 from torch import Tensor
 
 RayFilter = Callable[[RayBundle], Bool[Tensor, " num_rays"]]
-"""Which rays pass through the object, or show it."""
+"""Which rays pass through the object, or may show it."""
 
-ENOUGH = 0.7
-"""Share of the drawn rays that show the object from which on cells are not made smaller."""
-MAX_PROBES = 1 << 15
-"""Rays that are rendered at most each time that cells are made smaller: as many as ns-export has in a batch."""
+MOST_CELLS = 1 << 17
+"""Cells are made smaller until there would be more."""
+TRIED, TRIED_AROUND = 4, 24
+"""Rays in a block, and in it and the eight around it, of which none has shown the object: there, something hides it."""
 
 
 class PixelCells:
-    """Rectangles of pixels, of several images, to draw random pixels from.
+    """Rectangles of pixels, of several images, to draw random pixels from, each pixel as likely as any other.
 
     Args:
         bounds: per cell the camera's index, and the first (inclusive) and last (exclusive) row and column:
-            (camera, y0, x0, y1, x1).
+            (camera, y0, x0, y1, x1). No two overlap.
+        blocks: per cell the camera's index, and the row and column, of the block of its image that it lies in. A block
+            is what is left out as a whole when something hides it; without blocks, nothing is.
     """
 
-    def __init__(self, bounds: Int[Tensor, "num_cells 5"]) -> None:
+    def __init__(self, bounds: Int[Tensor, "num_cells 5"], blocks: Int[Tensor, "num_cells 3"] | None = None) -> None:
         self.bounds = bounds
+        self._last = _area(self.bounds).cumsum(0)
+        self._drawn = bounds.new_zeros(0)
+        self._experience = None if blocks is None else _Experience(blocks)
 
     @classmethod
     def whole_images(cls, cameras: Cameras) -> PixelCells:
@@ -41,72 +46,154 @@ class PixelCells:
         return cls(torch.stack([index, zero, zero, height, width], dim=-1))
 
     @classmethod
-    def in_image(
-        cls, cameras: Cameras, index: int, num_cells: int, generate_rays: RayGenerator, ray_filter: RayFilter
+    def with_object(
+        cls,
+        cameras: Cameras,
+        num_cells: int,
+        generate_rays: RayGenerator,
+        passing: RayFilter,
+        may_show: RayFilter | None = None,
     ) -> PixelCells:
-        """The cells of an image whose central ray, or a neighbour's, passes the filter.
+        """The cells of all images through which the object is seen; none if it is too small for such cells.
 
         Args:
-            cameras: all cameras.
-            index: which of them.
-            num_cells: number of cells along the image's longer side, if it has as many pixels.
-            generate_rays: for (camera, y, x) indices.
-            ray_filter: which rays pass through the object.
+            cameras: All cameras.
+            num_cells: Number of blocks along an image's longer side, if it has as many pixels. Those are kept whose
+                central ray, or a neighbour's, passes.
+            generate_rays: For (camera, y, x) indices.
+            passing: Which rays pass through the object, or near it.
+            may_show: Which rays show the object if nothing hides it: the blocks are divided, down to pixels if that
+                does not make too many, and parts left out that do not show it.
         """
-        camera = cameras[index]
-        height, width = int(camera.height.item()), int(camera.width.item())
-        stride = math.ceil(max(height, width) / num_cells)
-        y0 = torch.arange(0, height, stride, device=cameras.device)
-        x0 = torch.arange(0, width, stride, device=cameras.device)
-        y1, x1 = (y0 + stride).clamp(max=height), (x0 + stride).clamp(max=width)
-        centres = torch.cartesian_prod((y0 + y1) // 2, (x0 + x1) // 2)
-        rays = generate_rays(F.pad(centres, (1, 0), value=index))
-        hits = ray_filter(rays).to(cameras.device).reshape(1, 1, len(y0), len(x0))
-        row, column = F.max_pool2d(hits.float(), 3, stride=1, padding=1)[0, 0].nonzero(as_tuple=True)
-        return cls(torch.stack([torch.full_like(row, index), y0[row], x0[column], y1[row], x1[column]], dim=-1))
-
-    def refined(self, generate_rays: RayGenerator, ray_shows: RayFilter) -> PixelCells:
-        """Smaller cells, that leave out what hides the object, until most of the pixels in them show it.
-
-        A cell is kept if a ray at its middle or at one of its corners shows the object.
-
-        Args:
-            generate_rays: for (camera, y, x) indices.
-            ray_shows: which rays show the object.
-        """
-        cells, halve = self, False
-        while not halve or bool((cells.bounds[:, 3:5] - cells.bounds[:, 1:3] > 1).any()):
-            if ray_shows(generate_rays(cells.sample(512))).float().mean() >= ENOUGH:
-                return cells
-            smaller = cells._halved() if halve else cells.bounds
-            if 2 * len(smaller) > MAX_PROBES:
-                return cells
-            kept = smaller[_any_probe_shows(smaller, generate_rays, ray_shows)]
-            # Where there is less to see than between the probes, still smaller cells may find it.
-            cells, halve = PixelCells(kept if len(kept) else smaller), True
-        return cells
-
-    def _halved(self) -> Int[Tensor, "num_cells 5"]:
-        """Each cell in four, or in two or one where it is a single pixel wide."""
-        camera, y0, x0, y1, x1 = self.bounds.unbind(-1)
-        y, x = (y0 + y1) // 2, (x0 + x1) // 2
-        quarters = [
-            torch.stack([camera, *low, *high], dim=-1)
-            for low, high in (((y0, x0), (y, x)), ((y0, x), (y, x1)), ((y, x0), (y1, x)), ((y, x), (y1, x1)))
-        ]
-        every = torch.cat(quarters)
-        return every[(every[:, 3:5] > every[:, 1:3]).all(-1)]
+        found = [_blocks_of(cameras, index, num_cells, generate_rays, passing) for index in range(len(cameras))]
+        bounds, blocks = (torch.cat(part) for part in zip(*found, strict=True))
+        while may_show is not None and len(bounds):
+            last = int(_area(bounds).sum()) <= MOST_CELLS
+            if last:
+                bounds, blocks = _pixels(bounds, blocks)
+            keep = _any_probe_shows(bounds, generate_rays, may_show)
+            if not bool(keep.any()):
+                break  # less of it is to be seen than lies between the probes
+            bounds, blocks = bounds[keep], blocks[keep]
+            if last or 4 * len(bounds) > MOST_CELLS:
+                break
+            bounds, blocks = _halved(bounds, blocks)
+        return cls(bounds, blocks)
 
     def sample(self, num_pixels: int) -> Int[Tensor, "num_pixels 3"]:
-        """Random pixels (camera, y, x): a cell, each as likely as any other, then a pixel in it."""
-        cell = self.bounds[torch.randint(len(self.bounds), (num_pixels,), device=self.bounds.device)]
-        low, size = cell[:, 1:3], cell[:, 3:5] - cell[:, 1:3]
-        offset = (torch.rand(num_pixels, 2, device=cell.device) * size).long()
-        return torch.cat([cell[:, :1], low + torch.minimum(offset, size - 1)], dim=-1)
+        """Random pixels (camera, y, x)."""
+        number = torch.randint(int(self._last[-1]), (num_pixels,), device=self.bounds.device)
+        self._drawn = torch.searchsorted(self._last, number, right=True)
+        camera, y0, x0, _, x1 = self.bounds[self._drawn].unbind(-1)
+        within = number - (self._last - _area(self.bounds))[self._drawn]
+        return torch.stack([camera, y0 + within // (x1 - x0), x0 + within % (x1 - x0)], dim=-1)
+
+    def learn(self, shown: Bool[Tensor, " num_pixels"]) -> None:
+        """Leave out what has not shown the object, for good.
+
+        That is single pixels, and blocks whose rays, and those of the blocks around them, have not shown it however
+        many there were. Hence every pixel that shows the object remains as likely as any other, except where less
+        than a block shows it by itself, which may be missed.
+
+        Args:
+            shown: Of the pixels that were drawn last, which show the object; of another number, they are not of those.
+        """
+        if self._experience is None or len(shown) != len(self._drawn):
+            return
+        shown = shown.to(self.bounds.device)
+        hidden = self._experience.add(self._drawn, shown)
+        missed = torch.zeros_like(hidden)
+        missed[self._drawn[~shown]] = True
+        keep = ~(hidden | (missed & (_area(self.bounds) == 1)))
+        if bool(keep.any()) and not bool(keep.all()):
+            self.bounds = self.bounds[keep]
+            self._last = _area(self.bounds).cumsum(0)
+            self._experience.keep(keep)
+        self._drawn = self._drawn[:0]
+
+
+class _Experience:
+    """How many rays have been drawn in each block, and how many of them have shown the object."""
+
+    def __init__(self, blocks: Int[Tensor, "num_cells 3"]) -> None:
+        # A rim of one, so that what is beside an image is no block of it.
+        _, height, width = (int(size) + 3 for size in blocks.amax(0)) if len(blocks) else (0, 1, 1)
+        key = (blocks[:, 0] * height + blocks[:, 1] + 1) * width + blocks[:, 2] + 1
+        self._keys, self._block = torch.unique(key, return_inverse=True)
+        line = torch.arange(-1, 2, device=key.device)
+        wanted = self._keys[:, None] + (line[:, None] * width + line).reshape(-1)
+        at = torch.searchsorted(self._keys, wanted).clamp(max=max(len(self._keys) - 1, 0))
+        # The number past the last stands for no block.
+        self._around = torch.where(self._keys[at] == wanted, at, len(self._keys)) if len(key) else at
+        self._tried, self._shown = (torch.zeros(len(self._keys) + 1, device=key.device) for _ in range(2))
+
+    def add(self, drawn: Int[Tensor, " num_rays"], shown: Bool[Tensor, " num_rays"]) -> Bool[Tensor, " num_cells"]:
+        """Count rays, and tell the cells in which, to all experience, something hides the object."""
+        block = self._block[drawn]
+        self._tried.index_add_(0, block, torch.ones_like(shown, dtype=torch.float))
+        self._shown.index_add_(0, block, shown.float())
+        hidden = (self._tried[:-1] >= TRIED) & (self._sum(self._tried) >= TRIED_AROUND) & (self._sum(self._shown) == 0)
+        return hidden[self._block]
+
+    def keep(self, cells: Bool[Tensor, " num_cells"]) -> None:
+        """Forget the other cells."""
+        self._block = self._block[cells]
+
+    def _sum(self, counts: Float[Tensor, " num_blocks_and_one"]) -> Float[Tensor, " num_blocks"]:
+        return counts[self._around].sum(-1)
+
+
+def _blocks_of(
+    cameras: Cameras, index: int, num_cells: int, generate_rays: RayGenerator, passing: RayFilter
+) -> tuple[Int[Tensor, "num_blocks 5"], Int[Tensor, "num_blocks 3"]]:
+    """Bounds of an image's blocks whose central ray, or a neighbour's, passes; with the camera, row and column."""
+    camera = cameras[index]
+    height, width = int(camera.height.item()), int(camera.width.item())
+    stride = math.ceil(max(height, width) / num_cells)
+    y0 = torch.arange(0, height, stride, device=cameras.device)
+    x0 = torch.arange(0, width, stride, device=cameras.device)
+    y1, x1 = (y0 + stride).clamp(max=height), (x0 + stride).clamp(max=width)
+    centres = torch.cartesian_prod((y0 + y1) // 2, (x0 + x1) // 2)
+    rays = generate_rays(F.pad(centres, (1, 0), value=index))
+    hits = passing(rays).to(cameras.device).reshape(1, 1, len(y0), len(x0))
+    row, column = F.max_pool2d(hits.float(), 3, stride=1, padding=1)[0, 0].nonzero(as_tuple=True)
+    camera_index = torch.full_like(row, index)
+    bounds = torch.stack([camera_index, y0[row], x0[column], y1[row], x1[column]], dim=-1)
+    return bounds, torch.stack([camera_index, row, column], dim=-1)
+
+
+def _area(bounds: Int[Tensor, "num_cells 5"]) -> Int[Tensor, " num_cells"]:
+    return (bounds[:, 3] - bounds[:, 1]) * (bounds[:, 4] - bounds[:, 2])
+
+
+def _pixels(
+    bounds: Int[Tensor, "num_cells 5"], blocks: Int[Tensor, "num_cells 3"]
+) -> tuple[Int[Tensor, "num_pixels 5"], Int[Tensor, "num_pixels 3"]]:
+    """Each pixel a cell of its own."""
+    area = _area(bounds)
+    number = torch.arange(int(area.sum()), device=area.device) - (area.cumsum(0) - area).repeat_interleave(area)
+    camera, y0, x0, _, x1 = bounds.repeat_interleave(area, dim=0).unbind(-1)
+    y, x = y0 + number // (x1 - x0), x0 + number % (x1 - x0)
+    return torch.stack([camera, y, x, y + 1, x + 1], dim=-1), blocks.repeat_interleave(area, dim=0)
+
+
+def _halved(
+    bounds: Int[Tensor, "num_cells 5"], blocks: Int[Tensor, "num_cells 3"]
+) -> tuple[Int[Tensor, "num_smaller 5"], Int[Tensor, "num_smaller 3"]]:
+    """Each cell in four, or in two or one where it is a single pixel wide."""
+    camera, y0, x0, y1, x1 = bounds.unbind(-1)
+    y, x = (y0 + y1) // 2, (x0 + x1) // 2
+    quarters = [
+        torch.stack([camera, *low, *high], dim=-1)
+        for low, high in (((y0, x0), (y, x)), ((y0, x), (y, x1)), ((y, x0), (y1, x)), ((y, x), (y1, x1)))
+    ]
+    every = torch.cat(quarters)
+    some = (every[:, 3:] > every[:, 1:3]).all(-1)
+    return every[some], blocks.repeat(4, 1)[some]
 
 
 def _any_probe_shows(
-    bounds: Int[Tensor, "num_cells 5"], generate_rays: RayGenerator, ray_shows: RayFilter
+    bounds: Int[Tensor, "num_cells 5"], generate_rays: RayGenerator, may_show: RayFilter
 ) -> Bool[Tensor, " num_cells"]:
     """Whether a ray at a cell's middle or corners shows the object; corners that cells share are tried once."""
     camera, y0, x0, y1, x1 = bounds.unbind(-1)
@@ -116,7 +203,8 @@ def _any_probe_shows(
     y1 = torch.where(single, y0, torch.minimum(y1, height - 1))
     x1 = torch.where(single, x0, torch.minimum(x1, width - 1))
     places = [((y0 + y1) // 2, (x0 + x1) // 2), (y0, x0), (y0, x1), (y1, x0), (y1, x1)]
-    probes = torch.stack([torch.stack([camera, y, x], dim=-1) for y, x in places], dim=1)
-    pixels, which = torch.unique(probes.reshape(-1, 3), dim=0, return_inverse=True)
-    shown = ray_shows(generate_rays(pixels)).to(bounds.device)
-    return shown[which].reshape(probes.shape[:2]).any(-1)
+    rows, columns = int(height.max()), int(width.max())
+    keys = torch.stack([(camera * rows + y) * columns + x for y, x in places], dim=1)
+    pixels, which = torch.unique(keys, return_inverse=True)
+    indices = torch.stack([pixels // (rows * columns), pixels // columns % rows, pixels % columns], dim=-1)
+    return may_show(generate_rays(indices)).to(bounds.device)[which].any(-1)

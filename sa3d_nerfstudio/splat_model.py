@@ -150,7 +150,9 @@ class MaskedSplatModel(MaskOutputs, _Base):
     def _base_outputs(self, camera: Cameras) -> dict[str, Any]:
         with self._all_splats():
             # A copy, because the model scales the camera that it is given, there and back.
-            return super().get_outputs(copy.deepcopy(camera))  # type: ignore[safe-super]
+            outputs = super().get_outputs(copy.deepcopy(camera))  # type: ignore[safe-super]
+        # Where nothing lies in its crop box, splatfacto answers on the CPU wherever it is itself.
+        return {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in outputs.items()}
 
     @torch.no_grad()
     def _gated(self, camera: Cameras, keep: Tensor) -> dict[str, Any]:

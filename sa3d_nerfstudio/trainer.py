@@ -113,7 +113,7 @@ class SA3DTrainerConfig(TrainerConfig):
         CONSOLE.print(f"run         {base.method}, step {base.step}: {base.config}", highlight=False, soft_wrap=True)
         if self.resumed:
             CONSOLE.print(f"continued   {self.load_dir}", highlight=False, soft_wrap=True)
-        CONSOLE.print(f"data        {self.data}", highlight=False, soft_wrap=True)
+        CONSOLE.print(f"data        {self.data or 'no images'}", highlight=False, soft_wrap=True)
         CONSOLE.print(f"segmenter   {self.pipeline.segmenter} on {self.machine.device_type}", highlight=False)
 
     def save_config(self) -> None:

@@ -48,10 +48,11 @@ def nerfstudio(*words: object) -> str:
     return succeed(sys.executable, STAND_INS, *words, timeout=500)
 
 
-def training(method: str, scene: Path, output: Path, *options: object, steps: int = 60) -> list[object]:
+def training(method: str, scene: Path | None, output: Path, *options: object, steps: int = 60) -> list[object]:
     """A command that trains a method for some steps, into the folder ``output / scene.name / method / "T"``."""
+    data = [] if scene is None else ["--data", scene]
     return [
-        "ns-train", method, "--data", scene, "--output-dir", output, "--timestamp", "T", *QUIET, *NO_EVALUATION,
+        "ns-train", method, *data, "--output-dir", output, "--timestamp", "T", *QUIET, *NO_EVALUATION,
         "--max-num-iterations", steps, "--steps-per-save", 9999, *options,
     ]  # fmt: skip
 

@@ -77,17 +77,29 @@ def sdf_on_cpu(patch: Patch) -> None:
     patch.setattr(sdf_field, "tcnn", TinyCudaNN)
 
 
-class Diffusion(nn.Module):
-    """In the place of the diffusion models and text embeddings that train a generfacto, and play no part afterwards."""
+class Guidance(nn.Module):
+    """In the place of the diffusion models that train a generfacto: wants a dark ball on white, whatever the words."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, device: torch.device | str, **kwargs: Any) -> None:
         super().__init__()
+        self.device = device
+        self.weights = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def get_text_embeds(self, prompt: str, negative_prompt: str) -> Tensor:
+        """Nothing in particular."""
+        return torch.zeros(2, 1, 8)
+
+    def sds_loss(self, text_embeddings: Tensor, image: Tensor, guidance_scale: float, grad_scaler: Any) -> Tensor:
+        """How far an image [1, 3, height, width] is from a dark disc in its middle."""
+        y, x = (torch.linspace(-1, 1, size) for size in image.shape[2:])
+        disc = (y[:, None] ** 2 + x**2).sqrt() < 0.5
+        return (image - torch.where(disc, 0.2, 1.0)).square().mean()
 
 
 def no_diffusion(patch: Patch) -> None:
-    """Let generfacto be built without downloads."""
-    for name in ("StableDiffusion", "DeepFloyd", "PositionalTextEmbeddings"):
-        patch.setattr(generfacto, name, Diffusion)
+    """Let generfacto be built, and trained, without downloads: only what guides it is replaced."""
+    for name in ("StableDiffusion", "DeepFloyd"):
+        patch.setattr(generfacto, name, Guidance)
 
 
 def march(
@@ -171,7 +183,7 @@ def main() -> None:
     from sa3d_nerfstudio.commands import main as sa3d
     from sa3d_nerfstudio.lpips import lpips_without_download
 
-    for install in (sdf_on_cpu, splats_on_cpu, occupancy_on_cpu, coarse_marching_cubes):
+    for install in (sdf_on_cpu, splats_on_cpu, occupancy_on_cpu, no_diffusion, coarse_marching_cubes):
         install(Forever())
     commands = {"ns-train": train, "ns-export": exporter, "ns-render": render, "ns-eval": ns_eval}
     words = sys.argv[1:]

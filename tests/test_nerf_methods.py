@@ -16,13 +16,14 @@ import open3d
 import pytest
 import torch
 import trimesh
+from PIL import Image
 from trimesh.visual import ColorVisuals
 
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.fields.object_sdf import distance_to
 from sa3d_nerfstudio.torch_compat import checkpoints_in, load_checkpoint
 from tests import scenes
-from tests.commands import nerfstudio, segmenting, training
+from tests.commands import QUIET, nerfstudio, segmenting, training
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +42,12 @@ _SMALL_NERFACTO = [
 _NERFACTO = [
     *_SMALL_NERFACTO, "--pipeline.model.implementation", "torch", "--pipeline.model.average-init-density", 3.0,
     "--pipeline.model.proposal-initial-sampler", "uniform",
+]  # fmt: skip
+_NGP = [
+    "--pipeline.model.grid-resolution", 16, "--pipeline.model.grid-levels", 1, "--pipeline.model.log2-hashmap-size", 12,
+    "--pipeline.model.max-res", 128, "--pipeline.model.render-step-size", 0.1,
+    "--pipeline.target-num-samples", 4096, "--pipeline.max-num-samples-per-ray", 32,
+    "--optimizers.fields.optimizer.lr", 0.02,
 ]  # fmt: skip
 _SDF = [
     "--pipeline.model.sdf-field.num-layers", 2, "--pipeline.model.sdf-field.hidden-dim", 64,
@@ -64,6 +71,8 @@ class Method:
     """Rewrites the scene into the form that the data parser reads."""
     suffix: str = ""
     """Of the names of its outputs."""
+    trained_as: str | None = None
+    """What its runs call it, if that is another method of which it is a larger kind."""
     steps: int = 60
     rays: int = 128
 
@@ -88,20 +97,17 @@ METHODS = {
             "--optimizers.fields.optimizer.lr", 0.003,
         ]
     ),
+    "nerfacto-big": Method(_NERFACTO, steps=25, trained_as="nerfacto"),
+    # Its proposal networks cannot be made smaller.
+    "nerfacto-huge": Method(_NERFACTO, steps=25, trained_as="nerfacto"),
     "depth-nerfacto": Method(_NERFACTO, form=scenes.with_depths, rays=256),
     "phototourism": Method(_NERFACTO, ["phototourism-data"], scenes.as_phototourism, rays=256),
-    # Its proposal networks cannot be made smaller.
+    # Nor can those of this.
     "semantic-nerfw": Method(
         _SMALL_NERFACTO, ["sitcoms3d-data", "--downscale-factor", 1], scenes.as_sitcoms
     ),
-    "instant-ngp": Method(
-        [
-            "--pipeline.model.grid-resolution", 16, "--pipeline.model.grid-levels", 1,
-            "--pipeline.model.log2-hashmap-size", 12, "--pipeline.model.max-res", 128,
-            "--pipeline.model.render-step-size", 0.1, "--pipeline.target-num-samples", 4096,
-            "--pipeline.max-num-samples-per-ray", 32, "--optimizers.fields.optimizer.lr", 0.02,
-        ]
-    ),
+    "instant-ngp": Method(_NGP),
+    "instant-ngp-bounded": Method(_NGP),
     "neus": Method(
         [
             *_SDF, "--pipeline.model.num-samples", 16, "--pipeline.model.num-samples-importance", 16,
@@ -131,14 +137,42 @@ def commands(name: str, scene: Path, output: Path, prompt: dict[str, Any]) -> li
     rays = ["--pipeline.datamanager.train-num-rays-per-batch", method.rays]
     train = training(name, data, output, *rays, *method.options, *method.data, steps=method.steps)
     small = ["--pipeline.working-size", 24, "--pipeline.resolution", 32, "--pipeline.threshold", THRESHOLD]
-    segment = segmenting(output / data.name / name / "T", scene, output, prompt, *small)
-    export = [
-        "ns-export", "pointcloud", "--load-config", output / data.name / "sa3d" / "S" / "config.yml",
-        "--output-dir", output / "points", "--num-points", 100, "--num-rays-per-batch", 256,
-        "--normal-method", "open3d", "--remove-outliers", False,
-        "--rgb-output-name", f"rgb{method.suffix}", "--depth-output-name", f"depth{method.suffix}",
-    ]  # fmt: skip
+    segment = segmenting(output / data.name / (method.trained_as or name) / "T", scene, output, prompt, *small)
+    export = exporting(output / data.name / "sa3d" / "S", output / "points", method.suffix)
     return [*train, "--then", *segment, "--then", *export]
+
+
+def exporting(run: Path, output: Path, suffix: str = "") -> list[object]:
+    """Write a hundred points or more of a segmented run."""
+    return [
+        "ns-export", "pointcloud", "--load-config", run / "config.yml", "--output-dir", output,
+        "--num-points", 100, "--num-rays-per-batch", 256, "--normal-method", "open3d", "--remove-outliers", False,
+        "--rgb-output-name", f"rgb{suffix}", "--depth-output-name", f"depth{suffix}",
+    ]  # fmt: skip
+
+
+def generating(output: Path) -> list[object]:
+    """generfacto has no images: what it is to make is said in words, and its views have numbers."""
+    train = training(
+        "generfacto", None, output, "--experiment-name", "made", "--prompt", "a ball",
+        "--pipeline.datamanager.train-resolution", 16, "--pipeline.datamanager.num-eval-angles", 12,
+        "--pipeline.model.num-proposal-samples-per-ray", 16, 12,
+        "--pipeline.model.num-nerf-samples-per-ray", 12, "--optimizers.fields.optimizer.lr", 0.02, steps=12,
+    )  # fmt: skip
+    disc = np.hypot(*(np.mgrid[:512, :512] - 255.5)) < 140
+    Image.fromarray(disc.astype(np.uint8) * 255).save(output / "disc.png")
+    segment = [
+        "ns-train", "sa3d", "--load-dir", output / "made" / "generfacto" / "T", "--output-dir", output,
+        "--experiment-name", "made", "--timestamp", "S", *QUIET[:2], "--pipeline.segmenter", "grabcut",
+        "--pipeline.prompt.view", 7, "--pipeline.prompt.mask", output / "disc.png",
+        "--pipeline.working-size", 24, "--pipeline.resolution", 32, "--pipeline.threshold", THRESHOLD,
+    ]  # fmt: skip
+    run = output / "made" / "sa3d" / "S"
+    mesh = [
+        "ns-export", "tsdf", "--load-config", run / "config.yml", "--output-dir", output / "tsdf", "--resolution", 24,
+        "--downscale-factor", 16, "--target-num-faces", 100, "--num-pixels-per-side", 16,
+    ]  # fmt: skip
+    return [*train, "--then", *segment, "--then", *exporting(run, output / "points"), "--then", *mesh]
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +182,8 @@ def trained(tiny_scene: Path, tiny_prompt: dict[str, Any], tmp_path_factory: pyt
     words: list[object] = []
     for name in METHODS:
         words += [*commands(name, tiny_scene, output, tiny_prompt), "--then"]
+    (output / "generfacto").mkdir()
+    words += [*generating(output / "generfacto"), "--then"]
     neus = output / "neus" / "data" / "sa3d" / "S" / "config.yml"
     words += [
         "ns-export", "marching-cubes", "--load-config", neus, "--output-dir", output / "neus" / "mesh",
@@ -165,6 +201,26 @@ def test_a_barely_trained_nerf_goes_all_the_way(name: str, trained: Path):
     points = np.asarray(open3d.io.read_point_cloud(trained / name / "points" / "point_cloud.ply").points)
     assert len(points) >= 100
     assert np.isfinite(points).all()
+
+
+def test_what_generfacto_made_is_taken_out_of_its_blob(trained: Path):
+    points = np.asarray(open3d.io.read_point_cloud(trained / "generfacto" / "points" / "point_cloud.ply").points)
+    assert len(points) >= 100
+    # In the sphere that it is made in, and near the middle of it, where the mask was drawn.
+    assert np.linalg.norm(points, axis=-1).max() < 1.01
+    assert np.median(np.linalg.norm(points, axis=-1)) < 0.7
+    mesh = open3d.io.read_triangle_mesh(trained / "generfacto" / "tsdf" / "tsdf_mesh.ply")
+    assert len(mesh.triangles) > 20
+
+
+def test_what_guided_generfacto_is_left_behind(trained: Path):
+    folder = trained / "generfacto" / "made"
+    with_guide, without = (
+        next(iter(checkpoints_in(folder / run / "nerfstudio_models").values())) for run in ("generfacto/T", "sa3d/S")
+    )
+    guide = "_model._diffusion_model.weights"
+    assert guide in load_checkpoint(with_guide)["pipeline"]
+    assert guide not in load_checkpoint(without)["pipeline"]
 
 
 def test_marching_cubes_find_the_surface_of_the_object_only(trained: Path):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sa3d_nerfstudio.fields import trilinear
+from sa3d_nerfstudio.fields import ray_hits, trilinear
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.trilinear import Fractions
 
@@ -45,6 +45,11 @@ class MaskGrid(MaskField):
     def resolution(self) -> int:
         """Vertices along each axis."""
         return round(self.num_cells ** (1 / 3))
+
+    @property
+    def cell_size(self) -> Float[Tensor, ""]:
+        """Side of a cell within the box, along the box's longest side."""
+        return 2 * self.half_extent.max() * (1 + OUTSIDE) / (self.resolution - 1)
 
     def place(self, center: Float[Tensor, "3"], half_extent: Float[Tensor, "3"]) -> None:
         """Put the box somewhere in the world. Evidence gathered elsewhere is dropped."""
@@ -216,9 +221,14 @@ class MaskGrid(MaskField):
         on = self.object_cells(threshold)
         return self.cell_positions()[on], self.hit[on]
 
-    def _object_bounds(self, threshold: float) -> Float[Tensor, "2 3"]:
-        points, _ = self.object_points(threshold)
-        return torch.stack([points.amin(0), points.amax(0)])
+    def object_bounds(self, threshold: float = 0.5) -> Float[Tensor, "2 3"]:
+        """Lowest and highest corner of the box around the vertices on the object; there must be some."""
+
+        def bounds() -> Tensor:
+            points, _ = self.object_points(threshold)
+            return torch.stack([points.amin(0), points.amax(0)])
+
+        return self.derived(("bounds", threshold), bounds)
 
     def filled_probability(self, threshold: float = 0.5) -> Float[Tensor, " num_cells"]:
         """The probability everywhere: cells that no ray reached, such as an object's inside, take it from around them.
@@ -246,40 +256,16 @@ class MaskGrid(MaskField):
         return flat.reshape(*positions.shape[:-1], 1)
 
     def hits(
-        self,
-        origins: Float[Tensor, "num_rays 3"],
-        directions: Float[Tensor, "num_rays 3"],
-        threshold: float = 0.5,
-        num_steps: int = 96,
+        self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
     ) -> Bool[Tensor, " num_rays"]:
-        """Which rays pass through a block of cells that holds a part of the object, whatever stands in front.
+        """Which rays pass through or near the object, whatever stands in front; see :func:`ray_hits.passing`."""
+        return ray_hits.passing(self, origins, directions, threshold)
 
-        Errs on the side of True: cells are widened by one before they are tested.
-        """
-        passed = torch.zeros(len(origins), dtype=torch.bool, device=origins.device)
-        if not bool(self.object_cells(threshold).any()):
-            return passed
-        r = self.resolution
-        cell = 2 * self.half_extent.max() * (1 + OUTSIDE) / (r - 1)
-        low, high = self.derived(("bounds", threshold), lambda: self._object_bounds(threshold))
-        low, high = low - 2 * cell, high + 2 * cell
-
-        def widen() -> Tensor:
-            on = self.object_cells(threshold).float().reshape(1, 1, r, r, r)
-            return F.max_pool3d(on, 3, stride=1, padding=1).reshape(-1, 1)
-
-        occupied = self.derived(("widened", threshold), widen)
-        safe = torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
-        t0, t1 = (low - origins) / safe, (high - origins) / safe
-        near = torch.minimum(t0, t1).amax(-1).clamp(min=0)
-        far = torch.maximum(t0, t1).amin(-1)
-        candidates = torch.nonzero(near < far)[:, 0]
-        steps = (torch.arange(num_steps, device=origins.device) + 0.5) / num_steps
-        for chunk in candidates.split(16384):
-            t = near[chunk, None] + (far - near)[chunk, None] * steps
-            x = origins[chunk, None] + directions[chunk, None] * t[..., None]
-            passed[chunk] = (self.gather(occupied, x.reshape(-1, 3)).reshape(len(chunk), num_steps) > 0).any(-1)
-        return passed
+    def may_show(
+        self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
+    ) -> Bool[Tensor, " num_rays"]:
+        """Which rays show the object if nothing stands in front; see :func:`ray_hits.may_show`."""
+        return ray_hits.may_show(self, origins, directions, threshold)
 
 
 def robust_bounds(

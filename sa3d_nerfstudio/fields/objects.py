@@ -120,6 +120,15 @@ class MaskObjects(nn.Module):
             result |= cast(MaskGrid, field).hits(origins, directions, threshold)
         return result
 
+    def may_show(
+        self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
+    ) -> Bool[Tensor, " num_rays"]:
+        """Which rays show any object shown, if nothing else stands in front. Fields must be grids."""
+        result = torch.zeros(len(origins), dtype=torch.bool, device=origins.device)
+        for field in self.shown:
+            result |= cast(MaskGrid, field).may_show(origins, directions, threshold)
+        return result
+
     def get_extra_state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the evidence: plain lists and strings, so that it loads weights-only."""
         colors = {name: list(self.colors[name]) for name in self.names}

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid, robust_bounds
+from sa3d_nerfstudio.traces.base import render_probability
+from sa3d_nerfstudio.traces.nerf import NerfTrace, WeightedSamples
 
 
 def placed_grid(resolution: int = 9) -> MaskGrid:
@@ -140,6 +142,38 @@ def test_hits_finds_every_ray_through_the_object_and_few_others():
     cell = 2 * 1.25 / 63
     assert hits[nearest < 0.4 - cell].all()
     assert not hits[nearest > 0.4 + 4 * cell].any()
+    assert not grid.hits(origins, -directions).any()
+    assert not grid.may_show(origins, -directions).any()
+
+
+def test_rays_that_may_show_the_object_are_few_and_all():
+    """A ray shows a ball or not by how its weight is spread, which here is as rough as chance makes it."""
+    torch.manual_seed(0)
+    grid = MaskGrid(24)
+    grid.place(torch.zeros(3), torch.ones(3))
+    positions = grid.cell_positions()
+    grid.set((positions.norm(dim=-1) < 0.4).float(), torch.ones(grid.num_cells))
+    cell = float(grid.cell_size)
+    origins = torch.tensor([[0.0, 0.0, 3.0]]).expand(4000, 3)
+    targets = torch.rand(4000, 3) * 1.6 - 0.8
+    directions = torch.nn.functional.normalize(targets - origins, dim=-1)
+    nearest = torch.linalg.cross(origins, directions).norm(dim=-1)
+    may_show = grid.may_show(origins, directions)
+    assert may_show[nearest < 0.4 - cell].all()
+    assert not may_show[nearest > 0.4 + cell].any()
+    assert may_show.sum() < 0.7 * grid.hits(origins, directions).sum()
+    weights = torch.rand(4000, 60) ** 8 * (torch.rand(4000, 60) < 0.3)
+    weights /= weights.sum(-1, keepdim=True).clamp(min=1e-9)
+    along = torch.linspace(2.3, 3.7, 60).expand(4000, 60)
+    samples = WeightedSamples(
+        (origins[:, None] + directions[:, None] * along[..., None]).reshape(-1, 3),
+        weights.reshape(-1),
+        torch.arange(4000).repeat_interleave(60),
+        weights.sum(-1),
+    )
+    shown = render_probability(NerfTrace(samples), grid)[0] > 0.5
+    assert shown.sum() > 200
+    assert (shown & ~may_show).sum() <= 0.002 * shown.sum()
 
 
 def test_robust_bounds_leave_out_strays():

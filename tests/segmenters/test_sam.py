@@ -241,7 +241,7 @@ def test_cuda_agrees_with_the_cpu(checkpoint: Path, segmenter: SamSegmenter) -> 
     cuda = make_segmenter("sam", SegmenterOptions(device="cuda", sam_checkpoint=checkpoint))
     embedding = cuda.embed(picture())
     assert embedding.features.is_cuda
-    assert embedding.features.dtype == torch.float32
+    assert embedding.features.dtype == torch.float16
     expected = segmenter.predict(segmenter.embed(picture()), PROMPTS["box and points"])
     answer = cuda.predict(embedding, PROMPTS["box and points"])
     assert torch.allclose(answer.scores.cpu(), expected.scores, atol=0.02)

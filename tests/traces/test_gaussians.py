@@ -21,17 +21,11 @@ from sa3d_nerfstudio.splat_model import MaskedSplatModel
 from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.traces.gaussians import GaussianTrace, intercepted
 from sa3d_nerfstudio.views import trace_camera
+from tests.devices import DEVICES
 from tests.models import camera, masked_splats, small_splats
 from tests.stand_ins import splats_on_cpu
 
 SETTINGS = [{}, {"rasterize_mode": "antialiased"}, {"sh_degree": 0}, {"background_color": "white"}]
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
-    ),
-]
 
 
 @pytest.fixture(params=DEVICES)

@@ -10,32 +10,51 @@ from nerfstudio.models.nerfacto import NerfactoModel
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
-from sa3d_nerfstudio.model import with_masks
+from sa3d_nerfstudio.model import MaskedModel, with_masks
 from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.traces.nerf import NerfTrace, WeightedSamples, concatenate
 from sa3d_nerfstudio.views import trace_camera
+from tests.devices import DEVICES
 from tests.models import CONFIGS, NEEDING_STAND_INS, camera, masked, rays, small_model
 from tests.stand_ins import no_diffusion, occupancy_on_cpu, sdf_on_cpu
 
 METHODS = sorted(CONFIGS | NEEDING_STAND_INS)
+"""Where tiny-cuda-nn is installed, those that nerfstudio builds with it run on it."""
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """The device, which is the CPU in tests that do not ask."""
+    return request.param
 
 
 @pytest.fixture(autouse=True)
-def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    for install in (sdf_on_cpu, no_diffusion, occupancy_on_cpu):
+def _stand_ins(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA, the kernels of nerfacc and, where it is installed, of tiny-cuda-nn are the real ones."""
+    no_diffusion(monkeypatch)
+    if "device" in request.fixturenames and request.getfixturevalue("device") == "cuda":
+        return
+    for install in (sdf_on_cpu, occupancy_on_cpu):
         install(monkeypatch)
 
 
-def traced(method: str, bundle: RayBundle | None = None) -> tuple[dict, WeightedSamples]:
+def model_on(device: str, method: str) -> MaskedModel:
+    if device == "cuda" and method.startswith("neus"):
+        pytest.importorskip("tinycudann")
+    return masked(small_model(method).to(device))
+
+
+def traced(method: str, bundle: RayBundle | None = None, device: str = "cpu") -> tuple[dict, WeightedSamples]:
     with torch.no_grad():
-        return masked(small_model(method)).trace(bundle or rays())
+        return model_on(device, method).trace((bundle or rays()).to(device))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_weights_of_a_ray_add_up_to_its_accumulation(method: str):
-    outputs, samples = traced(method)
+def test_weights_of_a_ray_add_up_to_its_accumulation(method: str, device: str):
+    outputs, samples = traced(method, device=device)
     name = "accumulation" if "accumulation" in outputs else "accumulation_fine"
-    total = torch.zeros(140).index_add_(0, samples.ray_indices, samples.weights)
+    assert {samples.positions.dtype, samples.weights.dtype, samples.accumulation.dtype} == {torch.float32}
+    total = torch.zeros(140, device=device).index_add_(0, samples.ray_indices, samples.weights)
     assert torch.allclose(total, outputs[name][:, 0], atol=1e-5)
     assert torch.allclose(samples.accumulation, total)
     assert (samples.weights >= 0).all()
@@ -67,11 +86,11 @@ def test_trace_explains_the_rendered_depth(method: str):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_splat_is_the_adjoint_of_render(method: str):
-    _, samples = traced(method)
-    trace, grid = NerfTrace(samples), MaskGrid(12)
+def test_splat_is_the_adjoint_of_render(method: str, device: str):
+    _, samples = traced(method, device=device)
+    trace, grid = NerfTrace(samples), MaskGrid(12).to(device)
     torch.manual_seed(1)
-    x, y = torch.rand(grid.num_cells, 2), torch.rand(140, 2)
+    x, y = torch.rand(grid.num_cells, 2).to(device), torch.rand(140, 2).to(device)
     forward = (trace.render(grid, x).double() * y).sum()
     adjoint = (x.double() * trace.splat(grid, y)).sum()
     assert float(forward) == pytest.approx(float(adjoint), rel=1e-5)
@@ -96,14 +115,14 @@ def test_render_and_splat_agree_with_loops():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_order_and_chunks_of_rays_do_not_matter(method: str):
-    model, bundle = masked(small_model(method)), rays()
-    order = torch.randperm(140, generator=torch.Generator().manual_seed(3))
+def test_order_and_chunks_of_rays_do_not_matter(method: str, device: str):
+    model, bundle = model_on(device, method), rays().to(device)
+    order = torch.randperm(140, generator=torch.Generator().manual_seed(3)).to(device)
     with torch.no_grad():
         _, whole = model.trace(bundle)
         parts = [model.trace(bundle[order[start : start + 33]])[1] for start in range(0, 140, 33)]
-    shuffled, grid = concatenate(parts), MaskGrid(12)
-    values, image = torch.rand(grid.num_cells, 1), torch.rand(140, 1)
+    shuffled, grid = concatenate(parts), MaskGrid(12).to(device)
+    values, image = torch.rand(grid.num_cells, 1).to(device), torch.rand(140, 1).to(device)
     render, splat = NerfTrace(whole).render(grid, values), NerfTrace(whole).splat(grid, image)
     assert render.max() > 0.01
     assert torch.allclose(render[order], NerfTrace(shuffled).render(grid, values), atol=1e-5)
@@ -120,13 +139,14 @@ def test_pruning_loses_no_more_than_it_says():
     assert torch.equal(kept.accumulation, samples.accumulation)
 
 
-def test_packed_samples_are_read_as_they_come():
+@pytest.mark.parametrize("method", ["instant-ngp", "instant-ngp-bounded"])
+def test_packed_samples_are_read_as_they_come(method: str, device: str):
     """The form in which instant-ngp hands over its samples: rays of different length, one after the other."""
-    outputs, packed = traced("instant-ngp")
+    outputs, packed = traced(method, device=device)
     counts = torch.bincount(packed.ray_indices, minlength=140)
     assert torch.equal(counts, outputs["num_samples_per_ray"])
     assert len(set(counts.tolist())) > 4
-    values = torch.rand(len(packed.weights), 1)
+    values = torch.rand(len(packed.weights), 1).to(device)
     by_hand = [
         float((values[packed.ray_indices == r, 0] * packed.weights[packed.ray_indices == r]).sum()) for r in range(140)
     ]

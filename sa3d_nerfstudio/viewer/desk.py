@@ -15,6 +15,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.viewer.host import Host
+from sa3d_nerfstudio.viewer.markdown import literal
 from sa3d_nerfstudio.viewer.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -89,12 +90,12 @@ class Desk:
         self.do(action)
 
     def say(self, text: str) -> None:
-        """Put a sentence into the status line."""
+        """Put a sentence into the status line: markdown, in which what comes from outside is :func:`literal`."""
         self._status.content = text
 
     def complain(self, text: str) -> None:
-        """Put what went wrong into the status line."""
-        self.say(f"⚠ **{text[:1].upper()}{text[1:]}**")
+        """Put what went wrong into the status line; it may repeat what the user has typed, so none of it is markdown."""
+        self.say(f"⚠ **{literal(text[:1].upper() + text[1:])}**")
 
     def save(self) -> Path:
         """Write the run, and say where its config.yml is."""
@@ -110,7 +111,7 @@ class Desk:
         if self.bench.masks.troubles:
             self.complain(" ".join(self.bench.masks.troubles))
             for trouble in self.bench.masks.troubles:
-                CONSOLE.print(f"warning: {trouble}", highlight=False, soft_wrap=True)
+                CONSOLE.print(f"warning: {trouble}", highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         """Wait for what the worker is at, and have it begin nothing else."""

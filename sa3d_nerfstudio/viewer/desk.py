@@ -94,7 +94,7 @@ class Desk:
         self._status.content = text
 
     def complain(self, text: str) -> None:
-        """Put what went wrong into the status line; it may repeat what the user has typed, so none of it is markdown."""
+        """Put what went wrong into the status line; it may repeat what was typed, and is no markdown."""
         self.say(f"⚠ **{literal(text[:1].upper() + text[1:])}**")
 
     def save(self) -> Path:

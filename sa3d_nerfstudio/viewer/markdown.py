@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
-"""What may mean something in CommonMark, in its GitHub dialect, or in MDX; a backslash before it is understood by all."""
+"""What may mean something in CommonMark, in GitHub's dialect of it, or in MDX; all know a backslash before it."""
 _STATEMENT = re.compile(r"[ie](?=(?:m|x)port\b)")
 """At its beginning, MDX takes the line of a text for JavaScript."""
 

@@ -14,7 +14,7 @@ from tests.viewer.browser import CHROMIUM, free_port
 
 HOSTILE = [
     "{document.title = 1}", "<b>", "<img src=x onerror='document.title = 2'>", "*x*", "a{b}", "{", "}", "</p>", "`a`",
-    "```", "\\", "\\\\{x}", "![a](b)", "[a](b)", "[^1]", "# a", "- a", "1. a", "1) a", "> a", "| a | b |", "---", "~~a~~",
+    "```", "\\", "\\\\{x}", "![a](b)", "[^1]", "# a", "- a", "1. a", "1) a", "> a", "| a | b |", "---", "~~a~~",
     "import x from 'y'", "export const x = document.title = 3", "imports", "&lt;&#123;", "$a$", "C:\\a\\{b}.ply",
     "Größe “m²” − ½", "名前", "<!-- a -->", "{/* a */}", "{1+1}", "https://a.b/{c}", "a@b.c", "www.a.b", "__a__",
 ]  # fmt: skip

@@ -81,10 +81,11 @@ class Desk:
             self._worker.submit(self._guarded, action, *args)
 
     def change(self, operation: Callable[..., Any], *args: Any) -> None:
-        """Have the worker change something, and show it."""
+        """Have the worker change something, show it, and say what may come next: what was said before is over."""
 
         def action() -> None:
             operation(*args)
+            self.say(self.hint)
             self.refresh()
 
         self.do(action)
@@ -97,6 +98,16 @@ class Desk:
         """Put what went wrong into the status line; it may repeat what was typed, and is no markdown."""
         self.say(f"⚠ **{literal(text[:1].upper() + text[1:])}**")
 
+    @property
+    def hint(self) -> str:
+        """What may come next, as a sentence."""
+        current = self.bench.state.current
+        if current is None or (current.is_empty and not current.prompts):
+            return "Choose **+ point**, then click on a thing."
+        if current.is_segmented:
+            return "Add points in any view, and **Segment** again."
+        return "Add points in any view, or press **Segment**."
+
     def save(self) -> Path:
         """Write the run, and say where its config.yml is."""
         config = self.host.save(self.pipeline())
@@ -107,7 +118,7 @@ class Desk:
     def begin(self) -> None:
         """Show what there is at first."""
         self.refresh()
-        self.say("Choose **+ point**, then click on a thing.")
+        self.say(self.hint)
         if self.bench.masks.troubles:
             self.complain(" ".join(self.bench.masks.troubles))
             for trouble in self.bench.masks.troubles:

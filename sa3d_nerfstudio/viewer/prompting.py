@@ -29,7 +29,7 @@ class Prompting:
         new = gui.add_button("New object", color="gray", icon=viser.Icon.PLUS)
         new.on_click(lambda _: desk.change(bench.add_object))
         # Two rows: four labels do not fit into one.
-        hint = "Press again, or Esc, to end it"
+        hint = "Then point at it in the picture; press again, or Esc, to end that"
         add_choice(gui, "Prompt", list(TOOLS)[:2], lambda tool, client: desk.do(self._use, tool, client), hint)
         add_choice(gui, "with", list(TOOLS)[2:], lambda tool, client: desk.do(self._use, tool, client), hint)
         self._done = gui.add_button(DONE, color="green", visible=False)
@@ -63,7 +63,7 @@ class Prompting:
             client.scene.remove_pointer_callback()
         if refresh:
             self._desk.refresh()
-            self._desk.say(f"The camera moves again. {self._next}")
+            self._desk.say(f"The camera moves again. {self._desk.hint}")
 
     def left(self, client: viser.ClientHandle) -> None:
         """A tab was closed, or reloaded; the tool that it held is free."""
@@ -80,13 +80,6 @@ class Prompting:
             desk.host.hold(client)
             desk.host.send(client, desk.bench.picture(view))
         return view
-
-    @property
-    def _next(self) -> str:
-        current = self._desk.bench.state.current
-        if current is None or not current.prompts:
-            return "Choose **+ point**, then click on a thing."
-        return "Add points in any view, or press **Segment**."
 
     def _select(self, name: str) -> None:
         if name != NO_OBJECT:
@@ -105,7 +98,12 @@ class Prompting:
         self._escape.listen(client)
         desk.host.hide_cameras()
         desk.show_view("overlay")
-        self.look(client)
+        try:
+            self.look(client)
+        except Exception:
+            # Such as weights that cannot be had: there is nothing to point with then.
+            self.put_down(refresh=False)
+            raise
         if tool == "box":
             client.scene.on_pointer_event("rect-select")(lambda event: desk.do(self._boxed, event))
         else:

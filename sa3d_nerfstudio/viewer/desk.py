@@ -102,7 +102,7 @@ class Desk:
     def hint(self) -> str:
         """What may come next, as a sentence."""
         current = self.bench.state.current
-        if current is None or (current.is_empty and not current.prompts):
+        if current is None or current.is_empty:
             return "Choose **+ point**, then click on a thing."
         if current.is_segmented:
             return "Add points in any view, and **Segment** again."

@@ -7,8 +7,8 @@ viser has two ways to hear of a key, depending on its version:
 - None at all. But these versions compile markdown as MDX, which is run in the browser: an element that nobody sees
   listens for the key as long as it is on the page, and presses the button that ends the tool, as the user might.
 
-Where there is a command it is used, for MDX is gone from viser 1.1.1. Both are put into the one tab in which the tool is
-on, so that the key keeps its meaning in all others.
+Where there is a command it is used, for MDX is gone from viser 1.1.1. Both are put into the one tab in which the tool
+is on, so that the key keeps its meaning in all others.
 """
 
 from __future__ import annotations

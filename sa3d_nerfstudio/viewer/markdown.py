@@ -1,8 +1,8 @@
 """Words from outside in viser's markdown, which is code.
 
 viser 0.2.7 compiles markdown as MDX and runs what is in braces or in tags, and so do 1.0.0 and 1.0.30; 1.1.1 no longer
-does, but puts HTML into the page as it is. Names of objects and of files, words that were typed, and the errors that repeat them are no
-code, and are shown letter by letter.
+does, but puts HTML into the page as it is. Names of objects and of files, words that were typed, and the errors that
+repeat them are no code, and are shown letter by letter.
 """
 
 from __future__ import annotations

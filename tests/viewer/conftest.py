@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def training(tiny_run: Path, folder: Path) -> Iterator[str]:
     """Address of the viewer of ``ns-train sa3d`` without a prompt."""
-    text = ["--pipeline.text-model", save_tiny_dino(folder / "dino", wider=1.0)] if text_available() else []
+    text = ["--pipeline.text-model", save_tiny_dino(folder / "dino", wider=2.0)] if text_available() else []
     words = ["ns-train", "sa3d", "--load-dir", tiny_run, "--output-dir", folder, "--timestamp", "S", *OPTIONS, *text]
     with server(folder / "train.log", *words) as address:
         yield address

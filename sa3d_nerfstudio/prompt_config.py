@@ -37,7 +37,8 @@ class PromptConfig:
     """What points at the object, in one training view. Pixels are x y from the top left of the original image."""
 
     view: str | None = None
-    """Training view to prompt: its image's file name, or its index among the training views."""
+    """Training view to prompt: its image's file name (as much of the path, or as little, as tells it from
+    the others), or, where no image has a number for its name, its index among the training views, from 0."""
     points: tuple[float, ...] = ()
     """x y of points on the object, several pairs in a row."""
     negative_points: tuple[float, ...] = ()

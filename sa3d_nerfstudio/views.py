@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from sa3d_nerfstudio.chunks import map_chunks
 from sa3d_nerfstudio.disk_store import digest
-from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.model import MaskedModel
 from sa3d_nerfstudio.splat_model import MaskedSplatModel
@@ -25,6 +23,7 @@ from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.nerf import RGB_OUTPUTS, NerfViewTrace, WeightedSamples, concatenate
 from sa3d_nerfstudio.traces.packed import PackedTrace, ViewRays
 from sa3d_nerfstudio.view_cache import ViewCache, default_budget
+from sa3d_nerfstudio.view_names import find_view
 
 CAMERA_PARTS = (
     *("camera_to_worlds", "fx", "fy", "cx", "cy", "height", "width"),
@@ -89,23 +88,8 @@ class TrainingViews:
         return round(float(camera.height) * self.image_scale), round(float(camera.width) * self.image_scale)
 
     def find(self, view: str | int) -> int:
-        """Index of a view that is given by its image's file name or by its index among the training views.
-
-        Raises:
-            SA3DError: There is no such view; the message says which are near.
-        """
-        names = [self.name(index) for index in range(len(self))]
-        stems = [Path(name).stem for name in names]
-        text = Path(str(view)).name
-        for known in (names, stems):
-            if known.count(text) == 1:
-                return known.index(text)
-        if text.isdecimal():
-            if int(text) < len(self):
-                return int(text)
-            raise SA3DError(f"there is no training view {view}: there are {len(self)}, counted from 0.")
-        near = difflib.get_close_matches(text, names, n=3, cutoff=0.3) or names[:3]
-        raise SA3DError(f"there is no training view named {view}: did you mean {', '.join(near)}?")
+        """Index of a view that is given by its image's file name or by its index; see :func:`view_names.find_view`."""
+        return find_view(view, self.filenames)
 
     def camera(self, view: int) -> Cameras:
         """The view's camera at the working size."""

@@ -9,8 +9,15 @@ import torch
 WORDS = ("a", "red", "green", "mug", "plate", "teddy", "bear")
 
 
-def save_tiny_dino(folder: Path, seed: int = 0) -> Path:
-    """Save model, image processor and tokenizer to a folder: half a megabyte of weights, 12 queries."""
+def save_tiny_dino(folder: Path, seed: int = 0, wider: float = 0.0) -> Path:
+    """Save model, image processor and tokenizer to a folder: half a megabyte of weights, 12 queries.
+
+    Args:
+        folder: Where to.
+        seed: Of the weights.
+        wider: Random weights leave the boxes as small as the grid that they start from; this is added to the bias of
+            each layer's head for width and height.
+    """
     from transformers import (
         BertConfig,
         BertTokenizer,
@@ -42,6 +49,9 @@ def save_tiny_dino(folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GroundingDinoForObjectDetection(config)
+        for name, bias in model.named_parameters():
+            if ".bbox_embed." in f".{name}" and name.endswith(".layers.2.bias"):
+                bias.data[2:] += wider
     model.save_pretrained(folder)
     images = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)

@@ -15,6 +15,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.viewer.host import Host
+from sa3d_nerfstudio.viewer.markdown import literal
 from sa3d_nerfstudio.viewer.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -80,21 +81,32 @@ class Desk:
             self._worker.submit(self._guarded, action, *args)
 
     def change(self, operation: Callable[..., Any], *args: Any) -> None:
-        """Have the worker change something, and show it."""
+        """Have the worker change something, show it, and say what may come next: what was said before is over."""
 
         def action() -> None:
             operation(*args)
+            self.say(self.hint)
             self.refresh()
 
         self.do(action)
 
     def say(self, text: str) -> None:
-        """Put a sentence into the status line."""
+        """Put a sentence into the status line: markdown, in which what comes from outside is :func:`literal`."""
         self._status.content = text
 
     def complain(self, text: str) -> None:
-        """Put what went wrong into the status line."""
-        self.say(f"⚠ **{text[:1].upper()}{text[1:]}**")
+        """Put what went wrong into the status line; it may repeat what was typed, and is no markdown."""
+        self.say(f"⚠ **{literal(text[:1].upper() + text[1:])}**")
+
+    @property
+    def hint(self) -> str:
+        """What may come next, as a sentence."""
+        current = self.bench.state.current
+        if current is None or current.is_empty:
+            return "Choose **+ point**, then click on a thing."
+        if current.is_segmented:
+            return "Add points in any view, and **Segment** again."
+        return "Add points in any view, or press **Segment**."
 
     def save(self) -> Path:
         """Write the run, and say where its config.yml is."""
@@ -106,11 +118,11 @@ class Desk:
     def begin(self) -> None:
         """Show what there is at first."""
         self.refresh()
-        self.say("Choose **+ point**, then click on a thing.")
+        self.say(self.hint)
         if self.bench.masks.troubles:
             self.complain(" ".join(self.bench.masks.troubles))
             for trouble in self.bench.masks.troubles:
-                CONSOLE.print(f"warning: {trouble}", highlight=False, soft_wrap=True)
+                CONSOLE.print(f"warning: {trouble}", highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         """Wait for what the worker is at, and have it begin nothing else."""

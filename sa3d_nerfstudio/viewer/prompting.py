@@ -5,6 +5,7 @@ from __future__ import annotations
 import viser
 
 from sa3d_nerfstudio.viewer.desk import Desk, add_choice
+from sa3d_nerfstudio.viewer.escape import EscapeKey
 
 TOOLS = {
     "+ point": "Click on the object, as often as you like.",
@@ -13,6 +14,7 @@ TOOLS = {
     "scribble": "Click along the object: the points are joined.",
 }
 NO_OBJECT = "(none yet)"
+DONE = "Done: move the camera again"
 
 
 class Prompting:
@@ -27,11 +29,12 @@ class Prompting:
         new = gui.add_button("New object", color="gray", icon=viser.Icon.PLUS)
         new.on_click(lambda _: desk.change(bench.add_object))
         # Two rows: four labels do not fit into one.
-        hint = "Press again, or Done, to end it"
+        hint = "Then point at it in the picture; press again, or Esc, to end that"
         add_choice(gui, "Prompt", list(TOOLS)[:2], lambda tool, client: desk.do(self._use, tool, client), hint)
         add_choice(gui, "with", list(TOOLS)[2:], lambda tool, client: desk.do(self._use, tool, client), hint)
-        self._done = gui.add_button("Done: move the camera again", color="green", visible=False)
+        self._done = gui.add_button(DONE, color="green", visible=False)
         self._done.on_click(lambda _: desk.do(self.put_down))
+        self._escape = EscapeKey(DONE, lambda: desk.do(self.put_down))
 
     @property
     def is_on(self) -> bool:
@@ -45,7 +48,7 @@ class Prompting:
         self._object.value = state.selected or NO_OBJECT
         if self._tool is not None:
             self._desk.say(
-                f"**{self._tool}** is on. {TOOLS[self._tool]} Then **Segment**, or **Done** to move the camera."
+                f"**{self._tool}** is on. {TOOLS[self._tool]} Then **Segment**, or **Done** (Esc) to move the camera."
             )
 
     def put_down(self, refresh: bool = True) -> None:
@@ -53,12 +56,14 @@ class Prompting:
         tool, client = self._tool, self._desk.holder
         self._tool = self._desk.holder = None
         self._done.visible = False
+        self._escape.rest()
         if tool is None or client is None:
             return
         if client.client_id in self._desk.host.server.get_clients():
             client.scene.remove_pointer_callback()
         if refresh:
             self._desk.refresh()
+            self._desk.say(f"The camera moves again. {self._desk.hint}")
 
     def left(self, client: viser.ClientHandle) -> None:
         """A tab was closed, or reloaded; the tool that it held is free."""
@@ -90,9 +95,15 @@ class Prompting:
         desk.say("One moment: looking at the scene from here ...")
         self._tool, desk.holder = tool, client
         self._done.visible = True
+        self._escape.listen(client)
         desk.host.hide_cameras()
         desk.show_view("overlay")
-        self.look(client)
+        try:
+            self.look(client)
+        except Exception:
+            # Such as weights that cannot be had: there is nothing to point with then.
+            self.put_down(refresh=False)
+            raise
         if tool == "box":
             client.scene.on_pointer_event("rect-select")(lambda event: desk.do(self._boxed, event))
         else:

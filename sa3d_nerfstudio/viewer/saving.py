@@ -10,6 +10,7 @@ import viser
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.viewer.desk import Desk
+from sa3d_nerfstudio.viewer.markdown import literal
 from sa3d_nerfstudio.viewer.points import view_points, write_ply
 from sa3d_nerfstudio.viewer.segmenting import Job
 
@@ -42,7 +43,7 @@ class Saving:
 
     def _write_run(self) -> None:
         self._desk.say("Saving ...")
-        self._desk.say(f"Saved: {_short(self._desk.save())}")
+        self._desk.say(f"Saved: {literal(_short(self._desk.save()))}")
 
     def _write_points(self) -> None:
         desk = self._desk
@@ -63,7 +64,7 @@ class Saving:
         if len(points) == 0:
             raise SA3DError(f"no training view shows {name}: lower the threshold, or segment it again.")
         write_ply(path, points, colors)
-        desk.say(f"{len(points)} points written: {_short(path)}")
+        desk.say(f"{len(points)} points written: {literal(_short(path))}")
 
 
 def _short(path: Path) -> str:

@@ -11,6 +11,7 @@ import viser
 
 from sa3d_nerfstudio.viewer.desk import Desk
 from sa3d_nerfstudio.viewer.loop import Progress
+from sa3d_nerfstudio.viewer.markdown import literal
 from sa3d_nerfstudio.viewer.prompting import Prompting
 
 LIVE_SECONDS = 2.0
@@ -99,8 +100,9 @@ class Segmenting:
         steps = desk.bench.segment(LIVE_SECONDS)
         try:
             for progress in steps:
+                name = literal(desk.bench.state.selected)
                 text = (
-                    f"Segmenting **{desk.bench.state.selected}**, pass {progress.number_of_pass}: view {progress.done} "
+                    f"Segmenting **{name}**, pass {progress.number_of_pass}: view {progress.done} "
                     f"of {progress.total}, {progress.used} used, {progress.rejected} rejected."
                 )
                 self.job.show(progress.done, progress.total, text)

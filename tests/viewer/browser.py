@@ -119,11 +119,14 @@ class Tab:
         """Wait until the panel says that the viewport shows something."""
         self._wait_choice("View", name, seconds)
 
+    def choice(self, label: str) -> str:
+        """What is chosen in a list."""
+        return self.page.get_by_label(label, exact=True).first.input_value()
+
     def _wait_choice(self, label: str, name: str, seconds: float) -> None:
-        selected = self.page.get_by_label(label, exact=True).first
         deadline = time.monotonic() + seconds
-        while selected.input_value() != name:
-            assert time.monotonic() < deadline, f"{selected.input_value()} is selected; {self.status()}"
+        while (chosen := self.choice(label)) != name:
+            assert time.monotonic() < deadline, f"{chosen} is selected; {self.status()}"
             self.page.wait_for_timeout(100)
 
     def status(self) -> str:
@@ -145,7 +148,11 @@ class Tab:
 
     def view(self, name: str) -> None:
         """Choose what the viewport shows."""
-        self.page.get_by_label("View", exact=True).first.click()
+        self.choose("View", name)
+
+    def choose(self, label: str, name: str) -> None:
+        """Choose something in a list."""
+        self.page.get_by_label(label, exact=True).first.click()
         self.page.get_by_role("option", name=name, exact=True).click()
 
     def still_picture(self, seconds: float = 40) -> np.ndarray:
@@ -162,3 +169,10 @@ class Tab:
     def shot(self, name: str) -> None:
         """Keep a screenshot."""
         self.page.screenshot(path=str(self.shots / f"{name}.png"))
+
+
+def changed(before: np.ndarray, after: np.ndarray, at: tuple[float, float], radius: int = 25) -> float:
+    """Share of the pixels around a place on the page that look different."""
+    x, y = round(at[0]), round(at[1]) - 60
+    part = np.s_[max(y - radius, 0) : y + radius, max(x - radius, 0) : x + radius]
+    return float((np.abs(before[part] - after[part]).max(-1) > 25).mean())

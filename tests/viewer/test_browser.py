@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,85 +10,17 @@ import numpy as np
 import open3d
 import pytest
 import torch
-from PIL import Image
+import viser
 
-from tests.viewer.browser import CHROMIUM, FLAGS, SIZE, Tab, listening_addresses, server
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+from sa3d_nerfstudio.segmenters.text import text_available
+from tests.viewer.browser import CHROMIUM, SIZE, Tab, changed, listening_addresses, server
+from tests.viewer.conftest import Place
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no {CHROMIUM}"),
 ]
-
-# Small renders: two cores share a browser without a GPU and a radiance field.
-OPTIONS = ["--pipeline.segmenter", "grabcut", "--pipeline.working-size", 64, "--pipeline.max-passes", 2]
-
-
-@dataclass
-class Place:
-    """Where things are on the canvas when the tab opens: at the first training view."""
-
-    ball: tuple[float, float]
-    away: tuple[float, float]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("viewer")
-
-
-@pytest.fixture(scope="module")
-def training(tiny_run: Path, folder: Path) -> Iterator[str]:
-    """Address of the viewer of ``ns-train sa3d`` without a prompt."""
-    words = ["ns-train", "sa3d", "--load-dir", tiny_run, "--output-dir", folder, "--timestamp", "S", *OPTIONS]
-    with server(folder / "train.log", *words) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def run(folder: Path, tiny_scene: Path) -> Path:
-    return folder / tiny_scene.name / "sa3d" / "S"
-
-
-@pytest.fixture(scope="module")
-def place(tiny_scene: Path) -> Place:
-    transforms = json.loads((tiny_scene / "transforms.json").read_text())
-    name = Path(transforms["train_filenames"][0]).name
-    ids = np.asarray(Image.open(tiny_scene / "instances" / name))
-    objects = json.loads((tiny_scene / "objects.json").read_text())["objects"]
-    ball = next(entry["id"] for entry in objects if entry["name"] == "ball")
-    rows, columns = np.nonzero(ids == ball)
-    height, width = ids.shape
-    x, y = (columns.mean() + 0.5) / width, (rows.mean() + 0.5) / height
-    # The canvas lies below the title bar and left of the panel, and is as high as the photo.
-    canvas_height, canvas_width, top = SIZE["height"] - 51, 680, 51
-    ball_at = (canvas_width / 2 + (x - 0.5) * width / height * canvas_height, top + y * canvas_height)
-    return Place(ball_at, (60.0, 120.0))
-
-
-@pytest.fixture
-def tab(chromium: Any, training: str, folder: Path) -> Iterator[Tab]:
-    page = chromium.new_page(viewport=SIZE)
-    page.goto(training)
-    yield Tab(page, folder)
-    page.close()
-
-
-def changed(before: np.ndarray, after: np.ndarray, at: tuple[float, float], radius: int = 25) -> float:
-    """Share of the pixels around a place on the page that look different."""
-    x, y = round(at[0]), round(at[1]) - 60
-    part = np.s_[max(y - radius, 0) : y + radius, max(x - radius, 0) : x + radius]
-    return float((np.abs(before[part] - after[part]).max(-1) > 25).mean())
 
 
 def test_a_person_segments_an_object(tab: Tab, place: Place, run: Path):
@@ -208,6 +137,91 @@ def test_what_is_nerfstudios_own_still_works(tab: Tab, place: Place):
     tab.press("Clear Keyframes")
     tab.press("Yes")
     tab.page.get_by_role("tab", name="Control").click()
+
+
+def test_escape_ends_the_tool(chromium: Any, training: str, tab: Tab):
+    counting = """() => { window.presses = 0; addEventListener("click", (event) => {
+        window.presses += event.target.textContent.startsWith("Done"); }, true); }"""
+    tab.page.evaluate(counting)
+    page = chromium.new_page(viewport=SIZE)
+    page.goto(training)
+    other = Tab(page, tab.shots)
+    done = tab.page.get_by_role("button", name="Done: move the camera again", exact=True)
+    tab.open_folder("This object")
+    tab.press("+ point")
+    tab.wait("+ point is on", seconds=40)
+    # Neither in another tab, nor while a name is typed.
+    other.page.keyboard.press("Escape")
+    tab.field("Name").press("Escape")
+    tab.page.wait_for_timeout(2000)
+    assert done.is_visible()
+    # From one tool to the next, and whatever the panel is drawn anew for meanwhile.
+    tab.press("box")
+    tab.wait("box is on", seconds=40)
+    tab.page.set_viewport_size({"width": SIZE["width"], "height": SIZE["height"] - 100})
+    tab.page.set_viewport_size(SIZE)
+    # Too small for a box, but the canvas has the focus now.
+    tab.page.mouse.move(200, 650)
+    tab.page.mouse.down()
+    tab.page.mouse.move(203, 653, steps=2)
+    tab.page.mouse.up()
+    tab.page.wait_for_timeout(1000)
+    tab.page.keyboard.press("Escape")
+    tab.wait("The camera moves again")
+    done.wait_for(state="hidden", timeout=10_000)
+    tab.page.keyboard.press("Escape")
+    tab.page.wait_for_timeout(1000)
+    # Where viser has a command for it, no button is pressed.
+    assert tab.page.evaluate("window.presses") == (0 if hasattr(viser.GuiApi, "add_command") else 1)
+    page.close()
+
+
+def test_names_are_no_code(tab: Tab):
+    name = """{document.title="x"}<img src=x onerror='document.title="y"'> *a* `b` \\{c\\} **d** [e](f)"""
+    title, images, selected = tab.page.title(), tab.page.locator("img").count(), tab.choice("Object")
+    tab.open_folder("This object")
+    for _ in range(2):
+        tab.press("New object")
+        tab.page.wait_for_timeout(500)
+        tab.field("Name").fill(name)
+        tab.press("Rename")
+    tab.wait(f"There is an object named {name} already: type another name.")
+    assert (tab.page.title(), tab.page.locator("img").count()) == (title, images)
+    tab.press("undo")
+    tab.wait_object(name)
+    tab.press("Delete")
+    tab.wait_object(selected)
+
+
+@pytest.mark.skipif(not text_available(), reason="text prompts need the extra [text]")
+def test_words_find_an_object(tab: Tab):
+    """By a network of random weights: what it finds is no mug, and some of it is nothing at all."""
+    selected = tab.choice("Object")
+    tab.press("New object")
+    tab.press("Find in this view")
+    tab.wait("There are no words yet")
+    tab.view("overlay")
+    before = tab.still_picture()
+    tab.field("Text").fill("a {red} mug")
+    tab.press("Find in this view")
+    tab.wait(re.compile("[0-9]+ found; the best match is marked|take another match under Found"), seconds=60)
+    tab.page.get_by_label("Found", exact=True).first.click()
+    found = tab.page.get_by_role("option").filter(has_text=re.compile("^[0-9]+: ")).all_inner_texts()
+    assert len(found) > 1 and tab.choice("Found") == found[0]
+    tab.page.keyboard.press("Escape")
+    lit = False
+    for other in found[1:]:
+        tab.choose("Found", other)
+        tab.wait(re.compile(f"{re.escape(other)} is marked|take another match under Found"))
+        tab.page.wait_for_timeout(1500)
+        lit = f"{other} is marked" in tab.status() and (np.abs(before - tab.picture()).max(-1) > 25).mean() > 0.005
+        if lit:
+            break
+    assert lit, tab.status()
+    tab.shot("7-words")
+    tab.open_folder("This object")
+    tab.press("Delete")
+    tab.wait_object(selected)
 
 
 def test_the_threshold_belongs_to_the_run(tab: Tab):

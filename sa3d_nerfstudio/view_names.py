@@ -1,0 +1,54 @@
+"""Which training view is meant by what a user types."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from pathlib import Path
+
+from sa3d_nerfstudio.errors import SA3DError
+
+
+def find_view(view: str | int, filenames: Sequence[Path]) -> int:
+    """Index of a view that is given by its image's file name, or by its index.
+
+    A number is an index. A text is the end of a path, or a name without its suffix, or, where images have numbers for
+    names, such a number with or without its zeros; and only where none has, digits are an index. An image that the run
+    was not trained on is thus never taken for another that has its number as an index.
+
+    Args:
+        view: What was typed, or an index from 0.
+        filenames: Images of the training views, in order.
+
+    Raises:
+        SA3DError: There is no such view, and the message says which are near; or there are several.
+    """
+    if isinstance(view, Integral):
+        return _counted(int(view), len(filenames))
+    wanted = Path(str(view))
+    name, digits = wanted.name, wanted.name.isdecimal()
+    ways: list[Callable[[Path], bool]] = [
+        lambda path: path.parts[-len(wanted.parts) :] == wanted.parts,
+        lambda path: path.name == name,
+        lambda path: path.stem == name,
+        lambda path: digits and path.stem.isdecimal() and int(path.stem) == int(name),
+    ]
+    for fits in ways:
+        found = [index for index, path in enumerate(filenames) if fits(path)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            named = ", ".join("/".join(filenames[index].parts[-2:]) for index in found[:3])
+            raise SA3DError(f"{len(found)} training images go by {view}: say which, as in {named}.")
+    if digits and not any(path.stem.isdecimal() for path in filenames):
+        return _counted(int(name), len(filenames))
+    names = [path.name for path in filenames]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
+    raise SA3DError(f"there is no training view named {view}: did you mean {', '.join(near)}?")
+
+
+def _counted(view: int, total: int) -> int:
+    if 0 <= view < total:
+        return view
+    raise SA3DError(f"there is no training view {view}: there are {total}, counted from 0.")

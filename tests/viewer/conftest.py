@@ -1,0 +1,80 @@
+"""The viewer of ``ns-train sa3d``, and a browser to open it with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sa3d_nerfstudio.segmenters.text import text_available
+from tests.tiny_dino import save_tiny_dino
+from tests.viewer.browser import CHROMIUM, FLAGS, SIZE, Tab, server
+
+# Small renders: two cores share a browser without a GPU and a radiance field.
+OPTIONS = ["--pipeline.segmenter", "grabcut", "--pipeline.working-size", 64, "--pipeline.max-passes", 2]
+
+
+@dataclass
+class Place:
+    """Where things are on the canvas when the tab opens: at the first training view."""
+
+    ball: tuple[float, float]
+    away: tuple[float, float]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("viewer")
+
+
+@pytest.fixture(scope="module")
+def training(tiny_run: Path, folder: Path) -> Iterator[str]:
+    """Address of the viewer of ``ns-train sa3d`` without a prompt."""
+    text = ["--pipeline.text-model", save_tiny_dino(folder / "dino", wider=2.0)] if text_available() else []
+    words = ["ns-train", "sa3d", "--load-dir", tiny_run, "--output-dir", folder, "--timestamp", "S", *OPTIONS, *text]
+    with server(folder / "train.log", *words) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, tiny_scene: Path) -> Path:
+    return folder / tiny_scene.name / "sa3d" / "S"
+
+
+@pytest.fixture(scope="module")
+def place(tiny_scene: Path) -> Place:
+    transforms = json.loads((tiny_scene / "transforms.json").read_text())
+    name = Path(transforms["train_filenames"][0]).name
+    ids = np.asarray(Image.open(tiny_scene / "instances" / name))
+    objects = json.loads((tiny_scene / "objects.json").read_text())["objects"]
+    ball = next(entry["id"] for entry in objects if entry["name"] == "ball")
+    rows, columns = np.nonzero(ids == ball)
+    height, width = ids.shape
+    x, y = (columns.mean() + 0.5) / width, (rows.mean() + 0.5) / height
+    # The canvas lies below the title bar and left of the panel, and is as high as the photo.
+    canvas_height, canvas_width, top = SIZE["height"] - 51, 680, 51
+    ball_at = (canvas_width / 2 + (x - 0.5) * width / height * canvas_height, top + y * canvas_height)
+    return Place(ball_at, (60.0, 120.0))
+
+
+@pytest.fixture
+def tab(chromium: Any, training: str, folder: Path) -> Iterator[Tab]:
+    page = chromium.new_page(viewport=SIZE)
+    page.goto(training)
+    yield Tab(page, folder)
+    page.close()

@@ -10,11 +10,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
@@ -25,8 +26,10 @@ MEMORY = 16 << 30
 
 aten = torch.ops.aten
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
+SOFTMAX = {aten._softmax, aten._log_softmax}
 ACROSS = {aten.copy_, aten.copy, aten._copy_from, aten._to_copy, aten._foreach_copy_}
 """Operations that may read one device and write the other."""
+DERIVATIVES = {torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward}
 TAKE_CPU_SCALARS = {aten.where, aten.masked_fill, aten.masked_fill_, aten.fill, aten.fill_}
 """As those that torch itself calls pointwise."""
 
@@ -46,7 +49,7 @@ class PretendedTensor(torch.Tensor):
             dtype=real.dtype,
             layout=real.layout,
             # The engine of gradients would start a thread for each device of the machine's.
-            device=CPU if _state.autograd else CUDA,
+            device=CPU if _modes.autograd else CUDA,
         )
         made.held = real
         return made
@@ -79,7 +82,13 @@ class PretendedTensor(torch.Tensor):
     _is_param = False
 
 
-_state = SimpleNamespace(autograd=False)
+class _State(threading.local):
+    inside = False
+    """Whether a function of torch that is written in C++, with a pretended tensor among its arguments, is at work."""
+
+
+_state = _State()
+_modes = SimpleNamespace(autograd=False)
 
 
 def _as(old: PretendedTensor, new: PretendedTensor) -> PretendedTensor:
@@ -122,14 +131,29 @@ def _move(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     kwargs.pop("non_blocking", None)
     rest = tuple(each for each in rest if not isinstance(each, bool))
     if device.type == device_of(tensor).type:
-        if device.type == "cpu":
+        if device.type != "cuda":
             return torch.Tensor.to(tensor, *rest, **kwargs)
         dtype = kwargs.get("dtype") or (rest[0] if rest else tensor.dtype)
         if dtype == tensor.dtype and not kwargs.get("copy"):
             return tensor
         return aten._to_copy.default(tensor, dtype=dtype)
     dtype = kwargs.get("dtype") or (rest[0] if rest else tensor.dtype)
-    return aten._to_copy.default(tensor, dtype=dtype, device=CUDA if device.type == "cuda" else CPU)
+    return aten._to_copy.default(tensor, dtype=dtype, device=device)
+
+
+def _are_numbers(index: Any) -> bool:
+    return isinstance(index, list) and all(isinstance(each, int) for each in index)
+
+
+def _indexed(function: Any) -> Any:
+    """C++ copies lists of indices to the device by itself."""
+
+    def call(tensor: torch.Tensor, index: Any, *value: Any) -> Any:
+        parts = index if isinstance(index, tuple) else (index,)
+        parts = tuple(torch.tensor(part) if _are_numbers(part) else part for part in parts)
+        return function(tensor, parts if isinstance(index, tuple) else parts[0], *value)
+
+    return call
 
 
 _CALLS: dict[Any, Any] = {
@@ -143,33 +167,45 @@ _CALLS: dict[Any, Any] = {
     torch.Tensor.is_cuda.__get__: lambda tensor: isinstance(tensor, PretendedTensor),  # type: ignore[attr-defined]
     torch.Tensor.is_cpu.__get__: lambda tensor: not isinstance(tensor, PretendedTensor),  # type: ignore[attr-defined]
     torch.Tensor.get_device: lambda tensor: 0 if isinstance(tensor, PretendedTensor) else -1,
-    torch.Tensor.type_as: lambda tensor, other: _move(tensor, other),
+    torch.Tensor.type_as: _move,
+    torch.Tensor.__getitem__: _indexed(torch.Tensor.__getitem__),
+    torch.Tensor.__setitem__: _indexed(torch.Tensor.__setitem__),
     torch.Tensor.is_pinned: lambda tensor, *_: False,
 }
 
 
 def _on_call(function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
     """Every call from Python of a function of torch that has a pretended tensor among its arguments."""
-    with torch._C.DisableTorchFunctionSubclass():
-        return _CALLS.get(function, function)(*args, **(kwargs or {}))
+    of_torch = not isinstance(function, FunctionType) or function in DERIVATIVES
+    inside, _state.inside = _state.inside, of_torch and function not in _CALLS
+    try:
+        with torch._C.DisableTorchFunctionSubclass():
+            return _CALLS.get(function, function)(*args, **(kwargs or {}))
+    finally:
+        _state.inside = inside
 
 
-def _making(original: Any) -> Any:
-    """``torch.tensor`` and its like copy to a device in C++, beneath everything that Python sees."""
+class _Makers(TorchFunctionMode):
+    """``torch.tensor`` and its like copy to a device in C++, beneath everything that Python sees of operations."""
 
-    def make(*args: Any, device: Any = None, **kwargs: Any) -> Any:
-        data = args[-1] if args else kwargs.get("data", kwargs.get("obj"))
-        own = device_of(args[0]) if isinstance(args[0], torch.Tensor) and len(args) > 1 else CPU
+    MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if function not in self.MAKERS:
+            return function(*args, **kwargs)
+        device = kwargs.pop("device", None)
+        if function is torch.Tensor.new_tensor:
+            device = device_of(args[0]) if device is None else device
+            kwargs.setdefault("dtype", args[0].dtype)
+            function, args = torch.tensor, args[1:]
+        data, *rest = args or (kwargs.pop("data", kwargs.pop("obj", None)),)
         if isinstance(data, PretendedTensor):
-            return _move(data, device) if device is not None else data
-        if isinstance(data, (list, tuple)):
-            data = tree_map_only(PretendedTensor, lambda each: each.held, data)
-            args = (*args[:-1], data)
-        if len(args) > 1:
-            args = (torch.empty(0, dtype=args[0].dtype), *args[1:])
-        return _move(original(*args, **kwargs), own if device is None else device)
-
-    return make
+            # A copy, if torch.tensor is asked for one, is of no matter to where it lies.
+            return _move(data, CUDA if device is None else device, **kwargs)
+        held = tree_map_only(PretendedTensor, lambda each: each.held, data)
+        made = function(held, *rest, **kwargs)
+        return made if device is None else _move(made, device)
 
 
 def _loading(original: Any) -> Any:
@@ -196,7 +232,12 @@ def _run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) ->
         target = _check_indexing(args)
     else:
         target = _common_device(function, args, kwargs, tensors)
-    if asked is not None:
+    if _modes.autograd and _state.inside and (not tensors or target.type == "cuda"):
+        # What C++ makes for itself where its arguments are, and it was told that this is the CPU: see PretendedTensor.
+        target = CUDA
+        if asked is not None:
+            kwargs["device"] = CPU
+    elif asked is not None:
         target = torch.device(asked)
         kwargs["device"] = CPU if target.type == "cuda" else target
     if target.type == "cuda" and kwargs.get("generator") is not None:
@@ -205,6 +246,9 @@ def _run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) ->
         kwargs["pin_memory"] = False
     known = {id(each.held): each for each in tensors if isinstance(each, PretendedTensor)}
     inner = tree_map_only(PretendedTensor, lambda each: each.held, (args, kwargs))
+    if packet in SOFTMAX and inner[0][2]:
+        # Half precision in, single precision out, which is in CUDA's kernel alone.
+        inner = ((inner[0][0].float(), inner[0][1], False), inner[1])
     result = function(*inner[0], **inner[1])
     if target.type != "cuda":
         return result
@@ -259,8 +303,7 @@ def pretended_device(autograd: bool = False) -> Iterator[None]:
     """``cuda:0`` is there while the context lasts, in threads that are started meanwhile too.
 
     Args:
-        autograd: Whether gradients of pretended tensors are to be computed. What torch's C++ makes by itself on a
-            tensor's device is then made on the CPU, so that more is refused than should be.
+        autograd: Whether gradients of pretended tensors are to be computed. ``torch.autocast`` then does nothing.
     """
     # Stands in for the guards of a device of which there is none; where there is one, this does nothing.
     torch._C._ensureCUDADeviceGuardSet()
@@ -282,7 +325,7 @@ def pretended_device(autograd: bool = False) -> Iterator[None]:
     run = threading.Thread.run
 
     def run_with_device(thread: threading.Thread) -> None:
-        with _Factories():
+        with _Makers(), _Factories():
             run(thread)
 
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
@@ -292,14 +335,11 @@ def pretended_device(autograd: bool = False) -> Iterator[None]:
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         for name, answer in answers.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, mock.Mock(return_value=answer)))
-        for name in ("tensor", "as_tensor", "asarray"):
-            stack.enter_context(mock.patch.object(torch, name, _making(getattr(torch, name))))
-        make_new = _making(torch.Tensor.new_tensor)
-        stack.enter_context(mock.patch.dict(_CALLS, {torch.Tensor.new_tensor: make_new}))
         stack.enter_context(mock.patch.object(torch, "load", _loading(torch.load)))
         stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", lambda tensor, *_: tensor))
         stack.enter_context(mock.patch.object(threading.Thread, "run", run_with_device))
-        stack.enter_context(mock.patch.object(_state, "autograd", autograd))
+        stack.enter_context(mock.patch.object(_modes, "autograd", autograd))
+        stack.enter_context(_Makers())
         stack.enter_context(_Factories())
         yield
 

@@ -40,7 +40,7 @@ def _device():
         (lambda a, b: np.asarray(a), "can't convert cuda:0"),
         (lambda a, b: torch.rand(3, device="cuda", generator=torch.Generator()), "generator"),
         (lambda a, b: nn.Linear(3, 2)(a), DIFFERENT),
-        (lambda a, b: torch.equal(a, b), DIFFERENT),
+        (torch.equal, DIFFERENT),
     ],
 )
 def test_refused(operation, words) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import FunctionType, SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 CUDA = torch.device("cuda", 0)
 CPU = torch.device("cpu")
@@ -57,8 +57,13 @@ class PretendedTensor(torch.Tensor):
     def __init__(self, real: torch.Tensor) -> None:
         super().__init__()
 
-    __torch_function__ = classmethod(lambda cls, *args: _on_call(*args))
-    __torch_dispatch__ = classmethod(lambda cls, function, types, args=(), kwargs=None: _run(function, args, kwargs))
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _on_call(func, args, kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs)
 
     def __repr__(self, **_: Any) -> str:
         return f"pretended on {CUDA}: {self.held!r}"
@@ -174,7 +179,7 @@ _CALLS: dict[Any, Any] = {
 }
 
 
-def _on_call(function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+def _on_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
     """Every call from Python of a function of torch that has a pretended tensor among its arguments."""
     of_torch = not isinstance(function, FunctionType) or function in DERIVATIVES
     inside, _state.inside = _state.inside, of_torch and function not in _CALLS
@@ -344,6 +349,6 @@ def pretended_device(autograd: bool = False) -> Iterator[None]:
         yield
 
 
-def to_pretended(value: Any) -> Any:
-    """All tensors of a value on the pretended device."""
-    return tree_map(lambda each: each.to("cuda") if isinstance(each, torch.Tensor) else each, value)
+def a_cuda_device(autograd: bool = False) -> AbstractContextManager[None]:
+    """The machine's own CUDA device, or where there is none a pretended one."""
+    return nullcontext() if torch.cuda.is_available() else pretended_device(autograd)

@@ -1,6 +1,7 @@
-"""The whole way on a pretended CUDA device: finds tensors on the wrong device, and says nothing of CUDA's kernels.
+"""The whole way on CUDA, which is pretended where there is none: see tests/pretended_device.py.
 
-Everything is computed on the CPU; see tests/pretended_device.py.
+On a pretended device everything is computed on the CPU. That finds tensors on the wrong device, and says nothing of CUDA's
+kernels.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from sa3d_nerfstudio.viewer.workbench import Workbench
 from sa3d_nerfstudio.views import TrainingViews, pack_camera, trace_camera
 from tests import rasterizer
 from tests.models import camera, masked, masked_splats, small_model
-from tests.pretended_device import pretended_device
+from tests.pretended_device import a_cuda_device
 from tests.segmenters.prompts import HEIGHT, PROMPTS, WIDTH
 from tests.stand_ins import no_diffusion, occupancy_on_cpu, sdf_on_cpu
 from tests.test_model import ball
@@ -53,7 +54,7 @@ METHODS = (
 
 @pytest.fixture
 def device() -> Iterator[None]:
-    with pretended_device():
+    with a_cuda_device():
         yield
 
 
@@ -72,7 +73,7 @@ def test_methods(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     view = camera(6, 8)
     with torch.no_grad():
         expected, plain = dict(model.get_outputs_for_camera(view)), trace_camera(model, view)
-    with pretended_device(autograd=method in WITH_GRADIENTS), torch.no_grad():
+    with a_cuda_device(autograd=method in WITH_GRADIENTS), torch.no_grad():
         moved = model.to("cuda")
         assert not on_cpu(moved)
         outputs = dict(moved.get_outputs_for_camera(view.to("cuda")))
@@ -161,17 +162,20 @@ def test_exports(device: None, objects_run: Path, tmp_path: Path) -> None:
     from nerfstudio.scripts import exporter, render
 
     given: dict[str, Any] = {"load_config": objects_run, "object": ("ball",)}
-    folder = {"output_dir": tmp_path / "out"}
-    Points(**given, **folder, num_points=200).main()
-    Mesh(**given, **folder, method="tsdf", resolution=12, format="ply").main()
-    Box(**given, **folder, tilted=True).main()
-    Masks(**given, **folder).main()
+    folder = tmp_path / "out"
+    Points(**given, output_dir=folder, num_points=200).main()
+    Mesh(**given, output_dir=folder, method="tsdf", resolution=12, format="ply").main()
+    Box(**given, output_dir=folder, tilted=True).main()
+    Masks(**given, output_dir=folder).main()
     names = ("object_rgb", "background_rgb", "object_depth", "mask_overlay")
     for number, outputs in enumerate((("object_rgb", "mask"), names)):
         path = tmp_path / f"{number}.mp4"
         Turntable(**given, output_path=path, frames=2, size=(16, 16), rendered_output_names=outputs).main()
-    exporter.ExportPointCloud(objects_run, tmp_path / "cloud", num_points=200, normal_method="open3d").main()
-    exporter.ExportTSDFMesh(objects_run, tmp_path / "tsdf", resolution=12, texture_method="point_cloud").main()
+    exporter.ExportPointCloud(
+        objects_run, tmp_path / "cloud", num_points=200, normal_method="open3d", num_rays_per_batch=512,
+        remove_outliers=False,
+    ).main()  # fmt: skip
+    exporter.ExportTSDFMesh(objects_run, tmp_path / "tsdf", resolution=12, texture_method="tsdf").main()
     render.DatasetRender(
         load_config=objects_run, output_path=tmp_path / "renders", split="test", image_format="png",
         rendered_output_names=["rgb", "mask", "object_rgb", "background_rgb"],
@@ -240,7 +244,7 @@ class Halves:
 def test_splats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splatfacto, "rasterization", rasterizer.rasterization)
     monkeypatch.setattr(splatfacto, "get_viewmat", splatfacto.get_viewmat._torchdynamo_orig_callable)
-    with pretended_device(autograd=True):
+    with a_cuda_device(autograd=True):
         model = masked_splats(60)
         model.to("cuda")
         view = camera(12, 16)

@@ -13,6 +13,7 @@ from torch import nn
 
 from tests.pretended_device import CUDA, pretended_device
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device, and none is pretended")
 DIFFERENT = "Expected all tensors to be on the same device"
 
 

@@ -21,7 +21,7 @@ CPU_RAYS, CUDA_RAYS = 4096, 1 << 19
 """Rays that are worked on at a time: on a CPU as many as its caches hold."""
 
 LENSES = 8
-"""Lenses whose directions views may share. Where each view has its own, there is nothing to share, and much to search."""
+"""Lenses whose directions views may share. Where each view has its own, nothing is shared and much is searched."""
 REMEMBERED = 1 << 24
 """Atoms of a view whose places in a grid are remembered, at most."""
 

@@ -1,7 +1,7 @@
 """The whole way on CUDA, which is pretended where there is none: see tests/pretended_device.py.
 
-On a pretended device everything is computed on the CPU. That finds tensors on the wrong device, and says nothing of CUDA's
-kernels.
+On a pretended device everything is computed on the CPU. That finds tensors on the wrong device, and says nothing of
+CUDA's kernels.
 """
 
 from __future__ import annotations

@@ -147,6 +147,8 @@ def main() -> None:
         for question in questions(scene, args.renders, args.every):
             start = time.perf_counter()
             embedding = segmenter.embed(question.image)
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             spent["embed"] += time.perf_counter() - start
             start = time.perf_counter()
             answer = segmenter.predict(embedding, question.prompt)

@@ -1,8 +1,9 @@
-"""Rays in chunks that fit into the GPU's memory, however little of it is left."""
+"""Work in pieces that fit into the GPU's memory, however little of it is left, and a sentence where none do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,10 @@ from sa3d_nerfstudio.errors import SA3DError
 
 FEWEST_RAYS = 64
 """Chunks are made no smaller than this: what does not fit then would not fit at all."""
+
+OUT_OF_MEMORY = ("out of memory", "out_of_memory", "alloc_failed")
+"""In lower case, what libraries beside torch say in errors that have no class of their own: the allocator of
+tiny-cuda-nn, the CUDA driver, cuBLAS and cuDNN."""
 
 Result = TypeVar("Result")
 
@@ -53,7 +58,9 @@ def with_smaller_chunks(config: Any, attempt: Callable[[], Result]) -> Result:
     while True:
         try:
             return attempt()
-        except torch.cuda.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if config.eval_num_rays_per_chunk <= FEWEST_RAYS:
                 raise SA3DError(
                     f"the GPU's memory does not hold even {config.eval_num_rays_per_chunk} rays: close other programs "
@@ -65,3 +72,28 @@ def with_smaller_chunks(config: Any, attempt: Callable[[], Result]) -> Result:
         CONSOLE.print(
             f"the GPU's memory is full: going on with {config.eval_num_rays_per_chunk} rays at a time", highlight=False
         )
+
+
+@contextmanager
+def within_memory(remedy: str) -> Iterator[None]:
+    """Do what cannot be done in smaller pieces.
+
+    Args:
+        remedy: What to do where it does not fit; goes into the message.
+
+    Raises:
+        SA3DError: It does not fit into the GPU's memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SA3DError(f"the GPU's memory is full: {remedy}.") from error
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error means that the GPU's memory is full."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    return any(words in str(error).lower() for words in OUT_OF_MEMORY)

@@ -69,7 +69,7 @@ class MaskOutputs(_Base):
         raise NotImplementedError
 
     def field_with_cells(self, num_cells: int) -> MaskField:
-        """An empty mask field to restore from a checkpoint."""
+        """An empty mask field to restore from a checkpoint, on the model's device."""
         raise NotImplementedError
 
     def with_mask(self, outputs: dict[str, Any], rgb: Tensor, trace: RayTrace) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class MaskedModel(MaskOutputs):
 
     def field_with_cells(self, num_cells: int) -> MaskGrid:
         """An empty grid to restore from a checkpoint."""
-        return MaskGrid(round(num_cells ** (1 / 3)))
+        return self.new_field(round(num_cells ** (1 / 3)))
 
     def _base_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
         # A copy, because some models move the near and far planes of the bundle that they are given.

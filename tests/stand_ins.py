@@ -128,10 +128,10 @@ def march(
         starts.append(start[occupied])
         ends.append(stop[occupied])
         start = stop
-    found = torch.cat([*rays, torch.zeros(0, dtype=torch.long)])
+    found = torch.cat([*rays, torch.zeros(0, dtype=torch.long, device=rays_o.device)])
     order = found.argsort(stable=True)
-    values = torch.stack([torch.cat([*times, torch.zeros(0)])[order] for times in (starts, ends)]).reshape(-1)
-    is_left = torch.arange(len(values)) < len(found)
+    values = torch.stack([torch.cat([*times, rays_o.new_zeros(0)])[order] for times in (starts, ends)]).reshape(-1)
+    is_left = torch.arange(len(values), device=values.device) < len(found)
     intervals = SimpleNamespace(vals=values, is_left=is_left, is_right=~is_left)
     return intervals, SimpleNamespace(ray_indices=found[order], packed_info=pack_info(found[order], len(rays_o)))
 

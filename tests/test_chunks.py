@@ -8,7 +8,7 @@ import pytest
 import torch
 from nerfstudio.field_components.mlp import MLP
 
-from sa3d_nerfstudio.chunks import map_chunks
+from sa3d_nerfstudio.chunks import map_chunks, within_memory
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.views import trace_camera
 from tests.models import camera, masked, small_model
@@ -31,6 +31,36 @@ def test_chunks_cover_all_rays_in_order_whatever_fits():
     assert sum(map(len, map_chunks(config, 500, work))) == 500
     assert config.eval_num_rays_per_chunk == 64
     assert map_chunks(config, 0, work) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "/bindings/gpu_memory.h:592 cuMemSetAccess(m_base_address) failed: CUDA_ERROR_OUT_OF_MEMORY",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory",
+    ],
+)
+def test_other_libraries_run_out_of_memory_too(words: str):
+    config = SimpleNamespace(eval_num_rays_per_chunk=1000)
+
+    def work(part: slice) -> int:
+        if part.stop - part.start > 300:
+            raise RuntimeError(words)
+        return part.stop - part.start
+
+    assert sum(map_chunks(config, 1777, work)) == 1777
+    assert config.eval_num_rays_per_chunk == 250
+
+
+def test_other_errors_are_not_taken_for_it():
+    def work(part: slice) -> None:
+        raise RuntimeError("expected scalar type Half but found Float")
+
+    with pytest.raises(RuntimeError, match="scalar type"):
+        map_chunks(SimpleNamespace(eval_num_rays_per_chunk=1000), 1777, work)
+    with pytest.raises(RuntimeError, match="scalar type"), within_memory("do something"):
+        work(slice(0, 1))
 
 
 def test_what_can_never_fit_ends_in_a_sentence():

@@ -27,8 +27,8 @@ class MaskObjects(nn.Module):
     """Named objects in the order in which they were made. Saved in, and restored from, any checkpoint.
 
     Args:
-        make_field: Makes an empty field of a number of cells, for objects that a checkpoint brings along. All fields of
-            a model are of one kind, which follows from the model.
+        make_field: Makes an empty field of a number of cells, for objects that a checkpoint brings along, on the device
+            where these shall be. All fields of a model are of one kind, which follows from the model.
     """
 
     def __init__(self, make_field: Callable[[int], MaskField]) -> None:
@@ -153,12 +153,11 @@ class MaskObjects(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Make the fields that the checkpoint holds before torch fills them."""
         extra = state_dict.get(f"{prefix}_extra_state")
-        device = next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
         if extra is not None:
             self.fields, self.colors, self.prompts = nn.ModuleDict(), {}, {}
             for name in extra["names"]:
                 cells = state_dict[f"{prefix}fields.{_key(name)}.hit"].shape[0]
-                self[name] = self._make_field(cells).to(device)
+                self[name] = self._make_field(cells)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sa3d_nerfstudio.chunks import within_memory
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, LiftingName, field_change, make_lifting
@@ -23,6 +24,9 @@ from sa3d_nerfstudio.segmentation.surface import pixel_spacing, surface_of
 from sa3d_nerfstudio.segmentation.view_choice import covering_views, view_order
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage
 from sa3d_nerfstudio.traces.base import ViewTrace
+
+SMALLER = "segment with a smaller --pipeline.segmenter, keep less in it (--pipeline.cache-gb), or close other programs"
+"""What to do where a segmenter does not fit into the GPU's memory."""
 
 
 class Views(Protocol):
@@ -335,12 +339,13 @@ class SegmentationSession:
             if view not in self._embeddings:
                 rgb = trace.rgb if isinstance(view, str) else self.views.picture(view)
                 image = SegmenterImage(rgb, self.name(view), trace.depth[..., 0])
-                self._embeddings[view] = self.segmenter.embed(image)
+                with within_memory(SMALLER):
+                    self._embeddings[view] = self.segmenter.embed(image)
         return self._embeddings[view]
 
     def _predict(self, view: int | str, prompt: Prompt) -> Candidates:
         embedding = self.embed(view)
-        with self._timed("segment"):
+        with self._timed("segment"), within_memory(SMALLER):
             return self.segmenter.predict(embedding, prompt)
 
     def _lift(self, lifting: Lifting, view: int | str, trace: ViewTrace, mask: Tensor, weight: float = 1.0) -> None:
@@ -354,5 +359,8 @@ class SegmentationSession:
         start = time.perf_counter()
         try:
             yield
+            if torch.cuda.is_initialized():
+                # CUDA does later what it is told now: the time is to be counted here, and not where it is waited for.
+                torch.cuda.synchronize()
         finally:
             self.report.seconds[what] += time.perf_counter() - start

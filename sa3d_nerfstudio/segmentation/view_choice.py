@@ -30,13 +30,13 @@ def covering_views(
     """
     cost, direction = _differences(camera_to_worlds, center)
     away = (direction * -camera_to_worlds[:, :, 2]).sum(-1) < IN_VIEW
-    taken = torch.zeros(len(cost), dtype=torch.bool)
+    taken = torch.zeros(len(cost), dtype=torch.bool, device=cost.device)
     taken[start] = True
-    added = cost[start].amin(0) if start else torch.ones(len(cost))
+    added = cost[start].amin(0) if start else torch.ones_like(cost[0])
     chosen: list[int] = []
     while len(chosen) < count and not bool(taken.all()):
         # Views that look away add less than any that does not.
-        view = int(torch.where(taken.to(added.device), -torch.inf, added - 100.0 * away).argmax())
+        view = int(torch.where(taken, -torch.inf, added - 100.0 * away).argmax())
         chosen.append(view)
         taken[view] = True
         added = torch.minimum(added, cost[view])
@@ -63,7 +63,7 @@ def view_order(
     nearest = cost[start].amin(dim=0)
     nearest[start] = torch.inf
     order: list[int] = []
-    done: Int[Tensor, " num_views"] = torch.zeros(len(cost), dtype=torch.bool)
+    done: Int[Tensor, " num_views"] = torch.zeros(len(cost), dtype=torch.bool, device=cost.device)
     done[start] = True
     while not bool(done.all()):
         view = int(torch.where(done, torch.inf, nearest).argmin())

@@ -20,6 +20,8 @@ LEVELS = 255
 CPU_RAYS, CUDA_RAYS = 4096, 1 << 19
 """Rays that are worked on at a time: on a CPU as many as its caches hold."""
 
+LENSES = 8
+"""Lenses whose directions views may share. Where each view has its own, nothing is shared and much is searched."""
 REMEMBERED = 1 << 24
 """Atoms of a view whose places in a grid are remembered, at most."""
 
@@ -38,6 +40,8 @@ class ViewRays:
     """Unit directions in the camera's frame."""
     rotation: Float[Tensor, "3 3"]
     """From there to the world."""
+    shared: bool = True
+    """Whether the directions are kept for other views as well."""
 
     @classmethod
     def of(
@@ -53,7 +57,8 @@ class ViewRays:
             origins: Where they begin.
             directions: Where they go.
             rotation: The camera's.
-            known: Directions in the camera's frame of other views. Those that are equal are held once.
+            known: Directions in the camera's frame of other views. Those that are equal are held once; this view's are
+                added, if there are not too many.
         """
         rotation = rotation.to(directions)
         local = directions @ rotation
@@ -61,14 +66,16 @@ class ViewRays:
             rotation, local = torch.eye(3).to(directions), directions
         if torch.equal(origins, origins[:1].expand_as(origins)):
             origins = origins[:1].clone()
+        shared = True
         if known is not None:
             same = (other for other in known if other.shape == local.shape and torch.allclose(other, local, atol=1e-6))
             found = next(same, None)
-            if found is None:
-                known.append(local)
-            else:
+            shared = found is not None or len(known) < LENSES
+            if found is not None:
                 local = found
-        return cls(origins, local, rotation)
+            elif shared:
+                known.append(local)
+        return cls(origins, local, rotation, shared)
 
     def origins_of(self, part: Part) -> Float[Tensor, "one_or_num_rays 3"]:
         """Where some of the rays begin."""
@@ -81,7 +88,8 @@ class ViewRays:
     @property
     def num_bytes(self) -> int:
         """Memory that is this view's alone."""
-        return self.origins.numel() * self.origins.element_size() if len(self.origins) > 1 else 0
+        own = [self.origins] * (len(self.origins) > 1) + [self.local] * (not self.shared)
+        return sum(each.numel() * each.element_size() for each in own)
 
 
 @dataclass(eq=False)

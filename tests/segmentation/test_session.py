@@ -210,3 +210,13 @@ def test_other_views_follow_the_candidate_that_the_user_has_picked(candidate: in
         height = unseen.trace(view).surface_points()[:, 2].reshape(ids.shape)
         truth = [(ids == 1) & (height > BALLS[0, 2]), ids == 1, (ids == 1) | (ids == 2)][candidate]
         assert float((mask & truth).sum() / (mask | truth).sum()) > 0.85
+
+
+@pytest.mark.parametrize("method", ["embed", "predict"])
+def test_a_segmenter_that_does_not_fit_into_memory_ends_in_a_sentence(method: str, monkeypatch: pytest.MonkeyPatch):
+    def too_large(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(BallSegmenter, method, too_large)
+    with pytest.raises(SA3DError, match=r"memory is full: segment with a smaller --pipeline.segmenter"):
+        session_on(1)

@@ -219,3 +219,16 @@ def test_what_goes_to_disk_comes_back():
         PackedTrace.restored(trace.tensors(), {**trace.numbers(), "height": 7}, trace.rays)
     with pytest.raises(TypeError):
         PackedTrace.restored({}, trace.numbers(), trace.rays)
+
+
+def test_views_of_one_lens_share_their_directions_and_others_count_their_own():
+    known: list[torch.Tensor] = []
+    zooms = [1.0, 1.0, *(1 + 0.1 * number for number in range(1, 10))]
+    views = []
+    for zoom in zooms:
+        one = camera(6, 8)
+        one.fx = one.fx * zoom
+        views.append(camera_rays(one, known))
+    assert views[0].local is views[1].local
+    assert len(known) == packed.LENSES
+    assert [rays.num_bytes for rays in views] == [0] * 9 + [6 * 8 * 3 * 4] * 2

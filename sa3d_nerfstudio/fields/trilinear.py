@@ -94,9 +94,9 @@ def add(
 
 
 def told_by_one(values: Float[Tensor, " num_cells"], resolution: int) -> Float[Tensor, " num_cells"]:
-    """At the first vertex of each block, the value that all eight have in common, and so everything in between; or infinity.
+    """At the first vertex of each block, the value that all eight have in common, or infinity.
 
-    Vertices that are no block's first one hold anything.
+    Everything in between then has that value. Vertices that are no block's first one hold anything.
     """
     # Neighbours in memory are compared, over the ends of lines and planes too, where no block begins.
     y, z = resolution, resolution * resolution

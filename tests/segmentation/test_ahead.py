@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -65,8 +66,11 @@ def test_ctrl_c_leaves_what_has_not_begun():
     ahead.check(1)
 
 
+@dataclass
 class Batches(BallSegmenter):
     """Embeds several views at once, and notes which."""
+
+    batches: list[list[str]] = field(default_factory=list)
 
     def embed_all(self, images: list[SegmenterImage]) -> list[int]:
         self.batches.append([image.name for image in images])
@@ -78,8 +82,7 @@ def test_views_are_embedded_together_once_and_only_where_the_object_is(size: int
     views = BallViews(count=12)
     # Two cameras look away from the balls.
     views.poses[5:7, :, :3] = views.poses[5:7, :, :3] @ torch.diag(torch.tensor([-1.0, 1.0, -1.0]))
-    segmenter = Batches.of(views)
-    segmenter.batches = []
+    segmenter = Batches(views, {}, [], [])
     session = SegmentationSession(views, segmenter, MaskGrid(48), SessionSettings(encode_batch=size))
     session.prompt(0, point_on(views, 0, 1))
     report = session.run()

@@ -82,7 +82,7 @@ class MaskField(nn.Module):
         return self.derived("cells", self._cells)
 
     def _cells(self) -> Tensor:
-        return torch.stack([self.probability(), self.known().float()], dim=-1)
+        return torch.stack([self.probability(), self.known().float()]).T
 
     def known(self) -> Bool[Tensor, " num_cells"]:
         """Which cells any view has seen."""

@@ -20,6 +20,7 @@ from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, Lifti
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord, ViewState
 from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt
+from sa3d_nerfstudio.segmentation.sharpening import Sharpening
 from sa3d_nerfstudio.segmentation.surface import pixel_spacing, surface_of
 from sa3d_nerfstudio.segmentation.view_choice import covering_views, view_order
 from sa3d_nerfstudio.segmentation.working_size import magnification
@@ -87,6 +88,8 @@ class SessionSettings:
     """Passes over the views, at most."""
     view_order: Literal["overlap", "file"] = "overlap"
     """Visit views by their overlap with those visited before, or in the order of the data set."""
+    sharpening: int = 1
+    """Sweeps over all masks at the end that bring what the field renders closer to them ('evidence' lifting only)."""
     num_views: int | None = None
     """Segment in so many views beside the prompted ones, chosen all around the object; by default in all."""
     encode_batch: int | None = None
@@ -146,6 +149,8 @@ class SegmentationSession:
         self.lifting: Lifting | None = None
         """What the newest pass has lifted."""
         self._embeddings: MutableMapping[int | str, Any] = {} if embeddings is None else embeddings
+        self._lifted: dict[int | str, tuple[Bool[Tensor, " num_rays"], float]] = {}
+        """Masks and weights of the newest pass."""
         self._ahead: Ahead | None = None
         self._sized = sized
         self._asked: dict[int | str, Prompt] = {}
@@ -237,6 +242,10 @@ class SegmentationSession:
         if not self.given:
             raise SA3DError("nothing to segment: prompt a view first.")
         self._choose_size()
+        yield from self._passes()
+        self._sharpen()
+
+    def _passes(self) -> Iterator[ViewRecord]:
         previous: Lifting | None = None
         for number in range(1, self.settings.max_passes + 1):
             if previous is None:
@@ -251,6 +260,7 @@ class SegmentationSession:
             if previous is not None:
                 if not lifting.field.holds_object(self.settings.threshold):
                     # What an earlier pass has found is better than nothing.
+                    self._lifted.clear()
                     return
                 change = field_change(previous.field.resampled(lifting.field), lifting.field)
                 self.report.changes.append(change)
@@ -260,6 +270,20 @@ class SegmentationSession:
                     return
             # The first pass has filled the grid itself, view by view; a copy stays behind to compare with.
             previous = lifting
+
+    def _sharpen(self) -> None:
+        if self.settings.lifting != "evidence" or self.lifting is None or not self._lifted:
+            return
+        field = self.lifting.field
+        for _ in range(self.settings.sharpening):
+            sweep = Sharpening(field)
+            for view, (mask, weight) in self._lifted.items():
+                trace = self.trace(view)
+                with self._timed("lift"):
+                    sweep.add(trace, mask, weight)
+            sweep.finish()
+        if field is not self.grid:
+            self.grid.copy_from(field)
 
     def _choose_size(self) -> None:
         """Take larger views where the object is small in those that have been prompted."""
@@ -282,6 +306,7 @@ class SegmentationSession:
 
     def _pass(self, number: int, lifting: Lifting, guide: Lifting) -> Iterator[ViewRecord]:
         """Visit every view once; masks rendered from ``guide`` prompt, what they find goes to ``lifting``."""
+        self._lifted.clear()
         for view, given in self.given.items():
             # The published update has no such weight.
             weight = self._weight(given) if self.settings.lifting == "evidence" else 1.0
@@ -421,6 +446,7 @@ class SegmentationSession:
             # The published update has no such weight.
             weight = weight * self._ray_weight if self.settings.lifting == "evidence" else weight
             lifting.add(trace, mask.reshape(-1), weight)
+            self._lifted[view] = (mask.reshape(-1), weight)
             self._spacings[view] = pixel_spacing(trace, mask)
 
     @contextmanager

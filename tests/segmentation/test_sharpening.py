@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
 from tests.analytic import BALLS, BallViews
 
 
-def lifted_ball(views: BallViews, ball: int) -> tuple[MaskGrid, list[tuple[ViewTrace, torch.Tensor]]]:
+def lifted_ball(views: BallViews, ball: int) -> tuple[MaskGrid, Sequence[tuple[ViewTrace, torch.Tensor]]]:
     """A grid too coarse for the ball, with the true masks of all views lifted to it, and these."""
     masks = {view: views.ids(view) == ball for view in range(len(views))}
     shown = [view for view, mask in masks.items() if mask.any()]

@@ -30,6 +30,7 @@ from benchmarks.scene import PromptKind, SceneUnderTest
 from benchmarks.variants import VARIANTS, settings_of
 from sa3d_nerfstudio.evaluation.metrics import iou
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
+from sa3d_nerfstudio.segmentation.sharpening import Sharpening
 from sa3d_nerfstudio.segmentation.surface import pixel_spacing
 from sa3d_nerfstudio.segmenters.base import Segmenter
 
@@ -171,6 +172,11 @@ class Benchmark:
             lifting = EvidenceLifting(grid)
             for view, mask in masks.items():
                 lifting.add(views.trace(view), mask.to(grid.hit.device))
+            for _ in range(scene.pipeline.config.sharpening):
+                sweep = Sharpening(grid)
+                for view, mask in masks.items():
+                    sweep.add(views.trace(view), mask.to(grid.hit.device))
+                sweep.finish()
             scores = scene.score(lifting, entry["id"])
             grid = grid.placed_again(float(np.median(spacings)))
         return Row(entry["name"], "true masks", PERFECT, "ceiling", "all", **asdict(scores))

@@ -45,23 +45,28 @@ class SceneUnderTest:
     Args:
         folder: The scene.
         run: A run trained on it.
+        most_tests: Score in so many unseen views; in all if None.
+        trace_all: Render all training views at once, before anything is measured.
         options: For ``sa3d.load``.
     """
 
-    def __init__(self, folder: Path, run: Path, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, run: Path, most_tests: int | None = None, trace_all: bool = True, **options: Any
+    ) -> None:
         self.folder = folder
         self.entries: list[dict[str, Any]] = json.loads((folder / "objects.json").read_text())["objects"]
         self.prompts = {entry["name"]: entry for entry in json.loads((folder / "prompts.json").read_text())["objects"]}
         self.run = sa3d.load(run, oracle_instances=folder / "instances", **options)
         self.pipeline = self.run.pipeline
         self.views = self.pipeline.views
-        for view in track(range(len(self.views)), "tracing training views"):
+        for view in track(range(len(self.views) if trace_all else 0), "tracing training views"):
             self.views.trace(view)
         self.views.cache.flush()
         dataset = self.pipeline.datamanager.eval_dataset
         assert dataset is not None
         self.tests: dict[str, ViewTrace] = {}
-        for index in track(range(len(dataset)), "tracing test views"):
+        count = len(dataset) if most_tests is None else min(most_tests, len(dataset))
+        for index in track([i * len(dataset) // count for i in range(count)], "tracing test views"):
             camera = dataset.cameras[index : index + 1].to(self.pipeline.device)
             self.tests[dataset.image_filenames[index].stem] = trace_camera(self.pipeline.model, camera)
 

@@ -17,8 +17,9 @@ import pstats
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,11 +38,22 @@ from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.traces import packed
 from sa3d_nerfstudio.traces.base import RayTrace, render_probability
+from sa3d_nerfstudio.traces.nerf import NerfTrace, WeightedSamples
 from sa3d_nerfstudio.traces.packed import PackedTrace
 from sa3d_nerfstudio.views import TrainingViews, trace_camera
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+LIFTING = (
+    "autograd through grid_sample",
+    "the same of the packed atoms",
+    "render and splat, plain trace",
+    "render and splat, packed",
+    "splat alone",
+    "splat alone, rendered before",
+)
+"""Ways to lift the mask of a view."""
 
 
 @dataclass
@@ -81,19 +93,26 @@ class Clock:
 
     def time(self, name: str, work: Callable[[], Any]) -> Any:
         """Do something, and note how long it takes."""
+        results = []
+        self.seconds[name] = self.once(lambda: results.append(work()))
+        return results[0]
+
+    def often(self, work: Callable[[], Any]) -> float:
+        """Median time of something, the first go not counted."""
+        return self.often_each([work])[0]
+
+    def often_each(self, ways: Sequence[Callable[[], Any]], count: int = 9) -> list[float]:
+        """Median times of several things, done in turns, so that all are disturbed alike; the first not counted."""
+        seconds = [[self.once(way) for way in ways] for _ in range(count + 1)]
+        return [median(times) for times in zip(*seconds[1:], strict=True)]
+
+    def once(self, work: Callable[[], Any]) -> float:
+        """Time of something."""
         self._wait()
         start = time.perf_counter()
-        result = work()
-        self._wait()
-        self.seconds[name] = time.perf_counter() - start
-        return result
-
-    def often(self, work: Callable[[], Any], count: int = 5) -> float:
-        """Median time of something, the first go not counted."""
         work()
-        for number in range(1, count + 1):
-            self.time(f"go {number}", work)
-        return median(self.seconds.pop(f"go {number}") for number in range(1, count + 1))
+        self._wait()
+        return time.perf_counter() - start
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -113,6 +132,21 @@ def lift_step(trace: RayTrace, field: MaskField, image: Tensor) -> None:
     trace.splat(field, image)
 
 
+def splat_step(trace: RayTrace, field: MaskField, image: Tensor) -> None:
+    """The two sums alone, with nothing remembered."""
+    packed.forget()
+    trace.splat(field, image)
+
+
+def as_samples(trace: PackedTrace) -> NerfTrace:
+    """The atoms of a packed trace as samples, which go through ``grid_sample``."""
+    everything, rays = slice(None), trace.height * trace.width
+    distances, weights = trace._decoded(trace.distances), trace._weights(everything)
+    positions = trace.rays.origins_of(everything) + trace.rays.directions_of(everything) * distances[..., None]
+    ray = torch.arange(rays, device=weights.device).expand_as(weights).reshape(-1)
+    return NerfTrace(WeightedSamples(positions.reshape(-1, 3), weights.reshape(-1), ray, trace.accumulation))
+
+
 class Speed:
     """One scene with one run."""
 
@@ -122,7 +156,8 @@ class Speed:
             options.run,
             segmenter="oracle",
             oracle_instances=options.scene / "instances",
-            working_size=options.working_size,
+            # The same for all objects, so that times can be compared.
+            working_size=options.working_size or (1008 if torch.cuda.is_available() else 160),
             num_views=options.views,
             keep_cache=False,
         )
@@ -205,7 +240,7 @@ class Speed:
         """The published loop, and lifting by autograd and sparsely, on the same rays."""
         field, clock = session.grid, self.clock
         some = visited[:: max(1, len(visited) // self.options.loop_views)][: self.options.loop_views]
-        loop, autograd, plainly, sparse, adding = 0.0, 0.0, 0.0, 0.0, 0.0
+        loop, found = 0.0, dict.fromkeys(LIFTING, 0.0)
         for view in some:
             trace = self.views.trace(view)
             mask = (render_probability(trace, field)[0] > 0.5).float()
@@ -218,21 +253,22 @@ class Speed:
 
             plain = clock.time("loop", step)
             loop += clock.seconds.pop("loop") / len(some)
-            autograd += clock.often(lambda plain=plain, image=image: autograd_step(plain, field, image)) / len(some)
-            plainly += clock.often(lambda plain=plain, image=image: lift_step(plain, field, image)) / len(some)
-            sparse += clock.often(lambda trace=trace, image=image: lift_step(trace, field, image)) / len(some)
-            adding += clock.often(lambda trace=trace, image=image: trace.splat(field, image)) / len(some)
+            assert isinstance(trace, PackedTrace)
+            atoms = as_samples(trace)
+            ways: list[Callable[[], Any]] = [
+                partial(autograd_step, plain, field, image),
+                partial(autograd_step, atoms, field, image),
+                partial(lift_step, plain, field, image),
+                partial(lift_step, trace, field, image),
+                partial(splat_step, trace, field, image),
+                partial(trace.splat, field, image),
+            ]
+            for name, seconds in zip(LIFTING, clock.often_each(ways), strict=True):
+                found[name] += 1e3 * seconds / len(some)
         clock.seconds["published loop"] = loop * len(visited)
         trace = self.views.trace(visited[0])
-        return {
-            "lifting, ms a view": {
-                "autograd": autograd * 1e3,
-                "plain trace": plainly * 1e3,
-                "packed trace": sparse * 1e3,
-                "packed trace, rendered before": adding * 1e3,
-            },
-            "bytes a ray": trace.num_bytes / (trace.height * trace.width) if isinstance(trace, PackedTrace) else None,
-        }
+        assert isinstance(trace, PackedTrace)
+        return {"lifting, ms a view": found, "bytes a ray": trace.num_bytes / (trace.height * trace.width)}
 
     def growth_with_views(self, name: str, most: int) -> dict[int, float]:
         """Seconds of a further object by the number of views."""

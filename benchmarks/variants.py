@@ -81,6 +81,8 @@ VARIANTS = {
     "one-pass": Variant("no second pass", {"max_passes": 1}),
     "file-order": Variant("views in file order", {"view_order": "file"}),
     "prompt-weight-1": Variant("the prompted view counts like any other", {"prompt_weight": 1.0}),
+    "unsharpened": Variant("averages as they are", {"sharpening": 0}),
+    "sharpened-twice": Variant("two sweeps of sharpening", {"sharpening": 2}),
     "undivided": Variant("not divided by the known weight", session=UndividedSession),
     "fixed-grid": Variant("grid over the whole scene", grid=over_the_scene),
     "8-views": Variant("8 views instead of all", {"num_views": 8}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -93,7 +94,8 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     resolution: int = 128
     """Vertices of the mask grid along each axis; the grid is placed around the object."""
     working_size: int | None = None
-    """Longer side of the images in which views are segmented; by default 1008 on CUDA and 160 on a CPU."""
+    """Longer side of the images in which views are segmented; by default 1008 on CUDA and 160 on a CPU, and up to twice
+    that for objects that would cover less than a tenth of it, as far as the training images are larger."""
     cache_gb: float | None = None
     """Memory for renders and embeddings of views, in GB; by default a quarter of the GPU's, or of the machine's."""
     keep_cache: bool = True
@@ -156,7 +158,7 @@ class SA3DPipeline(VanillaPipeline):
         self.eval()
         self._views: TrainingViews | None = None
         self._segmenter: tuple[Any, Segmenter] | None = None
-        self._embeddings: tuple[Segmenter, Embeddings] | None = None
+        self._embeddings: tuple[Segmenter, dict[int, Embeddings]] | None = None
         self.cache_folder: Path | None = None
         """Where what is computed of views is kept, unless the configuration says so."""
         self.segment_panel = SegmentPanel(self)
@@ -228,10 +230,15 @@ class SA3DPipeline(VanillaPipeline):
             self._segmenter = ((config.segmenter, options), make_segmenter(config.segmenter, options))
         return self._segmenter[1]
 
-    def _embeddings_of(self, segmenter: Segmenter) -> Embeddings:
+    def sized(self, segmenter: Segmenter, factor: float = 1.0) -> tuple[TrainingViews, Embeddings]:
+        """The training views in images larger by a factor, and what a segmenter has embedded of them."""
+        views = self.views.larger(factor)
         if self._embeddings is None or self._embeddings[0] is not segmenter:
-            self._embeddings = (segmenter, Embeddings(self.views.cache, segmenter, self.views.key))
-        return self._embeddings[1]
+            self._embeddings = (segmenter, {})
+        known = self._embeddings[1]
+        if views.long_side not in known:
+            known[views.long_side] = Embeddings(views.cache, segmenter, views.key)
+        return views, known[views.long_side]
 
     def session(
         self, name: str | None = None, segmenter: Segmenter | None = None, register: bool = True
@@ -247,7 +254,9 @@ class SA3DPipeline(VanillaPipeline):
         segmenter = segmenter or self.make_segmenter()
         name = name or config.object_name
         grid = self.model.new_field(config.resolution)
-        session = SegmentationSession(self.views, segmenter, grid, config, self._embeddings_of(segmenter))
+        views, embeddings = self.sized(segmenter)
+        choose = partial(self.sized, segmenter) if config.working_size is None else None
+        session = SegmentationSession(views, segmenter, grid, config, embeddings, choose)
         if register:
             self.model.masks[name] = grid
         return session

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _NO_PART_OF_A_JOB = frozenset(
     {"_target", "datamanager", "model", "base", "prompt", "object_name", "object_background", "save_base", "redo"}
-    | {"cache_gb", "keep_cache", "cache_dir", "sam_download"}
+    | {"cache_gb", "keep_cache", "cache_dir", "sam_download", "encode_batch"}
 )
 
 

@@ -191,7 +191,7 @@ class Embeddings(MutableMapping):
         self._cache.drop(self._key(view))
 
     def __iter__(self) -> Iterator[int | str]:
-        return iter([view for view in self._known if view in self])
+        return iter([view for view in list(self._known) if view in self])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -73,6 +74,16 @@ class TrainingViews:
     def __len__(self) -> int:
         return len(self.filenames)
 
+    def larger(self, factor: float) -> TrainingViews:
+        """The same views in larger images, with the same cache; themselves where the originals are no larger."""
+        longest = max(int(self.cameras.height.max()), int(self.cameras.width.max()))
+        side = min(round(self.long_side * factor), longest)
+        if side <= self.long_side:
+            return self
+        views = copy.copy(self)
+        views.long_side, views._keys, views._directions = side, {}, []
+        return views
+
     @property
     def camera_to_worlds(self) -> Float[Tensor, "num_views 3 4"]:
         """Poses in nerfstudio's frame."""
@@ -101,14 +112,30 @@ class TrainingViews:
 
     def trace(self, view: int) -> ViewTrace:
         """The view's trace."""
-        key = f"trace-{self.key(view)}"
-        found = self.cache.get(key, lambda tensors, numbers: self._restored(view, tensors, numbers))
+        found = self._found(view)
         if found is not None:
             return found
         trace = self.look(self.camera(view))
         stored = (lambda: (trace.tensors(), trace.numbers())) if isinstance(trace, PackedTrace) else None
-        self.cache.put(key, trace, stored)
+        self.cache.put(f"trace-{self.key(view)}", trace, stored)
         return trace
+
+    def _found(self, view: int) -> ViewTrace | None:
+        key = f"trace-{self.key(view)}"
+        return self.cache.get(key, lambda tensors, numbers: self._restored(view, tensors, numbers))
+
+    def preload(self, view: int, picture: bool) -> None:
+        """Bring into memory what lies on disk of a view: its trace, if it has been rendered before, and its photo.
+
+        Nothing is rendered, so this may be done on another thread.
+
+        Raises:
+            SA3DError: The photo cannot be read.
+        """
+        self._found(view)
+        key = f"photo-{self.key(view)}"
+        if picture and self.photo is not None and self.cache.get(key) is None:
+            self.cache.put(key, self.photo(view))
 
     def key(self, view: int) -> str:
         """Stands for the view's camera at the working size, and for the photo that segmenters see of it."""
@@ -134,8 +161,11 @@ class TrainingViews:
         trace = self.trace(view)
         if self.photo is None:
             return trace.rgb
-        camera, size = self.cameras[view], (trace.height, trace.width)
-        return on_pixels(self.photo(view).to(trace.rgb), (int(camera.height), int(camera.width)), size, self.long_side)
+        camera, size, key = self.cameras[view], (trace.height, trace.width), f"photo-{self.key(view)}"
+        preloaded = self.cache.get(key)
+        self.cache.drop(key)
+        photo = self.photo(view) if preloaded is None else preloaded
+        return on_pixels(photo.to(trace.rgb), (int(camera.height), int(camera.width)), size, self.long_side)
 
 
 def on_pixels(

@@ -50,6 +50,7 @@ class BallViews:
         self.numbers = torch.arange(1, len(balls) + 1) if numbers is None else numbers
         self.poses = torch.stack([_look_at_middle(2 * math.pi * i / count, distance) for i in range(count)])
         self.traced: list[int] = []
+        self.preloaded: list[tuple[int, bool]] = []
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -94,6 +95,9 @@ class BallViews:
 
     def picture(self, view: int) -> Tensor:
         return self.trace(view).rgb
+
+    def preload(self, view: int, picture: bool) -> None:
+        self.preloaded.append((view, picture))
 
     def _cast(self, view: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         pose = self.poses[view]

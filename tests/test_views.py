@@ -13,6 +13,7 @@ from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManage
 from PIL import Image
 from torch import Tensor
 
+from sa3d_nerfstudio.disk_store import DiskStore
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.views import TrainingViews, on_pixels
 from tests.models import masked, small_model
@@ -98,3 +99,41 @@ def test_a_photo_that_is_gone(tmp_path: Path):
     (scene / "images" / "1.png").unlink()
     with pytest.raises(SA3DError, match=r"1\.png cannot be read .*--pipeline\.image-source render"):
         datamanager.training_photo(1)
+
+
+def test_what_is_preloaded_is_the_same_and_taken_once(tmp_path: Path):
+    views = looked_at(make(VanillaDataManagerConfig, photographed(tmp_path / "sky", (82, 63))), 31)
+    read, expected = views.photo, views.picture(1)
+    assert read is not None
+    asked: list[int] = []
+
+    def counted(view: int) -> Tensor:
+        asked.append(view)
+        return read(view)
+
+    views.photo = counted
+    views.preload(1, picture=False)
+    assert asked == []
+    for _ in range(2):
+        views.preload(1, picture=True)
+    assert asked == [1]
+    held = views.cache.num_bytes
+    assert torch.equal(views.picture(1), expected)
+    assert asked == [1]
+    assert views.cache.num_bytes == held - 82 * 63 * 3 * 4
+    assert torch.equal(views.picture(1), expected)
+    assert asked == [1, 1]
+
+
+def test_what_is_on_disk_is_preloaded_and_nothing_is_rendered(tmp_path: Path):
+    data = make(VanillaDataManagerConfig, write_scene(tmp_path / "ring", [(20, 16)] * 3))
+    first = looked_at(data, 20, photo=False)
+    first.cache.disk = DiskStore(lambda: tmp_path / "cache")
+    first.trace(1)
+    first.cache.flush()
+    second = looked_at(data, 20, photo=False)
+    second.cache.disk = first.cache.disk
+    for view in (0, 1):
+        second.preload(view, picture=True)
+    assert list(second.cache._entries) == [f"trace-{second.key(1)}"]
+    assert second.cache.computed == 0

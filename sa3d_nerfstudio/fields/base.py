@@ -20,8 +20,8 @@ class MaskField(nn.Module):
     """What the views have said about each cell, as two sums over all rays of all accepted views.
 
     ``hit`` is the weight of the rays that lie on the object, ``seen`` that of all rays: ``hit = Σ Aᵥᵀ mᵥ`` and
-    ``seen = Σ Aᵥᵀ 1``, with ``Aᵥ`` the trace of view v. ``hit / seen`` is the answer that minimises the squared
-    difference to all masks at once, in [0, 1]. A cell with no evidence is unknown, which is not "not the object".
+    ``seen = Σ Aᵥᵀ 1``, with ``Aᵥ`` the trace of view v. ``hit / seen`` is what these rays say on average, in
+    [0, 1]. A cell with no evidence is unknown, which is not "not the object".
 
     Cells are voxels or splats; subclasses say which cells a point in space touches.
     """
@@ -82,7 +82,7 @@ class MaskField(nn.Module):
         return self.derived("cells", self._cells)
 
     def _cells(self) -> Tensor:
-        return torch.stack([self.probability(), self.known().float()], dim=-1)
+        return torch.stack([self.probability(), self.known().float()]).T
 
     def known(self) -> Bool[Tensor, " num_cells"]:
         """Which cells any view has seen."""

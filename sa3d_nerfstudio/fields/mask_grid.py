@@ -150,13 +150,13 @@ class MaskGrid(MaskField):
             z: Likewise.
         """
         r = self.resolution
-        norm = torch.maximum(torch.maximum(x.abs(), y.abs()), z.abs())
-        # The contraction, see contract(), and from (-1, 1) to vertices.
-        radius = OUTSIDE - OUTSIDE / (1 + (norm - 1).clamp_(min=0).div_(OUTSIDE))
-        radius += norm.clamp(max=1)
-        scale = radius.div_(norm.clamp_(min=1e-9)).mul_(0.5 * (r - 1) / (1 + OUTSIDE))
-        u = [axis.mul_(scale).add_(0.5 * (r - 1)).clamp_(0, r - 1) for axis in (x, y, z)]
-        first = [axis.floor().clamp_(max=r - 2) for axis in u]
+        # The contraction, see contract(): from the middle of the grid to its border are (r - 1) / 2 cells, of which no
+        # position may need more, however it is rounded.
+        half = 0.5 * (r - 1) * (1 - 1e-6)
+        norm = torch.maximum(torch.maximum(x.abs(), y.abs()), z.abs()).clamp_(min=1)
+        scale = (norm + (OUTSIDE - 1)).reciprocal_().mul_(-(OUTSIDE**2) * half / (1 + OUTSIDE)).add_(half).div_(norm)
+        u = [axis.mul_(scale).add_(0.5 * (r - 1)) for axis in (x, y, z)]
+        first = [axis.floor() for axis in u]
         fx, fy, fz = (axis.sub_(low).reshape(-1) for axis, low in zip(u, first, strict=True))
         # Whole numbers up to 128^3 are exact in single precision; larger grids take the longer way.
         i, j, k = first if r <= 256 else [low.double() for low in first]
@@ -189,7 +189,7 @@ class MaskGrid(MaskField):
 
     def _cells(self) -> Tensor:
         # Far out a cell is as large as the object, and rays that graze it leave blobs on whatever lies behind.
-        return super()._cells() * torch.stack([self._near(), torch.ones_like(self.hit)], dim=-1)
+        return torch.stack([self.probability() * self._near(), self.known().float()]).T
 
     def _near(self) -> Bool[Tensor, " num_cells"]:
         """Vertices no farther out than ``REACH``; an object that outgrows its box moves it in the next pass."""

@@ -31,7 +31,7 @@ class Lifting(Protocol):
 class EvidenceLifting:
     """Density-guided inverse rendering as two sums: ``hit += Aᵀ m``, ``seen += Aᵀ 1``.
 
-    Their quotient is the least-squares answer for all views at once; there is no step size, and no order of views.
+    Their quotient is what all rays through a cell say on average; there is no step size, and no order of views.
     """
 
     def __init__(self, field: MaskField) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, MutableMapping
+from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -16,13 +16,17 @@ from torch import Tensor
 from sa3d_nerfstudio.chunks import within_memory
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.segmentation.ahead import Ahead
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, LiftingName, field_change, make_lifting
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord, ViewState
 from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt
+from sa3d_nerfstudio.segmentation.sharpening import Sharpening
 from sa3d_nerfstudio.segmentation.surface import pixel_spacing, surface_of
 from sa3d_nerfstudio.segmentation.view_choice import covering_views, view_order
+from sa3d_nerfstudio.segmentation.working_size import magnification
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage
+from sa3d_nerfstudio.segmenters.batches import CUDA_BATCH, BatchSegmenter, embed_all
 from sa3d_nerfstudio.traces.base import ViewTrace
 
 SMALLER = "segment with a smaller --pipeline.segmenter, keep less in it (--pipeline.cache-gb), or close other programs"
@@ -49,6 +53,10 @@ class Views(Protocol):
 
     def picture(self, view: int) -> Float[Tensor, "height width 3"]:
         """What segmenters see of the view, on the pixels of its trace."""
+        ...
+
+    def preload(self, view: int, picture: bool) -> None:
+        """Bring into memory what lies on disk of a view, its picture included or not; called on another thread."""
         ...
 
 
@@ -84,8 +92,12 @@ class SessionSettings:
     """Passes over the views, at most."""
     view_order: Literal["overlap", "file"] = "overlap"
     """Visit views by their overlap with those visited before, or in the order of the data set."""
+    sharpening: int = 1
+    """Sweeps over all masks at the end that bring what the field renders closer to them ('evidence' lifting only)."""
     num_views: int | None = None
     """Segment in so many views beside the prompted ones, chosen all around the object; by default in all."""
+    encode_batch: int | None = None
+    """Images that a network encodes at once; by default 4 on CUDA, and one on a CPU."""
 
 
 @dataclass
@@ -117,6 +129,8 @@ class SegmentationSession:
         grid: Where the evidence goes; it is placed and filled by the session.
         settings: How to go about it.
         embeddings: What the segmenter has embedded already, by view; sessions of several objects may share it.
+        sized: Gives the same views in images larger by a factor, with what has been embedded of these; small objects
+            are segmented there. None to stay with the views.
     """
 
     def __init__(
@@ -126,6 +140,7 @@ class SegmentationSession:
         grid: MaskField,
         settings: SessionSettings,
         embeddings: MutableMapping[int | str, Any] | None = None,
+        sized: Callable[[float], tuple[Views, MutableMapping[int | str, Any]]] | None = None,
     ) -> None:
         self.views = views
         self.segmenter = segmenter
@@ -138,6 +153,14 @@ class SegmentationSession:
         self.lifting: Lifting | None = None
         """What the newest pass has lifted."""
         self._embeddings: MutableMapping[int | str, Any] = {} if embeddings is None else embeddings
+        self._lifted: dict[int | str, tuple[Bool[Tensor, " num_rays"], float]] = {}
+        """Masks and weights of the newest pass."""
+        self._ahead: Ahead | None = None
+        self._sized = sized
+        self._asked: dict[int | str, Prompt] = {}
+        """Prompts as they were given, at the size of their images."""
+        self._ray_weight = 1.0
+        """What a ray counts: larger images have more of them, and say no more for it."""
         self._chosen: tuple[tuple[int | str, ...], set[int]] | None = None
         self._spacings: dict[int | str, float] = {}
         """Distance between the rays of neighbouring pixels at the object, in each view that has shown it."""
@@ -155,7 +178,7 @@ class SegmentationSession:
         Raises:
             SA3DError: The prompt selects nothing.
         """
-        trace = self.trace(view)
+        trace, asked = self.trace(view), prompt
         prompt = prompt.resized(trace.height, trace.width)
         if prompt.mask is not None:
             candidates = Candidates(prompt.mask[None], torch.ones(1))
@@ -168,6 +191,7 @@ class SegmentationSession:
                 "put a point on the object, add more points, or choose another view."
             )
         self.given[view] = Given(prompt, candidates, choice)
+        self._asked[view] = asked
         return candidates
 
     def choose(self, view: int | str, candidate: int) -> None:
@@ -221,6 +245,11 @@ class SegmentationSession:
         """
         if not self.given:
             raise SA3DError("nothing to segment: prompt a view first.")
+        self._choose_size()
+        yield from self._passes()
+        self._sharpen()
+
+    def _passes(self) -> Iterator[ViewRecord]:
         previous: Lifting | None = None
         for number in range(1, self.settings.max_passes + 1):
             if previous is None:
@@ -235,6 +264,7 @@ class SegmentationSession:
             if previous is not None:
                 if not lifting.field.holds_object(self.settings.threshold):
                     # What an earlier pass has found is better than nothing.
+                    self._lifted.clear()
                     return
                 change = field_change(previous.field.resampled(lifting.field), lifting.field)
                 self.report.changes.append(change)
@@ -245,22 +275,61 @@ class SegmentationSession:
             # The first pass has filled the grid itself, view by view; a copy stays behind to compare with.
             previous = lifting
 
+    def _sharpen(self) -> None:
+        if self.settings.lifting != "evidence" or self.lifting is None or not self._lifted:
+            return
+        field = self.lifting.field
+        for _ in range(self.settings.sharpening):
+            sweep = Sharpening(field)
+            for view, (mask, weight) in self._lifted.items():
+                trace = self.trace(view)
+                with self._timed("lift"):
+                    sweep.add(trace, mask, weight)
+            sweep.finish()
+        if field is not self.grid:
+            self.grid.copy_from(field)
+
+    def _choose_size(self) -> None:
+        """Take larger views where the object is small in those that have been prompted."""
+        if self._sized is None or not self.given.keys() <= self._asked.keys() or self._ray_weight < 1:
+            return
+        usual = self.views
+        self.views, self._embeddings = self._sized(magnification(given.mask for given in self.given.values()))
+        if self.views is usual:
+            return
+        for view, given in dict(self.given).items():
+            self.prompt(view, self._asked[view])
+            if given.picked:
+                self.choose(view, given.choice)
+            now, before = self.given[view].mask.numel(), given.mask.numel()
+            self._ray_weight = before / now
+
     def new_lifting(self, field: MaskField) -> Lifting:
         """How masks go to a field, as the settings say."""
         return make_lifting(self.settings.lifting, field)
 
     def _pass(self, number: int, lifting: Lifting, guide: Lifting) -> Iterator[ViewRecord]:
         """Visit every view once; masks rendered from ``guide`` prompt, what they find goes to ``lifting``."""
+        self._lifted.clear()
         for view, given in self.given.items():
             # The published update has no such weight.
             weight = self._weight(given) if self.settings.lifting == "evidence" else 1.0
             self._lift(lifting, view, self.trace(view), given.mask, weight)
             yield ViewRecord(view, self.name(view), number, "prompt")
-        for view in self._order(guide):
-            state, reason, iou = self._visit(view, lifting, guide)
-            yield ViewRecord(view, self.views.name(view), number, state, reason, iou)
+        order = self._order(guide)
+        with Ahead(self._preload, max(2, self._batch())) as self._ahead:
+            for place, view in enumerate(order):
+                coming = order[place + 1 :]
+                self._ahead.begin(view, coming)
+                state, reason, iou = self._visit(view, lifting, guide, coming)
+                yield ViewRecord(view, self.views.name(view), number, state, reason, iou)
 
-    def _visit(self, view: int, lifting: Lifting, guide: Lifting) -> tuple[ViewState, str, float | None]:
+    def _preload(self, view: int) -> None:
+        self.views.preload(view, picture=view not in self._embeddings)
+
+    def _visit(
+        self, view: int, lifting: Lifting, guide: Lifting, coming: Sequence[int]
+    ) -> tuple[ViewState, str, float | None]:
         trace = self.trace(view)
         shape = (trace.height, trace.width)
         with self._timed("lift"):
@@ -270,6 +339,8 @@ class SegmentationSession:
             )
         if prompt is None:
             return "skipped", "object not in view", None
+        if view not in self._embeddings:
+            self._embed([view, *(other for other in coming[: self._batch() - 1] if self._shows(other, guide))])
         candidates = self._predict(view, prompt)
         candidates = Candidates(candidates.masks.to(known.device), candidates.scores)
         if not candidates.masks.any():
@@ -334,14 +405,40 @@ class SegmentationSession:
 
     def embed(self, view: int | str) -> Any:
         """What the segmenter embeds of a view; done once, and done by the first prompt if not before."""
-        trace = self.trace(view)
-        with self._timed("segment"):
-            if view not in self._embeddings:
-                rgb = trace.rgb if isinstance(view, str) else self.views.picture(view)
-                image = SegmenterImage(rgb, self.name(view), trace.depth[..., 0])
-                with within_memory(SMALLER):
-                    self._embeddings[view] = self.segmenter.embed(image)
+        if view not in self._embeddings:
+            self._embed([view])
         return self._embeddings[view]
+
+    def _embed(self, views: Sequence[int | str]) -> None:
+        """Embed views, at once where the segmenter can. The first stays in memory, however little there is."""
+        images = []
+        for view in views:
+            trace = self.trace(view)
+            with self._timed("segment"):
+                if isinstance(view, int) and self._ahead is not None:
+                    self._ahead.check(view)
+                rgb = trace.rgb if isinstance(view, str) else self.views.picture(view)
+                images.append(SegmenterImage(rgb, self.name(view), trace.depth[..., 0]))
+        with self._timed("segment"):
+            with within_memory(SMALLER):
+                found = embed_all(self.segmenter, images)
+            for view, embedding in zip(reversed(views), reversed(found), strict=True):
+                self._embeddings[view] = embedding
+
+    def _batch(self) -> int:
+        """How many views are embedded at once."""
+        if not isinstance(self.segmenter, BatchSegmenter):
+            return 1
+        return self.settings.encode_batch or (CUDA_BATCH if self.grid.hit.is_cuda else 1)
+
+    def _shows(self, view: int, guide: Lifting) -> bool:
+        """Whether a view that has not been embedded shows the object, as far as that is known by now."""
+        if view in self._embeddings:
+            return False
+        trace = self.trace(view)
+        with self._timed("lift"):
+            probability, known = guide.render(trace)
+            return bool((known & (probability > self.settings.threshold)).any())
 
     def _predict(self, view: int | str, prompt: Prompt) -> Candidates:
         embedding = self.embed(view)
@@ -351,7 +448,10 @@ class SegmentationSession:
     def _lift(self, lifting: Lifting, view: int | str, trace: ViewTrace, mask: Tensor, weight: float = 1.0) -> None:
         with self._timed("lift"):
             mask = mask.to(trace.depth.device)
+            # The published update has no such weight.
+            weight = weight * self._ray_weight if self.settings.lifting == "evidence" else weight
             lifting.add(trace, mask.reshape(-1), weight)
+            self._lifted[view] = (mask.reshape(-1), weight)
             self._spacings[view] = pixel_spacing(trace, mask)
 
     @contextmanager

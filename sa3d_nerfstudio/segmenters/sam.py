@@ -5,6 +5,7 @@ A. Kirillov et al., "Segment Anything", ICCV 2023; the network and its transform
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -51,13 +52,20 @@ class SamSegmenter:
 
     def embed(self, image: SegmenterImage) -> SamEmbedding:
         """Run the encoder, in reduced precision where that is CUDA's."""
-        predictor = SamPredictor(self.model)
+        return self.embed_all([image])[0]
+
+    def embed_all(self, images: Sequence[SegmenterImage]) -> list[SamEmbedding]:
+        """Run the encoder once for several images, of any sizes: it pads each to the same square."""
+        model, resize = self.model, ResizeLongestSide(self.model.image_encoder.img_size)
+        pixels = [torch.as_tensor(resize.apply_image(to_bytes(image.rgb))).permute(2, 0, 1) for image in images]
         # The decoder decides about single pixels and costs next to nothing, so it stays in full precision.
-        with torch.no_grad(), torch.autocast("cuda", enabled=self.model.device.type == "cuda"):
-            predictor.set_image(to_bytes(image.rgb))
-        assert predictor.features is not None
-        height, width = predictor.input_size
-        return SamEmbedding(predictor.features.half(), (image.height, image.width), (height, width))
+        with torch.no_grad(), torch.autocast("cuda", enabled=model.device.type == "cuda"):
+            features = model.image_encoder(torch.stack([model.preprocess(each.to(model.device)) for each in pixels]))
+        return [
+            # A copy, so that no embedding holds the others' memory.
+            SamEmbedding(one[None].half().clone(), (image.height, image.width), (each.shape[1], each.shape[2]))
+            for one, image, each in zip(features, images, pixels, strict=True)
+        ]
 
     def predict(self, embedding: SamEmbedding, prompt: Prompt) -> Candidates:
         """SAM's three masks (part, object, whole) with its own estimates of their IoU.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,19 @@ class Sam2Segmenter:
 
     def embed(self, image: SegmenterImage) -> TransformersSamEmbedding:
         """Run the encoder, in reduced precision where that is CUDA's."""
-        inputs = self.processor.image_processor(to_bytes(image.rgb), return_tensors="pt")
-        pixels = inputs["pixel_values"].to(self.model.device)
+        return self.embed_all([image])[0]
+
+    def embed_all(self, images: Sequence[SegmenterImage]) -> list[TransformersSamEmbedding]:
+        """Run the encoder once for several images, of any sizes: it brings all to the same square."""
+        inputs = [self.processor.image_processor(to_bytes(image.rgb), return_tensors="pt") for image in images]
+        pixels = torch.cat([each["pixel_values"] for each in inputs]).to(self.model.device)
         with torch.no_grad(), torch.autocast("cuda", enabled=pixels.is_cuda):
             features = self._features(pixels)
-        return TransformersSamEmbedding(features, (image.height, image.width), self._input_size(inputs))
+        found = []
+        for number, (image, each) in enumerate(zip(images, inputs, strict=True)):
+            own = {name: _of_one(levels, number) for name, levels in features.items()}
+            found.append(TransformersSamEmbedding(own, (image.height, image.width), self._input_size(each)))
+        return found
 
     def predict(self, embedding: TransformersSamEmbedding, prompt: Prompt) -> Candidates:
         """Three masks with the network's own estimates of their IoU.
@@ -191,6 +200,13 @@ def build_sam_hq(options: SegmenterOptions) -> SamHQSegmenter:
     """
     model, processor = load_pretrained(SAM_HQ, _named(options), options.sam_download)
     return SamHQSegmenter(model.to(options.device), processor, options.sam_dense_prompts)
+
+
+def _of_one(levels: Tensor | list[Tensor], number: int) -> Tensor | list[Tensor]:
+    """One image's part of a batch; copies, so that no embedding holds the others' memory."""
+    if isinstance(levels, Tensor):
+        return levels[number : number + 1].clone()
+    return [level[number : number + 1].clone() for level in levels]
 
 
 def _named(options: SegmenterOptions) -> Path | None:

@@ -17,7 +17,7 @@ from sa3d_nerfstudio.traces.atoms import NEAREST
 
 LEVELS = 255
 """A ray's weight is dealt out to its atoms in so many parts."""
-CPU_RAYS, CUDA_RAYS = 4096, 1 << 19
+CPU_RAYS, CUDA_RAYS = 8192, 1 << 19
 """Rays that are worked on at a time: on a CPU as many as its caches hold."""
 
 LENSES = 8
@@ -199,12 +199,12 @@ class PackedTrace:
     ) -> Float[Tensor, "num_rays channels"]:
         """``A x``: read the grid at the atoms, add up along the rays."""
         channels = [channel.contiguous() for channel in values.unbind(-1)]
-        uniform = [trilinear.uniform_blocks(channel, field.resolution) for channel in channels]
+        told = [trilinear.told_by_one(channel, field.resolution) for channel in channels]
         out = values.new_zeros(values.shape[1], len(self.coverage))
         for part, weights, index, fractions in self._everywhere(field):
             for number, channel in enumerate(channels):
-                found = trilinear.read(channel, uniform[number], index, fractions, field.resolution)
-                out[number, part] = (found.reshape(weights.shape) * weights).sum(0)
+                sums = trilinear.read_sums(channel, told[number], weights, index, fractions, field.resolution)
+                out[number, part] = sums
         return out.T
 
     def splat(self, field: MaskGrid, image: Float[Tensor, "num_rays channels"]) -> Float[Tensor, "num_cells channels"]:
@@ -218,7 +218,7 @@ class PackedTrace:
                 values = weights * channel[part]
                 trilinear.add(out, values.reshape(-1), index, fractions, field.resolution)
             channels.append(out)
-        return torch.stack(channels, dim=-1)
+        return torch.stack(channels).T
 
     # How it is kept.
 
@@ -250,8 +250,8 @@ class PackedTrace:
     def _located(self, field: MaskGrid, part: Part) -> tuple[Tensor, trilinear.Fractions]:
         distances = self._decoded(self.distances[:, part])
         offset = (self.rays.origins_of(part) - field.center) / field.half_extent
-        slope = self.rays.local[part] @ (self.rays.rotation.T / field.half_extent)
-        x, y, z = (torch.addcmul(offset[:, axis], slope[:, axis], distances) for axis in range(3))
+        slope = (self.rays.rotation / field.half_extent[:, None]) @ self.rays.local[part].T
+        x, y, z = (torch.addcmul(offset[:, axis], slope[axis], distances) for axis in range(3))
         return field.located(x, y, z)
 
     def _along(self, field: MaskGrid, rays: Tensor | None) -> Iterator[Located]:

@@ -93,7 +93,9 @@ class SceneMasks:
         session.given = self.sight.answers(prompts)
         session.lift_prompts(total.fresh())
         evidence = total.fresh()
-        evidence.set((total.hit - session.grid.hit).clamp(min=0), (total.seen - session.grid.seen).clamp(min=0))
+        # Sharpening has moved what the views said, so that more may be left of the object than of all.
+        seen = (total.seen - session.grid.seen).clamp(min=0)
+        evidence.set((total.hit - session.grid.hit).clamp(min=0).minimum(seen), seen)
         return evidence
 
     def _lifted(self, thing: ObjectState) -> MaskField:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sa3d_nerfstudio.fields import trilinear
 from sa3d_nerfstudio.fields.mask_grid import REACH, MaskGrid
-from sa3d_nerfstudio.fields.trilinear import uniform_blocks
+from sa3d_nerfstudio.fields.trilinear import told_by_one
 
 
 def placed(resolution: int) -> MaskGrid:
@@ -31,8 +31,12 @@ def test_reads_what_grid_sample_reads(seed: int, spread: float, resolution: int,
     values = (values * steps).round() if steps else values
     positions = torch.randn(64, 3, generator=generator) * spread
     index, fractions = located(grid, positions)
-    found = trilinear.read(values, uniform_blocks(values, resolution), index, fractions, resolution)
-    assert torch.allclose(found, grid.gather(values[:, None], positions)[:, 0], atol=1e-4 * max(steps, 1))
+    expected = grid.gather(values[:, None], positions)[:, 0]
+    found = trilinear.read(values, index, fractions, resolution)
+    assert torch.allclose(found, expected, atol=1e-4 * max(steps, 1))
+    weights, told = torch.rand(4, 16, generator=generator), told_by_one(values, resolution)
+    sums = trilinear.read_sums(values, told, weights, index, fractions, resolution)
+    assert torch.allclose(sums, (expected.reshape(4, 16) * weights).sum(0), atol=4e-4 * max(steps, 1))
 
 
 @settings(deadline=None, max_examples=25)
@@ -46,15 +50,19 @@ def test_adds_what_scatter_adds(seed: int, spread: float, resolution: int):
     assert torch.allclose(out, grid.scatter(values[:, None], positions)[:, 0], atol=1e-4)
 
 
-def test_a_block_is_uniform_if_its_eight_vertices_are():
+@pytest.mark.parametrize("step", [1.0, 1e-3, 1e-30, 1e-44])
+def test_one_tells_what_eight_have_in_common(step: float):
+    """However little they differ, if they do."""
     torch.manual_seed(0)
-    volume = (torch.rand(6, 6, 6) < 0.85).float()
-    found = uniform_blocks(volume.reshape(-1), 6).reshape(6, 6, 6)
+    volume = (torch.rand(6, 6, 6) < 0.85).float() * step
+    found = told_by_one(volume.reshape(-1), 6).reshape(6, 6, 6)
+    uniform = 0
     for z, y, x in torch.cartesian_prod(*[torch.arange(5)] * 3).tolist():
         block = volume[z : z + 2, y : y + 2, x : x + 2]
-        assert bool(found[z, y, x]) == bool((block == block[0, 0, 0]).all())
-    assert 0 < found.sum() < 125
-    assert not found[5].any()
+        same = bool((block == block[0, 0, 0]).all())
+        assert float(found[z, y, x]) == (float(volume[z, y, x]) if same else float("inf"))
+        uniform += same
+    assert 0 < uniform < 125
 
 
 @pytest.mark.parametrize("resolution", [2, 16, 33])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from segment_anything import SamPredictor
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions
+from sa3d_nerfstudio.segmenters.batches import embed_all
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
-from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, SamSegmenter, low_res_logits, to_bytes
+from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, SamEmbedding, SamSegmenter, low_res_logits, to_bytes
 from tests.segmenters.prompts import HEIGHT, PRIOR, PROMPTS, WIDTH
 from tests.tiny_sam import save_tiny_sam, tiny_sam
 
@@ -260,3 +262,35 @@ def test_real_weights_find_a_disc() -> None:
     for prompt in (point, box):
         mask = segmenter.predict(embedding, prompt).best().cpu()
         assert (mask & disc).sum() / (mask | disc).sum() > 0.9
+
+
+def test_images_embedded_together_are_as_embedded_alone(segmenter: SamSegmenter) -> None:
+    """Images of several sizes in one pass of the encoder; nothing of one's memory is held by another."""
+    images = [picture(0), picture(1, 80, 60), picture(2, 256, 256)]
+    prompt = Prompt.from_points(80, 60, [(20, 30)])
+    together = segmenter.embed_all(images)
+    for image, found in zip(images, together, strict=True):
+        alone = segmenter.embed(image)
+        assert torch.allclose(found.features.float(), alone.features.float(), atol=2e-3)
+        assert (found.original_size, found.input_size) == (alone.original_size, alone.input_size)
+        assert found.features.untyped_storage().nbytes() == alone.features.untyped_storage().nbytes()
+    assert not torch.allclose(together[0].features, together[1].features, atol=2e-2)
+    answers = [segmenter.predict(each, prompt) for each in (together[1], segmenter.embed(images[1]))]
+    assert (answers[0].masks != answers[1].masks).float().mean() < 0.002
+    assert torch.allclose(answers[0].scores, answers[1].scores, atol=1e-3)
+
+
+def test_a_batch_too_large_for_the_gpu_is_halved(segmenter: SamSegmenter) -> None:
+    class Small(SamSegmenter):
+        def embed_all(self, images: Sequence[SegmenterImage]) -> list[SamEmbedding]:
+            sizes.append(len(images))
+            if len(images) > 2:
+                raise torch.cuda.OutOfMemoryError
+            return super().embed_all(images)
+
+    sizes: list[int] = []
+    images = [picture(seed) for seed in range(5)]
+    found = embed_all(Small(segmenter.model), images)
+    assert sizes == [5, 2, 3, 1, 2]
+    for image, one in zip(images, found, strict=True):
+        assert torch.allclose(one.features.float(), segmenter.embed(image).features.float(), atol=2e-3)

@@ -207,3 +207,12 @@ def test_published_names(family: str, monkeypatch: pytest.MonkeyPatch):
     assert f"https://huggingface.co/{published}" in str(caught.value)
     assert "--pipeline.segmenter grabcut" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_images_embedded_together_are_as_embedded_alone(segmenter: Any):
+    images = [picture(0), picture(1), picture(2)]
+    for image, found in zip(images, segmenter.embed_all(images), strict=True):
+        expected = segmenter.to_tensors(segmenter.embed(image))
+        for name, tensor in segmenter.to_tensors(found).items():
+            assert tensor.shape == expected[name].shape
+            assert torch.allclose(tensor.float(), expected[name].float(), atol=1e-4)

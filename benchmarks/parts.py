@@ -1,0 +1,168 @@
+"""Where the time of a first and of a second object goes.
+
+    python -m benchmarks.parts --scene ../shared/scenes/desk --run ../shared/runs/desk/nerfacto/cpu --every 3
+
+Seconds inside of each part of the work, without those of the parts that it calls. Written so that it also runs on a
+checkout from before views were packed and cached (copy this file there).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import sa3d_nerfstudio as sa3d
+from sa3d_nerfstudio.segmentation.prompts import Prompt
+
+REST = "the rest"
+PARTS = {
+    "the model renders": ["model:MaskedModel.trace", "splat_model:MaskedSplatModel.trace_view"],
+    "views are packed": [
+        *("views:atoms_of", "views:camera_rays", "views:pixel_angle", "views:concatenate"),
+        *("traces.packed:PackedTrace.pack", "traces.nerf:WeightedSamples.pruned"),
+    ],
+    "segmenter": ["segmenters.oracle:OracleSegmenter.embed", "segmenters.oracle:OracleSegmenter.predict"],
+    "masks are rendered": ["segmentation.lifting:EvidenceLifting.render"],
+    "masks are lifted": ["segmentation.lifting:EvidenceLifting.add"],
+    "prompts are chosen": ["segmentation.session:self_prompt", "segmentation.session:agreement"],
+    "surfaces and their spacing": ["segmentation.session:pixel_spacing", "segmentation.session:surface_of"],
+}  # fmt: skip
+
+
+@dataclass
+class Options:
+    """Measure where the time goes."""
+
+    scene: Path
+    """Scene folder with instances/ and prompts.json."""
+    run: Path
+    """Trained run on that scene."""
+    objects: tuple[str, str] = ("mug", "moka_pot")
+    """The first and the second object."""
+    every: int = 1
+    """Only each so-manieth view, beside the prompted ones."""
+    working_size: int = 160
+    """Longer side of the images."""
+    output: Path | None = None
+    """JSON file to write."""
+
+
+class Watch:
+    """Seconds by part, while it watches; on CUDA, with everything done that was asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._now = [REST]
+        self._since = 0.0
+
+    def _turn(self) -> None:
+        """Put the time since the last turn on the account of the part that runs."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.seconds[self._now[-1]] += now - self._since
+        self._since = now
+
+    def watched(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that belongs to a part."""
+
+        @wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._turn()
+            self._now.append(part)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._turn()
+                self._now.pop()
+
+        return timed
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Watch all parts that this version has."""
+        changed = []
+        for part, places in PARTS.items():
+            for place in places:
+                module, _, path = place.partition(":")
+                *holders, name = path.split(".")
+                try:
+                    holder: Any = import_module(f"sa3d_nerfstudio.{module}")
+                    for each in holders:
+                        holder = getattr(holder, each)
+                    function = getattr(holder, name)
+                    kept = holder.__dict__[name]
+                except (ImportError, AttributeError):
+                    continue
+                bound = isinstance(kept, classmethod)
+                setattr(holder, name, (staticmethod if bound else lambda one: one)(self.watched(part, function)))
+                changed.append((holder, name, kept))
+        self.seconds.clear()
+        self._turn()
+        self.seconds.clear()
+        try:
+            yield
+        finally:
+            self._turn()
+            for holder, name, kept in changed:
+                setattr(holder, name, kept)
+
+
+def main(options: Options) -> None:
+    """Measure, print a table, and write JSON."""
+    run = sa3d.load(
+        options.run,
+        segmenter="oracle",
+        oracle_instances=options.scene / "instances",
+        working_size=options.working_size,
+    )
+    pipeline, views = run.pipeline, run.pipeline.views
+    if hasattr(views, "cache"):
+        views.cache.disk = None
+    entries = json.loads((options.scene / "prompts.json").read_text())["objects"]
+    prompts = {entry["name"]: entry for entry in entries}
+    frames = {name: views.find(Path(prompts[name]["frame"]).name) for name in options.objects}
+    kept = sorted({*range(0, len(views), options.every), *frames.values()})
+    views.cameras = views.cameras[torch.tensor(kept)]
+    views.filenames = [views.filenames[view] for view in kept]
+    with torch.no_grad():
+        pipeline.model.eval()
+        pipeline.model.get_outputs_for_camera(views.camera(0))
+    watch, found = Watch(pipeline.device), {}
+    for which, name in zip(("first", "second"), options.objects, strict=True):
+        entry, session = prompts[name], pipeline.session(name)
+        view = views.find(Path(entry["frame"]).name)
+        with watch():
+            session.prompt(view, Prompt.from_points(*views.image_size(view), entry["points"][:1]))
+            session.run()
+        found[which] = dict(watch.seconds)
+    total = {which: sum(seconds.values()) for which, seconds in found.items()}
+    table = Table(f"{len(kept)} views", *(f"{which}, s" for which in found), *(f"{which}, %" for which in found))
+    for part in (*PARTS, REST):
+        seconds = [found[which].get(part, 0.0) for which in found]
+        shares = [100 * found[which].get(part, 0.0) / total["first"] for which in found]
+        table.add_row(part, *(f"{one:.3f}" for one in seconds), *(f"{one:.2f}" for one in shares))
+    table.add_row(
+        "all", *(f"{one:.3f}" for one in total.values()), *(f"{100 * t / total['first']:.2f}" for t in total.values())
+    )
+    Console(width=100).print(table)
+    if options.output is not None:
+        options.output.write_text(json.dumps({"views": len(kept), **found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -33,6 +33,7 @@ from torch import Tensor
 
 import sa3d_nerfstudio as sa3d
 from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.model import MaskedModel
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
@@ -67,7 +68,7 @@ class Options:
     objects: tuple[str, str] = ("mug", "moka_pot")
     """The first and the second object."""
     views: int | None = None
-    """Only so many views beside the prompted one; all by default."""
+    """Only so many views beside the prompted one, other ones for each object; all by default."""
     growth: tuple[int, ...] = (10, 20, 48)
     """Numbers of views, for the growth of a second object's time."""
     sizes: tuple[int, ...] = (40, 80, 160, 320)
@@ -239,6 +240,7 @@ class Speed:
     def lifting(self, session: SegmentationSession, visited: list[int]) -> dict[str, Any]:
         """The published loop, and lifting by autograd and sparsely, on the same rays."""
         field, clock = session.grid, self.clock
+        assert isinstance(field, MaskGrid)
         some = visited[:: max(1, len(visited) // self.options.loop_views)][: self.options.loop_views]
         loop, found = 0.0, dict.fromkeys(LIFTING, 0.0)
         for view in some:

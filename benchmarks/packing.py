@@ -70,6 +70,9 @@ class Traces:
         """What segmenters see of it."""
         return self.traces[view].rgb
 
+    def preload(self, view: int, picture: bool) -> None:
+        """All of it is in memory."""
+
 
 def packed(trace: NerfViewTrace, count: int) -> PackedTrace:
     """A plain trace in so many atoms a ray."""

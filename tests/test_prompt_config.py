@@ -93,7 +93,8 @@ def test_a_mask_of_any_size_is_taken_as_it_is(tmp_path: Path):
 @pytest.mark.parametrize("option", ["points", "negative_points", "box", "scribble", "mask"])
 def test_what_needs_a_view_is_not_passed_over_without_one(option: str):
     """It counts as a prompt, so that no run ends, and no viewer opens, as if nothing had been asked for."""
-    config = PromptConfig(**{option: Path("m.png") if option in ("scribble", "mask") else (1, 2, 3, 4)})
+    given: dict[str, Any] = {option: Path("m.png") if option in ("scribble", "mask") else (1, 2, 3, 4)}
+    config = PromptConfig(**given)
     assert config.is_given
     with pytest.raises(SA3DError, match=r"need a view: name one with --pipeline\.prompt\.view"):
         read_prompts(config, TwoViews(), "thing")

@@ -187,6 +187,7 @@ def test_each_fault_of_a_prompt_has_its_sentence(tiny_run: Path, tmp_path: Path,
     assert "32 x 24" in refused(tiny_run, out, prompt=PromptConfig(view, (40, 3)), **grabcut)
     assert "pairs" in refused(tiny_run, out, prompt=PromptConfig(view, (4, 3, 1)), **grabcut)
     assert "at least one point" in refused(tiny_run, out, prompt=PromptConfig(view), **grabcut)
+    assert "need a view" in refused(tiny_run, out, prompt=PromptConfig(points=(4, 3)), **grabcut)
     assert "counted from 0" in refused(tiny_run, out, prompt=PromptConfig("77", (4, 3)), **grabcut)
     assert "sam_vit_h_4b8939.pth" in refused(tiny_run, out, prompt=PromptConfig(view, (4, 3)), segmenter="sam-vit-h")
     assert "grabcut" in refused(tiny_run, out, prompt=PromptConfig(view, (4, 3)), segmenter="grabkut")

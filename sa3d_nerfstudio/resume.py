@@ -77,7 +77,7 @@ def say_what_is_done(kept: Sequence[str], to_do: Sequence[str], there: Sequence[
     }
     for word, (names, why) in lines.items():
         if names:
-            CONSOLE.print(f"{word:11} {', '.join(names)}: {why}", highlight=False, soft_wrap=True)
+            CONSOLE.print(f"{word:11} {', '.join(names)}: {why}", highlight=False, soft_wrap=True, markup=False)
 
 
 def save_somehow(trainer: SA3DTrainer, write: Callable[[], None]) -> None:
@@ -107,6 +107,7 @@ def save_somehow(trainer: SA3DTrainer, write: Callable[[], None]) -> None:
                 "where it is",
                 highlight=False,
                 soft_wrap=True,
+                markup=False,
             )
             return None
     config.output_dir = Path(tempfile.mkdtemp(prefix="sa3d-"))

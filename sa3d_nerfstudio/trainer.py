@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,10 +111,12 @@ class SA3DTrainerConfig(TrainerConfig):
         base = self.pipeline.base
         assert base is not None
         CONSOLE.rule("sa3d")
-        CONSOLE.print(f"run         {base.method}, step {base.step}: {base.config}", highlight=False, soft_wrap=True)
+        CONSOLE.print(
+            f"run         {base.method}, step {base.step}: {base.config}", highlight=False, soft_wrap=True, markup=False
+        )
         if self.resumed:
-            CONSOLE.print(f"continued   {self.load_dir}", highlight=False, soft_wrap=True)
-        CONSOLE.print(f"data        {self.data or 'no images'}", highlight=False, soft_wrap=True)
+            CONSOLE.print(f"continued   {self.load_dir}", highlight=False, soft_wrap=True, markup=False)
+        CONSOLE.print(f"data        {self.data or 'no images'}", highlight=False, soft_wrap=True, markup=False)
         CONSOLE.print(f"segmenter   {self.pipeline.segmenter} on {self.machine.device_type}", highlight=False)
 
     def save_config(self) -> None:
@@ -286,11 +289,13 @@ class SA3DTrainer(Trainer):
         if not last:
             return
         config = self.base_dir / "config.yml"
-        CONSOLE.print(f"saved       {config}", highlight=False, soft_wrap=True)
+        CONSOLE.print(f"saved       {config}", highlight=False, soft_wrap=True, markup=False)
         CONSOLE.print(
-            f"next        ns-export {self.pipeline.model.EXPORT} --load-config {config} --output-dir exports",
+            f"next        ns-export {self.pipeline.model.EXPORT} --load-config {shlex.quote(str(config))} "
+            "--output-dir exports",
             highlight=False,
             soft_wrap=True,
+            markup=False,
         )
 
     def _write(self, sessions: dict[str, SegmentationSession], several: bool) -> None:

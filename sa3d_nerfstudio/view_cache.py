@@ -141,7 +141,7 @@ class ViewCache:
                 self.disk.write(key, *entry.stored())
             except SA3DError as error:
                 # Segmenting goes on without it, and what leaves memory is computed again.
-                CONSOLE.print(f"views are kept in memory only: {error}", highlight=False, soft_wrap=True)
+                CONSOLE.print(f"views are kept in memory only: {error}", highlight=False, soft_wrap=True, markup=False)
                 self.disk = None
             entry.on_disk = True
 

@@ -108,7 +108,7 @@ def evaluate_task(task: Task, run_path: Path, options: BenchmarkOptions, setting
     session = pipeline.session(task.scene)
     prompt = _amount(task)
     given = ", ".join(f"{number} {what}" for what, number in prompt.items())
-    CONSOLE.print(f"prompt      {given} in {reference.path.name}", highlight=False)
+    CONSOLE.print(f"prompt      {given} in {reference.path.name}", highlight=False, markup=False)
     session.prompt(prompted_view(pipeline, session, reference), task.prompt)
     _run(session, task.scene)
 

@@ -78,9 +78,8 @@ def test_methods(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not on_cpu(moved)
         outputs = dict(moved.get_outputs_for_camera(view.to("cuda")))
         for name, image in expected.items():
-            if name.startswith("shaded"):
-                continue  # generfacto's lamp is at random
-            assert torch.allclose(outputs[name].cpu(), image, atol=1e-4), name
+            # The lamp of generfacto is at random.
+            assert method == "generfacto" or torch.allclose(outputs[name].cpu(), image, atol=1e-4), name
             assert outputs[name].is_cuda, name
         trace = pack_camera(moved, view)
         assert trace.depth.is_cuda

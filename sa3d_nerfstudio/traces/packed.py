@@ -273,9 +273,13 @@ class PackedTrace:
         elif self.shares.numel() > REMEMBERED:
             yield from self._along(field, None)
         else:
-            parts = list(self._along(field, None))
+            # First the old ones go, so that these take their memory; and each is used while the CPU's caches hold it.
+            newest = _newest = None
+            parts = []
+            for located in self._along(field, None):
+                parts.append(located)
+                yield located
             _newest = (weakref.ref(self), place, parts)
-            yield from parts
 
 
 _newest: tuple[weakref.ref[PackedTrace], tuple[float, ...], list[Located]] | None = None

@@ -22,7 +22,8 @@ from torch import Tensor
 
 import sa3d_nerfstudio as sa3d
 from sa3d_nerfstudio.segmentation.prompts import Prompt
-from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.oracle import read_ids, resize_nearest
 from sa3d_nerfstudio.traces.atoms import atoms_of, pixel_angle
 from sa3d_nerfstudio.traces.base import ViewTrace, render_probability

@@ -14,7 +14,8 @@ from torch import Tensor
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.pipeline import SA3DPipeline
 from sa3d_nerfstudio.segmentation.prompts import Prompt
-from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionReport
+from sa3d_nerfstudio.segmentation.report import SessionReport
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.torch_compat import allow_nerfstudio_checkpoints
 from sa3d_nerfstudio.trainer import SA3DTrainer, default_config
 from sa3d_nerfstudio.views import trace_camera

@@ -29,7 +29,8 @@ from sa3d_nerfstudio.lpips import lpips_without_download
 from sa3d_nerfstudio.mask_outputs import MaskOutputs
 from sa3d_nerfstudio.model import with_masks
 from sa3d_nerfstudio.prompt_config import ObjectPrompts, PromptConfig, read_prompts
-from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterImage, SegmenterOptions
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.text import TextOptions, choose_box, find_boxes

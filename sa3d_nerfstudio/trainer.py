@@ -27,7 +27,8 @@ from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
 from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineConfig
 from sa3d_nerfstudio.progress import agreed, print_report, run_with_progress
 from sa3d_nerfstudio.resume import job_digest, save_somehow, say_what_is_done, unfinished_run
-from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter
 from sa3d_nerfstudio.torch_compat import load_checkpoint
 from sa3d_nerfstudio.traces.base import render_probability

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from sa3d_nerfstudio.model import MaskedModel
 from sa3d_nerfstudio.segmentation.prompts import Prompt
-from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
 from sa3d_nerfstudio.traces.gating import gated_density
 from sa3d_nerfstudio.views import TrainingViews, trace_camera

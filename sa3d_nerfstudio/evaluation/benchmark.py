@@ -20,7 +20,8 @@ from sa3d_nerfstudio.evaluation.run_images import RunImages, prompted_view
 from sa3d_nerfstudio.evaluation.scene_runs import PLACEHOLDER, find_scene_run
 from sa3d_nerfstudio.evaluation.settings import session_settings
 from sa3d_nerfstudio.evaluation.task import Target, Task, resized
-from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.settings import SessionSettings
 
 RULES = (
     "masks: rendered at the size of the run's images, cut at the threshold in the settings, which no target has a say "

@@ -13,7 +13,8 @@ from nerfstudio.data.datamanagers.base_datamanager import DataManager
 from sa3d_nerfstudio.datamanager import FrozenImages
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.pipeline import SA3DPipeline
-from sa3d_nerfstudio.segmentation.session import FreeView, SegmentationSession
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.session_views import FreeView
 from sa3d_nerfstudio.views import trace_camera
 
 SHAPE_TOLERANCE = 0.02

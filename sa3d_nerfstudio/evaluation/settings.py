@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, get_args, get_type_hints
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.segmentation.session import SessionSettings
+from sa3d_nerfstudio.segmentation.settings import SessionSettings
 
 
 def session_settings(settings: Sequence[str]) -> SessionSettings:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
+
+import torch
 
 ViewState = Literal["prompt", "used", "rejected", "skipped"]
 
@@ -32,6 +37,18 @@ class SessionReport:
     seconds: dict[str, float] = field(default_factory=lambda: {"render": 0.0, "segment": 0.0, "lift": 0.0})
     """Time spent in "render", "segment" and "lift"."""
     converged: bool = False
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the time that something takes to ``seconds``."""
+        start = time.perf_counter()
+        try:
+            yield
+            if torch.cuda.is_initialized():
+                # CUDA does later what it is told now: the time is to be counted here, and not where it is waited for.
+                torch.cuda.synchronize()
+        finally:
+            self.seconds[what] += time.perf_counter() - start
 
     def last(self) -> dict[int | str, ViewRecord]:
         """The newest record of each view."""

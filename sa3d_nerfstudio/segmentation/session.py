@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,10 +15,12 @@ from sa3d_nerfstudio.chunks import within_memory
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.segmentation.ahead import Ahead
-from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, LiftingName, field_change, make_lifting
+from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, field_change, make_lifting
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord, ViewState
 from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt
+from sa3d_nerfstudio.segmentation.session_views import FreeView, Views
+from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmentation.sharpening import Sharpening
 from sa3d_nerfstudio.segmentation.surface import pixel_spacing, surface_of
 from sa3d_nerfstudio.segmentation.view_choice import covering_views, view_order
@@ -31,73 +31,6 @@ from sa3d_nerfstudio.traces.base import ViewTrace
 
 SMALLER = "segment with a smaller --pipeline.segmenter, keep less in it (--pipeline.cache-gb), or close other programs"
 """What to do where a segmenter does not fit into the GPU's memory."""
-
-
-class Views(Protocol):
-    """The views that a session looks at."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def camera_to_worlds(self) -> Float[Tensor, "num_views 3 4"]:
-        """Poses in nerfstudio's frame."""
-        ...
-
-    def name(self, view: int) -> str:
-        """File name of the view's image."""
-        ...
-
-    def trace(self, view: int) -> ViewTrace:
-        """The view's trace; rendered once."""
-        ...
-
-    def picture(self, view: int) -> Float[Tensor, "height width 3"]:
-        """What segmenters see of the view, on the pixels of its trace."""
-        ...
-
-    def preload(self, view: int, picture: bool) -> None:
-        """Bring into memory what lies on disk of a view, its picture included or not; called on another thread."""
-        ...
-
-
-@dataclass
-class FreeView:
-    """A view that is none of the training views, such as the one in the viewer, to be prompted like one of them."""
-
-    trace: ViewTrace
-    """Its trace."""
-    camera_to_world: Float[Tensor, "3 4"]
-    """Pose in nerfstudio's frame."""
-
-
-@dataclass
-class SessionSettings:
-    """How a session goes from one view to all."""
-
-    lifting: LiftingName = "evidence"
-    """How masks become evidence: 'evidence' sums (default), or the published 'gradient' steps."""
-    threshold: float = 0.5
-    """Probability above which something is on the object."""
-    num_prompts: int = 3
-    """Points that a rendered mask prompts the segmenter with, at most."""
-    min_agreement: float = 0.5
-    """A view whose 2D mask has a lower IoU with the rendered mask is rejected."""
-    prompt_weight: float = 3.0
-    """How many of the other views' masks one that the user has prompted counts for ('evidence' lifting only)."""
-    correction_weight: float = 1.0
-    """How often all other views together are counted by a view in which the user has corrected the mask."""
-    tolerance: float = 0.01
-    """Stop when a pass changes the field by less than this (relative L1)."""
-    max_passes: int = 4
-    """Passes over the views, at most."""
-    view_order: Literal["overlap", "file"] = "overlap"
-    """Visit views by their overlap with those visited before, or in the order of the data set."""
-    sharpening: int = 1
-    """Sweeps over all masks at the end that bring what the field renders closer to them ('evidence' lifting only)."""
-    num_views: int | None = None
-    """Segment in so many views beside the prompted ones, chosen all around the object; by default in all."""
-    encode_batch: int | None = None
-    """Images that a network encodes at once; by default 4 on CUDA, and one on a CPU."""
 
 
 @dataclass
@@ -210,7 +143,7 @@ class SegmentationSession:
         """The trace of a training view or a free view."""
         if isinstance(view, str):
             return self.free[view].trace
-        with self._timed("render"):
+        with self.report.timed("render"):
             return self.views.trace(view)
 
     def lift_prompts(self, base: MaskField | None = None) -> None:
@@ -283,7 +216,7 @@ class SegmentationSession:
             sweep = Sharpening(field)
             for view, (mask, weight) in self._lifted.items():
                 trace = self.trace(view)
-                with self._timed("lift"):
+                with self.report.timed("lift"):
                     sweep.add(trace, mask, weight)
             sweep.finish()
         if field is not self.grid:
@@ -332,7 +265,7 @@ class SegmentationSession:
     ) -> tuple[ViewState, str, float | None]:
         trace = self.trace(view)
         shape = (trace.height, trace.width)
-        with self._timed("lift"):
+        with self.report.timed("lift"):
             probability, known = (image.reshape(shape) for image in guide.render(trace))
             prompt = self_prompt(
                 probability, known, trace.depth[..., 0], self.settings.num_prompts, self.settings.threshold
@@ -414,12 +347,12 @@ class SegmentationSession:
         images = []
         for view in views:
             trace = self.trace(view)
-            with self._timed("segment"):
+            with self.report.timed("segment"):
                 if isinstance(view, int) and self._ahead is not None:
                     self._ahead.check(view)
                 rgb = trace.rgb if isinstance(view, str) else self.views.picture(view)
                 images.append(SegmenterImage(rgb, self.name(view), trace.depth[..., 0]))
-        with self._timed("segment"):
+        with self.report.timed("segment"):
             with within_memory(SMALLER):
                 found = embed_all(self.segmenter, images)
             for view, embedding in zip(reversed(views), reversed(found), strict=True):
@@ -436,31 +369,20 @@ class SegmentationSession:
         if view in self._embeddings:
             return False
         trace = self.trace(view)
-        with self._timed("lift"):
+        with self.report.timed("lift"):
             probability, known = guide.render(trace)
             return bool((known & (probability > self.settings.threshold)).any())
 
     def _predict(self, view: int | str, prompt: Prompt) -> Candidates:
         embedding = self.embed(view)
-        with self._timed("segment"), within_memory(SMALLER):
+        with self.report.timed("segment"), within_memory(SMALLER):
             return self.segmenter.predict(embedding, prompt)
 
     def _lift(self, lifting: Lifting, view: int | str, trace: ViewTrace, mask: Tensor, weight: float = 1.0) -> None:
-        with self._timed("lift"):
+        with self.report.timed("lift"):
             mask = mask.to(trace.depth.device)
             # The published update has no such weight.
             weight = weight * self._ray_weight if self.settings.lifting == "evidence" else weight
             lifting.add(trace, mask.reshape(-1), weight)
             self._lifted[view] = (mask.reshape(-1), weight)
             self._spacings[view] = pixel_spacing(trace, mask)
-
-    @contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-            if torch.cuda.is_initialized():
-                # CUDA does later what it is told now: the time is to be counted here, and not where it is waited for.
-                torch.cuda.synchronize()
-        finally:
-            self.report.seconds[what] += time.perf_counter() - start

@@ -14,7 +14,9 @@ from torch import Tensor
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.mask_outputs import MaskOutputs
-from sa3d_nerfstudio.segmentation.session import FreeView, Given, SegmentationSession, SessionSettings
+from sa3d_nerfstudio.segmentation.session import Given, SegmentationSession
+from sa3d_nerfstudio.segmentation.session_views import FreeView
+from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterImage
 from sa3d_nerfstudio.segmenters.text import TextOptions, find_boxes
 from sa3d_nerfstudio.traces.base import ViewTrace

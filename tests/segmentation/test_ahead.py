@@ -12,7 +12,8 @@ import torch
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.segmentation.ahead import Ahead
-from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import SegmenterImage
 from tests.analytic import BallSegmenter, BallViews
 from tests.segmentation.test_session import point_on

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
 from sa3d_nerfstudio.segmentation.prompts import Prompt
-from sa3d_nerfstudio.segmentation.session import SegmentationSession, SessionSettings
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates
 from sa3d_nerfstudio.traces.base import render_probability
 from tests.analytic import BALLS, BallSegmenter, BallViews

@@ -11,7 +11,7 @@ from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 from sa3d_nerfstudio.segmentation.prompts import Prompt
-from sa3d_nerfstudio.segmentation.session import SessionSettings
+from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
 from sa3d_nerfstudio.splat_model import MaskedSplatModel
 from sa3d_nerfstudio.viewer.sight import Sight

@@ -18,7 +18,8 @@ from torch import Tensor
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.segmentation.prompts import Prompt
-from sa3d_nerfstudio.segmentation.session import FreeView, SessionSettings
+from sa3d_nerfstudio.segmentation.session_views import FreeView
+from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
 from sa3d_nerfstudio.segmenters.text import TextOptions
 from sa3d_nerfstudio.traces.base import ViewTrace, render_probability

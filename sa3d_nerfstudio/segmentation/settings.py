@@ -1,0 +1,38 @@
+"""How to go from one prompted view to all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sa3d_nerfstudio.segmentation.lifting import LiftingName
+
+
+@dataclass
+class SessionSettings:
+    """How a session goes from one view to all."""
+
+    lifting: LiftingName = "evidence"
+    """How masks become evidence: 'evidence' sums (default), or the published 'gradient' steps."""
+    threshold: float = 0.5
+    """Probability above which something is on the object."""
+    num_prompts: int = 3
+    """Points that a rendered mask prompts the segmenter with, at most."""
+    min_agreement: float = 0.5
+    """A view whose 2D mask has a lower IoU with the rendered mask is rejected."""
+    prompt_weight: float = 3.0
+    """How many of the other views' masks one that the user has prompted counts for ('evidence' lifting only)."""
+    correction_weight: float = 1.0
+    """How often all other views together are counted by a view in which the user has corrected the mask."""
+    tolerance: float = 0.01
+    """Stop when a pass changes the field by less than this (relative L1)."""
+    max_passes: int = 4
+    """Passes over the views, at most."""
+    view_order: Literal["overlap", "file"] = "overlap"
+    """Visit views by their overlap with those visited before, or in the order of the data set."""
+    sharpening: int = 1
+    """Sweeps over all masks at the end that bring what the field renders closer to them ('evidence' lifting only)."""
+    num_views: int | None = None
+    """Segment in so many views beside the prompted ones, chosen all around the object; by default in all."""
+    encode_batch: int | None = None
+    """Images that a network encodes at once; by default 4 on CUDA, and one on a CPU."""

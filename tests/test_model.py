@@ -118,8 +118,11 @@ def test_alpha_is_the_mask_with_its_threshold_at_a_half():
     model.masks["ball"] = ball()
     model.mask_threshold = 0.2
     outputs = {"rgb": torch.rand(5, 3), "mask": torch.tensor([[0.0], [0.1], [0.2], [0.3], [1.0]])}
+    told: list[list[bool]] = []
+    model.on_exported = lambda shown: told.append(shown.tolist())
     alpha = model.get_rgba_image(outputs)[:, 3]
     assert alpha.tolist() == pytest.approx([0.0, 0.25, 0.5, 0.5625, 1.0])
+    assert told == [[False, False, False, True, True]]
 
 
 def test_an_exporter_of_points_does_not_wait_forever():

@@ -45,6 +45,7 @@ from sa3d_nerfstudio.views import TrainingViews, trace_camera
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 LIFTING = (
     "autograd through grid_sample",
@@ -318,6 +319,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     right.loglog(list(rays), [row["render"] for row in rays.values()], "o-", label="render")
     right.loglog(list(rays), [row["lift"] for row in rays.values()], "s-", label="lift")
     right.set(xlabel="rays of a view", title="one view")
+    right.xaxis.set_minor_formatter(NullFormatter())
     right.legend()
     figure.tight_layout()
     figure.savefig(path)

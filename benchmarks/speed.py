@@ -41,6 +41,7 @@ from sa3d_nerfstudio.traces import packed
 from sa3d_nerfstudio.traces.base import RayTrace, render_probability
 from sa3d_nerfstudio.traces.nerf import NerfTrace, WeightedSamples
 from sa3d_nerfstudio.traces.packed import PackedTrace
+from sa3d_nerfstudio.view_cache import ViewCache, size_of
 from sa3d_nerfstudio.views import TrainingViews, trace_camera
 
 matplotlib.use("Agg")
@@ -228,6 +229,7 @@ class Speed:
             result |= self.lifting(other, visited)
             result["growth with rays"] = self.growth_with_rays(visited[0], other.grid)
         cache = self.views.cache
+        result["memory of views"] = self.memory_with_views(visited)
         result["memory"] = {
             "cache, MB": cache.num_bytes / 1e6,
             "budget, MB": cache.budget / 1e6,
@@ -283,6 +285,18 @@ class Speed:
         config.num_views = self.options.views
         return found
 
+    def memory_with_views(self, visited: list[int]) -> dict[str, dict[int, float]]:
+        """MB that views take in memory by their number, within the budget and within half of what all of them need."""
+        traces = [self.views.trace(view) for view in visited]
+        found: dict[str, dict[int, float]] = {}
+        half = sum(size_of(trace) for trace in traces) // 2
+        for name, budget in (("the run's budget", self.views.cache.budget), ("half of what all need", half)):
+            cache, found[name] = ViewCache(budget), {}
+            for count, trace in enumerate(traces, start=1):
+                cache.put(str(count), trace)
+                found[name][count] = cache.num_bytes / 1e6
+        return found
+
     def growth_with_rays(self, view: int, field: MaskField) -> dict[int, dict[str, float]]:
         """Seconds of a render, and of lifting, by the number of rays of a view."""
         found = {}
@@ -311,16 +325,23 @@ def profiled(work: Callable[[], Any], most: int = 10) -> list[tuple[str, float]]
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Growth with views and with rays."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), dpi=100)
+    figure, ((left, right), (held, size)) = plt.subplots(2, 2, figsize=(8, 6), dpi=100)
     views = result["growth with views"]
     left.plot(list(views), list(views.values()), "o-")
     left.set(xlabel="views", ylabel="seconds", title="a further object", xlim=(0, None), ylim=(0, None))
     rays = result["growth with rays"]
     right.loglog(list(rays), [row["render"] for row in rays.values()], "o-", label="render")
     right.loglog(list(rays), [row["lift"] for row in rays.values()], "s-", label="lift")
-    right.set(xlabel="rays of a view", title="one view")
-    right.xaxis.set_minor_formatter(NullFormatter())
+    right.set(xlabel="rays of a view", ylabel="seconds", title="one view")
     right.legend()
+    for name, megabytes in result["memory of views"].items():
+        held.plot(list(megabytes), list(megabytes.values()), label=name)
+    held.set(xlabel="views", ylabel="MB in memory", title="views kept", xlim=(0, None), ylim=(0, None))
+    held.legend()
+    size.loglog(list(rays), [count * row["bytes"] / 1e6 for count, row in rays.items()], "o-")
+    size.set(xlabel="rays of a view", ylabel="MB", title="one view kept")
+    for axes in (right, size):
+        axes.xaxis.set_minor_formatter(NullFormatter())
     figure.tight_layout()
     figure.savefig(path)
 

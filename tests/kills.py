@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from sa3d_nerfstudio.torch_compat import load_checkpoint
 from sa3d_nerfstudio.trainer import SA3DTrainer, SA3DTrainerConfig, default_config
 
 OBJECTS = ("ball", "crate", "tin")
+
+POLL = 0.005
+"""Seconds between two looks at a run's folder."""
 
 
 def configured(run: Path, scene: Path, output: Path) -> SA3DTrainerConfig:
@@ -91,6 +95,32 @@ def saved(folder: Path) -> dict[str, torch.Tensor]:
     return {name: state[f"_model.masks.fields.object:{name}.hit"].clone() for name in extra["names"]}
 
 
+def saves(child: int, folder: Path) -> Iterator[int]:
+    """How many times a running process has saved so far, again and again until it has ended by itself."""
+    count, last = 0, _saved_last(folder)
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        now = _saved_last(folder)
+        count, last = count + (now != last), now
+        yield count
+        time.sleep(POLL)
+
+
+def _saved_last(folder: Path) -> int:
+    """When a run saved for the last time: its config.yml is what it writes last of all."""
+    config = folder / "config.yml"
+    return config.stat().st_mtime_ns if config.exists() else 0
+
+
+def kill(child: int, folder: Path, after_saves: int, wait: float) -> None:
+    """Kill a process some seconds after its n-th save, and wait for its end."""
+    for count in saves(child, folder):
+        if count >= after_saves:
+            time.sleep(wait)
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return
+
+
 def main() -> None:
     """Kill it so many times."""
     run, source, base = (Path(word) for word in sys.argv[1:4])
@@ -103,24 +133,29 @@ def main() -> None:
     output.mkdir()
     whole = base / "whole"
     warm_up(run, scene, whole)
-    start = time.monotonic()
-    assert os.waitpid(in_child(run, scene, whole), 0)[1] == 0, (base / "log.txt").read_text()[-2000:]
-    duration = time.monotonic() - start
     folder = Path(source.name) / "sa3d" / "K"
+    start, moments_saved = time.monotonic(), [0.0]
+    for count in saves(in_child(run, scene, whole), whole / folder):
+        if count == len(moments_saved):
+            moments_saved.append(time.monotonic() - start)
+    assert len(moments_saved) > len(OBJECTS), (base / "log.txt").read_text()[-2000:]
+    gap = (moments_saved[len(OBJECTS)] - moments_saved[0]) / len(OBJECTS)
     reference = saved(whole / folder)
     assert set(reference) == set(OBJECTS)
-    moments = random.Random(0)
+    rng = random.Random(0)
     found = []
-    for _ in range(int(sys.argv[4])):
+    # How fast a run is differs from one to the next, so moments count from what it has saved. The first kills come at
+    # once after nothing, one and two objects, so that each state is met; the others come whenever.
+    planned = [(0, 0.0), (1, 0.0), (1, 0.0)]
+    for number in range(int(sys.argv[4])):
         before = saved(output / folder)
         if len(before) == len(OBJECTS):
             shutil.rmtree(output)
             output.mkdir()
             before = {}
         child = in_child(run, scene, output)
-        time.sleep(duration * moments.uniform(0.0, 1.0))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        random_moment = (rng.randint(0, len(OBJECTS) - len(before)), gap * rng.uniform(0.0, 1.0))
+        kill(child, output / folder, *(planned[number] if number < len(planned) else random_moment))
         after = saved(output / folder)
         assert set(before) <= set(after)
         assert all(torch.equal(after[name], reference[name]) for name in after)
@@ -131,7 +166,7 @@ def main() -> None:
     last = saved(output / folder)
     assert all(torch.equal(last[name], reference[name]) for name in OBJECTS)
     left = [path.name for path in output.rglob("saving-0.*")]
-    print(json.dumps({"kills": found, "left": left, "log": (base / "log.txt").read_text(), "seconds": duration}))
+    print(json.dumps({"kills": found, "left": left, "log": (base / "log.txt").read_text(), "seconds_per_object": gap}))
 
 
 if __name__ == "__main__":

@@ -145,17 +145,19 @@ def main() -> None:
     rng = random.Random(0)
     found = []
     # How fast a run is differs from one to the next, so moments count from what it has saved. The first kills come at
-    # once after nothing, one and two objects, so that each state is met; the others come whenever.
-    planned = [(0, 0.0), (1, 0.0), (1, 0.0)]
-    for number in range(int(sys.argv[4])):
+    # once after nothing, one and two objects, so that each state is met; the others come whenever, and the last leaves
+    # a half-done run to be ended.
+    last = int(sys.argv[4]) - 1
+    planned = {0: (0, 0.0), 1: (1, 0.0), 2: (1, 0.0), last: (1, 0.0)}
+    for number in range(last + 1):
         before = saved(output / folder)
-        if len(before) == len(OBJECTS):
+        if len(before) == len(OBJECTS) or number == last:
             shutil.rmtree(output)
             output.mkdir()
             before = {}
         child = in_child(run, scene, output)
         random_moment = (rng.randint(0, len(OBJECTS) - len(before)), gap * rng.uniform(0.0, 1.0))
-        kill(child, output / folder, *(planned[number] if number < len(planned) else random_moment))
+        kill(child, output / folder, *planned.get(number, random_moment))
         after = saved(output / folder)
         assert set(before) <= set(after)
         assert all(torch.equal(after[name], reference[name]) for name in after)
@@ -163,8 +165,8 @@ def main() -> None:
         found.append({"before": sorted(before), "after": sorted(after), "leftovers": leftovers})
     (base / "log.txt").unlink()
     assert os.waitpid(in_child(run, scene, output), 0)[1] == 0
-    last = saved(output / folder)
-    assert all(torch.equal(last[name], reference[name]) for name in OBJECTS)
+    after = saved(output / folder)
+    assert all(torch.equal(after[name], reference[name]) for name in OBJECTS)
     left = [path.name for path in output.rglob("saving-0.*")]
     print(json.dumps({"kills": found, "left": left, "log": (base / "log.txt").read_text(), "seconds_per_object": gap}))
 

@@ -58,7 +58,7 @@ def run_with_progress(session: SegmentationSession, console: Console) -> bool:
         for record in session.steps():
             if task is None or record.number_of_pass != number:
                 number, counts = record.number_of_pass, Counter()
-                task = progress.add_task(f"pass {number}", total=len(session.views), note="")
+                task = progress.add_task(f"pass {number}", total=session.num_visits, note="")
             counts[record.state] += 1
             progress.update(task, advance=1, note=f"{counts['used']} used, {counts['rejected']} rejected")
             if interrupted.is_set():
@@ -97,7 +97,7 @@ def print_report(session: SegmentationSession, console: Console) -> None:
     last = report.last().values()
     states = Counter(record.state for record in last)
     table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("views used", f"{states['used'] + states['prompt']} of {len(session.views)}")
+    table.add_row("views used", f"{states['used'] + states['prompt']} of {session.num_visits}")
     reasons = Counter(record.reason for record in last if record.state == "skipped")
     for reason, number in reasons.items():
         table.add_row("views skipped", f"{number}: {reason}")

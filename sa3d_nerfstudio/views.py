@@ -112,7 +112,7 @@ class TrainingViews:
 
     def trace(self, view: int) -> ViewTrace:
         """The view's trace."""
-        found = self._found(view)
+        found = self.known_trace(view)
         if found is not None:
             return found
         trace = self.look(self.camera(view))
@@ -120,7 +120,8 @@ class TrainingViews:
         self.cache.put(f"trace-{self.key(view)}", trace, stored)
         return trace
 
-    def _found(self, view: int) -> ViewTrace | None:
+    def known_trace(self, view: int) -> ViewTrace | None:
+        """The view's trace if it has been rendered before; None else."""
         key = f"trace-{self.key(view)}"
         return self.cache.get(key, lambda tensors, numbers: self._restored(view, tensors, numbers))
 
@@ -132,7 +133,7 @@ class TrainingViews:
         Raises:
             SA3DError: The photo cannot be read.
         """
-        self._found(view)
+        self.known_trace(view)
         key = f"photo-{self.key(view)}"
         if picture and self.photo is not None and self.cache.get(key) is None:
             self.cache.put(key, self.photo(view))

@@ -188,7 +188,7 @@ def test_the_viewers_work(device: None, tiny_objects: Path, tiny_scene: Path) ->
     assert bench.picture(name).shape[-1] == 3
     assert not on_cpu(pipeline.model)
     grid = pipeline.model.masks["ball"]
-    positions, colors = next(iter(view_points(pipeline.views, grid, 0.5)))
+    positions, colors = next(iter(view_points(pipeline.views, [0], grid, 0.5)))
     assert positions.device == colors.device == torch.device("cpu")
 
 

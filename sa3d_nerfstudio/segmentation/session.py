@@ -294,6 +294,13 @@ class SegmentationSession:
         settings = self.settings
         return max(settings.prompt_weight, given.correcting * settings.correction_weight * len(self.views))
 
+    @property
+    def num_visits(self) -> int:
+        """How many views each pass goes through, the prompted ones included."""
+        others = len(self.views) - sum(isinstance(view, int) for view in self.given)
+        count = self.settings.num_views
+        return len(self.given) + (others if count is None else min(count, others))
+
     def _order(self, guide: Lifting) -> list[int]:
         order, count = self._order_of_all(guide), self.settings.num_views
         if count is None:

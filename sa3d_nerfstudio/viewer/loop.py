@@ -25,11 +25,10 @@ class Progress:
 
 def followed(session: SegmentationSession) -> Iterator[Progress]:
     """Do a session's steps, one at a time, and count them."""
-    free = sum(isinstance(view, str) for view in session.given)
     progress = Progress(0, 0, 0, 0, 0, "")
     for record in session.steps():
         if record.number_of_pass != progress.number_of_pass:
-            progress = Progress(record.number_of_pass, 0, len(session.views) + free, 0, 0, "")
+            progress = Progress(record.number_of_pass, 0, session.num_visits, 0, 0, "")
         progress.done += 1
         progress.used += record.state in ("used", "prompt")
         progress.rejected += record.state == "rejected"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,21 @@ from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.views import TrainingViews
 
+ENOUGH_VIEWS = 8
+"""So many rendered views show an object from all around (as many segment it, nearly as well as all)."""
+
+
+def views_to_show(views: TrainingViews) -> list[int]:
+    """Those that have been rendered, if they are enough, for a render takes seconds on a CPU; else all."""
+    rendered = [view for view in range(len(views)) if views.known_trace(view) is not None]
+    return rendered if len(rendered) >= ENOUGH_VIEWS else list(range(len(views)))
+
 
 def view_points(
-    views: TrainingViews, grid: MaskField, threshold: float
+    views: TrainingViews, chosen: Sequence[int], grid: MaskField, threshold: float
 ) -> Iterator[tuple[Float[Tensor, "num 3"], Float[Tensor, "num 3"]]]:
-    """World positions and colours, in [0, 1], of the pixels on an object, view by view."""
-    for view in range(len(views)):
+    """World positions and colours, in [0, 1], of the pixels on an object in chosen views, view by view."""
+    for view in chosen:
         trace = views.trace(view)
         on = render_probability(trace, grid)[0] > threshold
         yield trace.surface_points()[on].cpu(), trace.rgb.reshape(-1, 3)[on].cpu()

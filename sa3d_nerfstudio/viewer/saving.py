@@ -11,7 +11,7 @@ import viser
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.viewer.desk import Desk
 from sa3d_nerfstudio.viewer.markdown import literal
-from sa3d_nerfstudio.viewer.points import view_points, write_ply
+from sa3d_nerfstudio.viewer.points import view_points, views_to_show, write_ply
 from sa3d_nerfstudio.viewer.segmenting import Job
 
 
@@ -52,17 +52,18 @@ class Saving:
             raise SA3DError("there is no object to write yet: segment one first.")
         path = desk.host.run_dir / "exports" / (re.sub(r"[^\w.-]+", "_", name) + ".ply")
         views = desk.bench.views
+        chosen = views_to_show(views)
         with self._job.running():
             found = []
-            for view in view_points(views, model.masks[name], model.mask_threshold):
+            for view in view_points(views, chosen, model.masks[name], model.mask_threshold):
                 found.append(view)
-                self._job.show(len(found), len(views), f"Writing points: view {len(found)} of {len(views)}.")
+                self._job.show(len(found), len(chosen), f"Writing points: view {len(found)} of {len(chosen)}.")
                 if self._job.stopped:
                     desk.say("Stopped; nothing was written.")
                     return
         points, colors = (torch.cat(part) for part in zip(*found, strict=True))
         if len(points) == 0:
-            raise SA3DError(f"no training view shows {name}: lower the threshold, or segment it again.")
+            raise SA3DError(f"no view shows {name}: lower the threshold, or segment it again.")
         write_ply(path, points, colors)
         desk.say(f"{len(points)} points written: {literal(_short(path))}")
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+import io
 
+import torch
+from rich.console import Console
+
+from sa3d_nerfstudio.progress import run_with_progress
 from sa3d_nerfstudio.segmentation.view_choice import covering_views
+from sa3d_nerfstudio.viewer.loop import followed
 from tests.analytic import BallViews
 from tests.segmentation.test_session import iou_in_unseen_views, session_on
 
@@ -33,6 +38,7 @@ def test_those_that_look_away_come_last():
 def test_a_session_visits_the_same_few_in_every_pass():
     views = BallViews(12)
     session = session_on(1, views, num_views=4)
+    assert session.num_visits == 5, "the one with the prompt comes on top"
     report = session.run()
     assert len(report.last()) == 5
     assert len(set(views.traced)) == 5
@@ -41,4 +47,16 @@ def test_a_session_visits_the_same_few_in_every_pass():
 
 
 def test_without_a_number_it_is_all():
-    assert len(session_on(1).run().last()) == 12
+    session = session_on(1)
+    assert len(session.run().last()) == session.num_visits == 12
+    assert session_on(1, num_views=40).num_visits == 12, "there are no more"
+
+
+def test_progress_counts_the_views_that_are_visited():
+    session = session_on(1, num_views=4)
+    steps = list(followed(session))
+    assert {step.total for step in steps} == {5}
+    assert max(step.done for step in steps) == 5
+    console = Console(file=io.StringIO(), width=200)
+    assert run_with_progress(session_on(1, num_views=4), console)
+    assert "5/5 views" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -27,6 +27,7 @@ import sa3d_nerfstudio as sa3d
 from benchmarks.failures import Failure, draw
 from benchmarks.noisy_oracle import Noise, NoisyOracle
 from benchmarks.scene import PromptKind, SceneUnderTest
+from benchmarks.train_like import main as train_like
 from benchmarks.variants import VARIANTS, settings_of
 from sa3d_nerfstudio.evaluation.metrics import iou
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
@@ -44,8 +45,10 @@ class Options:
 
     scene: Path
     """Scene folder with transforms.json, instances/, prompts.json and objects.json."""
-    run: Path
+    run: Path | None = None
     """Trained run on that scene."""
+    train_like: Path | None = None
+    """config.yml of a run of another scene, where this one has none: one is trained likewise, in outputs/."""
     segmenters: tuple[str, ...] = ("oracle",)
     """2D segmenters."""
     variants: tuple[VariantName, ...] = ("default",)  # type: ignore[valid-type]
@@ -111,9 +114,14 @@ class Benchmark:
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        run = options.run
+        if run is None:
+            if options.train_like is None:
+                raise sa3d.SA3DError("there is no run: give --run, or --train-like to have one trained.")
+            run = train_like(options.train_like, options.scene, Path("outputs"))
         self.scene = SceneUnderTest(
             options.scene,
-            options.run,
+            run,
             working_size=options.working_size,
             sam_checkpoint=options.sam_checkpoint,
             cache_dir=options.cache_dir,

@@ -37,6 +37,7 @@ PARTS = {
     "segmenter": ["segmenters.oracle:OracleSegmenter.embed", "segmenters.oracle:OracleSegmenter.predict"],
     "masks are rendered": ["segmentation.lifting:EvidenceLifting.render"],
     "masks are lifted": ["segmentation.lifting:EvidenceLifting.add"],
+    "masks are sharpened": ["segmentation.sharpening:Sharpening.add", "segmentation.sharpening:Sharpening.finish"],
     "prompts are chosen": ["segmentation.session:self_prompt", "segmentation.session:agreement"],
     "surfaces and their spacing": ["segmentation.session:pixel_spacing", "segmentation.session:surface_of"],
 }  # fmt: skip

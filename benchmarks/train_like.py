@@ -18,13 +18,16 @@ from nerfstudio.scripts import train
 from sa3d_nerfstudio.lpips import lpips_without_download
 
 
-def main(config: Path, data: Path, output_dir: Path) -> None:
+def main(config: Path, data: Path, output_dir: Path) -> Path:
     """Train it.
 
     Args:
         config: config.yml of the run to do as; as with nerfstudio itself, reading it runs code that it names.
         data: Folder of the scene.
         output_dir: Where runs go.
+
+    Returns:
+        Folder of the new run.
     """
     trainer = yaml.load(config.read_text(), Loader=yaml.Loader)
     assert isinstance(trainer, TrainerConfig)
@@ -37,6 +40,7 @@ def main(config: Path, data: Path, output_dir: Path) -> None:
     trainer.steps_per_eval_batch = trainer.steps_per_eval_image = trainer.steps_per_eval_all_images = never
     with lpips_without_download():
         train.main(trainer)
+    return trainer.get_base_dir()
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ class Sight:
         for name, other in self.cameras.items():
             if torch.allclose(_key(other), key, atol=1e-5):
                 return name
-        name = f"viewer {len(self.cameras) + 1}"
+        name = f"view {len(self.cameras) + 1}"
         self.cameras[name] = camera
         return name
 

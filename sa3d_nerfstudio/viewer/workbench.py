@@ -135,15 +135,9 @@ class Workbench:
 
     def add_object(self, name: str | None = None) -> str:
         """Make an object, and let prompts go to it."""
-        if name is None:
-            number = len(self.state.objects) + 1
-            while f"object {number}" in self.state.names:
-                number += 1
-            name = f"object {number}" if self.state.objects else "object"
-        self._check_name(name)
-        used = [thing.color for thing in self.state]
-        self._go_to(self.state.adding(ObjectState(name, min(PALETTE, key=used.count))))
-        return name
+        thing = self._new_object(name)
+        self._go_to(self.state.adding(thing))
+        return thing.name
 
     def select(self, name: str) -> None:
         """Let prompts go to another object."""
@@ -223,6 +217,16 @@ class Workbench:
             raise SA3DError("there is no object yet: choose '+ point' and click on one.")
         return current
 
+    def _new_object(self, name: str | None = None) -> ObjectState:
+        if name is None:
+            number = len(self.state.objects) + 1
+            while f"object {number}" in self.state.names:
+                number += 1
+            name = f"object {number}" if self.state.objects else "object"
+        self._check_name(name)
+        used = [thing.color for thing in self.state]
+        return ObjectState(name, min(PALETTE, key=used.count))
+
     def _check_name(self, name: str) -> None:
         if not name.strip():
             raise SA3DError("an object needs a name: type one.")
@@ -231,11 +235,9 @@ class Workbench:
 
     def _prompt_in(self, view: str) -> ViewPrompt:
         """The selected object's prompt in a view, begun from what is known of the object if it is new."""
-        if self.state.current is None:
-            self.add_object()
-        current = self._current()
-        prompt = current.prompt_in(view)
-        if prompt.is_empty and not current.is_empty:
+        current = self.state.current
+        prompt = ViewPrompt(view) if current is None else current.prompt_in(view)
+        if prompt.is_empty and current is not None and not current.is_empty:
             prompt = replace(prompt, context=self._context(current, view), correcting=current.is_segmented)
         return prompt
 
@@ -254,8 +256,13 @@ class Workbench:
         off = [mark for mark in prompt.marks if not mark.on_object]
         far = [all((m.x - o.x) ** 2 + (m.y - o.y) ** 2 > CLEARANCE**2 for o in off) for m in prompt.context]
         context = tuple(mark for mark, keep in zip(prompt.context, far, strict=True) if keep)
-        current = self._split(self._current())
-        self._go_to(self.state.replacing(current.name, current.prompted(replace(prompt, context=context))))
+        state, current = self.state, self.state.current
+        if current is None:
+            # In the same step as its first prompt, so that one which fails leaves no empty object behind.
+            current = self._new_object()
+            state = state.adding(current)
+        current = self._split(current)
+        self._go_to(state.replacing(current.name, current.prompted(replace(prompt, context=context))))
 
     def _split(self, current: ObjectState) -> ObjectState:
         """Tell what the prompts of a loaded object say from what the other views do, which takes looking again."""

@@ -101,9 +101,9 @@ def bench_on(views: FreeViews, masks: dict[str, Any] | None = None, looked: bool
         model.masks.load_state_dict(masks)
     sight = BallSight(model, views, ColorSegmenter, SessionSettings(max_passes=2, **settings))  # type: ignore[arg-type]
     for view in range(3):
-        sight.cameras[f"viewer {view}"] = viewer_camera(views, view)
+        sight.cameras[f"view {view}"] = viewer_camera(views, view)
         if looked:
-            sight.trace(f"viewer {view}")
+            sight.trace(f"view {view}")
     return Workbench(sight, resolution=64)
 
 
@@ -127,7 +127,7 @@ class BallSight(Sight):
 
 def click(bench: Workbench, views: FreeViews, ball: int, view: int = 0, on: bool = True) -> None:
     y, x = (views.elsewhere.ids(view) == ball).nonzero().float().mean(0).tolist()
-    bench.mark(f"viewer {view}", (x + 0.5) / views.elsewhere.width, (y + 0.5) / views.elsewhere.height, on)
+    bench.mark(f"view {view}", (x + 0.5) / views.elsewhere.width, (y + 0.5) / views.elsewhere.height, on)
 
 
 def iou(bench: Workbench, views: BallViews, view: int, balls: list[int], name: str = "object") -> float:
@@ -138,11 +138,11 @@ def iou(bench: Workbench, views: BallViews, view: int, balls: list[int], name: s
 
 
 def test_a_click_makes_an_object_and_lights_it_up(bench: Workbench, views: FreeViews):
-    plain = bench.picture("viewer 0")
+    plain = bench.picture("view 0")
     click(bench, views, 1)
     assert bench.state.names == ["object"]
     assert iou(bench, views.elsewhere, 0, [1]) > 0.95
-    changed = (bench.picture("viewer 0") - plain).abs().sum(-1) > 0.05
+    changed = (bench.picture("view 0") - plain).abs().sum(-1) > 0.05
     truth = views.elsewhere.ids(0) == 1
     assert (changed & truth).sum() / (changed | truth).sum() > 0.95
 
@@ -171,7 +171,7 @@ def test_a_view_is_embedded_once(bench: Workbench, views: FreeViews):
     click(bench, views, 2, on=False)
     bench.undo()
     segmenter = bench.sight.segmenter
-    assert isinstance(segmenter, ColorSegmenter) and segmenter.embedded == ["viewer 0"]
+    assert isinstance(segmenter, ColorSegmenter) and segmenter.embedded == ["view 0"]
 
 
 def test_undo_and_redo_bring_back_the_very_masks(bench: Workbench, views: FreeViews):
@@ -184,7 +184,6 @@ def test_undo_and_redo_bring_back_the_very_masks(bench: Workbench, views: FreeVi
     assert torch.equal(bench.model.masks["object"].hit, one)
     bench.redo()
     assert torch.equal(bench.model.masks["object"].hit, two)
-    bench.undo()
     bench.undo()
     bench.undo()
     assert bench.model.masks.names == []
@@ -203,8 +202,8 @@ def test_candidates_go_from_small_to_large(bench: Workbench, views: FreeViews):
 
 
 def test_a_scribble_is_joined(bench: Workbench, views: FreeViews):
-    bench.mark("viewer 0", 0.4, 0.5, True, joined=True)
-    bench.mark("viewer 0", 0.6, 0.5, True, joined=True)
+    bench.mark("view 0", 0.4, 0.5, True, joined=True)
+    bench.mark("view 0", 0.6, 0.5, True, joined=True)
     marks = bench.state.objects[0].prompts[0].marks
     assert len(marks) == 6
     assert [round(mark.x, 2) for mark in marks] == [0.4, 0.44, 0.48, 0.52, 0.56, 0.6]
@@ -213,10 +212,10 @@ def test_a_scribble_is_joined(bench: Workbench, views: FreeViews):
 def test_a_box_selects_what_is_in_it(bench: Workbench, views: FreeViews):
     ys, xs = (views.elsewhere.ids(0) == 3).nonzero().unbind(-1)
     low, high = (int(xs.min()), int(ys.min())), (int(xs.max()) + 1, int(ys.max()) + 1)
-    bench.draw_box("viewer 0", low[0] / 64, low[1] / 48, high[0] / 64, high[1] / 48)
+    bench.draw_box("view 0", low[0] / 64, low[1] / 48, high[0] / 64, high[1] / 48)
     assert iou(bench, views.elsewhere, 0, [3]) > 0.85
     with pytest.raises(SA3DError, match="drag"):
-        bench.draw_box("viewer 0", 0.5, 0.5, 0.5, 0.5)
+        bench.draw_box("view 0", 0.5, 0.5, 0.5, 0.5)
 
 
 def test_a_prompt_that_selects_nothing_changes_nothing(bench: Workbench, views: FreeViews):
@@ -226,6 +225,14 @@ def test_a_prompt_that_selects_nothing_changes_nothing(bench: Workbench, views: 
         click(bench, views, 1, on=False)
     assert bench.state is before
     assert iou(bench, views.elsewhere, 0, [1]) > 0.95
+
+
+def test_a_first_prompt_that_selects_nothing_leaves_no_object(bench: Workbench, views: FreeViews):
+    with pytest.raises(SA3DError, match="selects nothing in view 0"):
+        click(bench, views, 1, on=False)
+    assert bench.state.names == [] == bench.model.masks.names
+    with pytest.raises(SA3DError, match="nothing to undo"):
+        bench.undo()
 
 
 def test_segmenting_finds_the_whole_and_can_be_undone(bench: Workbench, views: FreeViews):
@@ -341,7 +348,7 @@ def test_prompts_come_back_with_the_run(views: FreeViews):
     click(bench, views, 1)
     click(bench, views, 1, view=1)
     list(bench.segment())
-    bench.draw_box("viewer 2", 0.1, 0.2, 0.9, 1.2)
+    bench.draw_box("view 2", 0.1, 0.2, 0.9, 1.2)
     bench.choose(0)
     again = bench_on(views, masks=bench.model.masks.state_dict(), looked=False)
     assert again.state.objects[0].prompts == bench.state.objects[0].prompts
@@ -420,15 +427,15 @@ def test_damaged_prompts_are_told_and_the_mask_is_there(views: FreeViews, path: 
 def test_words_become_boxes(bench: Workbench, tmp_path: Path):
     pytest.importorskip("transformers", reason="text prompts need the extra [text]")
     options = TextOptions(str(save_tiny_dino(tmp_path)), box_threshold=0.0)
-    found = bench.sight.find("viewer 0", "a red mug", options)
+    found = bench.sight.find("view 0", "a red mug", options)
     assert next(iter(found)).startswith("1: ")
     for x0, y0, x1, y1 in found.values():
         assert 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1
     # A random network finds anything; a box as large as the image holds all balls.
-    bench.draw_box("viewer 0", *max(found.values(), key=lambda box: (box[2] - box[0]) * (box[3] - box[1])))
+    bench.draw_box("view 0", *max(found.values(), key=lambda box: (box[2] - box[0]) * (box[3] - box[1])))
     assert not bench.model.masks["object"].is_empty
     with pytest.raises(SA3DError, match="nothing here looks like a plate"):
-        bench.sight.find("viewer 0", "a plate", replace(options, box_threshold=1.0))
+        bench.sight.find("view 0", "a plate", replace(options, box_threshold=1.0))
 
 
 def test_nothing_prompted_is_a_sentence(bench: Workbench):

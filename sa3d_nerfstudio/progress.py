@@ -117,3 +117,5 @@ def print_report(session: SegmentationSession, console: Console) -> None:
     split = ", ".join(f"{name} {report.seconds[name]:.1f} s" for name in ("render", "segment", "lift"))
     table.add_row("time", f"{total:.1f} s: {split}")
     console.print(table)
+    if report.advice is not None:
+        console.print(f"warning: {report.advice}", highlight=False, soft_wrap=True)

@@ -13,6 +13,16 @@ import torch
 ViewState = Literal["prompt", "used", "rejected", "skipped"]
 
 
+def advice(used: int, rejected: int) -> str | None:
+    """What the user may do about many rejected views, as a sentence; None where most were used."""
+    if rejected <= used:
+        return None
+    return (
+        "most views were rejected, as the masks found in them do not fit the one that was prompted: prompt another "
+        "view as well, or, where the renders are blurred, train the base model for longer."
+    )
+
+
 @dataclass
 class ViewRecord:
     """What became of one view in one pass."""
@@ -49,6 +59,12 @@ class SessionReport:
                 torch.cuda.synchronize()
         finally:
             self.seconds[what] += time.perf_counter() - start
+
+    @property
+    def advice(self) -> str | None:
+        """What the user may do about the result, if there is reason to."""
+        states = [record.state for record in self.last().values()]
+        return advice(states.count("used") + states.count("prompt"), states.count("rejected"))
 
     def last(self) -> dict[int | str, ViewRecord]:
         """The newest record of each view."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import viser
 
+from sa3d_nerfstudio.segmentation.report import advice
 from sa3d_nerfstudio.viewer.desk import Desk
 from sa3d_nerfstudio.viewer.loop import Progress
 from sa3d_nerfstudio.viewer.markdown import literal
@@ -90,6 +91,10 @@ class Segmenting:
         if desk.host.trains:
             desk.save()
         words = f"{progress.used} of {progress.total} views used, {progress.rejected} rejected."
+        trouble = None if stopped else advice(progress.used, progress.rejected)
+        if trouble is not None:
+            desk.complain(f"{words} {trouble[:1].upper()}{trouble[1:]}")
+            return
         done = "Stopped; what was found is kept." if stopped else "Done."
         desk.say(f"{done} {words} Move around; add points in any view, and segment again.")
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
+from sa3d_nerfstudio.progress import print_report
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.session_views import FreeView
@@ -91,6 +95,18 @@ def test_without_rejection_the_same_view_does_harm():
     guarded.run()
     open_to_all.run()
     assert iou_in_unseen_views(guarded, 1) > iou_in_unseen_views(open_to_all, 1) + 0.02
+
+
+@pytest.mark.parametrize(("views_that_disagree", "told"), [(3, False), (8, True)])
+def test_many_rejected_views_are_worth_a_word(views_that_disagree: int, told: bool):
+    views = BallViews()
+    session = session_on(1, views, {view: views.ids(view) == 3 for view in range(2, 2 + views_that_disagree)})
+    session.run()
+    console = Console(file=io.StringIO(), width=60)
+    print_report(session, console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert ("warning: most views were rejected" in printed) is told
+    assert (session.report.advice is not None) is told
 
 
 def test_an_empty_answer_is_rejected():

@@ -83,6 +83,8 @@ VARIANTS = {
     "prompt-weight-1": Variant("the prompted view counts like any other", {"prompt_weight": 1.0}),
     "unsharpened": Variant("averages as they are", {"sharpening": 0}),
     "sharpened-twice": Variant("two sweeps of sharpening", {"sharpening": 2}),
+    "all-pieces": Variant("parts of masks elsewhere in space count", {"part_gap": 0.0}),
+    "untrimmed": Variant("outlines that see past the object count", {"trim_outline": False}),
     "undivided": Variant("not divided by the known weight", session=UndividedSession),
     "fixed-grid": Variant("grid over the whole scene", grid=over_the_scene),
     "8-views": Variant("8 views instead of all", {"num_views": 8}),

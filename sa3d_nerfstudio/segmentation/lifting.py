@@ -12,6 +12,7 @@ from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.traces.base import RayTrace, render_probability
 
 LiftingName = Literal["evidence", "gradient"]
+Weight = float | Float[Tensor, " num_rays"]
 
 
 class Lifting(Protocol):
@@ -19,7 +20,7 @@ class Lifting(Protocol):
 
     field: MaskField
 
-    def add(self, trace: RayTrace, mask: Bool[Tensor, " num_rays"], weight: float = 1.0) -> None:
+    def add(self, trace: RayTrace, mask: Bool[Tensor, " num_rays"], weight: Weight = 1.0) -> None:
         """Lift the mask of one view."""
         ...
 
@@ -37,10 +38,10 @@ class EvidenceLifting:
     def __init__(self, field: MaskField) -> None:
         self.field = field
 
-    def add(self, trace: RayTrace, mask: Bool[Tensor, " num_rays"], weight: float = 1.0) -> None:
-        """Lift the mask of one view, counted ``weight`` times."""
-        pixels = mask.reshape(-1, 1).float()
-        hit, seen = trace.splat(self.field, weight * torch.cat([pixels, torch.ones_like(pixels)], dim=-1)).unbind(-1)
+    def add(self, trace: RayTrace, mask: Bool[Tensor, " num_rays"], weight: Weight = 1.0) -> None:
+        """Lift the mask of one view, counted ``weight`` times, as a whole or ray by ray."""
+        counted = torch.as_tensor(weight, dtype=torch.float32, device=mask.device).expand(mask.shape)
+        hit, seen = trace.splat(self.field, torch.stack([counted * mask, counted], dim=-1)).unbind(-1)
         self.field.add(hit, seen)
 
     def render(self, trace: RayTrace) -> tuple[Float[Tensor, " num_rays"], Bool[Tensor, " num_rays"]]:
@@ -62,8 +63,8 @@ class GradientLifting:
         self.values = torch.zeros_like(field.hit)
         self.views_seen = torch.zeros_like(field.hit)
 
-    def add(self, trace: RayTrace, mask: Bool[Tensor, " num_rays"], weight: float = 1.0) -> None:
-        """Take the step of one view, ``weight`` times as long."""
+    def add(self, trace: RayTrace, mask: Bool[Tensor, " num_rays"], weight: Weight = 1.0) -> None:
+        """Take the step of one view, ``weight`` times as long; the same for all rays."""
         pixels = mask.reshape(-1, 1).float()
         step, seen = trace.splat(
             self.field, torch.cat([pixels - self.negative_weight * (1 - pixels), torch.ones_like(pixels)], dim=-1)

@@ -16,6 +16,7 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.segmentation.ahead import Ahead
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, field_change, make_lifting
+from sa3d_nerfstudio.segmentation.mask_depth import in_one_piece, sees_past
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord, ViewState
 from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt
@@ -162,7 +163,7 @@ class SegmentationSession:
             self.grid.copy_from(self.grid.fresh())
         lifting = EvidenceLifting(self.grid)
         for view, given in self.given.items():
-            self._lift(lifting, view, self.trace(view), given.mask, self._weight(given))
+            self._lift(lifting, view, self.trace(view), self._solid(view), self._weight(given))
 
     def run(self) -> SessionReport:
         """Do all steps and return the report."""
@@ -247,7 +248,7 @@ class SegmentationSession:
         for view, given in self.given.items():
             # The published update has no such weight.
             weight = self._weight(given) if self.settings.lifting == "evidence" else 1.0
-            self._lift(lifting, view, self.trace(view), given.mask, weight)
+            self._lift(lifting, view, self.trace(view), self._solid(view), weight)
             yield ViewRecord(view, self.name(view), number, "prompt")
         order = self._order(guide)
         with Ahead(self._preload, max(2, self._batch())) as self._ahead:
@@ -287,6 +288,9 @@ class SegmentationSession:
         mask, iou = candidates.masks[chosen], ious[chosen]
         if iou < self.settings.min_agreement:
             return "rejected", f"IoU with the rendered mask is {iou:.2f}", iou
+        if self._uses_depth:
+            surface = known & (probability > self.settings.threshold)
+            mask = in_one_piece(trace, mask, self.settings.part_gap, pixel_spacing(trace, mask), known=surface)
         self._lift(lifting, view, trace, mask)
         return "used", "", iou
 
@@ -329,10 +333,10 @@ class SegmentationSession:
     def _prompted_surface(self) -> Float[Tensor, "num_points 3"]:
         """Points of the object's surface in the views that the user has prompted."""
         points = []
-        for view, given in self.given.items():
-            trace = self.trace(view)
-            points.append(surface_of(trace, given.mask, self.position(view)))
-            self._spacings[view] = pixel_spacing(trace, given.mask)
+        for view in self.given:
+            trace, mask = self.trace(view), self._solid(view)
+            points.append(surface_of(trace, mask, self.position(view)))
+            self._spacings[view] = pixel_spacing(trace, mask)
         return torch.cat(points)
 
     def position(self, view: int | str) -> Float[Tensor, "3"]:
@@ -388,8 +392,26 @@ class SegmentationSession:
     def _lift(self, lifting: Lifting, view: int | str, trace: ViewTrace, mask: Tensor, weight: float = 1.0) -> None:
         with self.report.timed("lift"):
             mask = mask.to(trace.depth.device)
+            spacing = self._spacings[view] = pixel_spacing(trace, mask)
             # The published update has no such weight.
             weight = weight * self._ray_weight if self.settings.lifting == "evidence" else weight
-            lifting.add(trace, mask.reshape(-1), weight)
             self._lifted[view] = (mask.reshape(-1), weight)
-            self._spacings[view] = pixel_spacing(trace, mask)
+            if self._uses_depth and self.settings.trim_outline:
+                # In the end they count: sharpening is to bring the renders to all of the mask.
+                counted = weight * ~sees_past(trace, mask, spacing).reshape(-1)
+            else:
+                counted = weight
+            lifting.add(trace, mask.reshape(-1), counted)
+
+    @property
+    def _uses_depth(self) -> bool:
+        """Whether masks are checked by depth; the published method does not."""
+        return self.settings.lifting == "evidence"
+
+    def _solid(self, view: int | str) -> Bool[Tensor, "height width"]:
+        """The mask of a prompted view, without what is elsewhere in space. One that the user gave stays as it is."""
+        given, trace = self.given[view], self.trace(view)
+        if not self._uses_depth or given.prompt.mask is not None:
+            return given.mask
+        spacing = pixel_spacing(trace, given.mask)
+        return in_one_piece(trace, given.mask, self.settings.part_gap, spacing, given.prompt.positive.long())

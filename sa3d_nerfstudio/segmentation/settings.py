@@ -20,6 +20,11 @@ class SessionSettings:
     """Points that a rendered mask prompts the segmenter with, at most."""
     min_agreement: float = 0.5
     """A view whose 2D mask has a lower IoU with the rendered mask is rejected."""
+    part_gap: float = 0.1
+    """Parts of a mask that are farther from the rest in space than this share of its size are not the object; 0 keeps
+    all ('evidence' lifting only)."""
+    trim_outline: bool = True
+    """Whether pixels at a mask's outline that see past the object are not lifted ('evidence' lifting only)."""
     prompt_weight: float = 3.0
     """How many of the other views' masks one that the user has prompted counts for ('evidence' lifting only)."""
     correction_weight: float = 1.0

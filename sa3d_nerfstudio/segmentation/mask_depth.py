@@ -1,0 +1,119 @@
+"""What depth says of a 2D mask: an object hangs together in space, and what is seen past its outline is not part of it.
+
+A segmenter sees colours. What lies far behind the object may look like a part of it (a book through a mug's handle),
+and an outline that is a pixel too wide paints a line on whatever is behind. Lifted, either is a place on another thing
+from which the mask grows in the next views. Neither is in the published method.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from scipy import ndimage
+from torch import Tensor
+
+from sa3d_nerfstudio.traces.base import ViewTrace
+
+REACH = 32
+"""Cells in each direction in which parts of a mask are told apart; farther ones are counted as the outermost."""
+LEAST_GAP = 6.0
+"""Pixels that a gap has at least: surfaces seen at a slant have holes of that size."""
+LARGE_PART = 0.3
+"""Share of the largest part from which on another part is kept, where nothing says which one is meant."""
+OVERLAP = 0.1
+"""Share of a part that is known to be the object from which on it is kept."""
+LEAST_KEPT = 0.5
+"""Where less of a mask than this would be left, it is left as it is: the depth is not to be trusted."""
+RIM = 2
+"""Pixels at a mask's outline that may belong to what is behind it, in an image of 256; SAM's masks are so large."""
+STEEP = 4.0
+"""Depth over width, in pixels of the object, beyond which a surface is no longer taken for one."""
+
+
+def in_one_piece(
+    trace: ViewTrace,
+    mask: Bool[Tensor, "height width"],
+    gap: float,
+    spacing: float,
+    points: Int[Tensor, "num_points 2"] | None = None,
+    known: Bool[Tensor, "height width"] | None = None,
+) -> Bool[Tensor, "height width"]:
+    """A mask without the parts that are nowhere near the rest of it in space.
+
+    Parts are kept that hold one of the points, or that are known to be the object for the most part; where there are
+    neither, the large ones.
+
+    Args:
+        trace: Of the view.
+        mask: What a segmenter has found there.
+        gap: Distance at which parts are no longer one, as a share of the mask's size, which is the root of its area.
+        spacing: Distance in space between what neighbouring pixels of the mask see.
+        points: x, y of pixels that the user has put on the object.
+        known: Where the object is by what has been lifted already.
+    """
+    on = mask.to(trace.depth.device).reshape(-1)
+    link = max(gap * float(on.sum()) ** 0.5, LEAST_GAP) * spacing
+    if gap <= 0 or link <= 0:
+        return mask
+    places = trace.surface_points()[on]
+    cells = ((places - places.median(dim=0).values) / link).floor().clamp(-REACH, REACH).long().cpu()
+    cells -= cells.amin(dim=0)
+    x, y, z = cells.unbind(-1)
+    occupied = torch.zeros((cells.amax(dim=0) + 1).tolist(), dtype=torch.bool)
+    occupied[x, y, z] = True
+    labels, count = _labelled(occupied.numpy())
+    if count < 2:
+        return mask
+    parts = torch.from_numpy(labels)[x, y, z].long()
+    area = parts.bincount(minlength=count + 1).float()
+    meant = torch.zeros_like(on)
+    if points is not None and len(points):
+        meant[points[:, 1] * trace.width + points[:, 0]] = True
+    elif known is not None:
+        meant = known.reshape(-1).to(on)
+    covered = parts.bincount(meant[on].float().cpu(), minlength=count + 1)
+    least = 1 if points is not None and len(points) else (OVERLAP * area).clamp(min=1)
+    kept = covered >= least if bool((covered >= least).any()) else area >= LARGE_PART * area.max()
+    if area[kept].sum() < LEAST_KEPT * area.sum():
+        return mask
+    solid = torch.zeros_like(on)
+    solid[on] = kept[parts].to(on.device)
+    return solid.reshape(mask.shape)
+
+
+def sees_past(trace: ViewTrace, mask: Bool[Tensor, "height width"], spacing: float) -> Bool[Tensor, "height width"]:
+    """Which pixels at a mask's outline see what is behind the object instead of the object.
+
+    They lie behind pixels of the mask nearby, by more than a surface could fall off, and not far from what is seen
+    around the mask. Where the mask is thin, its outline is all that there is of it, and is kept.
+
+    Args:
+        trace: Of the view.
+        mask: The object in it.
+        spacing: Distance in space between what neighbouring pixels of the mask see.
+    """
+    mask = mask.to(trace.depth.device)
+    reach = max(RIM, round(RIM * max(mask.shape) / 256))
+    depth = trace.depth[..., 0]
+    far = depth.new_tensor(torch.inf)
+    behind = depth - _lowest(torch.where(mask, depth, far), reach)
+    around = _lowest(torch.where(mask, far, depth), reach)
+    thick = _near(mask & ~_near(~mask, reach), 2 * reach)
+    return mask & thick & (behind > STEEP * reach * spacing) & (around - depth < behind / 2)
+
+
+def _near(mask: Bool[Tensor, "height width"], reach: int) -> Bool[Tensor, "height width"]:
+    """Which pixels have one of the mask around them."""
+    return F.max_pool2d(mask[None].float(), 2 * reach + 1, stride=1, padding=reach)[0] > 0
+
+
+def _lowest(values: Float[Tensor, "height width"], reach: int) -> Float[Tensor, "height width"]:
+    """The lowest value around each pixel."""
+    return -F.max_pool2d(-values[None], 2 * reach + 1, stride=1, padding=reach)[0]
+
+
+def _labelled(occupied: ndarray) -> tuple[ndarray, int]:
+    """Number of the part that each cell belongs to, corners touching; and how many there are."""
+    return ndimage.label(occupied, structure=ndimage.generate_binary_structure(3, 3))  # type: ignore[return-value]

@@ -1,0 +1,170 @@
+"""What depth says of masks, on a scene whose answer is known exactly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
+from sa3d_nerfstudio.segmentation.mask_depth import in_one_piece, sees_past
+from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.settings import SessionSettings
+from sa3d_nerfstudio.segmentation.surface import pixel_spacing
+from sa3d_nerfstudio.segmenters.base import Candidates
+from sa3d_nerfstudio.traces.base import render_probability
+from tests.analytic import BallSegmenter, BallViews
+
+GAP = SessionSettings().part_gap
+
+
+def grown(mask: Tensor, pixels: int) -> Tensor:
+    return F.max_pool2d(mask[None].float(), 2 * pixels + 1, 1, pixels)[0] > 0
+
+
+def middle(mask: Tensor) -> Tensor:
+    y, x = mask.nonzero().float().mean(0).round().long()
+    return torch.stack([x, y])[None]
+
+
+def a_piece(views: BallViews, view: int, ball: int) -> Tensor:
+    """The middle of a ball, as a segmenter may add it by mistake."""
+    x, y = middle(views.ids(view) == ball)[0].tolist()
+    piece = torch.zeros(views.height, views.width, dtype=torch.bool)
+    piece[y - 1 : y + 2, x - 1 : x + 2] = True
+    return piece & (views.ids(view) == ball)
+
+
+@pytest.fixture
+def views() -> BallViews:
+    return BallViews()
+
+
+@pytest.mark.parametrize("said", ["nothing", "a point", "what is known"])
+def test_what_is_elsewhere_in_space_is_left_out(views: BallViews, said: str):
+    trace, ball = views.trace(0), views.ids(0) == 1
+    mask = ball | a_piece(views, 0, 3)
+    points = middle(ball) if said == "a point" else None
+    known = ball if said == "what is known" else None
+    solid = in_one_piece(trace, mask, GAP, pixel_spacing(trace, mask), points, known)
+    assert torch.equal(solid, ball)
+
+
+def test_both_are_kept_where_the_user_points_at_both(views: BallViews):
+    trace, ball = views.trace(0), views.ids(0) == 1
+    mask = ball | a_piece(views, 0, 3)
+    points = torch.cat([middle(ball), middle(mask & ~ball)])
+    assert torch.equal(in_one_piece(trace, mask, GAP, pixel_spacing(trace, mask), points), mask)
+
+
+def test_most_of_a_mask_is_never_left_out(views: BallViews):
+    # The point lies on the small part: then depth is not to be trusted.
+    trace, ball = views.trace(0), views.ids(0) == 1
+    mask = ball | a_piece(views, 0, 3)
+    points = middle(mask & ~ball)
+    assert torch.equal(in_one_piece(trace, mask, GAP, pixel_spacing(trace, mask), points), mask)
+
+
+@pytest.mark.parametrize("mask", ["ball", "nothing", "one pixel", "all"])
+def test_masks_in_one_piece_stay_as_they_are(views: BallViews, mask: str):
+    ball = views.ids(0) == 1
+    given = {"ball": ball, "nothing": ball & ~ball, "one pixel": ball & ~ball, "all": ball | True}[mask]
+    if mask == "one pixel":
+        x, y = middle(ball)[0]
+        given[y, x] = True
+    trace = views.trace(0)
+    for gap in (0.0, GAP):
+        solid = in_one_piece(trace, given, gap, pixel_spacing(trace, given), torch.zeros(0, 2, dtype=torch.long))
+        assert torch.equal(solid, given) or mask == "all"
+    assert mask in ("ball", "all") or not sees_past(trace, given, pixel_spacing(trace, given)).any()
+
+
+def test_an_outline_that_is_too_wide_sees_past_the_object():
+    views = BallViews(height=96, width=128)
+    for view in range(len(views)):
+        trace, ball = views.trace(view), views.ids(view) == 3
+        mask = grown(ball, 2)
+        past = sees_past(trace, mask, pixel_spacing(trace, mask))
+        assert not (past & ball).any(), "what the ball hides nothing of is the ball"
+        # Where the floor goes on from the ball, nothing can be told.
+        behind = mask & ~ball & (trace.depth[..., 0] > trace.depth[..., 0][ball].max() + 0.5)
+        assert past[behind].all()
+        assert behind.sum() > 20
+
+
+def test_a_thin_thing_keeps_its_outline():
+    # A rod of three pixels' width, in masks that are exact: much of what they show sees past it in a real field.
+    rod = torch.stack([torch.tensor([0.0, 0.3, 0.1 + 0.02 * step, 0.05]) for step in range(40)])
+    views = BallViews(balls=rod, numbers=torch.ones(40, dtype=torch.long))
+    trace, mask = views.trace(0), grown(views.ids(0) == 1, 1)
+    assert mask.sum() > 40
+    assert not sees_past(trace, mask, pixel_spacing(trace, mask)).any()
+
+
+def test_rays_that_count_nothing_say_nothing(views: BallViews):
+    trace, mask = views.trace(0), (views.ids(0) == 1).reshape(-1)
+    weight = torch.rand(len(mask), generator=torch.Generator().manual_seed(0)) * 2
+    weight[::2] = 0
+    fields = [MaskGrid(32) for _ in range(3)]
+    for field, weights in zip(fields, (weight, 0.5 * weight, torch.zeros_like(weight)), strict=True):
+        EvidenceLifting(field).add(trace, mask, weights)
+    assert torch.allclose(fields[0].seen, 2 * fields[1].seen, atol=1e-6)
+    assert not fields[2].seen.any() and not fields[2].hit.any()
+    whole, ones = MaskGrid(32), MaskGrid(32)
+    EvidenceLifting(whole).add(trace, mask, 2.0)
+    EvidenceLifting(ones).add(trace, mask, torch.full_like(weight, 2.0))
+    assert torch.equal(whole.hit, ones.hit) and torch.equal(whole.seen, ones.seen)
+
+
+class Careless(BallSegmenter):
+    """Asked by a user, it draws outlines two pixels too wide, and takes a piece of another ball along."""
+
+    def predict(self, embedding: int, prompt: Prompt) -> Candidates:
+        answer = super().predict(embedding, prompt)
+        if prompt.prior is not None:
+            return answer
+        return Candidates((grown(answer.masks[0], 2) | a_piece(self.views, embedding, 1))[None], answer.scores)
+
+
+def beside_the_ball(views: BallViews, **settings: object) -> int:
+    """Pixels of the other views that are lit up beside the ball by a click on it, before the loop."""
+    session = SegmentationSession(views, Careless.of(views), MaskGrid(64), SessionSettings(**settings))  # type: ignore[arg-type]
+    session.prompt(0, Prompt.from_points(views.height, views.width, middle(views.ids(0) == 3).tolist()))
+    session.lift_prompts()
+    count = 0
+    for view in range(1, len(views)):
+        lit = render_probability(views.trace(view), session.grid)[0].reshape(views.height, views.width) > 0.5
+        count += int((lit & ~grown(views.ids(view) == 3, 1)).sum())
+    return count
+
+
+def test_a_careless_segmenter_does_less_harm():
+    views = BallViews(height=96, width=128)
+    ways: list[dict] = [{}, {"part_gap": 0.0}, {"part_gap": 0.0, "trim_outline": False}]
+    both, trimmed, neither = (beside_the_ball(views, **settings) for settings in ways)
+    assert both < trimmed < 0.8 * neither
+
+
+def test_the_published_update_takes_masks_as_they_are(views: BallViews):
+    fields = []
+    for settings in ({}, {"part_gap": 0.0, "trim_outline": False}):
+        field = MaskGrid(64)
+        given = SessionSettings(lifting="gradient", max_passes=1, **settings)
+        session = SegmentationSession(views, Careless.of(views), field, given)
+        session.prompt(0, Prompt.from_points(views.height, views.width, middle(views.ids(0) == 3).tolist()))
+        session.run()
+        fields.append(field)
+    assert torch.equal(fields[0].hit, fields[1].hit)
+
+
+def test_a_mask_that_the_user_gives_is_taken_as_it_is(views: BallViews):
+    mask = (views.ids(0) == 1) | a_piece(views, 0, 3)
+    grid = MaskGrid(64)
+    session = SegmentationSession(views, BallSegmenter.of(views), grid, SessionSettings())
+    session.prompt(0, Prompt(views.height, views.width, mask=mask))
+    session.lift_prompts()
+    place = views.trace(0).surface_points()[(mask & (views.ids(0) == 3)).reshape(-1)]
+    assert (grid.probability_at(place) > 0.1).all()

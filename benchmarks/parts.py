@@ -39,6 +39,7 @@ PARTS = {
     "masks are lifted": ["segmentation.lifting:EvidenceLifting.add"],
     "masks are sharpened": ["segmentation.sharpening:Sharpening.add", "segmentation.sharpening:Sharpening.finish"],
     "prompts are chosen": ["segmentation.session:self_prompt", "segmentation.session:agreement"],
+    "masks are checked by depth": ["segmentation.session:in_one_piece", "segmentation.session:sees_past"],
     "surfaces and their spacing": ["segmentation.session:pixel_spacing", "segmentation.session:surface_of"],
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from sa3d_nerfstudio.chunks import within_memory
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.segmentation.ahead import Ahead
-from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, field_change, make_lifting
+from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, Weight, field_change, make_lifting
 from sa3d_nerfstudio.segmentation.mask_depth import in_one_piece, sees_past
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord, ViewState
@@ -288,10 +288,11 @@ class SegmentationSession:
         mask, iou = candidates.masks[chosen], ious[chosen]
         if iou < self.settings.min_agreement:
             return "rejected", f"IoU with the rendered mask is {iou:.2f}", iou
-        if self._uses_depth:
+        with self.report.timed("lift"):
+            spacing = pixel_spacing(trace, mask)
             surface = known & (probability > self.settings.threshold)
-            mask = in_one_piece(trace, mask, self.settings.part_gap, pixel_spacing(trace, mask), known=surface)
-        self._lift(lifting, view, trace, mask)
+            solid = in_one_piece(trace, mask, self._gap, spacing, known=surface)
+        self._lift(lifting, view, trace, solid, spacing=spacing)
         return "used", "", iou
 
     def _weight(self, given: Given) -> float:
@@ -389,29 +390,37 @@ class SegmentationSession:
         with self.report.timed("segment"), within_memory(SMALLER):
             return self.segmenter.predict(embedding, prompt)
 
-    def _lift(self, lifting: Lifting, view: int | str, trace: ViewTrace, mask: Tensor, weight: float = 1.0) -> None:
+    def _lift(
+        self,
+        lifting: Lifting,
+        view: int | str,
+        trace: ViewTrace,
+        mask: Tensor,
+        weight: float = 1.0,
+        spacing: float | None = None,
+    ) -> None:
         with self.report.timed("lift"):
             mask = mask.to(trace.depth.device)
-            spacing = self._spacings[view] = pixel_spacing(trace, mask)
-            # The published update has no such weight.
-            weight = weight * self._ray_weight if self.settings.lifting == "evidence" else weight
-            self._lifted[view] = (mask.reshape(-1), weight)
-            if self._uses_depth and self.settings.trim_outline:
-                # In the end they count: sharpening is to bring the renders to all of the mask.
-                counted = weight * ~sees_past(trace, mask, spacing).reshape(-1)
-            else:
-                counted = weight
+            self._spacings[view] = pixel_spacing(trace, mask) if spacing is None else spacing
+            counted: Weight = weight
+            if self.settings.lifting == "evidence":
+                # The published update has no such weights.
+                counted = weight = weight * self._ray_weight
+                if self.settings.trim_outline:
+                    counted = weight * ~sees_past(trace, mask, self._spacings[view]).reshape(-1)
             lifting.add(trace, mask.reshape(-1), counted)
+            # All of the mask: sharpening is to bring the renders to it.
+            self._lifted[view] = (mask.reshape(-1), weight)
 
     @property
-    def _uses_depth(self) -> bool:
-        """Whether masks are checked by depth; the published method does not."""
-        return self.settings.lifting == "evidence"
+    def _gap(self) -> float:
+        """Beyond which parts of masks are left out; never by the published update."""
+        return self.settings.part_gap if self.settings.lifting == "evidence" else 0.0
 
     def _solid(self, view: int | str) -> Bool[Tensor, "height width"]:
         """The mask of a prompted view, without what is elsewhere in space. One that the user gave stays as it is."""
         given, trace = self.given[view], self.trace(view)
-        if not self._uses_depth or given.prompt.mask is not None:
+        if given.prompt.mask is not None:
             return given.mask
         spacing = pixel_spacing(trace, given.mask)
-        return in_one_piece(trace, given.mask, self.settings.part_gap, spacing, given.prompt.positive.long())
+        return in_one_piece(trace, given.mask, self._gap, spacing, given.prompt.positive.long())

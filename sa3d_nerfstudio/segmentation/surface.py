@@ -15,11 +15,22 @@ def pixel_spacing(trace: ViewTrace, mask: Bool[Tensor, "height width"]) -> float
 
     Of a pixel's right and lower neighbours the nearer one counts, so that slanted surfaces do not look coarse.
     """
-    points = trace.surface_points().reshape(trace.height, trace.width, 3)
+    window = window_of(mask, margin=1)
+    points, mask = trace.surface_points().reshape(trace.height, trace.width, 3)[window], mask[window]
     right = (points[:-1, 1:] - points[:-1, :-1]).norm(dim=-1)
     down = (points[1:, :-1] - points[:-1, :-1]).norm(dim=-1)
     spacing = torch.minimum(right, down)[mask[:-1, :-1].to(points.device)]
     return float(spacing.median()) if len(spacing) else 0.0
+
+
+def window_of(mask: Bool[Tensor, "height width"], margin: int) -> tuple[slice, slice]:
+    """Rows and columns of a mask's bounding box, and some more on each side; none if the mask is empty."""
+    sides = []
+    for axis in (1, 0):
+        places = mask.any(dim=axis).nonzero()[:, 0]
+        low, high = (int(places[0]), int(places[-1]) + 1 + margin) if len(places) else (0, 0)
+        sides.append(slice(max(low - margin, 0), high))
+    return sides[0], sides[1]
 
 
 def surface_of(

@@ -133,6 +133,10 @@ class MaskField(nn.Module):
         """
         raise NotImplementedError
 
+    def same_cells(self, other: Self) -> bool:
+        """Whether the other field's cells are where these are."""
+        return self.num_cells == other.num_cells
+
     def with_room_for(self, surface: Float[Tensor, "num_points 3"], spacing: float, num_views: int) -> Self:
         """The same evidence, in cells that are fine enough where more is about to be prompted.
 

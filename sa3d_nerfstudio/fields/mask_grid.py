@@ -97,6 +97,11 @@ class MaskGrid(MaskField):
         fits = 0.75 < size < 1.1 and shift < 0.15 and 0.75 < finer < 1.33
         return self.fresh() if fits else placed
 
+    def same_cells(self, other: MaskGrid) -> bool:
+        """Whether the other grid is in the same place, and as fine."""
+        same_place = torch.equal(self.center, other.center) and torch.equal(self.half_extent, other.half_extent)
+        return same_place and super().same_cells(other)
+
     def fresh(self) -> MaskGrid:
         """A grid in the same place with no evidence."""
         grid = MaskGrid(self.resolution).to(self.hit.device)

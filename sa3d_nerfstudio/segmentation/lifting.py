@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import torch
@@ -99,3 +100,19 @@ def field_change(before: MaskField, after: MaskField) -> float:
     seen = torch.maximum(before.seen, after.seen).clamp(max=1.0)
     total = (torch.maximum(p, q) * seen).sum()
     return float(((p - q).abs() * seen).sum() / total) if total > 0 else 0.0
+
+
+def masks_change(
+    before: Mapping[int | str, Bool[Tensor, " num_rays"]], after: Mapping[int | str, Bool[Tensor, " num_rays"]]
+) -> float:
+    """Relative L1 change of the masks of all views, Σ |m' - m| / Σ max(m', m); one that is missing is empty.
+
+    What is lifted is linear in the masks, ``|Aᵀ m' - Aᵀ m| <= Aᵀ |m' - m|``, so the same masks make the same field,
+    wherever its cells have moved meanwhile.
+    """
+    changed = total = 0
+    for view in before.keys() | after.keys():
+        masks = [masks[view] for masks in (before, after) if view in masks]
+        changed += int((masks[0] ^ masks[-1] if len(masks) == 2 else masks[0]).sum())
+        total += int((masks[0] | masks[-1]).sum())
+    return changed / total if total else 0.0

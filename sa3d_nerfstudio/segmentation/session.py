@@ -15,7 +15,14 @@ from sa3d_nerfstudio.chunks import within_memory
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.segmentation.ahead import Ahead
-from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, Weight, field_change, make_lifting
+from sa3d_nerfstudio.segmentation.lifting import (
+    EvidenceLifting,
+    Lifting,
+    Weight,
+    field_change,
+    make_lifting,
+    masks_change,
+)
 from sa3d_nerfstudio.segmentation.mask_depth import in_one_piece, sees_past
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord, ViewState
@@ -184,30 +191,51 @@ class SegmentationSession:
         self._sharpen()
 
     def _passes(self) -> Iterator[ViewRecord]:
-        previous: Lifting | None = None
+        self._place_around_prompts()
+        guide = lifting = self.new_lifting(self.grid)
         for number in range(1, self.settings.max_passes + 1):
-            if previous is None:
-                self._place_around_prompts()
-                lifting = self.new_lifting(self.grid)
-            else:
-                lifting = self.new_lifting(previous.field.placed_again(self._spacing()))
             self.lifting = lifting
-            for record in self._pass(number, lifting, previous or lifting):
+            before = self._masks()
+            for record in self._pass(number, lifting, guide):
                 self.report.records.append(record)
                 yield record
-            if previous is not None:
+            coming = lifting.field.placed_again(self._spacing())
+            if number > 1:
                 if not lifting.field.holds_object(self.settings.threshold):
                     # What an earlier pass has found is better than nothing.
                     self._lifted.clear()
                     return
-                change = field_change(previous.field.resampled(lifting.field), lifting.field)
+                change = self._change(before, guide.field, lifting.field, coming)
                 self.report.changes.append(change)
                 self.grid.copy_from(lifting.field)
                 if change < self.settings.tolerance:
                     self.report.converged = True
                     return
             # The first pass has filled the grid itself, view by view; a copy stays behind to compare with.
-            previous = lifting
+            guide, lifting = lifting, self.new_lifting(coming)
+
+    def _change(
+        self, masks: dict[int | str, Bool[Tensor, " num_rays"]], before: MaskField, after: MaskField, coming: MaskField
+    ) -> float:
+        """How much a pass has changed: relative L1 change of the masks that were lifted, or else of the field.
+
+        Args:
+            masks: Of the pass before.
+            before: Its field.
+            after: The field of this pass.
+            coming: Where the next pass would put its cells.
+        """
+        # The same masks make the same field, wherever its cells have moved meanwhile. Where they are to move again,
+        # some of the object may be beyond their reach as yet.
+        if coming.same_cells(after):
+            change = masks_change(masks, self._masks())
+            if change < self.settings.tolerance:
+                return change
+        return field_change(before.resampled(after), after)
+
+    def _masks(self) -> dict[int | str, Bool[Tensor, " num_rays"]]:
+        """The masks of the newest pass, by view."""
+        return {view: mask for view, (mask, _) in self._lifted.items()}
 
     def _sharpen(self) -> None:
         if self.settings.lifting != "evidence" or self.lifting is None or not self._lifted:

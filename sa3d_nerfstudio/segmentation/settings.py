@@ -30,7 +30,7 @@ class SessionSettings:
     correction_weight: float = 1.0
     """How often all other views together are counted by a view in which the user has corrected the mask."""
     tolerance: float = 0.01
-    """Stop when a pass changes the field by less than this (relative L1)."""
+    """Stop when a pass changes the masks that it lifts, or the field, by less than this (relative L1)."""
     max_passes: int = 4
     """Passes over the views, at most."""
     view_order: Literal["overlap", "file"] = "overlap"

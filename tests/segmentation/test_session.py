@@ -77,6 +77,30 @@ def test_a_view_is_embedded_once_and_visited_every_pass():
     )
 
 
+def test_the_same_masks_again_are_the_end_of_it():
+    # The grid moves after the first pass, from what the prompted view has shown to the whole ball.
+    session = session_on(2)
+    report = session.run()
+    assert report.changes == [0.0]
+    assert report.converged
+
+
+def test_the_same_masks_are_not_the_end_while_the_object_outgrows_its_cells():
+    # A rod, of which the user has painted one end, while the segmenter finds all of it in each of the other views.
+    x = torch.linspace(-0.9, 0.9, 60)
+    rod = torch.stack([x, 0 * x, 0 * x + 0.3, 0 * x + 0.08], dim=-1)
+    views = BallViews(24, balls=rod, numbers=torch.ones(len(x), dtype=torch.long))
+    painted = views.ids(6) == 1
+    first = int(painted.any(dim=0).nonzero()[0])
+    painted[:, first + 16 :] = False
+    session = SegmentationSession(views, BallSegmenter.of(views), MaskGrid(64), SessionSettings(min_agreement=0.0))
+    session.prompt(6, Prompt(views.height, views.width, mask=painted))
+    report = session.run()
+    assert len(report.changes) > 1
+    low, high = session.grid.object_points()[0].aminmax(dim=0)
+    assert high[0] - low[0] > 1.7
+
+
 def test_a_view_that_disagrees_is_rejected_and_told():
     views = BallViews()
     other = views.ids(4) == 3

@@ -39,8 +39,8 @@ PARTS = {
     "masks are lifted": ["segmentation.lifting:EvidenceLifting.add"],
     "masks are sharpened": ["segmentation.sharpening:Sharpening.add", "segmentation.sharpening:Sharpening.finish"],
     "prompts are chosen": ["segmentation.session:self_prompt", "segmentation.session:agreement"],
-    "masks are checked by depth": ["segmentation.session:in_one_piece", "segmentation.session:sees_past"],
-    "surfaces and their spacing": ["segmentation.session:pixel_spacing", "segmentation.session:surface_of"],
+    "masks are checked by depth": ["segmentation.mask_lifter:in_one_piece", "segmentation.mask_lifter:sees_past"],
+    "surfaces and their spacing": ["segmentation.mask_lifter:pixel_spacing", "segmentation.mask_lifter:surface_of"],
 }  # fmt: skip
 
 

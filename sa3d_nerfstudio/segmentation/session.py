@@ -3,62 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sa3d_nerfstudio.chunks import within_memory
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
-from sa3d_nerfstudio.segmentation.ahead import Ahead
-from sa3d_nerfstudio.segmentation.lifting import (
-    EvidenceLifting,
-    Lifting,
-    Weight,
-    field_change,
-    make_lifting,
-    masks_change,
-)
-from sa3d_nerfstudio.segmentation.mask_depth import in_one_piece, sees_past
+from sa3d_nerfstudio.segmentation.given import Given
+from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, field_change, make_lifting, masks_change
+from sa3d_nerfstudio.segmentation.mask_lifter import MaskLifter
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord, ViewState
 from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt
-from sa3d_nerfstudio.segmentation.session_views import FreeView, Views
+from sa3d_nerfstudio.segmentation.session_views import FreeView, SessionViews, ViewKey, Views
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
-from sa3d_nerfstudio.segmentation.sharpening import Sharpening
-from sa3d_nerfstudio.segmentation.surface import pixel_spacing, surface_of
 from sa3d_nerfstudio.segmentation.view_choice import covering_views, view_order
+from sa3d_nerfstudio.segmentation.view_segmenter import ViewSegmenter
 from sa3d_nerfstudio.segmentation.working_size import magnification
-from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage
-from sa3d_nerfstudio.segmenters.batches import CUDA_BATCH, BatchSegmenter, embed_all
+from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter
+from sa3d_nerfstudio.segmenters.batches import CUDA_BATCH
 from sa3d_nerfstudio.traces.base import ViewTrace
-
-SMALLER = "segment with a smaller --pipeline.segmenter, keep less in it (--pipeline.cache-gb), or close other programs"
-"""What to do where a segmenter does not fit into the GPU's memory."""
-
-
-@dataclass
-class Given:
-    """A view that the user has prompted, with the mask that came of it."""
-
-    prompt: Prompt
-    candidates: Candidates
-    choice: int
-    correcting: bool = False
-    """Whether the user has corrected what the other views say, and not just pointed at the object."""
-
-    @property
-    def mask(self) -> Bool[Tensor, "height width"]:
-        return self.candidates.masks[self.choice]
-
-    @property
-    def picked(self) -> bool:
-        """Whether the user has taken another candidate than the segmenter's favourite."""
-        return self.choice != int(self.candidates.scores.argmax())
 
 
 class SegmentationSession:
@@ -72,6 +38,7 @@ class SegmentationSession:
         embeddings: What the segmenter has embedded already, by view; sessions of several objects may share it.
         sized: Gives the same views in images larger by a factor, with what has been embedded of these; small objects
             are segmented there. None to stay with the views.
+        free: Views beside the training views that may be prompted, by name.
     """
 
     def __init__(
@@ -80,33 +47,38 @@ class SegmentationSession:
         segmenter: Segmenter,
         grid: MaskField,
         settings: SessionSettings,
-        embeddings: MutableMapping[int | str, Any] | None = None,
-        sized: Callable[[float], tuple[Views, MutableMapping[int | str, Any]]] | None = None,
+        embeddings: MutableMapping[ViewKey, Any] | None = None,
+        sized: Callable[[float], tuple[Views, MutableMapping[ViewKey, Any]]] | None = None,
+        free: dict[str, FreeView] | None = None,
     ) -> None:
-        self.views = views
         self.segmenter = segmenter
         self.grid = grid
         self.settings = settings
         self.report = SessionReport()
-        self.given: dict[int | str, Given] = {}
-        self.free: dict[str, FreeView] = {}
+        self.given: dict[ViewKey, Given] = {}
+        self.free: dict[str, FreeView] = {} if free is None else free
         """Views beside the training views that may be prompted, by name."""
         self.lifting: Lifting | None = None
         """What the newest pass has lifted."""
-        self._embeddings: MutableMapping[int | str, Any] = {} if embeddings is None else embeddings
-        self._lifted: dict[int | str, tuple[Bool[Tensor, " num_rays"], float]] = {}
-        """Masks and weights of the newest pass."""
-        self._ahead: Ahead | None = None
         self._sized = sized
-        self._asked: dict[int | str, Prompt] = {}
+        self._asked: dict[ViewKey, Prompt] = {}
         """Prompts as they were given, at the size of their images."""
-        self._ray_weight = 1.0
-        """What a ray counts: larger images have more of them, and say no more for it."""
-        self._chosen: tuple[tuple[int | str, ...], set[int]] | None = None
-        self._spacings: dict[int | str, float] = {}
-        """Distance between the rays of neighbouring pixels at the object, in each view that has shown it."""
+        self._chosen: tuple[tuple[ViewKey, ...], set[int]] | None = None
+        self._look_at(views, {} if embeddings is None else embeddings)
 
-    def prompt(self, view: int | str, prompt: Prompt) -> Candidates:
+    def _look_at(self, views: Views, embeddings: MutableMapping[ViewKey, Any], ray_weight: float = 1.0) -> None:
+        """Work in these views, each of whose rays counts that much."""
+        self._views = SessionViews(views, self.free, self.report)
+        batch = self.settings.encode_batch or (CUDA_BATCH if self.grid.hit.is_cuda else 1)
+        self._segmenter = ViewSegmenter(self.segmenter, self._views, embeddings, batch)
+        self._lifter = MaskLifter(self._views, self.settings, ray_weight)
+
+    @property
+    def views(self) -> Views:
+        """The training views."""
+        return self._views.training
+
+    def prompt(self, view: ViewKey, prompt: Prompt) -> Candidates:
         """Segment one view from the user's prompt. A second prompt for a view replaces the first.
 
         Args:
@@ -124,7 +96,7 @@ class SegmentationSession:
         if prompt.mask is not None:
             candidates = Candidates(prompt.mask[None], torch.ones(1))
         else:
-            candidates = self._predict(view, prompt)
+            candidates = self._segmenter.predict(view, prompt)
         choice = int(candidates.scores.argmax())
         if prompt.is_empty or not candidates.masks[choice].any():
             raise SA3DError(
@@ -135,24 +107,29 @@ class SegmentationSession:
         self._asked[view] = asked
         return candidates
 
-    def choose(self, view: int | str, candidate: int) -> None:
+    def choose(self, view: ViewKey, candidate: int) -> None:
         """Take another of the candidates of a prompted view (for SAM: part, object, whole)."""
         self.given[view].choice = candidate
 
-    def mask_of(self, view: int | str) -> Bool[Tensor, "height width"]:
+    def mask_of(self, view: ViewKey) -> Bool[Tensor, "height width"]:
         """The 2D mask of a view that the user has prompted."""
         return self.given[view].mask
 
-    def name(self, view: int | str) -> str:
+    def name(self, view: ViewKey) -> str:
         """File name of a training view's image, or name of a free view."""
-        return view if isinstance(view, str) else self.views.name(view)
+        return self._views.name(view)
 
-    def trace(self, view: int | str) -> ViewTrace:
+    def trace(self, view: ViewKey) -> ViewTrace:
         """The trace of a training view or a free view."""
-        if isinstance(view, str):
-            return self.free[view].trace
-        with self.report.timed("render"):
-            return self.views.trace(view)
+        return self._views.trace(view)
+
+    def position(self, view: ViewKey) -> Float[Tensor, "3"]:
+        """Where a view was taken from."""
+        return self._views.pose(view)[:, 3]
+
+    def embed(self, view: ViewKey) -> Any:
+        """What the segmenter embeds of a view; done once, and done by the first prompt if not before."""
+        return self._segmenter.embed(view)
 
     def lift_prompts(self, base: MaskField | None = None) -> None:
         """Fill the grid with what the prompted views say by themselves: at once, and 3D already.
@@ -162,7 +139,8 @@ class SegmentationSession:
         """
         if base is not None:
             if self.given:
-                base = base.with_room_for(self._prompted_surface(), self._spacing(), len(self.views))
+                surface = self._lifter.surface(self.given.items())
+                base = base.with_room_for(surface, self._lifter.spacing(), len(self.views))
             self.grid.copy_from(base)
         elif self.given:
             self._place_around_prompts()
@@ -170,7 +148,7 @@ class SegmentationSession:
             self.grid.copy_from(self.grid.fresh())
         lifting = EvidenceLifting(self.grid)
         for view, given in self.given.items():
-            self._lift(lifting, view, self.trace(view), self._solid(view), self._weight(given))
+            self._lifter.lift_given(lifting, view, given)
 
     def run(self) -> SessionReport:
         """Do all steps and return the report."""
@@ -188,22 +166,41 @@ class SegmentationSession:
             raise SA3DError("nothing to segment: prompt a view first.")
         self._choose_size()
         yield from self._passes()
-        self._sharpen()
+        if self.settings.lifting == "evidence" and self.lifting is not None and self._lifter.masks:
+            self._lifter.sharpen(self.lifting.field)
+            if self.lifting.field is not self.grid:
+                self.grid.copy_from(self.lifting.field)
+
+    def _choose_size(self) -> None:
+        """Take larger views where the object is small in those that have been prompted."""
+        if self._sized is None or not self.given.keys() <= self._asked.keys() or self._lifter.ray_weight < 1:
+            return
+        usual = self.views
+        views, embeddings = self._sized(magnification(given.mask for given in self.given.values()))
+        if views is usual:
+            return
+        self._look_at(views, embeddings)
+        for view, given in dict(self.given).items():
+            self.prompt(view, self._asked[view])
+            if given.picked:
+                self.choose(view, given.choice)
+            now, before = self.given[view].mask.numel(), given.mask.numel()
+            self._lifter.ray_weight = before / now
 
     def _passes(self) -> Iterator[ViewRecord]:
         self._place_around_prompts()
         guide = lifting = self.new_lifting(self.grid)
         for number in range(1, self.settings.max_passes + 1):
             self.lifting = lifting
-            before = self._masks()
+            before = self._lifter.masks
             for record in self._pass(number, lifting, guide):
                 self.report.records.append(record)
                 yield record
-            coming = lifting.field.placed_again(self._spacing())
+            coming = lifting.field.placed_again(self._lifter.spacing())
             if number > 1:
                 if not lifting.field.holds_object(self.settings.threshold):
                     # What an earlier pass has found is better than nothing.
-                    self._lifted.clear()
+                    self._lifter.forget()
                     return
                 change = self._change(before, guide.field, lifting.field, coming)
                 self.report.changes.append(change)
@@ -215,7 +212,7 @@ class SegmentationSession:
             guide, lifting = lifting, self.new_lifting(coming)
 
     def _change(
-        self, masks: dict[int | str, Bool[Tensor, " num_rays"]], before: MaskField, after: MaskField, coming: MaskField
+        self, masks: dict[ViewKey, Bool[Tensor, " num_rays"]], before: MaskField, after: MaskField, coming: MaskField
     ) -> float:
         """How much a pass has changed: relative L1 change of the masks that were lifted, or else of the field.
 
@@ -228,43 +225,10 @@ class SegmentationSession:
         # The same masks make the same field, wherever its cells have moved meanwhile. Where they are to move again,
         # some of the object may be beyond their reach as yet.
         if coming.same_cells(after):
-            change = masks_change(masks, self._masks())
+            change = masks_change(masks, self._lifter.masks)
             if change < self.settings.tolerance:
                 return change
         return field_change(before.resampled(after), after)
-
-    def _masks(self) -> dict[int | str, Bool[Tensor, " num_rays"]]:
-        """The masks of the newest pass, by view."""
-        return {view: mask for view, (mask, _) in self._lifted.items()}
-
-    def _sharpen(self) -> None:
-        if self.settings.lifting != "evidence" or self.lifting is None or not self._lifted:
-            return
-        field = self.lifting.field
-        for _ in range(self.settings.sharpening):
-            sweep = Sharpening(field)
-            for view, (mask, weight) in self._lifted.items():
-                trace = self.trace(view)
-                with self.report.timed("lift"):
-                    sweep.add(trace, mask, weight)
-            sweep.finish()
-        if field is not self.grid:
-            self.grid.copy_from(field)
-
-    def _choose_size(self) -> None:
-        """Take larger views where the object is small in those that have been prompted."""
-        if self._sized is None or not self.given.keys() <= self._asked.keys() or self._ray_weight < 1:
-            return
-        usual = self.views
-        self.views, self._embeddings = self._sized(magnification(given.mask for given in self.given.values()))
-        if self.views is usual:
-            return
-        for view, given in dict(self.given).items():
-            self.prompt(view, self._asked[view])
-            if given.picked:
-                self.choose(view, given.choice)
-            now, before = self.given[view].mask.numel(), given.mask.numel()
-            self._ray_weight = before / now
 
     def new_lifting(self, field: MaskField) -> Lifting:
         """How masks go to a field, as the settings say."""
@@ -272,22 +236,17 @@ class SegmentationSession:
 
     def _pass(self, number: int, lifting: Lifting, guide: Lifting) -> Iterator[ViewRecord]:
         """Visit every view once; masks rendered from ``guide`` prompt, what they find goes to ``lifting``."""
-        self._lifted.clear()
+        self._lifter.forget()
         for view, given in self.given.items():
-            # The published update has no such weight.
-            weight = self._weight(given) if self.settings.lifting == "evidence" else 1.0
-            self._lift(lifting, view, self.trace(view), self._solid(view), weight)
+            self._lifter.lift_given(lifting, view, given)
             yield ViewRecord(view, self.name(view), number, "prompt")
         order = self._order(guide)
-        with Ahead(self._preload, max(2, self._batch())) as self._ahead:
+        with self._segmenter.prefetching() as ahead:
             for place, view in enumerate(order):
                 coming = order[place + 1 :]
-                self._ahead.begin(view, coming)
+                ahead.begin(view, coming)
                 state, reason, iou = self._visit(view, lifting, guide, coming)
-                yield ViewRecord(view, self.views.name(view), number, state, reason, iou)
-
-    def _preload(self, view: int) -> None:
-        self.views.preload(view, picture=view not in self._embeddings)
+                yield ViewRecord(view, self.name(view), number, state, reason, iou)
 
     def _visit(
         self, view: int, lifting: Lifting, guide: Lifting, coming: Sequence[int]
@@ -301,9 +260,8 @@ class SegmentationSession:
             )
         if prompt is None:
             return "skipped", "object not in view", None
-        if view not in self._embeddings:
-            self._embed([view, *(other for other in coming[: self._batch() - 1] if self._shows(other, guide))])
-        candidates = self._predict(view, prompt)
+        self._segmenter.embed(view, coming, lambda other: self._shows(other, guide))
+        candidates = self._segmenter.predict(view, prompt)
         candidates = Candidates(candidates.masks.to(known.device), candidates.scores)
         if not candidates.masks.any():
             return "rejected", "the segmenter found nothing", None
@@ -316,16 +274,15 @@ class SegmentationSession:
         mask, iou = candidates.masks[chosen], ious[chosen]
         if iou < self.settings.min_agreement:
             return "rejected", f"IoU with the rendered mask is {iou:.2f}", iou
-        with self.report.timed("lift"):
-            spacing = pixel_spacing(trace, mask)
-            surface = known & (probability > self.settings.threshold)
-            solid = in_one_piece(trace, mask, self._gap, spacing, known=surface)
-        self._lift(lifting, view, trace, solid, spacing=spacing)
+        self._lifter.lift_found(lifting, view, mask, known & (probability > self.settings.threshold))
         return "used", "", iou
 
-    def _weight(self, given: Given) -> float:
-        settings = self.settings
-        return max(settings.prompt_weight, given.correcting * settings.correction_weight * len(self.views))
+    def _shows(self, view: int, guide: Lifting) -> bool:
+        """Whether a view shows the object, as far as that is known by now."""
+        trace = self.trace(view)
+        with self.report.timed("lift"):
+            probability, known = guide.render(trace)
+            return bool((known & (probability > self.settings.threshold)).any())
 
     @property
     def num_visits(self) -> int:
@@ -351,104 +308,10 @@ class SegmentationSession:
             return [view for view in range(len(self.views)) if view not in self.given]
         poses = self.views.camera_to_worlds
         start = [view for view in self.given if isinstance(view, int)]
-        free = [self.free[view].camera_to_world.to(poses) for view in self.given if isinstance(view, str)]
+        free = [self._views.pose(view) for view in self.given if isinstance(view, str)]
         start += range(len(poses), len(poses) + len(free))
         return view_order(torch.cat([poses, torch.stack(free)]) if free else poses, guide.field.center, start)
 
     def _place_around_prompts(self) -> None:
-        points = self._prompted_surface()
-        self.grid.prepare(points, self._spacing())
-
-    def _prompted_surface(self) -> Float[Tensor, "num_points 3"]:
-        """Points of the object's surface in the views that the user has prompted."""
-        points = []
-        for view in self.given:
-            trace, mask = self.trace(view), self._solid(view)
-            points.append(surface_of(trace, mask, self.position(view)))
-            self._spacings[view] = pixel_spacing(trace, mask)
-        return torch.cat(points)
-
-    def position(self, view: int | str) -> Float[Tensor, "3"]:
-        """Where a view was taken from."""
-        pose = self.free[view].camera_to_world if isinstance(view, str) else self.views.camera_to_worlds[view]
-        return pose[:, 3]
-
-    def _spacing(self) -> float:
-        return median(self._spacings.values())
-
-    def embed(self, view: int | str) -> Any:
-        """What the segmenter embeds of a view; done once, and done by the first prompt if not before."""
-        if view not in self._embeddings:
-            self._embed([view])
-        return self._embeddings[view]
-
-    def _embed(self, views: Sequence[int | str]) -> None:
-        """Embed views, at once where the segmenter can. The first stays in memory, however little there is."""
-        images = []
-        for view in views:
-            trace = self.trace(view)
-            with self.report.timed("segment"):
-                if isinstance(view, int) and self._ahead is not None:
-                    self._ahead.check(view)
-                rgb = trace.rgb if isinstance(view, str) else self.views.picture(view)
-                images.append(SegmenterImage(rgb, self.name(view), trace.depth[..., 0]))
-        with self.report.timed("segment"):
-            with within_memory(SMALLER):
-                found = embed_all(self.segmenter, images)
-            for view, embedding in zip(reversed(views), reversed(found), strict=True):
-                self._embeddings[view] = embedding
-
-    def _batch(self) -> int:
-        """How many views are embedded at once."""
-        if not isinstance(self.segmenter, BatchSegmenter):
-            return 1
-        return self.settings.encode_batch or (CUDA_BATCH if self.grid.hit.is_cuda else 1)
-
-    def _shows(self, view: int, guide: Lifting) -> bool:
-        """Whether a view that has not been embedded shows the object, as far as that is known by now."""
-        if view in self._embeddings:
-            return False
-        trace = self.trace(view)
-        with self.report.timed("lift"):
-            probability, known = guide.render(trace)
-            return bool((known & (probability > self.settings.threshold)).any())
-
-    def _predict(self, view: int | str, prompt: Prompt) -> Candidates:
-        embedding = self.embed(view)
-        with self.report.timed("segment"), within_memory(SMALLER):
-            return self.segmenter.predict(embedding, prompt)
-
-    def _lift(
-        self,
-        lifting: Lifting,
-        view: int | str,
-        trace: ViewTrace,
-        mask: Tensor,
-        weight: float = 1.0,
-        spacing: float | None = None,
-    ) -> None:
-        with self.report.timed("lift"):
-            mask = mask.to(trace.depth.device)
-            self._spacings[view] = pixel_spacing(trace, mask) if spacing is None else spacing
-            counted: Weight = weight
-            if self.settings.lifting == "evidence":
-                # The published update has no such weights.
-                counted = weight = weight * self._ray_weight
-                if self.settings.trim_outline:
-                    counted = weight * ~sees_past(trace, mask, self._spacings[view]).reshape(-1)
-            lifting.add(trace, mask.reshape(-1), counted)
-            # All of the mask: sharpening is to bring the renders to it.
-            self._lifted[view] = (mask.reshape(-1), weight)
-
-    @property
-    def _gap(self) -> float:
-        """Beyond which parts of masks are left out; never by the published update."""
-        return self.settings.part_gap if self.settings.lifting == "evidence" else 0.0
-
-    def _solid(self, view: int | str) -> Bool[Tensor, "height width"]:
-        """The mask of a prompted view, without what is elsewhere in space. One that the user gave stays as it is."""
-        given, trace = self.given[view], self.trace(view)
-        if given.prompt.mask is not None:
-            return given.mask
-        spacing = pixel_spacing(trace, given.mask)
-        return in_one_piece(trace, given.mask, self._gap, spacing, given.prompt.positive.long())
+        surface = self._lifter.surface(self.given.items())
+        self.grid.prepare(surface, self._lifter.spacing())

@@ -1,4 +1,4 @@
-"""What a session asks of the views that it looks at."""
+"""The views that a session looks at."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import Protocol
 from jaxtyping import Float
 from torch import Tensor
 
+from sa3d_nerfstudio.segmentation.report import SessionReport
 from sa3d_nerfstudio.traces.base import ViewTrace
+
+ViewKey = int | str
+"""Index of a training view, or name of a free view."""
 
 
 class Views(Protocol):
-    """The views that a session looks at."""
+    """What a session asks of the training views."""
 
     def __len__(self) -> int: ...
 
@@ -46,3 +50,33 @@ class FreeView:
     """Its trace."""
     camera_to_world: Float[Tensor, "3 4"]
     """Pose in nerfstudio's frame."""
+
+
+@dataclass
+class SessionViews:
+    """The training views by index, and free views by name."""
+
+    training: Views
+    free: dict[str, FreeView]
+    report: SessionReport
+    """Where the time that renders take is put down."""
+
+    def name(self, view: ViewKey) -> str:
+        """File name of a training view's image, or name of a free view."""
+        return view if isinstance(view, str) else self.training.name(view)
+
+    def trace(self, view: ViewKey) -> ViewTrace:
+        """The trace of a training view or a free view."""
+        if isinstance(view, str):
+            return self.free[view].trace
+        with self.report.timed("render"):
+            return self.training.trace(view)
+
+    def picture(self, view: ViewKey) -> Float[Tensor, "height width 3"]:
+        """What segmenters see of a view; of a free view, that is its render."""
+        return self.free[view].trace.rgb if isinstance(view, str) else self.training.picture(view)
+
+    def pose(self, view: ViewKey) -> Float[Tensor, "3 4"]:
+        """Camera-to-world of a view, in nerfstudio's frame."""
+        poses = self.training.camera_to_worlds
+        return self.free[view].camera_to_world.to(poses) if isinstance(view, str) else poses[view]

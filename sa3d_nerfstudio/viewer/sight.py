@@ -14,7 +14,8 @@ from torch import Tensor
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.mask_outputs import MaskOutputs
-from sa3d_nerfstudio.segmentation.session import Given, SegmentationSession
+from sa3d_nerfstudio.segmentation.given import Given
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.session_views import FreeView
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterImage
@@ -151,9 +152,7 @@ class Sight:
         """A session that may be prompted in all of these views, and shares what has been embedded."""
         if self._embeddings is None:
             self._embeddings = Embeddings(self.views.cache, self.segmenter, self.views.key)
-        session = SegmentationSession(self.views, self.segmenter, grid, self.settings, self._embeddings)
-        session.free = self.free
-        return session
+        return SegmentationSession(self.views, self.segmenter, grid, self.settings, self._embeddings, free=self.free)
 
     def answer(self, prompt: ViewPrompt) -> Given:
         """The mask that comes of a prompt; asked for once."""

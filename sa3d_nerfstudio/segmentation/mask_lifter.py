@@ -1,0 +1,132 @@
+"""From 2D masks to evidence in the field: what depth leaves of them, and how much they count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import median
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.segmentation.given import Given
+from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, Weight
+from sa3d_nerfstudio.segmentation.mask_depth import in_one_piece, sees_past
+from sa3d_nerfstudio.segmentation.session_views import SessionViews, ViewKey
+from sa3d_nerfstudio.segmentation.settings import SessionSettings
+from sa3d_nerfstudio.segmentation.sharpening import Sharpening
+from sa3d_nerfstudio.segmentation.surface import pixel_spacing, surface_of
+
+
+class MaskLifter:
+    """Lifts the masks of views, and keeps those of the newest pass.
+
+    Args:
+        views: Where the masks are.
+        settings: Of the session. Only evidence is weighted, and checked by depth; the published update takes masks as
+            they are.
+        ray_weight: What a ray counts: larger images have more of them, and say no more for it.
+    """
+
+    def __init__(self, views: SessionViews, settings: SessionSettings, ray_weight: float = 1.0) -> None:
+        self.views = views
+        self.settings = settings
+        self.ray_weight = ray_weight
+        self._lifted: dict[ViewKey, tuple[Bool[Tensor, " num_rays"], float]] = {}
+        self._spacings: dict[ViewKey, float] = {}
+
+    @property
+    def masks(self) -> dict[ViewKey, Bool[Tensor, " num_rays"]]:
+        """The masks of the newest pass, by view."""
+        return {view: mask for view, (mask, _) in self._lifted.items()}
+
+    def spacing(self) -> float:
+        """Distance between the rays of neighbouring pixels at the object; the median over the views that showed it."""
+        return median(self._spacings.values())
+
+    def surface(self, given: Iterable[tuple[ViewKey, Given]]) -> Float[Tensor, "num_points 3"]:
+        """Points of the object's surface in views that the user has prompted."""
+        points = []
+        for view, one in given:
+            trace, mask = self.views.trace(view), self._solid(view, one)
+            points.append(surface_of(trace, mask, self.views.pose(view)[:, 3]))
+            self._spacings[view] = pixel_spacing(trace, mask)
+        return torch.cat(points)
+
+    def forget(self) -> None:
+        """A new pass begins."""
+        self._lifted.clear()
+
+    def lift_given(self, lifting: Lifting, view: ViewKey, given: Given) -> None:
+        """Lift the mask of a view that the user has prompted."""
+        weight, settings = 1.0, self.settings
+        if isinstance(lifting, EvidenceLifting):
+            corrected = given.correcting * settings.correction_weight * len(self.views.training)
+            weight = max(settings.prompt_weight, corrected)
+        self._lift(lifting, view, self._solid(view, given), weight)
+
+    def lift_found(
+        self,
+        lifting: Lifting,
+        view: ViewKey,
+        mask: Bool[Tensor, "height width"],
+        object_there: Bool[Tensor, "height width"],
+    ) -> None:
+        """Lift a mask that the segmenter has found by itself.
+
+        Args:
+            lifting: Takes it up.
+            view: The view.
+            mask: What the segmenter has found.
+            object_there: Where the object is by what has been lifted already.
+        """
+        trace = self.views.trace(view)
+        with self.views.report.timed("lift"):
+            spacing = pixel_spacing(trace, mask)
+            solid = in_one_piece(trace, mask, self._gap, spacing, known=object_there)
+        self._lift(lifting, view, solid, spacing=spacing)
+
+    def sharpen(self, field: MaskField) -> None:
+        """Bring the renders of a field closer to the masks of the newest pass, which it has been made from."""
+        for _ in range(self.settings.sharpening):
+            sweep = Sharpening(field)
+            for view, (mask, weight) in self._lifted.items():
+                trace = self.views.trace(view)
+                with self.views.report.timed("lift"):
+                    sweep.add(trace, mask, weight)
+            sweep.finish()
+
+    def _lift(
+        self,
+        lifting: Lifting,
+        view: ViewKey,
+        mask: Bool[Tensor, "height width"],
+        weight: float = 1.0,
+        spacing: float | None = None,
+    ) -> None:
+        trace = self.views.trace(view)
+        with self.views.report.timed("lift"):
+            mask = mask.to(trace.depth.device)
+            self._spacings[view] = spacing = pixel_spacing(trace, mask) if spacing is None else spacing
+            counted: Weight = weight
+            if isinstance(lifting, EvidenceLifting):
+                counted = weight = weight * self.ray_weight
+                if self.settings.trim_outline:
+                    counted = weight * ~sees_past(trace, mask, spacing).reshape(-1)
+            lifting.add(trace, mask.reshape(-1), counted)
+            # All of the mask: sharpening is to bring the renders to it.
+            self._lifted[view] = (mask.reshape(-1), weight)
+
+    def _solid(self, view: ViewKey, given: Given) -> Bool[Tensor, "height width"]:
+        """The mask of a prompted view, without what is elsewhere in space. One that the user gave stays as it is."""
+        if given.prompt.mask is not None:
+            return given.mask
+        trace = self.views.trace(view)
+        spacing = pixel_spacing(trace, given.mask)
+        return in_one_piece(trace, given.mask, self._gap, spacing, given.prompt.positive.long())
+
+    @property
+    def _gap(self) -> float:
+        """Beyond which parts of masks are left out; never by the published update."""
+        return self.settings.part_gap if self.settings.lifting == "evidence" else 0.0

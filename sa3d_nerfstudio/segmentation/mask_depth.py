@@ -7,6 +7,8 @@ from which the mask grows in the next views. Neither is in the published method.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -22,7 +24,7 @@ REACH = 32
 LEAST_GAP = 6.0
 """Pixels that a gap has at least: surfaces seen at a slant have holes of that size."""
 LARGE_PART = 0.3
-"""Share of the largest part from which on another part is kept, where nothing says which one is meant."""
+"""Share of the largest part from which on another part is large: no slip of the segmenter's at an outline."""
 OVERLAP = 0.1
 """Share of a part that is known to be the object from which on it is kept."""
 LEAST_KEPT = 0.5
@@ -40,34 +42,38 @@ def in_one_piece(
     spacing: float,
     points: Int[Tensor, "num_points 2"] | None = None,
     known: Bool[Tensor, "height width"] | None = None,
+    between: Callable[[], Float[Tensor, "num_places 3"]] | None = None,
 ) -> Bool[Tensor, "height width"]:
     """A mask without the parts that are nowhere near the rest of it in space.
 
-    Parts are kept that hold one of the points, or that are known to be the object for the most part; where there are
-    neither, the large ones.
+    Of a view that the user has prompted, whose mask has been shown, parts are kept that hold one of the points, and
+    large ones. Of the others, those that are known to be the object; where none is, the large ones.
 
     Args:
         trace: Of the view.
         mask: What a segmenter has found there.
         gap: Distance at which parts are no longer one, as a share of the mask's size, which is the root of its area.
         spacing: Distance in space between what neighbouring pixels of the mask see.
-        points: x, y of pixels that the user has put on the object.
+        points: x, y of pixels that the user has put on the object; none if it was a box. None in other views.
         known: Where the object is by what has been lifted already.
+        between: Gives places in the world where it is by then, in sight or not: what they join is one part, such as
+            the two ends of a thing that is seen behind another.
     """
     on = mask.to(trace.depth.device).reshape(-1)
     link = max(gap * float(on.sum()) ** 0.5, LEAST_GAP) * spacing
     if gap <= 0 or link <= 0:
         return mask
     places = trace.surface_points()[on]
-    cells = ((places - places.median(dim=0).values) / link).floor().clamp(-REACH, REACH).long().cpu()
-    cells -= cells.amin(dim=0)
-    x, y, z = cells.unbind(-1)
-    occupied = torch.zeros((cells.amax(dim=0) + 1).tolist(), dtype=torch.bool)
-    occupied[x, y, z] = True
-    labels, count = _labelled(occupied.numpy())
+    middle = places.median(dim=0).values
+    cells = ((places - middle) / link).floor().clamp(-REACH, REACH)
+    parts, count = _parts(cells)
+    if count > 1 and between is not None:
+        joining = ((between().to(middle) - middle) / link).floor()
+        joining = joining[(joining.abs() <= REACH).all(-1)]
+        joined, count = _parts(torch.cat([cells, joining]))
+        parts = joined[: len(cells)]
     if count < 2:
         return mask
-    parts = torch.from_numpy(labels)[x, y, z].long()
     area = parts.bincount(minlength=count + 1).float()
     meant = torch.zeros_like(on)
     if points is not None and len(points):
@@ -75,8 +81,12 @@ def in_one_piece(
     elif known is not None:
         meant = known.reshape(-1).to(on)
     covered = parts.bincount(meant[on].float().cpu(), minlength=count + 1)
-    least = 1 if points is not None and len(points) else (OVERLAP * area).clamp(min=1)
-    kept = covered >= least if bool((covered >= least).any()) else area >= LARGE_PART * area.max()
+    large = area >= LARGE_PART * area.max()
+    if points is not None:
+        kept = (covered > 0) | large
+    else:
+        kept = covered >= (OVERLAP * area).clamp(min=1)
+        kept = kept if bool(kept.any()) else large
     if area[kept].sum() < LEAST_KEPT * area.sum():
         return mask
     solid = torch.zeros_like(on)
@@ -119,6 +129,17 @@ def _near(mask: Bool[Tensor, "height width"], reach: int) -> Bool[Tensor, "heigh
 def _lowest(values: Float[Tensor, "height width"], reach: int) -> Float[Tensor, "height width"]:
     """The lowest value around each pixel."""
     return -F.max_pool2d(-values[None], 2 * reach + 1, stride=1, padding=reach)[0]
+
+
+def _parts(cells: Float[Tensor, "num 3"]) -> tuple[Int[Tensor, " num"], int]:
+    """The part that each of the cells belongs to, corners touching, counted from 1; and how many parts there are."""
+    places = cells.long().cpu()
+    places -= places.amin(dim=0)
+    x, y, z = places.unbind(-1)
+    occupied = torch.zeros((places.amax(dim=0) + 1).tolist(), dtype=torch.bool)
+    occupied[x, y, z] = True
+    labels, count = _labelled(occupied.numpy())
+    return torch.from_numpy(labels)[x, y, z].long(), count
 
 
 def _labelled(occupied: ndarray) -> tuple[ndarray, int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from statistics import median
 
 import torch
@@ -35,6 +36,8 @@ class MaskLifter:
         self.ray_weight = ray_weight
         self._lifted: dict[ViewKey, tuple[Bool[Tensor, " num_rays"], float]] = {}
         self._spacings: dict[ViewKey, float] = {}
+        self._places: Callable[[], Float[Tensor, "num_places 3"]] | None = None
+        """Where the object is in space, by the pass before."""
 
     @property
     def masks(self) -> dict[ViewKey, Bool[Tensor, " num_rays"]]:
@@ -55,8 +58,18 @@ class MaskLifter:
         return torch.cat(points)
 
     def forget(self) -> None:
-        """A new pass begins."""
+        """Let go of the masks of the newest pass."""
         self._lifted.clear()
+
+    def begin_pass(self, before: MaskField | None) -> None:
+        """A new pass begins.
+
+        Args:
+            before: What the pass before has found; None in the first one, and where it is still being found.
+        """
+        self.forget()
+        threshold = self.settings.threshold
+        self._places = None if before is None else cache(lambda: before.object_points(threshold)[0])
 
     def lift_given(self, lifting: Lifting, view: ViewKey, given: Given) -> None:
         """Lift the mask of a view that the user has prompted."""
@@ -71,7 +84,7 @@ class MaskLifter:
         lifting: Lifting,
         view: ViewKey,
         mask: Bool[Tensor, "height width"],
-        object_there: Bool[Tensor, "height width"],
+        known: Bool[Tensor, "height width"],
     ) -> None:
         """Lift a mask that the segmenter has found by itself.
 
@@ -79,12 +92,12 @@ class MaskLifter:
             lifting: Takes it up.
             view: The view.
             mask: What the segmenter has found.
-            object_there: Where the object is by what has been lifted already.
+            known: Where in the image the object is by what is known of it.
         """
         trace = self.views.trace(view)
         with self.views.report.timed("lift"):
             spacing = pixel_spacing(trace, mask)
-            solid = in_one_piece(trace, mask, self._gap, spacing, known=object_there)
+            solid = in_one_piece(trace, mask, self._gap, spacing, known=known, between=self._places)
         self._lift(lifting, view, solid, spacing=spacing)
 
     def sharpen(self, field: MaskField) -> None:
@@ -124,7 +137,8 @@ class MaskLifter:
             return given.mask
         trace = self.views.trace(view)
         spacing = pixel_spacing(trace, given.mask)
-        return in_one_piece(trace, given.mask, self._gap, spacing, given.prompt.positive.long())
+        points = given.prompt.positive.long()
+        return in_one_piece(trace, given.mask, self._gap, spacing, points, between=self._places)
 
     @property
     def _gap(self) -> float:

@@ -236,7 +236,7 @@ class SegmentationSession:
 
     def _pass(self, number: int, lifting: Lifting, guide: Lifting) -> Iterator[ViewRecord]:
         """Visit every view once; masks rendered from ``guide`` prompt, what they find goes to ``lifting``."""
-        self._lifter.forget()
+        self._lifter.begin_pass(None if guide is lifting else guide.field)
         for view, given in self.given.items():
             self._lifter.lift_given(lifting, view, given)
             yield ViewRecord(view, self.name(view), number, "prompt")

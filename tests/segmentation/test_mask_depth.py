@@ -68,6 +68,54 @@ def test_most_of_a_mask_is_never_left_out(views: BallViews):
     assert torch.equal(in_one_piece(trace, mask, GAP, pixel_spacing(trace, mask), points), mask)
 
 
+def rod_behind_a_ball() -> BallViews:
+    """Views of a rod that is seen on both sides of a ball, which is number 2, from view 0."""
+    y = torch.linspace(-0.8, 0.8, 80)
+    rod = torch.stack([0 * y - 0.5, y, 0 * y + 0.3, 0 * y + 0.08], dim=-1)
+    balls = torch.cat([rod, torch.tensor([[0.9, 0.0, 0.78, 0.3]])])
+    return BallViews(24, 96, 128, balls=balls, numbers=torch.tensor([*[1] * 80, 2]))
+
+
+def test_what_joins_two_parts_out_of_sight_is_one_thing_with_them():
+    views = rod_behind_a_ball()
+    trace, mask = views.trace(0), views.ids(0) == 1
+    hidden = views.ids(0) == 2
+    left = mask & (torch.arange(views.width) < int(hidden.any(0).nonzero().float().mean()))
+    assert left.any() and (mask & ~left).any()
+    spacing = pixel_spacing(trace, mask)
+
+    def solid(places: Tensor) -> Tensor:
+        return in_one_piece(trace, mask, GAP, spacing, known=left, between=lambda: places)
+
+    known = views.balls[:80, :3]
+    assert torch.equal(solid(known[:0]), left)
+    assert torch.equal(solid(known + 1.0), left)
+    assert torch.equal(solid(known), mask)
+
+
+def test_a_large_part_of_what_the_user_was_shown_stays():
+    views = rod_behind_a_ball()
+    trace, mask = views.trace(0), views.ids(0) == 1
+    point = torch.tensor([[int(mask.any(0).nonzero()[0]) + 1, 0]])
+    point[0, 1] = mask[:, point[0, 0]].nonzero()[0]
+    assert torch.equal(in_one_piece(trace, mask, GAP, pixel_spacing(trace, mask), points=point), mask)
+
+
+def test_a_thing_that_is_seen_on_both_sides_of_another_is_found_whole():
+    views = rod_behind_a_ball()
+    session = SegmentationSession(views, BallSegmenter.of(views), MaskGrid(64), SessionSettings())
+    mask = views.ids(0) == 1
+    x = int(mask.any(0).nonzero()[0]) + 1
+    y = int(mask[:, x].nonzero().float().mean().round())
+    session.prompt(0, Prompt.from_points(views.height, views.width, [(x, y)]))
+    session.run()
+    points = session.grid.object_points()[0]
+    assert points[:, 1].min() < -0.8 and points[:, 1].max() > 0.8
+    probability, known = render_probability(views.trace(0), session.grid)
+    shown = ((probability > 0.5) & known).reshape(mask.shape)
+    assert float((shown & mask).sum() / (shown | mask).sum()) > 0.95
+
+
 @pytest.mark.parametrize("mask", ["ball", "nothing", "one pixel"])
 def test_masks_in_one_piece_stay_as_they_are(views: BallViews, mask: str):
     ball = views.ids(0) == 1

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.prompt_config import PromptConfig, read_mask, read_prompts, read_scribble
+from sa3d_nerfstudio.painted_images import read_mask, read_scribble
+from sa3d_nerfstudio.prompt_config import PromptConfig, read_prompts
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.scribbles import draw_polyline, points_of_stroke
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.evaluation.metrics import Mask
-from sa3d_nerfstudio.prompt_config import open_image
+from sa3d_nerfstudio.painted_images import open_image
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})

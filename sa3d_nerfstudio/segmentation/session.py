@@ -16,10 +16,10 @@ from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, field
 from sa3d_nerfstudio.segmentation.mask_lifter import MaskLifter
 from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord, ViewState
+from sa3d_nerfstudio.segmentation.route import Route
 from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt
 from sa3d_nerfstudio.segmentation.session_views import FreeView, SessionViews, ViewKey, Views
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
-from sa3d_nerfstudio.segmentation.view_choice import covering_views, view_order
 from sa3d_nerfstudio.segmentation.view_segmenter import ViewSegmenter
 from sa3d_nerfstudio.segmentation.working_size import magnification
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter
@@ -63,7 +63,6 @@ class SegmentationSession:
         self._sized = sized
         self._asked: dict[ViewKey, Prompt] = {}
         """Prompts as they were given, at the size of their images."""
-        self._chosen: tuple[tuple[ViewKey, ...], set[int]] | None = None
         self._look_at(views, {} if embeddings is None else embeddings)
 
     def _look_at(self, views: Views, embeddings: MutableMapping[ViewKey, Any], ray_weight: float = 1.0) -> None:
@@ -72,6 +71,7 @@ class SegmentationSession:
         batch = self.settings.encode_batch or (CUDA_BATCH if self.grid.hit.is_cuda else 1)
         self._segmenter = ViewSegmenter(self.segmenter, self._views, embeddings, batch)
         self._lifter = MaskLifter(self._views, self.settings, ray_weight)
+        self._route = Route(self._views, self.settings)
 
     @property
     def views(self) -> Views:
@@ -240,7 +240,7 @@ class SegmentationSession:
         for view, given in self.given.items():
             self._lifter.lift_given(lifting, view, given)
             yield ViewRecord(view, self.name(view), number, "prompt")
-        order = self._order(guide)
+        order = self._route.of(self.given, guide.field.center)
         with self._segmenter.prefetching() as ahead:
             for place, view in enumerate(order):
                 coming = order[place + 1 :]
@@ -287,30 +287,7 @@ class SegmentationSession:
     @property
     def num_visits(self) -> int:
         """How many views each pass goes through, the prompted ones included."""
-        others = len(self.views) - sum(isinstance(view, int) for view in self.given)
-        count = self.settings.num_views
-        return len(self.given) + (others if count is None else min(count, others))
-
-    def _order(self, guide: Lifting) -> list[int]:
-        order, count = self._order_of_all(guide), self.settings.num_views
-        if count is None:
-            return order
-        key = tuple(self.given)
-        if self._chosen is None or self._chosen[0] != key:
-            # Once for all passes: each view costs a render.
-            start = [view for view in self.given if isinstance(view, int)]
-            chosen = covering_views(self.views.camera_to_worlds, guide.field.center, start, count)
-            self._chosen = (key, set(chosen))
-        return [view for view in order if view in self._chosen[1]]
-
-    def _order_of_all(self, guide: Lifting) -> list[int]:
-        if self.settings.view_order == "file":
-            return [view for view in range(len(self.views)) if view not in self.given]
-        poses = self.views.camera_to_worlds
-        start = [view for view in self.given if isinstance(view, int)]
-        free = [self._views.pose(view) for view in self.given if isinstance(view, str)]
-        start += range(len(poses), len(poses) + len(free))
-        return view_order(torch.cat([poses, torch.stack(free)]) if free else poses, guide.field.center, start)
+        return len(self.given) + self._route.count(self.given)
 
     def _place_around_prompts(self) -> None:
         surface = self._lifter.surface(self.given.items())

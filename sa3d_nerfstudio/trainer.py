@@ -196,6 +196,8 @@ class SA3DTrainer(Trainer):
         self.training_state = "completed"
         if self.config.pipeline.prompt.is_given:
             self.segment()
+            if self.config.viewer.quit_on_train_completion:
+                return
         # After the job, which changes masks that a viewer would be rendering.
         if self.config.is_viewer_enabled():
             self._open_viewer()

@@ -116,6 +116,15 @@ def test_masks_alone_refer_to_the_base_run(tiny_run: Path, tiny_scene: Path, tin
     assert {"mask", "object_rgb", "object_depth", "object_accumulation", "background_rgb"} <= set(outputs)
 
 
+def test_a_job_that_is_done_leaves_if_it_is_to(tiny_run: Path, tiny_scene: Path, tiny_prompt: dict, tmp_path: Path):
+    printed = succeed(
+        "ns-train", "sa3d", "--load-dir", tiny_run, "--output-dir", tmp_path, "--timestamp", "S",
+        *prompt_options(tiny_scene, tiny_prompt), "--viewer.quit-on-train-completion", True, timeout=120,
+    )  # fmt: skip
+    assert "viser" not in printed
+    assert (tmp_path / tiny_scene.name / "sa3d" / "S" / "config.yml").is_file()
+
+
 def test_an_empty_mask_is_refused_at_once(segmented: tuple[Path, str], tmp_path: Path):
     folder = tmp_path / "unsegmented"
     (folder / "nerfstudio_models").mkdir(parents=True)

@@ -30,9 +30,8 @@ from benchmarks.scene import PromptKind, SceneUnderTest
 from benchmarks.train_like import main as train_like
 from benchmarks.variants import VARIANTS, settings_of
 from sa3d_nerfstudio.evaluation.metrics import iou
-from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
-from sa3d_nerfstudio.segmentation.sharpening import Sharpening
-from sa3d_nerfstudio.segmentation.surface import pixel_spacing
+from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Sharpening
+from sa3d_nerfstudio.segmentation.mask_depth import pixel_spacing
 from sa3d_nerfstudio.segmenters.base import Segmenter
 
 VariantName = Literal[tuple(VARIANTS)]  # type: ignore[valid-type]

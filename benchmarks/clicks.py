@@ -22,11 +22,11 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 
 from benchmarks.segmenters import load_image
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterOptions
+from sa3d_nerfstudio.segmenters.huggingface import Sam2Segmenter
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.sam import SamSegmenter
-from sa3d_nerfstudio.segmenters.transformers_sam import Sam2Segmenter
 
 CLICKS = 5
 """Of how many predictions the median is told."""

@@ -43,32 +43,32 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, help="of which the best counts")
     parser.add_argument("--working-size", type=int, default=80)
     parser.add_argument("--without-filter", action="store_true", help="measure the object without the filter as well")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
 
-    options: dict[str, Any] = {"data": given.scene, "device": "cuda" if torch.cuda.is_available() else "cpu"}
-    whole = sa3d.load(given.run, **options)
+    options: dict[str, Any] = {"data": arguments.scene, "device": "cuda" if torch.cuda.is_available() else "cpu"}
+    whole = sa3d.load(arguments.run, **options)
     segmented = sa3d.load(
-        given.run, segmenter="oracle", oracle_instances=given.scene / "instances",
-        working_size=given.working_size, **options,
+        arguments.run, segmenter="oracle", oracle_instances=arguments.scene / "instances",
+        working_size=arguments.working_size, **options,
     )  # fmt: skip
-    prompts = json.loads((given.scene / "prompts.json").read_text())["objects"]
-    prompt = next(entry for entry in prompts if entry["name"] == given.object)
+    prompts = json.loads((arguments.scene / "prompts.json").read_text())["objects"]
+    prompt = next(entry for entry in prompts if entry["name"] == arguments.object)
     segmented.prompt(Path(prompt["frame"]).name, points=prompt["points"][:1])
     segmented.segment()
 
     manager: Any = whole.pipeline.datamanager
     manager.ray_filter = None
-    cases = {"whole scene": whole.pipeline, given.object: segmented.pipeline}
+    cases = {"whole scene": whole.pipeline, arguments.object: segmented.pipeline}
     rates: dict[str, float] = {}
-    for _ in range(given.repeat):
+    for _ in range(arguments.repeat):
         for name, pipeline in cases.items():
-            rate = points_per_second(pipeline, given.points, given.rays)
+            rate = points_per_second(pipeline, arguments.points, arguments.rays)
             rates[name] = max(rate, rates.get(name, 0.0))
-    if given.without_filter:
+    if arguments.without_filter:
         manager = segmented.pipeline.datamanager
         manager.ray_filter = None
-        name = f"{given.object}, rays through all of every image"
-        rates[name] = points_per_second(segmented.pipeline, given.points // 20, given.rays)
+        name = f"{arguments.object}, rays through all of every image"
+        rates[name] = points_per_second(segmented.pipeline, arguments.points // 20, arguments.rays)
     for name, rate in rates.items():
         print(f"| {name} | {rate:.0f} | {rate / rates['whole scene']:.2f} |")
 

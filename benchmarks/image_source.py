@@ -18,8 +18,8 @@ import numpy as np
 import sa3d_nerfstudio as sa3d
 from benchmarks.segmenters import ious
 from sa3d_nerfstudio.datamanager import Filtered
-from sa3d_nerfstudio.segmentation.prompts import Prompt
-from sa3d_nerfstudio.segmentation.scribbles import draw_polyline, points_of_stroke
+from sa3d_nerfstudio.prompts.images import draw_polyline, points_of_stroke
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates
 from sa3d_nerfstudio.segmenters.oracle import read_ids, resize_nearest
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
 from sa3d_nerfstudio.segmenters.oracle import BACKGROUND, IdMap, OracleSegmenter
 

@@ -21,15 +21,13 @@ from PIL import Image
 from torch import Tensor
 
 import sa3d_nerfstudio as sa3d
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.oracle import read_ids, resize_nearest
-from sa3d_nerfstudio.traces.atoms import atoms_of, pixel_angle
 from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
+from sa3d_nerfstudio.traces.compressed import CompressedTrace, ViewRays, atoms_of, pixel_angle
 from sa3d_nerfstudio.traces.nerf import NerfViewTrace
-from sa3d_nerfstudio.traces.packed import PackedTrace, ViewRays
-from sa3d_nerfstudio.views import trace_camera
 
 
 @dataclass
@@ -75,12 +73,12 @@ class Traces:
         """All of it is in memory."""
 
 
-def packed(trace: NerfViewTrace, count: int) -> PackedTrace:
+def packed(trace: NerfViewTrace, count: int) -> CompressedTrace:
     """A plain trace in so many atoms a ray."""
     angle = pixel_angle(trace.directions.reshape(trace.height, trace.width, 3))
     atoms = atoms_of(trace.samples, trace.origins, trace.directions, angle, count)
     rays = ViewRays.of(trace.origins, trace.directions, torch.eye(3))
-    return PackedTrace.pack(*atoms, trace.accumulation, trace.rgb, trace.depth, rays)
+    return CompressedTrace.pack(*atoms, trace.accumulation, trace.rgb, trace.depth, rays)
 
 
 def main(options: Options) -> None:
@@ -91,7 +89,7 @@ def main(options: Options) -> None:
     plain: dict[int, ViewTrace] = {}
     chosen = [round(i * len(views) / options.views) for i in range(options.views)]
     for view in chosen:
-        plain[view] = trace_camera(pipeline.model, views.camera(view))
+        plain[view] = pipeline.model.trace_view(views.camera(view))
     dataset = pipeline.datamanager.eval_dataset
     assert dataset is not None
     tests = []
@@ -99,7 +97,7 @@ def main(options: Options) -> None:
         camera = dataset.cameras[index : index + 1].to(pipeline.device)
         longest = max(int(camera.height.max()), int(camera.width.max()))
         camera.rescale_output_resolution(min(1.0, views.long_side / longest))
-        tests.append((dataset.image_filenames[index].stem, trace_camera(pipeline.model, camera)))
+        tests.append((dataset.image_filenames[index].stem, pipeline.model.trace_view(camera)))
     kinds = {"plain": list(plain.values())}
     for count in options.atoms:
         kinds[f"{count} atoms"] = [packed(t, count) for t in plain.values() if isinstance(t, NerfViewTrace)]

@@ -25,14 +25,14 @@ from rich.console import Console
 from rich.table import Table
 
 import sa3d_nerfstudio as sa3d
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 
 REST = "the rest"
 PARTS = {
     "the model renders": ["model:MaskedModel.trace", "splat_model:MaskedSplatModel.trace_view"],
     "views are packed": [
         *("views:atoms_of", "views:camera_rays", "views:pixel_angle", "views:concatenate"),
-        *("traces.packed:PackedTrace.pack", "traces.nerf:WeightedSamples.pruned"),
+        *("traces.packed:CompressedTrace.pack", "traces.nerf:WeightedSamples.pruned"),
     ],
     "segmenter": ["segmenters.oracle:OracleSegmenter.embed", "segmenters.oracle:OracleSegmenter.predict"],
     "masks are rendered": ["segmentation.lifting:EvidenceLifting.render"],
@@ -111,7 +111,7 @@ class Watch:
                 except (ImportError, AttributeError):
                     continue
                 bound = isinstance(kept, classmethod)
-                setattr(holder, name, (staticmethod if bound else lambda one: one)(self.watched(part, function)))
+                setattr(holder, name, (staticmethod if bound else lambda item: item)(self.watched(part, function)))
                 changed.append((holder, name, kept))
         self.seconds.clear()
         self._turn()
@@ -157,9 +157,9 @@ def main(options: Options) -> None:
     for part in (*PARTS, REST):
         seconds = [found[which].get(part, 0.0) for which in found]
         shares = [100 * found[which].get(part, 0.0) / total["first"] for which in found]
-        table.add_row(part, *(f"{one:.3f}" for one in seconds), *(f"{one:.2f}" for one in shares))
+        table.add_row(part, *(f"{item:.3f}" for item in seconds), *(f"{item:.2f}" for item in shares))
     table.add_row(
-        "all", *(f"{one:.3f}" for one in total.values()), *(f"{100 * t / total['first']:.2f}" for t in total.values())
+        "all", *(f"{item:.3f}" for item in total.values()), *(f"{100 * t / total['first']:.2f}" for t in total.values())
     )
     Console(width=100).print(table)
     if options.output is not None:

@@ -16,11 +16,10 @@ from rich.progress import track
 
 import sa3d_nerfstudio as sa3d
 from sa3d_nerfstudio.evaluation.metrics import Mask, boundary_iou, iou, pixel_accuracy, point_scores
+from sa3d_nerfstudio.prompts.images import draw_polyline, points_of_stroke
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.lifting import Lifting
-from sa3d_nerfstudio.segmentation.prompts import Prompt
-from sa3d_nerfstudio.segmentation.scribbles import draw_polyline, points_of_stroke
 from sa3d_nerfstudio.traces.base import ViewTrace
-from sa3d_nerfstudio.views import trace_camera
 
 MIN_FRACTION = 0.001
 """Test views in which the object covers less than this are not scored, as in the scenes' score.py."""
@@ -68,7 +67,7 @@ class SceneUnderTest:
         count = len(dataset) if most_tests is None else min(most_tests, len(dataset))
         for index in track([i * len(dataset) // count for i in range(count)], "tracing test views"):
             camera = dataset.cameras[index : index + 1].to(self.pipeline.device)
-            self.tests[dataset.image_filenames[index].stem] = trace_camera(self.pipeline.model, camera)
+            self.tests[dataset.image_filenames[index].stem] = self.pipeline.model.trace_view(camera)
 
     def truth(self, stem: str, number: int, shape: tuple[int, int] | None = None) -> Mask:
         """The exact mask of an object in one image, at that image's size or at another."""
@@ -79,17 +78,17 @@ class SceneUnderTest:
 
     def prompt(self, name: str, kind: PromptKind) -> tuple[int, Prompt]:
         """The view that prompts.json names for an object, and the prompt of that kind in it."""
-        given = self.prompts[name]
-        view = self.views.find(Path(given["frame"]).name)
+        entry = self.prompts[name]
+        view = self.views.find(Path(entry["frame"]).name)
         height, width = self.views.image_size(view)
         if kind == "point":
-            return view, Prompt.from_points(height, width, given["points"][:1])
+            return view, Prompt.from_points(height, width, entry["points"][:1])
         if kind == "points":
-            return view, Prompt.from_points(height, width, given["points"], given["negative_points"])
+            return view, Prompt.from_points(height, width, entry["points"], entry["negative_points"])
         if kind == "box":
-            return view, Prompt.from_points(height, width, box=given["box"])
-        on = points_of_stroke(draw_polyline(given["scribble"], height, width), positive=True)
-        off = points_of_stroke(draw_polyline(given["background_scribble"], height, width), positive=False)
+            return view, Prompt.from_points(height, width, box=entry["box"])
+        on = points_of_stroke(draw_polyline(entry["scribble"], height, width), positive=True)
+        off = points_of_stroke(draw_polyline(entry["background_scribble"], height, width), positive=False)
         return view, Prompt.from_points(height, width, on, off)
 
     def masks(self, lifting: Lifting, number: int) -> dict[str, tuple[Mask, Mask]]:

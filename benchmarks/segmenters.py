@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import torch
 
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions
 from sa3d_nerfstudio.segmenters.oracle import read_ids, resize_nearest
 from sa3d_nerfstudio.segmenters.registry import make_segmenter

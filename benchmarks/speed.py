@@ -34,15 +34,15 @@ from torch import Tensor
 import sa3d_nerfstudio as sa3d
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
-from sa3d_nerfstudio.model import MaskedModel
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.models.rays import MaskedModel
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
-from sa3d_nerfstudio.traces import packed
+from sa3d_nerfstudio.traces import compressed as packed
 from sa3d_nerfstudio.traces.base import RayTrace, render_probability
+from sa3d_nerfstudio.traces.compressed import CompressedTrace
 from sa3d_nerfstudio.traces.nerf import NerfTrace, WeightedSamples
-from sa3d_nerfstudio.traces.packed import PackedTrace
-from sa3d_nerfstudio.view_cache import ViewCache, size_of
-from sa3d_nerfstudio.views import TrainingViews, trace_camera
+from sa3d_nerfstudio.views.cache import ViewCache, size_of
+from sa3d_nerfstudio.views.training_views import TrainingViews
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -132,16 +132,16 @@ def lift_step(trace: RayTrace, field: MaskField, image: Tensor) -> None:
     """The same, by the trace's own render and splat, with nothing remembered."""
     packed.forget()
     trace.render(field, field.cells())
-    trace.splat(field, image)
+    trace.backproject(field, image)
 
 
 def splat_step(trace: RayTrace, field: MaskField, image: Tensor) -> None:
     """The two sums alone, with nothing remembered."""
     packed.forget()
-    trace.splat(field, image)
+    trace.backproject(field, image)
 
 
-def as_samples(trace: PackedTrace) -> NerfTrace:
+def as_samples(trace: CompressedTrace) -> NerfTrace:
     """The atoms of a packed trace as samples, which go through ``grid_sample``."""
     everything, rays = slice(None), trace.height * trace.width
     distances, weights = trace._decoded(trace.distances), trace._weights(everything)
@@ -225,7 +225,7 @@ class Speed:
         clock.time("refinement", lambda: self.refine(session, first))
         result["profile"] = profiled(lambda: self.segment(second))
         result["growth with views"] = self.growth_with_views(second, len(visited))
-        if isinstance(self.views.trace(visited[0]), PackedTrace):
+        if isinstance(self.views.trace(visited[0]), CompressedTrace):
             result |= self.lifting(other, visited)
             result["growth with rays"] = self.growth_with_rays(visited[0], other.grid)
         cache = self.views.cache
@@ -252,13 +252,13 @@ class Speed:
             image = torch.stack([mask, torch.ones_like(mask)], dim=-1)
 
             def step(view: int = view, image: Tensor = image) -> RayTrace:
-                plain = trace_camera(self.pipeline.model, self.views.camera(view))
+                plain = self.pipeline.model.trace_view(self.views.camera(view))
                 autograd_step(plain, field, image)
                 return plain
 
             plain = clock.time("loop", step)
             loop += clock.seconds.pop("loop") / len(some)
-            assert isinstance(trace, PackedTrace)
+            assert isinstance(trace, CompressedTrace)
             atoms = as_samples(trace)
             ways: list[Callable[[], Any]] = [
                 partial(autograd_step, plain, field, image),
@@ -266,13 +266,13 @@ class Speed:
                 partial(lift_step, plain, field, image),
                 partial(lift_step, trace, field, image),
                 partial(splat_step, trace, field, image),
-                partial(trace.splat, field, image),
+                partial(trace.backproject, field, image),
             ]
             for name, seconds in zip(LIFTING, clock.often_each(ways), strict=True):
                 found[name] += 1e3 * seconds / len(some)
         clock.seconds["published loop"] = loop * len(visited)
         trace = self.views.trace(visited[0])
-        assert isinstance(trace, PackedTrace)
+        assert isinstance(trace, CompressedTrace)
         return {"lifting, ms a view": found, "bytes a ray": trace.num_bytes / (trace.height * trace.width)}
 
     def growth_with_views(self, name: str, most: int) -> dict[int, float]:
@@ -303,7 +303,7 @@ class Speed:
         for size in self.options.sizes:
             views = TrainingViews(self.pipeline.model, self.views.cameras, self.views.filenames, size)
             trace = self.clock.time("growth", lambda views=views: views.trace(view))
-            assert isinstance(trace, PackedTrace)
+            assert isinstance(trace, CompressedTrace)
             rays = trace.height * trace.width
             mask = (render_probability(trace, field)[0] > 0.5).float()
             image = torch.stack([mask, torch.ones_like(mask)], dim=-1)

@@ -15,7 +15,7 @@ import yaml
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.scripts import train
 
-from sa3d_nerfstudio.lpips import lpips_without_download
+from sa3d_nerfstudio.base_run.patches import lpips_without_download
 
 
 def main(config: Path, data: Path, output_dir: Path) -> Path:

@@ -74,7 +74,7 @@ def main(options: Options) -> None:
             seconds = perf_counter() - start
             assert session.lifting is not None
             score = scene.score(session.lifting, number)
-            trace = session.trace(next(iter(session.given)))
+            trace = session.trace(next(iter(session.prompted)))
             side = max(trace.height, trace.width)
             row = [f"{(side / usual) ** 2:.2f}", f"{render:.1f}", f"{seconds:.2f}"]
             table.add_row(name, what, str(side), *row, f"{score.iou:.4f}", f"{score.worst_iou:.4f}")

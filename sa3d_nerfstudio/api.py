@@ -11,14 +11,13 @@ from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
+from sa3d_nerfstudio.base_run.checkpoint import allow_nerfstudio_checkpoints
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.pipeline import SA3DPipeline
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.report import SessionReport
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
-from sa3d_nerfstudio.torch_compat import allow_nerfstudio_checkpoints
 from sa3d_nerfstudio.trainer import SA3DTrainer, default_config
-from sa3d_nerfstudio.views import trace_camera
 
 
 def load(
@@ -145,7 +144,7 @@ class Run:
         if not isinstance(camera, Cameras):
             index = self.pipeline.views.find(camera)
             camera = self.pipeline.views.cameras[index : index + 1]
-        trace = trace_camera(self.pipeline.model, camera.to(self.pipeline.device))
+        trace = self.pipeline.model.trace_view(camera.to(self.pipeline.device))
         with torch.no_grad():
             return self.pipeline.model.render_mask(trace).reshape(trace.height, trace.width)
 

@@ -22,7 +22,7 @@ from nerfstudio.model_components.ray_generators import RayGenerator
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError, one_line
-from sa3d_nerfstudio.pixel_cells import PixelCells, RayFilter
+from sa3d_nerfstudio.object_pixels import PixelCells, RayFilter
 
 CELLS_ALONG_IMAGE = (96, 192, 384)
 """Along an image's longer side: how many blocks are tested for the object; more if it is too small to be found."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from nerfstudio.plugins.types import MethodSpecification
 
+from sa3d_nerfstudio.base_run.checkpoint import allow_nerfstudio_checkpoints, quiet_nerfstudio
 from sa3d_nerfstudio.errors import end_in_a_sentence
-from sa3d_nerfstudio.torch_compat import allow_nerfstudio_checkpoints, quiet_nerfstudio
 from sa3d_nerfstudio.trainer import default_config
 
 # nerfstudio imports its plugins before it reads any checkpoint: from here on all of its commands can load theirs.

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sa3d_nerfstudio.atomic import atomic_path
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.files import atomic_path
+from sa3d_nerfstudio.prompts.prompt import Prompt
 
 CELL = 320
 """Width of a view in pixels."""

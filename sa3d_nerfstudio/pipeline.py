@@ -19,26 +19,24 @@ from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from torch import Tensor
 
-from sa3d_nerfstudio.atomic import atomic_path, cannot_write
+from sa3d_nerfstudio.base_run.checkpoint import check_finite, load_checkpoint
+from sa3d_nerfstudio.base_run.patches import GUIDANCE, lpips_without_download, without_guidance
 from sa3d_nerfstudio.datamanager import Filtered, frozen_datamanager
-from sa3d_nerfstudio.disk_store import DiskStore, digest
 from sa3d_nerfstudio.errors import SA3DError, one_line
-from sa3d_nerfstudio.finite import check_finite
-from sa3d_nerfstudio.guidance import GUIDANCE, without_guidance
-from sa3d_nerfstudio.lpips import lpips_without_download
-from sa3d_nerfstudio.mask_outputs import MaskOutputs
-from sa3d_nerfstudio.model import with_masks
-from sa3d_nerfstudio.prompt_config import ObjectPrompts, PromptConfig, read_prompts
+from sa3d_nerfstudio.files import atomic_path, cannot_write
+from sa3d_nerfstudio.models.attach import with_masks
+from sa3d_nerfstudio.models.outputs import MaskOutputs
+from sa3d_nerfstudio.prompts.config import ObjectPrompts, PromptConfig, read_prompts
+from sa3d_nerfstudio.segmentation.saved_prompts import write_session_prompts
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterImage, SegmenterOptions
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.text import TextOptions, choose_box, find_boxes
-from sa3d_nerfstudio.torch_compat import load_checkpoint
-from sa3d_nerfstudio.view_cache import Embeddings, ViewCache, default_budget
 from sa3d_nerfstudio.viewer.panel import SegmentPanel
-from sa3d_nerfstudio.viewer.saved import written_session
-from sa3d_nerfstudio.views import TrainingViews
+from sa3d_nerfstudio.views.cache import Embeddings, ViewCache, default_budget
+from sa3d_nerfstudio.views.disk import DiskStore, digest
+from sa3d_nerfstudio.views.training_views import TrainingViews
 
 CPU_RAYS_PER_CHUNK = 1024
 """On a CPU, chunks that stay in its caches render twice as fast as nerfstudio's default of 32768."""
@@ -284,7 +282,7 @@ class SA3DPipeline(VanillaPipeline):
         found = find_boxes(SegmenterImage(views.picture(view), views.name(view)), text, self.text_options())
         shown, (height, width) = views.trace(view), views.image_size(view)
         scale = (width / shown.width, height / shown.height) * 2
-        found = [replace(one, box=tuple(a * b for a, b in zip(one.box, scale, strict=True))) for one in found]
+        found = [replace(item, box=tuple(a * b for a, b in zip(item.box, scale, strict=True))) for item in found]
         return choose_box(found, text, views.name(view), index).box
 
     def prompts_from_config(self) -> list[ObjectPrompts]:
@@ -297,7 +295,7 @@ class SA3DPipeline(VanillaPipeline):
 
     def remember(self, name: str, session: SegmentationSession) -> None:
         """Keep what prompted an object with its mask, so that the viewer can go on from there."""
-        self.model.masks.prompts[name] = written_session(session)
+        self.model.masks.prompts[name] = write_session_prompts(session)
 
     def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
         """Load a checkpoint of the base run, or of a sa3d run with or without base weights in it.

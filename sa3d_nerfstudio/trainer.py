@@ -20,19 +20,19 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from sa3d_nerfstudio.atomic import atomic_path, check_writable
-from sa3d_nerfstudio.base_run import BaseRun, find_run
+from sa3d_nerfstudio.base_run.checkpoint import load_checkpoint
+from sa3d_nerfstudio.base_run.find import BaseRun, find_run
 from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
+from sa3d_nerfstudio.files import atomic_path, check_writable
+from sa3d_nerfstudio.jobs import job_digest, print_progress_so_far, save_somehow, unfinished_run
 from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
 from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineConfig
-from sa3d_nerfstudio.progress import agreed, print_report, run_with_progress
-from sa3d_nerfstudio.resume import job_digest, save_somehow, say_what_is_done, unfinished_run
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter
-from sa3d_nerfstudio.torch_compat import load_checkpoint
+from sa3d_nerfstudio.terminal import confirm, print_report, run_with_progress
 from sa3d_nerfstudio.traces.base import render_probability
-from sa3d_nerfstudio.viewer.address import LOCAL, kept_local
+from sa3d_nerfstudio.viewer.nerfstudio_viewer import LOCAL, kept_local
 
 OVERVIEW_VIEWS = 12
 """Views in the grid of overview.png."""
@@ -222,8 +222,8 @@ class SA3DTrainer(Trainer):
             SA3DError: A prompt is at fault, nothing came of it, or the run cannot be saved.
         """
         masks = self.pipeline.model.masks
-        prompts = {given.name: given for given in self.pipeline.prompts_from_config()}
-        jobs = {name: job_digest(given, self.config.pipeline) for name, given in prompts.items()}
+        prompts = {prompted.name: prompted for prompted in self.pipeline.prompts_from_config()}
+        jobs = {name: job_digest(prompted, self.config.pipeline) for name, prompted in prompts.items()}
         kept = [name for name in jobs if masks.finished.get(name) == jobs[name] and not self.config.pipeline.redo]
         sessions: dict[str, SegmentationSession] = {}
         todo = [name for name in prompts if name not in kept]
@@ -235,7 +235,7 @@ class SA3DTrainer(Trainer):
             for view, prompt in prompts[name].views.items():
                 sessions[name].prompt(view, prompt)
         if self.config.resumed:
-            say_what_is_done(kept, list(sessions), masks.names)
+            print_progress_so_far(kept, list(sessions), masks.names)
         # Nor does it begin where its result could not be saved.
         check_writable(self.base_dir, self.pipeline.checkpoint_bytes())
         for name, session in sessions.items():
@@ -263,7 +263,7 @@ class SA3DTrainer(Trainer):
         try:
             return self.pipeline.make_segmenter()
         except MissingWeightsError as error:
-            if not agreed(f"{error}\nSegment with grabcut instead?", CONSOLE, sys.stdin):
+            if not confirm(f"{error}\nSegment with grabcut instead?", CONSOLE, sys.stdin):
                 raise
         self.config.pipeline.segmenter = "grabcut"
         CONSOLE.print("segmenter   grabcut", highlight=False)
@@ -318,11 +318,11 @@ class SA3DTrainer(Trainer):
 
     def _write_overview(self, path: Path, session: SegmentationSession) -> None:
         records = session.report.last()
-        view = next(iter(session.given))
+        view = next(iter(session.prompted))
         trace = session.trace(view)
-        given = session.given[view]
-        top = PromptPanel(trace.rgb.cpu(), given.mask.cpu(), given.prompt, session.name(view))
-        others = [record for record in records.values() if record.view not in session.given]
+        prompted = session.prompted[view]
+        top = PromptPanel(trace.rgb.cpu(), prompted.mask.cpu(), prompted.prompt, session.name(view))
+        others = [record for record in records.values() if record.view not in session.prompted]
         step = max(1, len(others) / OVERVIEW_VIEWS)
         chosen = [others[int(index * step)] for index in range(min(OVERVIEW_VIEWS, len(others)))]
         panels = []

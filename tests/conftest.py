@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from sa3d_nerfstudio.demo.scene import write_scene
-from tests.commands import succeed
 from tests.scenes import TINY
+from tests.subprocesses import succeed
 
 # No test may fetch gigabytes of weights because it named none.
 os.environ.setdefault("SA3D_NO_DOWNLOAD", "1")

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from sa3d_nerfstudio import trainer as trainer_module
-from sa3d_nerfstudio.base_run import find_run
+from sa3d_nerfstudio.base_run.checkpoint import load_checkpoint
+from sa3d_nerfstudio.base_run.find import find_run
 from sa3d_nerfstudio.pipeline import SA3DPipeline, SA3DPipelineConfig
-from sa3d_nerfstudio.prompt_config import PromptConfig
-from sa3d_nerfstudio.torch_compat import load_checkpoint
+from sa3d_nerfstudio.prompts.config import PromptConfig
 from sa3d_nerfstudio.trainer import SA3DTrainer, SA3DTrainerConfig, default_config
 
 OBJECTS = ("ball", "crate", "tin")
@@ -127,7 +127,7 @@ def main() -> None:
     scene, output = base / "scene", base / "killed"
     shutil.copytree(source, scene)
     prompts = json.loads((scene / "prompts.json").read_text())["objects"]
-    (scene / "three.json").write_text(json.dumps({"objects": [one for one in prompts if one["name"] in OBJECTS]}))
+    (scene / "three.json").write_text(json.dumps({"objects": [item for item in prompts if item["name"] in OBJECTS]}))
     config = run / "config.yml"
     assert config.is_file()
     output.mkdir()

@@ -288,7 +288,7 @@ def _common_device(
             for place, argument in enumerate(function._schema.arguments)
             if argument.alias_info is not None and argument.alias_info.is_write
         ]
-        if not scalars or any(each.dim() > 0 or any(each is one for one in written) for each in others):
+        if not scalars or any(each.dim() > 0 or any(each is item for item in written) for each in others):
             raise _different(*devices)
     return CUDA
 

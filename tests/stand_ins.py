@@ -180,8 +180,8 @@ def main() -> None:
     from nerfstudio.scripts import eval as ns_eval
     from nerfstudio.scripts import render, train
 
+    from sa3d_nerfstudio.base_run.patches import lpips_without_download
     from sa3d_nerfstudio.commands import main as sa3d
-    from sa3d_nerfstudio.lpips import lpips_without_download
 
     for install in (sdf_on_cpu, splats_on_cpu, occupancy_on_cpu, no_diffusion, coarse_marching_cubes):
         install(Forever())

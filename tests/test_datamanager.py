@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sa3d_nerfstudio.datamanager import frozen_datamanager
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.pixel_cells import RayFilter
+from sa3d_nerfstudio.object_pixels import RayFilter
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 RAY_CONFIGS = [VanillaDataManagerConfig, ParallelDataManagerConfig]

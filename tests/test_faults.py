@@ -17,13 +17,13 @@ import torch
 import yaml
 
 import sa3d_nerfstudio as sa3d
+from sa3d_nerfstudio.base_run.checkpoint import check_finite
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.finite import check_finite
-from sa3d_nerfstudio.prompt_config import PromptConfig
+from sa3d_nerfstudio.prompts.config import PromptConfig
 from sa3d_nerfstudio.segmenters.oracle import OracleSegmenter
 from sa3d_nerfstudio.trainer import SA3DTrainer, default_config
-from tests.commands import ROOT, run
-from tests.models import small_splats
+from tests.small_models import small_splats
+from tests.subprocesses import ROOT, run
 
 slow = pytest.mark.slow
 
@@ -32,7 +32,7 @@ def trainer_for(tiny_run: Path, scene: Path, output: Path, *names: str, data: Pa
     """What ns-train makes of a prompt file with these objects."""
     objects = json.loads((scene / "prompts.json").read_text())["objects"]
     prompts = output.parent / f"{'-'.join(names)}.json"
-    prompts.write_text(json.dumps({"objects": [one for one in objects if one["name"] in names]}))
+    prompts.write_text(json.dumps({"objects": [item for item in objects if item["name"] in names]}))
     config = default_config()
     config.load_dir, config.output_dir, config.data, config.vis = tiny_run, output, data, "tensorboard"
     config.pipeline.prompt = PromptConfig(file=prompts, kinds=("points",))
@@ -74,8 +74,8 @@ def test_what_cannot_be_saved_where_it_belongs_is_saved_elsewhere(tiny_run, tiny
     trainer = trainer_for(tiny_run, tiny_scene, tmp_path / "out", "ball")
     session = trainer.pipeline.session("ball")
     prompt = trainer.pipeline.prompts_from_config()[0]
-    for view, given in prompt.views.items():
-        session.prompt(view, given)
+    for view, prompted in prompt.views.items():
+        session.prompt(view, prompted)
     session.run()
     # Somebody has put a file in the place of the folder meanwhile.
     (tmp_path / "out").write_text("in the way")
@@ -164,9 +164,9 @@ def test_an_image_that_is_not_there_or_not_whole(fault: str, tiny_run: Path, tin
     spoil(images[3])
     expected = trainer_for(tiny_run, tiny_scene, tmp_path / "a", "ball")
     trainer = trainer_for(tiny_run, tiny_scene, tmp_path / "b", "ball", data=scene)
-    for one in (expected, trainer):
-        one.segment()
-    fields = [one.pipeline.model.masks["ball"].hit for one in (expected, trainer)]
+    for item in (expected, trainer):
+        item.segment()
+    fields = [item.pipeline.model.masks["ball"].hit for item in (expected, trainer)]
     assert torch.equal(*fields)
     # unless it is the one by which nerfstudio tells the size of all.
     spoil(images[0])

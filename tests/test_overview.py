@@ -21,7 +21,7 @@ from sa3d_nerfstudio.overview import (
     ViewPanel,
     write_overview,
 )
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 
 HEIGHT, WIDTH = 60, 80
 GRAY = torch.full((HEIGHT, WIDTH, 3), 0.5)
@@ -30,8 +30,8 @@ NOTHING = torch.zeros(HEIGHT, WIDTH)
 
 
 def asked(**prompt: object) -> PromptPanel:
-    given = Prompt.from_points(HEIGHT, WIDTH, **(prompt or {"positive": [(40, 30)]}))  # type: ignore[arg-type]
-    return PromptPanel(GRAY, DISC > 0.5, given, "images/frame_1.jpg")
+    prompted = Prompt.from_points(HEIGHT, WIDTH, **(prompt or {"positive": [(40, 30)]}))  # type: ignore[arg-type]
+    return PromptPanel(GRAY, DISC > 0.5, prompted, "images/frame_1.jpg")
 
 
 def view(mask: torch.Tensor = DISC, status: str = "used", rgb: torch.Tensor = GRAY) -> ViewPanel:

@@ -13,8 +13,8 @@ from PIL import Image
 import sa3d_nerfstudio as sa3d
 from sa3d_nerfstudio.api import Run
 from sa3d_nerfstudio.errors import MissingWeightsError
-from sa3d_nerfstudio.prompt_config import PromptConfig
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.config import PromptConfig
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
 from sa3d_nerfstudio.segmenters.sam import SamSegmenter
 from sa3d_nerfstudio.segmenters.text import TextOptions, find_boxes
@@ -64,9 +64,9 @@ def test_words_prompt_as_the_box_does_that_they_find(tiny_run: Path, tmp_path: P
     with pytest.raises(sa3d.SA3DError, match="need a view"):
         run.prompt(points=[(3, 4)], text="a mug")
     run.pipeline.config.prompt = PromptConfig(text="a mug", box_index=0)
-    (given,) = run.pipeline.prompts_from_config()
-    assert list(given.views) == [0]
-    box = given.views[0].box
+    (prompted,) = run.pipeline.prompts_from_config()
+    assert list(prompted.views) == [0]
+    box = prompted.views[0].box
     assert box is not None
     assert box.tolist() == pytest.approx(run.pipeline.find_box(0, "a mug", 0))
 

@@ -18,10 +18,9 @@ import sa3d_nerfstudio as sa3d
 from sa3d_nerfstudio.commands.export import Box, Mesh, Points
 from sa3d_nerfstudio.commands.masks import Masks
 from sa3d_nerfstudio.commands.turntable import Turntable
-from sa3d_nerfstudio.disk_store import DiskStore
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.lifting import make_lifting
-from sa3d_nerfstudio.segmentation.prompts import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions
@@ -29,18 +28,19 @@ from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.sam import SamSegmenter
 from sa3d_nerfstudio.segmenters.text import TextOptions, find_boxes
 from sa3d_nerfstudio.traces.base import render_probability
-from sa3d_nerfstudio.traces.packed import PackedTrace
-from sa3d_nerfstudio.view_cache import ViewCache
-from sa3d_nerfstudio.viewer.points import view_points
-from sa3d_nerfstudio.viewer.sight import Sight
-from sa3d_nerfstudio.viewer.workbench import Workbench
-from sa3d_nerfstudio.views import TrainingViews, pack_camera, trace_camera
+from sa3d_nerfstudio.traces.compressed import CompressedTrace
+from sa3d_nerfstudio.viewer.editor import Editor
+from sa3d_nerfstudio.viewer.free_views import FreeViews
+from sa3d_nerfstudio.views.cache import ViewCache
+from sa3d_nerfstudio.views.disk import DiskStore
+from sa3d_nerfstudio.views.surface_points import view_points
+from sa3d_nerfstudio.views.training_views import TrainingViews
 from tests import rasterizer
-from tests.models import camera, masked, masked_splats, small_model
+from tests.models.test_rays import ball
 from tests.pretended_device import a_cuda_device
 from tests.segmenters.prompts import HEIGHT, PROMPTS, WIDTH
+from tests.small_models import camera, masked, masked_splats, small_model
 from tests.stand_ins import no_diffusion, occupancy_on_cpu, sdf_on_cpu
-from tests.test_model import ball
 from tests.tiny_dino import save_tiny_dino
 from tests.tiny_sam import tiny_sam
 from tests.tiny_transformers_sam import save_tiny_sam2, save_tiny_sam_hq
@@ -74,7 +74,7 @@ def test_methods(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model.masks["ball"] = ball(0.7)
     view = camera(6, 8)
     with torch.no_grad():
-        expected, plain = dict(model.get_outputs_for_camera(view)), trace_camera(model, view)
+        expected, plain = dict(model.get_outputs_for_camera(view)), model.trace_view(view)
     with a_cuda_device(autograd=method in WITH_GRADIENTS), torch.no_grad():
         moved = model.to("cuda")
         assert not on_cpu(moved)
@@ -83,7 +83,7 @@ def test_methods(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
             # The lamp of generfacto is at random.
             assert method == "generfacto" or torch.allclose(outputs[name].cpu(), image, atol=1e-4), name
             assert outputs[name].is_cuda, name
-        trace = pack_camera(moved, view)
+        trace = moved.compressed_view(view)
         assert trace.depth.is_cuda
         assert torch.allclose(trace.rgb.cpu(), plain.rgb, atol=0.01)
         exported = moved.get_outputs_for_camera_ray_bundle(view.to("cuda").generate_rays(0, keep_shape=True))
@@ -119,7 +119,7 @@ def test_views_are_cached_lifted_and_found_on_disk(device: None, lifting: Any, t
 
     first = views()
     trace = first.trace(0)
-    assert isinstance(trace, PackedTrace)
+    assert isinstance(trace, CompressedTrace)
     first.cache.flush()
     again = views()
     found = again.trace(0)
@@ -162,16 +162,16 @@ def objects_run(tiny_objects: Path) -> Path:
 def test_exports(device: None, objects_run: Path, tmp_path: Path) -> None:
     from nerfstudio.scripts import exporter
 
-    given: dict[str, Any] = {"load_config": objects_run, "object": ("ball",)}
+    prompted: dict[str, Any] = {"load_config": objects_run, "object": ("ball",)}
     folder = tmp_path / "out"
-    Points(**given, output_dir=folder, num_points=200).main()
-    Mesh(**given, output_dir=folder, method="tsdf", resolution=12, format="ply").main()
-    Box(**given, output_dir=folder, tilted=True).main()
-    Masks(**given, output_dir=folder).main()
+    Points(**prompted, output_dir=folder, num_points=200).main()
+    Mesh(**prompted, output_dir=folder, method="tsdf", resolution=12, format="ply").main()
+    Box(**prompted, output_dir=folder, tilted=True).main()
+    Masks(**prompted, output_dir=folder).main()
     names = ("object_rgb", "background_rgb", "object_depth", "mask_overlay")
     for number, outputs in enumerate((("object_rgb", "mask"), names)):
         path = tmp_path / f"{number}.mp4"
-        Turntable(**given, output_path=path, frames=2, size=(16, 16), rendered_output_names=outputs).main()
+        Turntable(**prompted, output_path=path, frames=2, size=(16, 16), rendered_output_names=outputs).main()
     exporter.ExportPointCloud(
         objects_run, tmp_path / "cloud", num_points=200, normal_method="open3d", num_rays_per_batch=512,
         remove_outliers=False,
@@ -181,11 +181,11 @@ def test_exports(device: None, objects_run: Path, tmp_path: Path) -> None:
 def test_the_viewers_work(device: None, tiny_objects: Path, tiny_scene: Path) -> None:
     run = sa3d.load(tiny_objects, segmenter="grabcut", max_passes=1, num_views=2, working_size=32)
     pipeline = run.pipeline
-    sight = Sight(pipeline.model, pipeline.views, pipeline.make_segmenter, pipeline.config)
-    bench = Workbench(sight, resolution=16)
-    name = bench.sight.look(pipeline.views.cameras[3:4])
-    bench.mark(name, 0.5, 0.5, True)
-    assert bench.picture(name).shape[-1] == 3
+    free_views = FreeViews(pipeline.model, pipeline.views, pipeline.make_segmenter, pipeline.config)
+    editor = Editor(free_views, resolution=16)
+    name = editor.free_views.look(pipeline.views.cameras[3:4])
+    editor.mark(name, 0.5, 0.5, True)
+    assert editor.picture(name).shape[-1] == 3
     assert not on_cpu(pipeline.model)
     grid = pipeline.model.masks["ball"]
     positions, colors = next(iter(view_points(pipeline.views, [0], grid, 0.5)))

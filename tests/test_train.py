@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 import sa3d_nerfstudio as sa3d
-from tests.commands import run, succeed
+from tests.subprocesses import run, succeed
 
 pytestmark = pytest.mark.slow
 
@@ -119,7 +119,7 @@ def test_masks_alone_refer_to_the_base_run(tiny_run: Path, tiny_scene: Path, tin
 def test_a_job_that_is_done_leaves_if_it_is_to(tiny_run: Path, tiny_scene: Path, tiny_prompt: dict, tmp_path: Path):
     printed = succeed(
         "ns-train", "sa3d", "--load-dir", tiny_run, "--output-dir", tmp_path, "--timestamp", "S",
-        *prompt_options(tiny_scene, tiny_prompt), "--viewer.quit-on-train-completion", True, timeout=120,
+        *prompt_options(tiny_scene, tiny_prompt), "--viewer.quit-on-train-completion", True,
     )  # fmt: skip
     assert "viser" not in printed
     assert (tmp_path / tiny_scene.name / "sa3d" / "S" / "config.yml").is_file()
@@ -188,7 +188,7 @@ def refused(tiny_run: Path, output: Path, **options: Any) -> str:
 def test_each_fault_of_a_prompt_has_its_sentence(tiny_run: Path, tmp_path: Path, tiny_prompt: dict, monkeypatch):
     monkeypatch.setenv("SA3D_NO_DOWNLOAD", "1")
     monkeypatch.delenv("SA3D_SAM_CHECKPOINT", raising=False)
-    from sa3d_nerfstudio.prompt_config import PromptConfig
+    from sa3d_nerfstudio.prompts.config import PromptConfig
 
     out = tmp_path / "out"
     view = Path(tiny_prompt["frame"]).name

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from sa3d_nerfstudio.exports.selection import ExportObject
+    from sa3d_nerfstudio.exports.objects import ExportObject
     from sa3d_nerfstudio.pipeline import SA3DPipeline
 
 
@@ -37,9 +37,9 @@ class OfRun:
         from nerfstudio.utils.rich_utils import CONSOLE
 
         from sa3d_nerfstudio.api import load
-        from sa3d_nerfstudio.atomic import check_writable
-        from sa3d_nerfstudio.exports.selection import left_out, select
-        from sa3d_nerfstudio.torch_compat import quiet_nerfstudio
+        from sa3d_nerfstudio.base_run.checkpoint import quiet_nerfstudio
+        from sa3d_nerfstudio.exports.objects import left_out, select
+        from sa3d_nerfstudio.files import check_writable
 
         check_writable(output)
         quiet_nerfstudio()
@@ -50,7 +50,7 @@ class OfRun:
             CONSOLE.quiet = False
         masks = pipeline.model.masks
         objects = select(masks, self.object)
-        say(f"objects     {', '.join(f'{one.name} ({one.id})' for one in objects)}")
+        say(f"objects     {', '.join(f'{item.name} ({item.id})' for item in objects)}")
         hidden = left_out(masks, objects)
         if hidden:
             say(f"left out    {', '.join(hidden)}: hidden; name them with --object")

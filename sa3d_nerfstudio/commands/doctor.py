@@ -265,7 +265,7 @@ def sam_weights() -> Iterator[Finding]:
     try:
         import torch
 
-        from sa3d_nerfstudio.segmenters import checkpoints
+        from sa3d_nerfstudio.segmenters import weights as checkpoints
     except Exception as error:  # told of above
         yield Finding("SAM weights", one_line(error), "note", "cannot be looked for before the imports work")
         return

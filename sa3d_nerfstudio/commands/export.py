@@ -40,7 +40,7 @@ class Points(Exporter):
         from sa3d_nerfstudio.exports.points import ObjectPoints, object_points, write_points
 
         frame = frame_of(pipeline, self.save_world_frame)
-        parts = {one.stem: object_points(pipeline, one, objects, self.num_points) for one in objects}
+        parts = {item.stem: object_points(pipeline, item, objects, self.num_points) for item in objects}
         if self.together:
             parts = {"all": ObjectPoints.joined(list(parts.values()))}
         for stem, points in parts.items():
@@ -77,12 +77,12 @@ class Mesh(Exporter):
         from sa3d_nerfstudio.exports.points import ObjectPoints, object_points
 
         frame = frame_of(pipeline, self.save_world_frame)
-        groups = {"all": objects} if self.together else {one.stem: [one] for one in objects}
+        groups = {"all": objects} if self.together else {item.stem: [item] for item in objects}
         for stem, group in groups.items():
             if self.method == "tsdf":
                 mesh = meshes.tsdf_mesh(pipeline, group, self.resolution or 128, self.downscale_factor)
             else:
-                parts = [object_points(pipeline, one, objects, self.num_points) for one in group]
+                parts = [object_points(pipeline, item, objects, self.num_points) for item in group]
                 points = ObjectPoints.joined(parts)
                 if self.method == "poisson":
                     mesh = meshes.poisson_mesh(points, self.depth)
@@ -103,7 +103,7 @@ class Splats(Exporter):
         pipeline, objects = self.load(self.output_dir)
         from sa3d_nerfstudio.exports.splats import write_splats
 
-        groups = {"all": objects} if self.together else {one.stem: [one] for one in objects}
+        groups = {"all": objects} if self.together else {item.stem: [item] for item in objects}
         for stem, group in groups.items():
             path = self.output_dir / f"{stem}.ply"
             write_splats(path, pipeline, group, self.load_config)
@@ -125,15 +125,15 @@ class Box(OfRun):
         """Write them."""
         pipeline, objects = self.load(self.output_dir)
         from sa3d_nerfstudio.exports.boxes import object_box
-        from sa3d_nerfstudio.exports.files import write_json
         from sa3d_nerfstudio.exports.frames import frame_of
+        from sa3d_nerfstudio.files import write_json
 
         frame = frame_of(pipeline, self.save_world_frame)
         entries = []
-        for one in objects:
-            box = object_box(one.field, pipeline.config.threshold, self.tilted)
-            entries.append({"name": one.name, "id": one.id, **box.moved(frame).numbers()})
-            say(f"{one.name}")
+        for item in objects:
+            box = object_box(item.field, pipeline.config.threshold, self.tilted)
+            entries.append({"name": item.name, "id": item.id, **box.moved(frame).numbers()})
+            say(f"{item.name}")
             say(f"  pointcloud, poisson, gaussian-splat:  {box.options()}")
             say(f"  tsdf, marching-cubes:                 {box.bounding_options()}")
         path = self.output_dir / "boxes.json"

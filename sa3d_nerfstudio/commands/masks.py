@@ -31,9 +31,9 @@ class Masks(OfRun):
         """Write them."""
         if self.format != "masks" and (self.invert or self.grow):
             raise SA3DError("--invert and --grow are for --format masks: leave them out, or choose that.")
-        from sa3d_nerfstudio.exports import cameras, masks
-        from sa3d_nerfstudio.exports.transforms import DataSetFiles
-        from sa3d_nerfstudio.splat_model import MaskedSplatModel
+        from sa3d_nerfstudio.exports import dataset as cameras
+        from sa3d_nerfstudio.exports import masks
+        from sa3d_nerfstudio.exports.dataset import DataSetFiles
 
         # What is wrong with a camera path should be told before a run is loaded.
         on_path = None if self.camera_path is None else cameras.path_cameras(self.camera_path)
@@ -52,10 +52,7 @@ class Masks(OfRun):
         say(f"saved       {len(chosen)} masks in {self.output_dir / 'masks'}")
         if on_path is not None:
             return
-        bent = getattr(pipeline.datamanager, "cached_train", None) is not None and isinstance(
-            pipeline.model, MaskedSplatModel
-        )
-        if bent:
+        if getattr(pipeline.datamanager, "cached_train", None) is not None:
             say("note        the masks fit the images without their lens distortion, as the run was trained on them")
             return
         transforms = self.output_dir / "transforms.json"

@@ -46,11 +46,11 @@ class Turntable(OfRun):
         from sa3d_nerfstudio.datamanager import Filtered
         from sa3d_nerfstudio.exports import turntable
         from sa3d_nerfstudio.exports.boxes import object_box
-        from sa3d_nerfstudio.exports.files import write_json
-        from sa3d_nerfstudio.exports.selection import only
+        from sa3d_nerfstudio.exports.objects import only
+        from sa3d_nerfstudio.files import write_json
 
         threshold = pipeline.config.threshold
-        boxes = [object_box(one.field, threshold) for one in objects]
+        boxes = [object_box(item.field, threshold) for item in objects]
         trained = cast(Filtered, pipeline.datamanager).training_cameras().camera_to_worlds
         poses = turntable.orbit(boxes, trained, self.frames, self.elevation)
         path = turntable.camera_path(poses, width, height, self.fps)
@@ -67,9 +67,9 @@ class Turntable(OfRun):
         cameras = get_path_from_json(path)
         model = pipeline.model
         with only(model.masks, objects):
-            turntable.check_outputs(model, cameras[0:1], self.rendered_output_names, threshold)
+            turntable.check_outputs(model, cameras[0:1], self.rendered_output_names)
             images = (
-                turntable.render(model, cameras[index : index + 1], self.rendered_output_names, threshold)
+                turntable.render(model, cameras[index : index + 1], self.rendered_output_names)
                 for index in track(range(len(cameras)), "turntable", console=CONSOLE)
             )
             turntable.write_video(self.output_path, images, self.fps)

@@ -18,9 +18,8 @@ from PIL import Image
 from sa3d_nerfstudio.evaluation.metrics import iou
 from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
 from sa3d_nerfstudio.pipeline import SA3DPipeline
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.traces.base import ViewTrace
-from sa3d_nerfstudio.views import trace_camera
 
 MIN_SHARE = 0.001
 """Views of which the object covers less than this are not scored: a pixel more or less would decide."""
@@ -45,7 +44,7 @@ def score(config: Path, scene: Path, name: str, output_dir: Path) -> None:
     assert dataset is not None
     rows, panels = [], []
     for index, file in enumerate(dataset.image_filenames):
-        trace = trace_camera(pipeline.model, dataset.cameras[index : index + 1])
+        trace = pipeline.model.trace_view(dataset.cameras[index : index + 1])
         probability = _render_mask(pipeline, trace)
         mask = (probability > pipeline.config.threshold).numpy()
         Image.fromarray(mask.astype(np.uint8) * 255).save(output_dir / "masks" / f"{file.stem}.png")

@@ -18,7 +18,7 @@ from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.models.nerfacto import NerfactoModelConfig
 from nerfstudio.scripts import train as ns_train
 
-from sa3d_nerfstudio.lpips import lpips_without_download
+from sa3d_nerfstudio.base_run.patches import lpips_without_download
 
 RAYS_PER_STEP = 512
 

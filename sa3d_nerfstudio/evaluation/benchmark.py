@@ -11,7 +11,6 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
 
 from sa3d_nerfstudio.api import load
-from sa3d_nerfstudio.atomic import check_writable
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.evaluation.metrics import Mask, boundary_iou, iou, pixel_accuracy
 from sa3d_nerfstudio.evaluation.options import BenchmarkOptions
@@ -20,6 +19,7 @@ from sa3d_nerfstudio.evaluation.run_images import RunImages, prompted_view
 from sa3d_nerfstudio.evaluation.scene_runs import PLACEHOLDER, find_scene_run
 from sa3d_nerfstudio.evaluation.settings import session_settings
 from sa3d_nerfstudio.evaluation.task import Target, Task, resized
+from sa3d_nerfstudio.files import check_writable
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 
@@ -108,8 +108,8 @@ def evaluate_task(task: Task, run_path: Path, options: BenchmarkOptions, setting
 
     session = pipeline.session(task.scene)
     prompt = _amount(task)
-    given = ", ".join(f"{number} {what}" for what, number in prompt.items())
-    CONSOLE.print(f"prompt      {given} in {reference.path.name}", highlight=False, markup=False)
+    amounts = ", ".join(f"{number} {what}" for what, number in prompt.items())
+    CONSOLE.print(f"prompt      {amounts} in {reference.path.name}", highlight=False, markup=False)
     session.prompt(prompted_view(pipeline, session, reference), task.prompt)
     _run(session, task.scene)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.evaluation.task import Target, Task, chosen_scenes, images_in, only, read_stroke
-from sa3d_nerfstudio.segmentation.prompts import Prompt
-from sa3d_nerfstudio.segmentation.scribbles import NEGATIVE_SHARE, POSITIVE_SHARE, points_of_stroke
+from sa3d_nerfstudio.prompts.images import NEGATIVE_SHARE, POSITIVE_SHARE, points_of_stroke
+from sa3d_nerfstudio.prompts.prompt import Prompt
 
 SCENES = ("fern", "flower", "fortress", "horns_center", "horns_left", "leaves", "orchids", "trex")
 """The eight tasks of the published tables; two of them in one scene."""

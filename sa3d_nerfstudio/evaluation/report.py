@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sa3d_nerfstudio.atomic import atomic_path
+from sa3d_nerfstudio.files import atomic_path
 
 METRICS = ("iou", "accuracy", "boundary_iou")
 PACKAGES = ("sa3d-nerfstudio", "nerfstudio", "torch", "numpy", "segment-anything", "gsplat")

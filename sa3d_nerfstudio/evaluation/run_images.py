@@ -15,7 +15,6 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.pipeline import SA3DPipeline
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.session_views import FreeView
-from sa3d_nerfstudio.views import trace_camera
 
 SHAPE_TOLERANCE = 0.02
 """How far the ratio of sides of an annotation may be from that of its image: sizes are rounded when images shrink."""
@@ -99,7 +98,7 @@ def prompted_view(pipeline: SA3DPipeline, session: SegmentationSession, image: R
     longest, wanted = max(int(camera.height[0]), int(camera.width[0])), pipeline.views.long_side
     if longest > wanted:
         camera.rescale_output_resolution(wanted / longest)
-    trace = trace_camera(pipeline.model, camera, pipeline.views.lock)
+    trace = pipeline.model.trace_view(camera, pipeline.views.lock)
     session.free[image.path.name] = FreeView(trace, camera.camera_to_worlds[0])
     return image.path.name
 

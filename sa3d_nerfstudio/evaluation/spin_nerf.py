@@ -18,7 +18,7 @@ import torch
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.evaluation.task import Target, Task, chosen_scenes, images_in
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 
 FOLDERS = {
     "orchids": "orchids (llff)",
@@ -74,10 +74,10 @@ def _task(data: Path, scene: str) -> Task:
     if not masks:
         raise SA3DError(f"there is no annotation (*.png) in {folder}: complete the data set, or choose other --scenes.")
     targets = [Target(path.stem, path, RESIZED.get(scene)) for path in masks]
-    given = targets[0].mask()
-    if not given.any():
+    prompted = targets[0].mask()
+    if not prompted.any():
         raise SA3DError(f"the reference mask {masks[0]} is empty: download the data set again.")
-    height, width = given.shape
+    height, width = prompted.shape
     names = (scene, FOLDERS[scene], FOLDERS[scene].split(" (")[0], f"{scene}_undistort")
-    prompt = Prompt(height, width, mask=torch.from_numpy(given))
+    prompt = Prompt(height, width, mask=torch.from_numpy(prompted))
     return Task(scene, names, targets[0].name, prompt, targets, NUM_IMAGES.get(scene))

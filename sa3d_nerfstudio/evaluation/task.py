@@ -11,8 +11,8 @@ from PIL import Image
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.evaluation.metrics import Mask
-from sa3d_nerfstudio.painted_images import open_image
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.images import open_image
+from sa3d_nerfstudio.prompts.prompt import Prompt
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 

@@ -11,19 +11,11 @@ import torch
 import trimesh
 import viser.transforms as vtf
 from jaxtyping import Float
-from numpy.typing import NDArray
-from scipy import ndimage
 
 from sa3d_nerfstudio.exports.frames import Frame
 from sa3d_nerfstudio.fields.base import MaskField
-from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
 
 o3d: Any = open3d  # its type stubs know neither paths that are strings nor arrays
-
-FAINT = 0.2
-"""Share of the evidence at the median cell of an object below which a cell does not widen its box."""
-SPECK = 0.05
-"""Share of the largest part of an object below which another part is taken for a speck."""
 
 
 @dataclass
@@ -122,24 +114,5 @@ def object_box(field: MaskField, threshold: float, tilted: bool = False) -> Box:
         threshold: Probability above which something is on the object.
         tilted: See :func:`box_around`.
     """
-    if not isinstance(field, MaskGrid):
-        points, _ = field.object_points(threshold)
-        cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(points.double().cpu().numpy()))
-        kept, _ = cloud.remove_statistical_outlier(20, 3.0)
-        return box_around(np.asarray(kept.points), tilted=tilted)
-    # Half a cell: the object ends somewhere between the last vertex on it and the next.
-    pad = float(field.half_extent.max()) * (1 + OUTSIDE) / (field.resolution - 1)
-    main = _main_parts(field, threshold)
-    hit = field.hit.cpu().numpy()
-    main &= hit > FAINT * np.median(hit[main])
-    return box_around(field.cell_positions().cpu().numpy()[main], pad, tilted)
-
-
-def _main_parts(field: MaskGrid, threshold: float) -> NDArray[np.bool_]:
-    """The cells on the object, without specks that float beside it."""
-    on = field.object_cells(threshold).cpu().numpy()
-    parts: Any = ndimage.label(on.reshape((field.resolution,) * 3), np.ones((3, 3, 3)))
-    labels = parts[0].reshape(-1)
-    sizes = np.bincount(labels)
-    sizes[0] = 0
-    return (sizes >= SPECK * sizes.max())[labels] & on
+    points, pad = field.main_points(threshold)
+    return box_around(points.double().cpu().numpy(), pad, tilted)

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from rich.progress import track
 
-from sa3d_nerfstudio.atomic import atomic_path
-from sa3d_nerfstudio.exports.cameras import NamedCamera
-from sa3d_nerfstudio.exports.files import write_json, write_png
-from sa3d_nerfstudio.exports.object_view import look
-from sa3d_nerfstudio.exports.selection import ExportObject
-from sa3d_nerfstudio.mask_outputs import MaskOutputs
+from sa3d_nerfstudio.exports.dataset import NamedCamera
+from sa3d_nerfstudio.exports.object_view import view_objects
+from sa3d_nerfstudio.exports.objects import ExportObject
+from sa3d_nerfstudio.files import atomic_path, write_json, write_png
+from sa3d_nerfstudio.models.outputs import MaskOutputs
 
 IdMap = NDArray[np.int64]
 
@@ -35,8 +34,8 @@ def id_maps(
         objects: The objects; where two overlap, the more probable one has the pixel.
         threshold: Probability above which something is on an object.
     """
-    for one in track(cameras, "masks", console=CONSOLE):
-        yield one, look(model, one.camera, objects, threshold).ids(threshold).numpy()
+    for item in track(cameras, "masks", console=CONSOLE):
+        yield item, view_objects(model, item.camera, objects, threshold).ids(threshold).numpy()
 
 
 def grown(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
@@ -70,14 +69,14 @@ def write_masks(
         The mask of all objects of each image; cameras without images are left out.
     """
     written = {}
-    for one, ids in maps:
-        masks = {folder / "masks" / one.name: ids > 0}
+    for item, ids in maps:
+        masks = {folder / "masks" / item.name: ids > 0}
         if len(objects) > 1:
-            masks |= {folder / "objects" / each.stem / one.name: ids == each.id for each in objects}
+            masks |= {folder / "objects" / each.stem / item.name: ids == each.id for each in objects}
         for path, mask in masks.items():
             write_png(path, ((grown(mask, grow) != invert) * 255).astype(np.uint8))
-        if one.image is not None:
-            written[one.image] = folder / "masks" / one.name
+        if item.image is not None:
+            written[item.image] = folder / "masks" / item.name
     return written
 
 
@@ -88,9 +87,9 @@ def write_id_maps(folder: Path, maps: Iterable[tuple[NamedCamera, IdMap]], objec
         The objects.json.
     """
     # All maps have the same depth, whatever is in them.
-    kind = np.uint8 if max(one.id for one in objects) < 256 else np.uint16
-    for one, ids in maps:
-        write_png(folder / "ids" / one.name, ids.astype(kind))
+    kind = np.uint8 if max(item.id for item in objects) < 256 else np.uint16
+    for item, ids in maps:
+        write_png(folder / "ids" / item.name, ids.astype(kind))
     path = folder / "objects.json"
     write_json(path, {"background_id": 0, "objects": object_table(objects)})
     return path
@@ -98,7 +97,9 @@ def write_id_maps(folder: Path, maps: Iterable[tuple[NamedCamera, IdMap]], objec
 
 def object_table(objects: Sequence[ExportObject]) -> list[dict[str, Any]]:
     """Ids, names and colours, for JSON."""
-    return [{"id": one.id, "name": one.name, "color": [round(255 * value) for value in one.color]} for one in objects]
+    return [
+        {"id": item.id, "name": item.name, "color": [round(255 * value) for value in item.color]} for item in objects
+    ]
 
 
 def write_coco(path: Path, maps: Iterable[tuple[NamedCamera, IdMap]], objects: Sequence[ExportObject]) -> None:
@@ -108,9 +109,9 @@ def write_coco(path: Path, maps: Iterable[tuple[NamedCamera, IdMap]], objects: S
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, (one, ids) in enumerate(maps, start=1):
+    for number, (item, ids) in enumerate(maps, start=1):
         height, width = ids.shape
-        name = one.name if one.image is None else one.image
+        name = item.name if item.image is None else item.image
         images.append({"id": number, "file_name": str(name), "height": height, "width": width})
         for each in objects:
             mask = ids == each.id

@@ -18,13 +18,13 @@ from nerfstudio.fields.sdf_field import SDFField
 from sklearn.neighbors import NearestNeighbors
 from trimesh.visual import ColorVisuals
 
-from sa3d_nerfstudio.atomic import atomic_path
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.exports.boxes import Box, object_box
 from sa3d_nerfstudio.exports.frames import Frame
+from sa3d_nerfstudio.exports.objects import ExportObject, only
 from sa3d_nerfstudio.exports.points import ObjectPoints
-from sa3d_nerfstudio.exports.selection import ExportObject, only
-from sa3d_nerfstudio.model import MaskedModel
+from sa3d_nerfstudio.files import atomic_path
+from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.pipeline import SA3DPipeline
 from sa3d_nerfstudio.traces.nerf import DEPTH_OUTPUTS, RGB_OUTPUTS
 
@@ -73,7 +73,7 @@ def tsdf_mesh(
         SA3DError: The run is none of a NeRF.
     """
     model = pipeline.model
-    if not isinstance(model, MaskedModel):
+    if not model.RENDERS_RAYS:
         raise SA3DError("nerfstudio fuses depth images of NeRFs only: use --method poisson for a Gaussian run.")
     low, high = _bounds(objects, pipeline.config.threshold)
     dataset: Any = pipeline.datamanager.train_dataset
@@ -155,7 +155,7 @@ def _bounds(
     objects: Sequence[ExportObject], threshold: float
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Corners of a box along the axes around objects, with a margin."""
-    corners = np.concatenate([_wider(object_box(one.field, threshold)).corners for one in objects])
+    corners = np.concatenate([_wider(object_box(item.field, threshold)).corners for item in objects])
     low, high = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
     return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
@@ -164,7 +164,7 @@ def _wider(box: Box) -> Box:
     return Box(box.center, box.rotation, box.scale + 2 * MARGIN * box.scale.max())
 
 
-def _output_names(model: MaskedModel, cameras: Any) -> tuple[str, str]:
+def _output_names(model: MaskOutputs, cameras: Any) -> tuple[str, str]:
     """What the model calls its depth and its image."""
     rays = cameras[0:1].generate_rays(camera_indices=0, keep_shape=True)[:1, :1].to(model.device)
     with torch.no_grad():

@@ -18,13 +18,12 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import track
 from torch import Tensor
 
-from sa3d_nerfstudio.atomic import atomic_path
 from sa3d_nerfstudio.datamanager import Filtered
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.exports.frames import Frame
-from sa3d_nerfstudio.exports.object_view import look, passing_rays
-from sa3d_nerfstudio.exports.selection import ExportObject
-from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.exports.object_view import view_objects
+from sa3d_nerfstudio.exports.objects import ExportObject
+from sa3d_nerfstudio.files import atomic_path
 from sa3d_nerfstudio.pipeline import SA3DPipeline
 
 o3d: Any = open3d  # its type stubs know neither paths that are strings nor arrays
@@ -73,7 +72,7 @@ class ObjectPoints:
 
 
 def object_points(
-    pipeline: SA3DPipeline, one: ExportObject, others: Sequence[ExportObject], num_points: int
+    pipeline: SA3DPipeline, item: ExportObject, others: Sequence[ExportObject], num_points: int
 ) -> ObjectPoints:
     """Points on an object's surface, from all training views, under a progress bar.
 
@@ -86,16 +85,16 @@ def object_points(
     Raises:
         SA3DError: No training view sees the object.
     """
-    objects = [one, *(other for other in others if other.id != one.id)]
-    scale = _scale(pipeline, one, num_points)
-    seen = _seen(pipeline, objects, scale, f"points of {one.name}")
+    objects = [item, *(other for other in others if other.id != item.id)]
+    scale = _scale(pipeline, item, num_points)
+    seen = _seen(pipeline, objects, scale, f"points of {item.name}")
     # Splats are rendered whole, at the size that they were trained at. How many of the rays through a NeRF's cells end
     # on the object is known only once they were rendered: where few did, larger images make up for it.
-    while isinstance(one.field, MaskGrid) and 0 < len(seen) < num_points and scale < LARGEST:
+    while pipeline.model.RENDERS_RAYS and 0 < len(seen) < num_points and scale < LARGEST:
         scale = min(LARGEST, scale * math.sqrt(SPARE * num_points / len(seen)))
-        seen = _seen(pipeline, objects, scale, f"more points of {one.name}")
+        seen = _seen(pipeline, objects, scale, f"more points of {item.name}")
     if len(seen) <= NEIGHBORS:
-        raise SA3DError(f"no training view sees the object {one.name!r}: segment it again with another prompt.")
+        raise SA3DError(f"no training view sees the object {item.name!r}: segment it again with another prompt.")
     seen = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:num_points]]
     cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(seen[:, :3].numpy()))
     _, kept = cloud.remove_statistical_outlier(NEIGHBORS, STRAYING)
@@ -108,7 +107,7 @@ def object_points(
         np.where(away, -normals, normals),
         seen[:, 6:9].clamp(0, 1).numpy(),
         seen[:, 9].numpy(),
-        np.full(len(seen), one.id, dtype=np.int32),
+        np.full(len(seen), item.id, dtype=np.int32),
     )
 
 
@@ -117,37 +116,35 @@ def _training_cameras(pipeline: SA3DPipeline) -> list[Cameras]:
     return [copy.deepcopy(cameras[index : index + 1]).to(pipeline.device) for index in range(len(cameras))]
 
 
-def _scale(pipeline: SA3DPipeline, one: ExportObject, num_points: int) -> float:
+def _scale(pipeline: SA3DPipeline, item: ExportObject, num_points: int) -> float:
     """How many times as large images are in which about so many pixels in all may be on the object."""
-    if not isinstance(one.field, MaskGrid):
+    if not pipeline.model.RENDERS_RAYS:
         return 1.0
     pixels = 0.0
     for camera in _training_cameras(pipeline):
         scale = min(1.0, COARSE / max(int(camera.height.max()), int(camera.width.max())))
         camera.rescale_output_resolution(scale)
         rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
-        pixels += float(passing_rays([one], rays.origins, rays.directions, pipeline.config.threshold).sum()) / scale**2
+        pixels += float(item.field.hits(rays.origins, rays.directions, pipeline.config.threshold).sum()) / scale**2
     return min(LARGEST, math.sqrt(ENOUGH * num_points / max(pixels, 1.0)))
 
 
 def _seen(pipeline: SA3DPipeline, objects: Sequence[ExportObject], scale: float, label: str) -> Float[Tensor, "num 10"]:
     """Points on the first object with the directions of their rays, colours and probabilities, under a progress bar."""
-    one, threshold = objects[0], pipeline.config.threshold
+    item, threshold = objects[0], pipeline.config.threshold
     parts = []
     for camera in track(_training_cameras(pipeline), label, console=CONSOLE):
         camera.rescale_output_resolution(scale)
-        view = look(pipeline.model, camera, objects, threshold)
-        on = (view.ids(threshold) == one.id).to(view.points.device)
-        columns = (view.points[on], view.directions[on], view.rgb[on], view.probability[0][on][:, None])
+        view = view_objects(pipeline.model, camera, objects, threshold)
+        seen = view.seen
+        on = (view.ids(threshold) == item.id).to(seen.points.device)
+        columns = (seen.points[on], seen.directions[on], seen.rgb[on], seen.probability[0][on][:, None])
         parts.append(torch.cat(columns, dim=-1).double().cpu())
-    seen = torch.cat(parts)
-    seen = seen[torch.isfinite(seen).all(-1)]
-    if isinstance(one.field, MaskGrid):
-        # At an outline, the depth may lie anywhere between the object and what is behind it.
-        places = seen[:, :3].float().to(one.field.hit.device)
-        inside = one.field.probability_at(places, threshold)[:, 0] > threshold
-        seen = seen[inside.cpu()]
-    return seen
+    points = torch.cat(parts)
+    seen = points[torch.isfinite(points).all(-1)]
+    # At an outline, the depth may lie anywhere between the object and what is behind it.
+    inside = item.field.contains(seen[:, :3].float().to(item.field.hit.device), threshold)
+    return seen[inside.cpu()]
 
 
 def write_points(path: Path, points: ObjectPoints, frame: Frame) -> None:

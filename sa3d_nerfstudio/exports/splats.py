@@ -9,11 +9,11 @@ from typing import Any
 
 from nerfstudio.scripts import exporter
 
-from sa3d_nerfstudio.atomic import atomic_path
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.exports.selection import ExportObject, only
+from sa3d_nerfstudio.exports.objects import ExportObject, only
+from sa3d_nerfstudio.files import atomic_path
+from sa3d_nerfstudio.models.splats import MaskedSplatModel
 from sa3d_nerfstudio.pipeline import SA3DPipeline
-from sa3d_nerfstudio.splat_model import MaskedSplatModel
 
 
 def write_splats(path: Path, pipeline: SA3DPipeline, objects: Sequence[ExportObject], config: Path) -> None:

@@ -17,19 +17,15 @@ from nerfstudio.utils import colormaps
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sa3d_nerfstudio.atomic import atomic_path
-from sa3d_nerfstudio.chunks import map_chunks
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.exports.boxes import Box
-from sa3d_nerfstudio.mask_outputs import MaskOutputs
-from sa3d_nerfstudio.model import MaskedModel
+from sa3d_nerfstudio.files import atomic_path
+from sa3d_nerfstudio.models.outputs import MaskOutputs
 
 FIELD_OF_VIEW = 50.0
 """Degrees, vertically."""
 ROOM = 1.1
 """Length of the image's shorter side over that of the box in it, where it is seen largest."""
-OF_THE_OBJECT = frozenset({"object_rgb", "mask"})
-"""Outputs that are the same for all rays that pass through no object."""
 
 
 def orbit(
@@ -92,7 +88,7 @@ def camera_path(
     }
 
 
-def check_outputs(model: MaskOutputs, camera: Cameras, names: Sequence[str], threshold: float) -> None:
+def check_outputs(model: MaskOutputs, camera: Cameras, names: Sequence[str]) -> None:
     """Find out on a few pixels whether the model has these outputs.
 
     Raises:
@@ -100,25 +96,17 @@ def check_outputs(model: MaskOutputs, camera: Cameras, names: Sequence[str], thr
     """
     small = copy.deepcopy(camera)
     small.rescale_output_resolution(8 / int(camera.height.max()))
-    render(model, small, names, threshold)
+    render(model, small, names)
 
 
 @torch.no_grad()
-def render(
-    model: MaskOutputs, camera: Cameras, names: Sequence[str], threshold: float
-) -> Float[np.ndarray, "height width 3"]:
+def render(model: MaskOutputs, camera: Cameras, names: Sequence[str]) -> Float[np.ndarray, "height width 3"]:
     """Outputs of the model side by side, as ``ns-render --rendered-output-names`` shows them, in [0, 1].
-
-    If all of them are of the object alone, only the rays that pass through it are rendered.
 
     Raises:
         SA3DError: The model has no such output.
     """
-    camera = camera.to(model.device)
-    if isinstance(model, MaskedModel) and OF_THE_OBJECT.issuperset(names):
-        outputs = _object_outputs(model, camera, names, threshold)
-    else:
-        outputs = model.get_outputs_for_camera(camera)
+    outputs = model.render_outputs(camera, names)
     images = []
     for name in names:
         if name not in outputs:
@@ -130,28 +118,6 @@ def render(
             image = colormaps.apply_colormap(image)
         images.append(image.cpu().numpy())
     return np.concatenate(images, axis=1)
-
-
-def _object_outputs(model: MaskedModel, camera: Cameras, names: Sequence[str], threshold: float) -> dict[str, Tensor]:
-    rays = camera.generate_rays(camera_indices=0, keep_shape=True)
-    height, width = rays.origins.shape[:2]
-    rays = rays.flatten()
-    passing = model.masks.hits(rays.origins, rays.directions, threshold)
-    # A ray that passes nothing has the same outputs as any other such: the background.
-    empty = 1.0 if model.object_background == "white" else 0.0
-    images = {name: torch.full((len(rays), 3), empty if name == "object_rgb" else 0.0) for name in names}
-    images = {name: image[:, : 1 if name == "mask" else 3].to(model.device) for name, image in images.items()}
-    chosen = rays[passing]
-
-    def see(part: slice) -> dict[str, Tensor]:
-        outputs = model(chosen[part])
-        return {name: outputs[name] for name in names}
-
-    parts = map_chunks(model.config, len(chosen), see)
-    for name, image in images.items():
-        if parts:
-            image[passing] = torch.cat([part[name] for part in parts])
-    return {name: image.reshape(height, width, -1) for name, image in images.items()}
 
 
 def write_video(path: Path, images: Iterator[NDArray[np.floating]], frames_per_second: float) -> None:

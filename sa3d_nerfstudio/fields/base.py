@@ -155,6 +155,30 @@ class MaskField(nn.Module):
         """Become what another field is: its cells and its evidence."""
         raise NotImplementedError
 
+    def probability_at(self, positions: Float[Tensor, "*batch 3"], threshold: float = 0.5) -> Float[Tensor, "*batch 1"]:
+        """Probability that world positions belong to the object, as far as cells tell of places between them."""
+        raise NotImplementedError
+
+    def hits(
+        self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
+    ) -> Bool[Tensor, " num_rays"]:
+        """Which rays pass through or near the object, whatever stands in front; all, where cells do not tell."""
+        return torch.ones(len(origins), dtype=torch.bool, device=origins.device)
+
+    def may_show(
+        self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
+    ) -> Bool[Tensor, " num_rays"]:
+        """Which rays show the object if nothing stands in front; all, where cells do not tell."""
+        return torch.ones(len(origins), dtype=torch.bool, device=origins.device)
+
+    def contains(self, positions: Float[Tensor, "num 3"], threshold: float = 0.5) -> Bool[Tensor, " num"]:
+        """Which world positions may lie on the object; all, where cells do not tell."""
+        return torch.ones(len(positions), dtype=torch.bool, device=positions.device)
+
+    def main_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], float]:
+        """World positions of the object's cells without those that float beside it, and half the size of a cell."""
+        raise NotImplementedError
+
     def object_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], Float[Tensor, " num"]]:
         """World positions of the cells on the object, with the weight of the rays that said so."""
         raise NotImplementedError

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sa3d_nerfstudio.fields import ray_hits, trilinear
+from sa3d_nerfstudio.fields import trilinear
 from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.fields.connected_parts import large_parts
 from sa3d_nerfstudio.fields.trilinear import Fractions
 
 OUTSIDE = 0.25
@@ -24,6 +29,12 @@ MARGIN = 0.15
 
 FIRST_MARGIN = 0.5
 """How much wider than the part of the object that the prompts have shown it is placed at first."""
+
+
+FAINT = 0.2
+"""Share of the evidence at the median cell of an object below which a cell does not widen its box."""
+SPECK = 0.05
+"""Share of the largest part of an object below which another part is taken for a speck."""
 
 
 class MaskGrid(MaskField):
@@ -260,17 +271,30 @@ class MaskGrid(MaskField):
         flat = self.gather(self.filled_probability(threshold)[:, None], positions.reshape(-1, 3))
         return flat.reshape(*positions.shape[:-1], 1)
 
+    def contains(self, positions: Float[Tensor, "num 3"], threshold: float = 0.5) -> Bool[Tensor, " num"]:
+        """Which world positions lie on the object."""
+        return self.probability_at(positions, threshold)[:, 0] > threshold
+
+    def main_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], float]:
+        """World positions of the object's cells without specks that float beside it, and half the size of a cell."""
+        on = self.object_cells(threshold)
+        volume = on.reshape((self.resolution,) * 3).cpu().numpy()
+        main = torch.from_numpy(large_parts(volume, SPECK).reshape(-1)).to(on)
+        main &= self.hit > FAINT * self.hit[main].median()
+        # The object ends somewhere between the last vertex on it and the next.
+        return self.cell_positions()[main], float(self.half_extent.max()) * (1 + OUTSIDE) / (self.resolution - 1)
+
     def hits(
         self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
     ) -> Bool[Tensor, " num_rays"]:
-        """Which rays pass through or near the object, whatever stands in front; see :func:`ray_hits.passing`."""
-        return ray_hits.passing(self, origins, directions, threshold)
+        """Which rays pass through or near the object, whatever stands in front; see :func:`passing`."""
+        return passing(self, origins, directions, threshold)
 
     def may_show(
         self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
     ) -> Bool[Tensor, " num_rays"]:
-        """Which rays show the object if nothing stands in front; see :func:`ray_hits.may_show`."""
-        return ray_hits.may_show(self, origins, directions, threshold)
+        """Which rays show the object if nothing stands in front; see :func:`may_show`."""
+        return may_show(self, origins, directions, threshold)
 
 
 def robust_bounds(
@@ -301,3 +325,87 @@ def _pull_push(mass: Tensor, known: Tensor) -> Tensor:
     )
     above = F.interpolate(coarse, size=size, mode="trilinear", align_corners=False)
     return torch.where(known > 0, mass / known.clamp(min=1e-9), above)
+
+
+if TYPE_CHECKING:
+    from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+
+STEPS = 96
+"""Places along a ray at which widened cells are tested."""
+SAMPLES_AT_A_TIME = 1 << 20
+
+
+def passing(
+    grid: MaskGrid,
+    origins: Float[Tensor, "num_rays 3"],
+    directions: Float[Tensor, "num_rays 3"],
+    threshold: float = 0.5,
+) -> Bool[Tensor, " num_rays"]:
+    """Which rays pass through a block of cells that holds a part of the object, whatever stands in front.
+
+    Errs on the side of True: cells are widened by one before they are tested.
+    """
+    r = grid.resolution
+
+    def widen() -> Tensor:
+        on = grid.object_cells(threshold).float().reshape(1, 1, r, r, r)
+        return F.max_pool3d(on, 3, stride=1, padding=1).reshape(-1, 1)
+
+    widened = grid.derived(("widened", threshold), widen)
+    return _any_along(grid, origins, directions, threshold, 2, STEPS, widened, lambda found: found[..., 0] > 0)
+
+
+def may_show(
+    grid: MaskGrid,
+    origins: Float[Tensor, "num_rays 3"],
+    directions: Float[Tensor, "num_rays 3"],
+    threshold: float = 0.5,
+) -> Bool[Tensor, " num_rays"]:
+    """Which rays show the object, as far as that can be told without what stands in front of it.
+
+    The mask of a ray is a mean of the probabilities along it, weighted by what is known there. So it exceeds the
+    threshold only where a probability does, somewhere on the ray: that is tested once a cell, in cells near the object.
+    """
+    steps = 1
+
+    def values() -> Tensor:
+        return torch.cat([grid.cells(), grid.object_cells(threshold)[:, None].float()], dim=-1)
+
+    if bool(grid.object_cells(threshold).any()):
+        low, high = grid.object_bounds(threshold)
+        steps = math.ceil(float(((high - low) / grid.cell_size + 2).norm()))
+    along = grid.derived(("probability, known, object", threshold), values)
+    return _any_along(
+        grid, origins, directions, threshold, 1, steps, along,
+        lambda found: (found[..., 0] > threshold * found[..., 1]) & (found[..., 2] > threshold / 2),
+    )  # fmt: skip
+
+
+def _any_along(
+    grid: MaskGrid,
+    origins: Tensor,
+    directions: Tensor,
+    threshold: float,
+    margin: int,
+    num_steps: int,
+    values: Float[Tensor, "num_cells channels"],
+    test: Callable[[Tensor], Tensor],
+) -> Bool[Tensor, " num_rays"]:
+    """Whether values read anywhere along a ray, within the object's bounds and some cells around, pass a test."""
+    passed = torch.zeros(len(origins), dtype=torch.bool, device=origins.device)
+    if not bool(grid.object_cells(threshold).any()):
+        return passed
+    low, high = grid.object_bounds(threshold)
+    low, high = low - margin * grid.cell_size, high + margin * grid.cell_size
+    safe = torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
+    t0, t1 = (low - origins) / safe, (high - origins) / safe
+    near = torch.minimum(t0, t1).amax(-1).clamp(min=0)
+    far = torch.maximum(t0, t1).amin(-1)
+    candidates = torch.nonzero(near < far)[:, 0]
+    steps = (torch.arange(num_steps, device=origins.device) + 0.5) / num_steps
+    for chunk in candidates.split(max(1, SAMPLES_AT_A_TIME // num_steps)):
+        t = near[chunk, None] + (far - near)[chunk, None] * steps
+        x = origins[chunk, None] + directions[chunk, None] * t[..., None]
+        found = grid.gather(values, x.reshape(-1, 3)).reshape(len(chunk), num_steps, values.shape[1])
+        passed[chunk] = test(found).any(-1)
+    return passed

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sa3d_nerfstudio.fields.base import MaskField
-from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 
 PALETTE = (
     (1.0, 0.45, 0.0),
@@ -40,7 +39,7 @@ class MaskObjects(nn.Module):
         self.hidden: set[str] = set()
         self.colors: dict[str, tuple[float, float, float]] = {}
         self.prompts: dict[str, Any] = {}
-        """What points at each object, where that is known, in a form that checkpoints hold; see viewer/saved.py."""
+        """The prompts of each object, in a form that checkpoints hold; see segmentation/saved_prompts.py."""
         self.finished: dict[str, str] = {}
         """Of objects that a job has finished, what they were made from, as a checksum."""
 
@@ -105,28 +104,28 @@ class MaskObjects(nn.Module):
         ]
 
     def probability_at(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 1"]:
-        """Probability that a world position belongs to any object shown. Fields must be grids."""
+        """Probability that a world position belongs to any object shown."""
         result = torch.zeros_like(positions[..., :1])
         for field in self.shown:
-            result = torch.maximum(result, cast(MaskGrid, field).probability_at(positions, self.threshold))
+            result = torch.maximum(result, field.probability_at(positions, self.threshold))
         return result
 
     def hits(
         self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
     ) -> Bool[Tensor, " num_rays"]:
-        """Which rays pass through any object shown. Fields must be grids."""
+        """Which rays pass through any object shown."""
         result = torch.zeros(len(origins), dtype=torch.bool, device=origins.device)
         for field in self.shown:
-            result |= cast(MaskGrid, field).hits(origins, directions, threshold)
+            result |= field.hits(origins, directions, threshold)
         return result
 
     def may_show(
         self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
     ) -> Bool[Tensor, " num_rays"]:
-        """Which rays show any object shown, if nothing else stands in front. Fields must be grids."""
+        """Which rays show any object shown, if nothing else stands in front."""
         result = torch.zeros(len(origins), dtype=torch.bool, device=origins.device)
         for field in self.shown:
-            result |= cast(MaskGrid, field).may_show(origins, directions, threshold)
+            result |= field.may_show(origins, directions, threshold)
         return result
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from sa3d_nerfstudio.fields.base import MaskField
 
+NEIGHBORS_OF_STRAYS = 20
+"""How many splats tell whether one is far from all others."""
 NEIGHBORS = 5
 """How many splats around it tell of a splat that no view has seen well whether it is on the object."""
 
@@ -61,6 +63,20 @@ class SplatMask(MaskField):
         """World positions of the splats on the object, with the weight of the rays that said so."""
         on = self.object_cells(threshold)
         return self.positions[on], self.hit[on]
+
+    def main_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], float]:
+        """World positions of the object's splats without stray ones; a splat's size does not count.
+
+        Stray are those whose mean distance to their neighbours exceeds the mean of all by three standard deviations.
+        """
+        points, _ = self.object_points(threshold)
+        places = points.cpu().numpy()
+        if len(places) <= NEIGHBORS_OF_STRAYS:
+            return points, 0.0
+        neighbors = NearestNeighbors(n_neighbors=NEIGHBORS_OF_STRAYS).fit(places)
+        distance = neighbors.kneighbors(places)[0].mean(axis=1)
+        kept = distance <= distance.mean() + 3 * distance.std()
+        return points[torch.from_numpy(kept).to(points.device)], 0.0
 
     def selected(self, threshold: float = 0.5) -> Bool[Tensor, " num_cells"]:
         """The splats that make up the object, those included that no view has seen well.

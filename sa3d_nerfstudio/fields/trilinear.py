@@ -93,7 +93,7 @@ def add(
         out[offset:].scatter_add_(0, index, weight)
 
 
-def told_by_one(values: Float[Tensor, " num_cells"], resolution: int) -> Float[Tensor, " num_cells"]:
+def single_valued(values: Float[Tensor, " num_cells"], resolution: int) -> Float[Tensor, " num_cells"]:
     """At the first vertex of each block, the value that all eight have in common, or infinity.
 
     Everything in between then has that value. Vertices that are no block's first one hold anything.

@@ -12,13 +12,54 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from numpy import ndarray
-from scipy import ndimage
 from torch import Tensor
 
-from sa3d_nerfstudio.segmentation.surface import window_of
+from sa3d_nerfstudio.fields.connected_parts import label_parts
 from sa3d_nerfstudio.traces.base import ViewTrace
 
+
+def pixel_spacing(trace: ViewTrace, mask: Bool[Tensor, "height width"]) -> float:
+    """Distance in space between what neighbouring pixels of a mask see; the median over its pixels.
+
+    Of a pixel's right and lower neighbours the nearer one counts, so that slanted surfaces do not look coarse.
+    """
+    window = window_of(mask, margin=1)
+    points, mask = trace.surface_points().reshape(trace.height, trace.width, 3)[window], mask[window]
+    right = (points[:-1, 1:] - points[:-1, :-1]).norm(dim=-1)
+    down = (points[1:, :-1] - points[:-1, :-1]).norm(dim=-1)
+    spacing = torch.minimum(right, down)[mask[:-1, :-1].to(points.device)]
+    return float(spacing.median()) if len(spacing) else 0.0
+
+
+def window_of(mask: Bool[Tensor, "height width"], margin: int) -> tuple[slice, slice]:
+    """Rows and columns of a mask's bounding box, and some more on each side; none if the mask is empty."""
+    sides = []
+    for axis in (1, 0):
+        places = mask.any(dim=axis).nonzero()[:, 0]
+        low, high = (int(places[0]), int(places[-1]) + 1 + margin) if len(places) else (0, 0)
+        sides.append(slice(max(low - margin, 0), high))
+    return sides[0], sides[1]
+
+
+def surface_of(
+    trace: ViewTrace, mask: Bool[Tensor, "height width"], camera_position: Float[Tensor, "3"]
+) -> Float[Tensor, "num_points 3"]:
+    """Points of the surface that a mask covers, seen from one side.
+
+    Pixels at the mask's border may see what lies behind the object; they are brought back along their rays into the
+    range of depth of those inside.
+    """
+    mask = mask.to(trace.depth.device)
+    inner = mask & ~F.max_pool2d((~mask)[None].float(), 3, stride=1, padding=1)[0].bool()
+    depth = trace.depth[..., 0]
+    near, far = depth[inner if inner.any() else mask].quantile(depth.new_tensor([0.02, 0.98]))
+    factor = depth.clamp(near, far) / depth.clamp(min=1e-9)
+    camera = camera_position.to(depth)
+    return (camera + (trace.surface_points() - camera) * factor.reshape(-1, 1))[mask.reshape(-1)]
+
+
+TOWARDS_CAMERA = 0.03
+"""How far in front of the surface marks are shown, as a share of the way to the camera."""
 REACH = 32
 """Cells in each direction in which parts of a mask are told apart; farther ones are counted as the outermost."""
 LEAST_GAP = 6.0
@@ -138,10 +179,14 @@ def _parts(cells: Float[Tensor, "num 3"]) -> tuple[Int[Tensor, " num"], int]:
     x, y, z = places.unbind(-1)
     occupied = torch.zeros((places.amax(dim=0) + 1).tolist(), dtype=torch.bool)
     occupied[x, y, z] = True
-    labels, count = _labelled(occupied.numpy())
+    labels, count = label_parts(occupied.numpy())
     return torch.from_numpy(labels)[x, y, z].long(), count
 
 
-def _labelled(occupied: ndarray) -> tuple[ndarray, int]:
-    """Number of the part that each cell belongs to, corners touching; and how many there are."""
-    return ndimage.label(occupied, structure=ndimage.generate_binary_structure(3, 3))  # type: ignore[return-value]
+def marker_position(
+    trace: ViewTrace, camera_position: Float[Tensor, "3"], x: int, y: int
+) -> tuple[float, float, float]:
+    """World position at which a mark on a pixel is shown: a little in front of the surface that it sees."""
+    point = trace.surface_points()[y * trace.width + x]
+    first, second, third = torch.lerp(point, camera_position.to(point), TOWARDS_CAMERA).tolist()
+    return first, second, third

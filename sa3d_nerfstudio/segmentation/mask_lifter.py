@@ -11,13 +11,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sa3d_nerfstudio.fields.base import MaskField
-from sa3d_nerfstudio.segmentation.given import Given
-from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, Weight
-from sa3d_nerfstudio.segmentation.mask_depth import in_one_piece, sees_past
-from sa3d_nerfstudio.segmentation.session_views import SessionViews, ViewKey
+from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, Sharpening, Weight
+from sa3d_nerfstudio.segmentation.mask_depth import in_one_piece, pixel_spacing, sees_past, surface_of
+from sa3d_nerfstudio.segmentation.session_views import PromptedMask, SessionViews, ViewKey
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
-from sa3d_nerfstudio.segmentation.sharpening import Sharpening
-from sa3d_nerfstudio.segmentation.surface import pixel_spacing, surface_of
 
 
 class MaskLifter:
@@ -48,11 +45,11 @@ class MaskLifter:
         """Distance between the rays of neighbouring pixels at the object; the median over the views that showed it."""
         return median(self._spacings.values())
 
-    def surface(self, given: Iterable[tuple[ViewKey, Given]]) -> Float[Tensor, "num_points 3"]:
+    def surface(self, prompted: Iterable[tuple[ViewKey, PromptedMask]]) -> Float[Tensor, "num_points 3"]:
         """Points of the object's surface in views that the user has prompted."""
         points = []
-        for view, one in given:
-            trace, mask = self.views.trace(view), self._solid(view, one)
+        for view, item in prompted:
+            trace, mask = self.views.trace(view), self._solid(view, item)
             points.append(surface_of(trace, mask, self.views.pose(view)[:, 3]))
             self._spacings[view] = pixel_spacing(trace, mask)
         return torch.cat(points)
@@ -71,15 +68,15 @@ class MaskLifter:
         threshold = self.settings.threshold
         self._places = None if before is None else cache(lambda: before.object_points(threshold)[0])
 
-    def lift_given(self, lifting: Lifting, view: ViewKey, given: Given) -> None:
+    def lift_prompted(self, lifting: Lifting, view: ViewKey, prompted: PromptedMask) -> None:
         """Lift the mask of a view that the user has prompted."""
         weight, settings = 1.0, self.settings
         if isinstance(lifting, EvidenceLifting):
-            corrected = given.correcting * settings.correction_weight * len(self.views.training)
+            corrected = prompted.correcting * settings.correction_weight * len(self.views.training)
             weight = max(settings.prompt_weight, corrected)
-        self._lift(lifting, view, self._solid(view, given), weight)
+        self._lift(lifting, view, self._solid(view, prompted), weight)
 
-    def lift_found(
+    def lift_self_prompted(
         self,
         lifting: Lifting,
         view: ViewKey,
@@ -131,14 +128,14 @@ class MaskLifter:
             # All of the mask: sharpening is to bring the renders to it.
             self._lifted[view] = (mask.reshape(-1), weight)
 
-    def _solid(self, view: ViewKey, given: Given) -> Bool[Tensor, "height width"]:
+    def _solid(self, view: ViewKey, prompted: PromptedMask) -> Bool[Tensor, "height width"]:
         """The mask of a prompted view, without what is elsewhere in space. One that the user gave stays as it is."""
-        if given.prompt.mask is not None:
-            return given.mask
+        if prompted.prompt.mask is not None:
+            return prompted.mask
         trace = self.views.trace(view)
-        spacing = pixel_spacing(trace, given.mask)
-        points = given.prompt.positive.long()
-        return in_one_piece(trace, given.mask, self._gap, spacing, points, between=self._places)
+        spacing = pixel_spacing(trace, prompted.mask)
+        points = prompted.prompt.positive.long()
+        return in_one_piece(trace, prompted.mask, self._gap, spacing, points, between=self._places)
 
     @property
     def _gap(self) -> float:

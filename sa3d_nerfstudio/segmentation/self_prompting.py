@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 
 
 def self_prompt(

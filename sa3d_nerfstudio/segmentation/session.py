@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,19 +12,16 @@ from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
-from sa3d_nerfstudio.segmentation.given import Given
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, field_change, make_lifting, masks_change
 from sa3d_nerfstudio.segmentation.mask_lifter import MaskLifter
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
 from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord, ViewState
-from sa3d_nerfstudio.segmentation.route import Route
 from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt
-from sa3d_nerfstudio.segmentation.session_views import FreeView, SessionViews, ViewKey, Views
+from sa3d_nerfstudio.segmentation.session_views import FreeView, PromptedMask, SessionViews, ViewKey, Views
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
-from sa3d_nerfstudio.segmentation.view_segmenter import ViewSegmenter
-from sa3d_nerfstudio.segmentation.working_size import magnification
-from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter
-from sa3d_nerfstudio.segmenters.batches import CUDA_BATCH
+from sa3d_nerfstudio.segmentation.view_selection import Route, magnification
+from sa3d_nerfstudio.segmenters.base import CUDA_BATCH, Candidates, Segmenter
 from sa3d_nerfstudio.traces.base import ViewTrace
 
 
@@ -55,7 +53,7 @@ class SegmentationSession:
         self.grid = grid
         self.settings = settings
         self.report = SessionReport()
-        self.given: dict[ViewKey, Given] = {}
+        self.prompted: dict[ViewKey, PromptedMask] = {}
         self.free: dict[str, FreeView] = {} if free is None else free
         """Views beside the training views that may be prompted, by name."""
         self.lifting: Lifting | None = None
@@ -69,7 +67,7 @@ class SegmentationSession:
         """Work in these views, each of whose rays counts that much."""
         self._views = SessionViews(views, self.free, self.report)
         batch = self.settings.encode_batch or (CUDA_BATCH if self.grid.hit.is_cuda else 1)
-        self._segmenter = ViewSegmenter(self.segmenter, self._views, embeddings, batch)
+        self._segmenter = MaskPredictor(self.segmenter, self._views, embeddings, batch)
         self._lifter = MaskLifter(self._views, self.settings, ray_weight)
         self._route = Route(self._views, self.settings)
 
@@ -103,17 +101,17 @@ class SegmentationSession:
                 f"the prompt selects nothing in {self.name(view)}: "
                 "put a point on the object, add more points, or choose another view."
             )
-        self.given[view] = Given(prompt, candidates, choice)
+        self.prompted[view] = PromptedMask(prompt, candidates, choice)
         self._asked[view] = asked
         return candidates
 
     def choose(self, view: ViewKey, candidate: int) -> None:
         """Take another of the candidates of a prompted view (for SAM: part, object, whole)."""
-        self.given[view].choice = candidate
+        self.prompted[view].choice = candidate
 
     def mask_of(self, view: ViewKey) -> Bool[Tensor, "height width"]:
         """The 2D mask of a view that the user has prompted."""
-        return self.given[view].mask
+        return self.prompted[view].mask
 
     def name(self, view: ViewKey) -> str:
         """File name of a training view's image, or name of a free view."""
@@ -138,17 +136,17 @@ class SegmentationSession:
             base: Evidence of other views to add it to; without it, the grid is placed around what is prompted.
         """
         if base is not None:
-            if self.given:
-                surface = self._lifter.surface(self.given.items())
+            if self.prompted:
+                surface = self._lifter.surface(self.prompted.items())
                 base = base.with_room_for(surface, self._lifter.spacing(), len(self.views))
             self.grid.copy_from(base)
-        elif self.given:
+        elif self.prompted:
             self._place_around_prompts()
         else:
             self.grid.copy_from(self.grid.fresh())
         lifting = EvidenceLifting(self.grid)
-        for view, given in self.given.items():
-            self._lifter.lift_given(lifting, view, given)
+        for view, prompted in self.prompted.items():
+            self._lifter.lift_prompted(lifting, view, prompted)
 
     def run(self) -> SessionReport:
         """Do all steps and return the report."""
@@ -162,7 +160,7 @@ class SegmentationSession:
         Raises:
             SA3DError: Nothing has been prompted.
         """
-        if not self.given:
+        if not self.prompted:
             raise SA3DError("nothing to segment: prompt a view first.")
         self._choose_size()
         yield from self._passes()
@@ -173,18 +171,18 @@ class SegmentationSession:
 
     def _choose_size(self) -> None:
         """Take larger views where the object is small in those that have been prompted."""
-        if self._sized is None or not self.given.keys() <= self._asked.keys() or self._lifter.ray_weight < 1:
+        if self._sized is None or not self.prompted.keys() <= self._asked.keys() or self._lifter.ray_weight < 1:
             return
         usual = self.views
-        views, embeddings = self._sized(magnification(given.mask for given in self.given.values()))
+        views, embeddings = self._sized(magnification(prompted.mask for prompted in self.prompted.values()))
         if views is usual:
             return
         self._look_at(views, embeddings)
-        for view, given in dict(self.given).items():
+        for view, prompted in dict(self.prompted).items():
             self.prompt(view, self._asked[view])
-            if given.picked:
-                self.choose(view, given.choice)
-            now, before = self.given[view].mask.numel(), given.mask.numel()
+            if prompted.picked:
+                self.choose(view, prompted.choice)
+            now, before = self.prompted[view].mask.numel(), prompted.mask.numel()
             self._lifter.ray_weight = before / now
 
     def _passes(self) -> Iterator[ViewRecord]:
@@ -237,10 +235,10 @@ class SegmentationSession:
     def _pass(self, number: int, lifting: Lifting, guide: Lifting) -> Iterator[ViewRecord]:
         """Visit every view once; masks rendered from ``guide`` prompt, what they find goes to ``lifting``."""
         self._lifter.begin_pass(None if guide is lifting else guide.field)
-        for view, given in self.given.items():
-            self._lifter.lift_given(lifting, view, given)
+        for view, prompted in self.prompted.items():
+            self._lifter.lift_prompted(lifting, view, prompted)
             yield ViewRecord(view, self.name(view), number, "prompt")
-        order = self._route.of(self.given, guide.field.center)
+        order = self._route.of(self.prompted, guide.field.center)
         with self._segmenter.prefetching() as ahead:
             for place, view in enumerate(order):
                 coming = order[place + 1 :]
@@ -269,12 +267,12 @@ class SegmentationSession:
         chosen = int(candidates.scores.argmax())
         # Part, object or whole: where the user has picked another than the segmenter's favourite, that decides in all
         # views. Else the favourite does: what agrees best with a field that is too small is too small as well.
-        if any(given.picked for given in self.given.values()):
+        if any(prompted.picked for prompted in self.prompted.values()):
             chosen = ious.index(max(ious))
         mask, iou = candidates.masks[chosen], ious[chosen]
         if iou < self.settings.min_agreement:
             return "rejected", f"IoU with the rendered mask is {iou:.2f}", iou
-        self._lifter.lift_found(lifting, view, mask, known & (probability > self.settings.threshold))
+        self._lifter.lift_self_prompted(lifting, view, mask, known & (probability > self.settings.threshold))
         return "used", "", iou
 
     def _shows(self, view: int, guide: Lifting) -> bool:
@@ -287,8 +285,36 @@ class SegmentationSession:
     @property
     def num_visits(self) -> int:
         """How many views each pass goes through, the prompted ones included."""
-        return len(self.given) + self._route.count(self.given)
+        return len(self.prompted) + self._route.count(self.prompted)
 
     def _place_around_prompts(self) -> None:
-        surface = self._lifter.surface(self.given.items())
+        surface = self._lifter.surface(self.prompted.items())
         self.grid.prepare(surface, self._lifter.spacing())
+
+
+@dataclass
+class Progress:
+    """How far a segmentation has got."""
+
+    number_of_pass: int
+    done: int
+    """Views visited in this pass."""
+    total: int
+    """Views to visit in this pass."""
+    used: int
+    rejected: int
+    name: str
+    """Of the view just visited."""
+
+
+def followed(session: SegmentationSession) -> Iterator[Progress]:
+    """Do a session's steps, one at a time, and count them."""
+    progress = Progress(0, 0, 0, 0, 0, "")
+    for record in session.steps():
+        if record.number_of_pass != progress.number_of_pass:
+            progress = Progress(record.number_of_pass, 0, session.num_visits, 0, 0, "")
+        progress.done += 1
+        progress.used += record.state in ("used", "prompt")
+        progress.rejected += record.state == "rejected"
+        progress.name = record.name
+        yield progress

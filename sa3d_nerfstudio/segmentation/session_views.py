@@ -1,14 +1,16 @@
-"""The views that a session looks at."""
+"""The views that a session looks at, and those of them that the user has prompted."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.report import SessionReport
+from sa3d_nerfstudio.segmenters.base import Candidates
 from sa3d_nerfstudio.traces.base import ViewTrace
 
 ViewKey = int | str
@@ -80,3 +82,23 @@ class SessionViews:
         """Camera-to-world of a view, in nerfstudio's frame."""
         poses = self.training.camera_to_worlds
         return self.free[view].camera_to_world.to(poses) if isinstance(view, str) else poses[view]
+
+
+@dataclass
+class PromptedMask:
+    """A view that the user has prompted, with the mask that came of it."""
+
+    prompt: Prompt
+    candidates: Candidates
+    choice: int
+    correcting: bool = False
+    """Whether the user has corrected what the other views say, and not just pointed at the object."""
+
+    @property
+    def mask(self) -> Bool[Tensor, "height width"]:
+        return self.candidates.masks[self.choice]
+
+    @property
+    def picked(self) -> bool:
+        """Whether the user has taken another candidate than the segmenter's favourite."""
+        return self.choice != int(self.candidates.scores.argmax())

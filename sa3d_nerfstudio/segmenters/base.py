@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 
 
 @dataclass
@@ -133,3 +134,29 @@ def check_prompt(prompt: Prompt, height: int, width: int) -> None:
                 f"the box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) holds no pixel of the image of {width} x {height} pixels: "
                 "give x0, y0, x1, y1 with x0 < x1 and y0 < y1."
             )
+
+
+CUDA_BATCH = 4
+"""Images that an encoder is given at once on CUDA unless told otherwise; on a CPU there is nothing to be gained."""
+
+
+@runtime_checkable
+class BatchSegmenter(Protocol):
+    """A segmenter that embeds several images at once."""
+
+    def embed_all(self, images: Sequence[SegmenterImage]) -> list[Any]:
+        """The embedding of each, as if it had been embedded by itself."""
+        ...
+
+
+def embed_all(segmenter: Segmenter, images: Sequence[SegmenterImage]) -> list[Any]:
+    """Embed images at once where the segmenter can; in halves where the GPU's memory does not hold them all."""
+    if len(images) < 2 or not isinstance(segmenter, BatchSegmenter):
+        return [segmenter.embed(image) for image in images]
+    try:
+        return segmenter.embed_all(images)
+    except torch.cuda.OutOfMemoryError:
+        half = len(images) // 2
+    # Not in the handler, where the exception still holds the tensors that did not fit.
+    torch.cuda.empty_cache()
+    return embed_all(segmenter, images[:half]) + embed_all(segmenter, images[half:])

@@ -14,8 +14,8 @@ from segment_anything.modeling import Sam
 
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.segmenters.base import SegmenterOptions
-from sa3d_nerfstudio.segmenters.checkpoints import find_checkpoint, misfit, read_weights
 from sa3d_nerfstudio.segmenters.sam import SamSegmenter
+from sa3d_nerfstudio.segmenters.weights import find_checkpoint, misfit, read_weights
 
 SIZE = "vit-t"
 

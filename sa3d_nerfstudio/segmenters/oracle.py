@@ -13,7 +13,7 @@ from jaxtyping import Int
 from PIL import Image, UnidentifiedImageError
 
 from sa3d_nerfstudio.errors import SA3DError, one_line
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, check_prompt
 
 BACKGROUND = 0

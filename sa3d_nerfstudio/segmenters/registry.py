@@ -24,9 +24,9 @@ _BUILT_IN = {
     "sam-vit-b": "sa3d_nerfstudio.segmenters.sam:build_vit_b",
     "sam": "sa3d_nerfstudio.segmenters.sam:build",
     "mobile-sam": "sa3d_nerfstudio.segmenters.mobile_sam:build",
-    "sam2": "sa3d_nerfstudio.segmenters.transformers_sam:build_sam2",
-    "sam-hq": "sa3d_nerfstudio.segmenters.transformers_sam:build_sam_hq",
-    "grabcut": "sa3d_nerfstudio.segmenters.grabcut:build",
+    "sam2": "sa3d_nerfstudio.segmenters.huggingface:build_sam2",
+    "sam-hq": "sa3d_nerfstudio.segmenters.huggingface:build_sam_hq",
+    "grabcut": "sa3d_nerfstudio.segmenters.grabcut.segmenter:build",
     "oracle": "sa3d_nerfstudio.segmenters.oracle:build",
 }
 

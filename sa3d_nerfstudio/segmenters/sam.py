@@ -17,10 +17,10 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
-from sa3d_nerfstudio.disk_store import digest
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage, SegmenterOptions, check_prompt
-from sa3d_nerfstudio.segmenters.checkpoints import find_checkpoint, load_sam
+from sa3d_nerfstudio.segmenters.weights import find_checkpoint, load_sam
+from sa3d_nerfstudio.views.disk import digest
 
 MAX_LOGIT = 8.0
 """Where the logits of a prior are cut off: a rendered 0 or 1 is sure, but never infinitely so."""
@@ -63,8 +63,8 @@ class SamSegmenter:
             features = model.image_encoder(torch.stack([model.preprocess(each.to(model.device)) for each in pixels]))
         return [
             # A copy, so that no embedding holds the others' memory.
-            SamEmbedding(one[None].half().clone(), (image.height, image.width), (each.shape[1], each.shape[2]))
-            for one, image, each in zip(features, images, pixels, strict=True)
+            SamEmbedding(item[None].half().clone(), (image.height, image.width), (each.shape[1], each.shape[2]))
+            for item, image, each in zip(features, images, pixels, strict=True)
         ]
 
     def predict(self, embedding: SamEmbedding, prompt: Prompt) -> Candidates:

@@ -13,8 +13,9 @@ from sa3d_nerfstudio.fields.base import MaskField
 class RayTrace(Protocol):
     """How a frozen radiance field spreads each of a set of rays over the cells of a mask field.
 
-    With ``A`` the matrix of volume-rendering weights, :meth:`render` is ``A x`` (mask rendering) and :meth:`splat` is
-    ``Aᵀ y`` (mask inverse rendering), so that ``<A x, y> == <x, Aᵀ y>``. Source: SA3D, arXiv 2304.12308, section 3.
+    With ``A`` the matrix of volume-rendering weights, :meth:`render` is ``A x`` (mask rendering) and
+    :meth:`backproject` is ``Aᵀ y`` (mask inverse rendering), so that ``<A x, y> == <x, Aᵀ y>``. Source: SA3D,
+    arXiv 2304.12308, section 3.
     """
 
     @property
@@ -26,7 +27,7 @@ class RayTrace(Protocol):
         """``A x``: composite values stored in the cells of ``field``."""
         ...
 
-    def splat(self, field: Any, image: Float[Tensor, "num_rays channels"]) -> Float[Tensor, "num_cells channels"]:
+    def backproject(self, field: Any, image: Float[Tensor, "num_rays channels"]) -> Float[Tensor, "num_cells channels"]:
         """``Aᵀ y``: spread the rays' values over the cells of ``field`` that they saw."""
         ...
 

@@ -77,7 +77,9 @@ class GaussianTrace:
         with torch.no_grad():
             return self.rasterization(values)
 
-    def splat(self, field: SplatMask, image: Float[Tensor, "num_rays channels"]) -> Float[Tensor, "num_cells channels"]:
+    def backproject(
+        self, field: SplatMask, image: Float[Tensor, "num_rays channels"]
+    ) -> Float[Tensor, "num_cells channels"]:
         """``Aᵀ y``: what each splat contributes to the pixels, times these."""
         if self.rasterization is None:
             return image.new_zeros(field.num_cells, image.shape[1])

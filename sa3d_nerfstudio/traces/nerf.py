@@ -72,9 +72,15 @@ def _depth_calls(model: nn.Module) -> Iterator[list[_DepthCall]]:
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         names = ("weights", "ray_samples", "ray_indices", "num_rays")
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
         calls.append(
-            _DepthCall(given["weights"], given["ray_samples"], given.get("ray_indices"), given.get("num_rays"), output)
+            _DepthCall(
+                arguments["weights"],
+                arguments["ray_samples"],
+                arguments.get("ray_indices"),
+                arguments.get("num_rays"),
+                output,
+            )
         )
 
     renderers = [module for module in model.modules() if isinstance(module, DepthRenderer)]
@@ -166,7 +172,9 @@ class NerfTrace:
         """``A x``: read the grid at the samples, composite along the rays."""
         return self.samples.composite(field.gather(values, self.samples.positions))
 
-    def splat(self, field: MaskGrid, image: Float[Tensor, "num_rays channels"]) -> Float[Tensor, "num_cells channels"]:
+    def backproject(
+        self, field: MaskGrid, image: Float[Tensor, "num_rays channels"]
+    ) -> Float[Tensor, "num_cells channels"]:
         """``Aᵀ y``: spread rays over their samples, and those over the grid."""
         return field.scatter(self.samples.spread(image), self.samples.positions)
 

@@ -11,17 +11,14 @@ from nerfstudio.viewer.viewer import Viewer
 from nerfstudio.viewer.viewer_elements import ViewerControl
 
 from sa3d_nerfstudio.segmenters.text import text_available
-from sa3d_nerfstudio.viewer.desk import Desk
-from sa3d_nerfstudio.viewer.editing import Editing
-from sa3d_nerfstudio.viewer.host import Host
-from sa3d_nerfstudio.viewer.naming import Naming
-from sa3d_nerfstudio.viewer.prompting import Prompting
-from sa3d_nerfstudio.viewer.saving import Saving
-from sa3d_nerfstudio.viewer.segmenting import Segmenting
-from sa3d_nerfstudio.viewer.sight import Sight
-from sa3d_nerfstudio.viewer.viewing import Viewing
-from sa3d_nerfstudio.viewer.wording import Wording
-from sa3d_nerfstudio.viewer.workbench import Workbench
+from sa3d_nerfstudio.viewer.context import PanelContext
+from sa3d_nerfstudio.viewer.editor import Editor
+from sa3d_nerfstudio.viewer.export_section import ExportSection
+from sa3d_nerfstudio.viewer.free_views import FreeViews
+from sa3d_nerfstudio.viewer.nerfstudio_viewer import NerfstudioViewer
+from sa3d_nerfstudio.viewer.object_section import NameSection, ViewSection
+from sa3d_nerfstudio.viewer.prompt_section import EditSection, PromptSection, TextSection
+from sa3d_nerfstudio.viewer.segment_section import SegmentSection
 
 if TYPE_CHECKING:
     from sa3d_nerfstudio.pipeline import SA3DPipeline
@@ -38,29 +35,31 @@ class SegmentPanel(ViewerControl):
     def _setup(self, viewer: Viewer) -> None:
         super()._setup(viewer)
         pipeline = self._pipeline()
-        self.host = Host(viewer)
-        sight = Sight(pipeline.model, pipeline.views, pipeline.make_segmenter, pipeline.config, self.host.lock)
-        bench = Workbench(sight, pipeline.config.resolution)
-        self.host.prepare(pipeline.views.long_side if pipeline.device.type == "cpu" else None)
+        self.nerfstudio_viewer = NerfstudioViewer(viewer)
+        free_views = FreeViews(
+            pipeline.model, pipeline.views, pipeline.make_segmenter, pipeline.config, self.nerfstudio_viewer.lock
+        )
+        editor = Editor(free_views, pipeline.config.resolution)
+        self.nerfstudio_viewer.prepare(pipeline.views.long_side if pipeline.device.type == "cpu" else None)
         # Above nerfstudio's own controls, whose order begins at 0.
         with self.viser_server.gui.add_folder("Segment", order=-1.0):
-            self.desk = desk = Desk(self.host, bench, self._pipeline)
-            self._prompting = Prompting(desk)
-            wording = [Wording(desk, self._prompting)] if text_available() else []
-            editing = Editing(desk)
-            segmenting = Segmenting(desk, self._prompting)
+            self.context = context = PanelContext(self.nerfstudio_viewer, editor, self._pipeline)
+            self._prompting = PromptSection(context)
+            wording = [TextSection(context, self._prompting)] if text_available() else []
+            editing = EditSection(context)
+            segmenting = SegmentSection(context, self._prompting)
             self._job = segmenting.job
-            viewing = Viewing(desk, self._prompting)
-            desk.sections = [self._prompting, *wording, editing, segmenting, viewing]
-            desk.sections += [Naming(desk), Saving(desk, self._job)]
+            viewing = ViewSection(context, self._prompting)
+            context.sections = [self._prompting, *wording, editing, segmenting, viewing]
+            context.sections += [NameSection(context), ExportSection(context, self._job)]
         self.viser_server.on_client_connect(self._came)
         self.viser_server.on_client_disconnect(self._prompting.left)
-        desk.begin()
+        context.begin()
 
     def close(self) -> None:
         """Stop what runs at the next view, and wait until what was found is kept."""
         self._job.stop()
-        self.desk.close()
+        self.context.close()
 
     def _came(self, client: viser.ClientHandle) -> None:
         """A tab was opened; it begins where a picture was taken, and not somewhere in the middle of things.
@@ -69,11 +68,11 @@ class SegmentPanel(ViewerControl):
         """
 
         def welcome() -> None:
-            self.host.look_from(client, 0)
-            self.host.hide_cameras()
+            self.nerfstudio_viewer.look_from(client, 0)
+            self.nerfstudio_viewer.hide_cameras()
             first, self._visited = not self._visited, True
-            if first and self.desk.bench.state.objects and self.host.wait_for_output():
-                self.desk.show_view("overlay")
+            if first and self.context.editor.state.objects and self.nerfstudio_viewer.wait_for_output():
+                self.context.show_view("overlay")
 
         # Not on the worker, which may be at work for minutes.
         threading.Thread(target=welcome, daemon=True).start()

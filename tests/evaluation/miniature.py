@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sa3d_nerfstudio.evaluation.metrics import Mask
-from sa3d_nerfstudio.segmentation.scribbles import draw_polyline
+from sa3d_nerfstudio.prompts.images import draw_polyline
 
 SCALE = 4
 """How much larger the annotations are than the scene's images."""

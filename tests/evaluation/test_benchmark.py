@@ -13,7 +13,7 @@ import pytest
 from sa3d_nerfstudio.commands import main
 from sa3d_nerfstudio.commands.evaluate import NvosEvaluation, SpinNerfEvaluation
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.segmentation.scribbles import SEED
+from sa3d_nerfstudio.prompts.images import SEED
 from tests.evaluation.miniature import link_run, read, true_mask, write_mask, write_nvos, write_spin_nerf
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sa3d_nerfstudio.fields import trilinear
 from sa3d_nerfstudio.fields.mask_grid import REACH, MaskGrid
-from sa3d_nerfstudio.fields.trilinear import told_by_one
+from sa3d_nerfstudio.fields.trilinear import single_valued
 
 
 def placed(resolution: int) -> MaskGrid:
@@ -34,7 +34,7 @@ def test_reads_what_grid_sample_reads(seed: int, spread: float, resolution: int,
     expected = grid.gather(values[:, None], positions)[:, 0]
     found = trilinear.read(values, index, fractions, resolution)
     assert torch.allclose(found, expected, atol=1e-4 * max(steps, 1))
-    weights, told = torch.rand(4, 16, generator=generator), told_by_one(values, resolution)
+    weights, told = torch.rand(4, 16, generator=generator), single_valued(values, resolution)
     sums = trilinear.read_sums(values, told, weights, index, fractions, resolution)
     assert torch.allclose(sums, (expected.reshape(4, 16) * weights).sum(0), atol=4e-4 * max(steps, 1))
 
@@ -55,7 +55,7 @@ def test_one_tells_what_eight_have_in_common(step: float):
     """However little they differ, if they do."""
     torch.manual_seed(0)
     volume = (torch.rand(6, 6, 6) < 0.85).float() * step
-    found = told_by_one(volume.reshape(-1), 6).reshape(6, 6, 6)
+    found = single_valued(volume.reshape(-1), 6).reshape(6, 6, 6)
     uniform = 0
     for z, y, x in torch.cartesian_prod(*[torch.arange(5)] * 3).tolist():
         block = volume[z : z + 2, y : y + 2, x : x + 2]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates

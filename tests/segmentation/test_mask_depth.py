@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
-from sa3d_nerfstudio.segmentation.mask_depth import in_one_piece, sees_past
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.segmentation.mask_depth import in_one_piece, pixel_spacing, sees_past
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
-from sa3d_nerfstudio.segmentation.surface import pixel_spacing
 from sa3d_nerfstudio.segmenters.base import Candidates
 from sa3d_nerfstudio.traces.base import render_probability
 from tests.analytic import BallSegmenter, BallViews
@@ -119,15 +118,15 @@ def test_a_thing_that_is_seen_on_both_sides_of_another_is_found_whole():
 @pytest.mark.parametrize("mask", ["ball", "nothing", "one pixel"])
 def test_masks_in_one_piece_stay_as_they_are(views: BallViews, mask: str):
     ball = views.ids(0) == 1
-    given = {"ball": ball, "nothing": ball & ~ball, "one pixel": ball & ~ball}[mask]
+    prompted = {"ball": ball, "nothing": ball & ~ball, "one pixel": ball & ~ball}[mask]
     if mask == "one pixel":
         x, y = middle(ball)[0]
-        given[y, x] = True
+        prompted[y, x] = True
     trace = views.trace(0)
     for gap in (0.0, GAP):
-        solid = in_one_piece(trace, given, gap, pixel_spacing(trace, given), torch.zeros(0, 2, dtype=torch.long))
-        assert torch.equal(solid, given)
-    assert mask == "ball" or not sees_past(trace, given, pixel_spacing(trace, given)).any()
+        solid = in_one_piece(trace, prompted, gap, pixel_spacing(trace, prompted), torch.zeros(0, 2, dtype=torch.long))
+        assert torch.equal(solid, prompted)
+    assert mask == "ball" or not sees_past(trace, prompted, pixel_spacing(trace, prompted)).any()
 
 
 def test_an_outline_that_is_too_wide_sees_past_the_object():
@@ -200,8 +199,8 @@ def test_the_published_update_takes_masks_as_they_are():
     views, fields = BallViews(height=96, width=128), []
     for settings in ({}, {"part_gap": 0.0, "trim_outline": False}):
         field = MaskGrid(64)
-        given = SessionSettings(lifting="gradient", max_passes=1, **settings)
-        session = SegmentationSession(views, Careless.of(views), field, given)
+        prompted = SessionSettings(lifting="gradient", max_passes=1, **settings)
+        session = SegmentationSession(views, Careless.of(views), field, prompted)
         session.prompt(0, Prompt.from_points(views.height, views.width, middle(views.ids(0) == 3).tolist()))
         session.run()
         fields.append(field)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt
-from sa3d_nerfstudio.segmentation.view_choice import view_order
+from sa3d_nerfstudio.segmentation.view_selection import view_order
 
 EVERYWHERE = torch.ones(20, 30, dtype=torch.bool)
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
-from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
-from sa3d_nerfstudio.segmentation.sharpening import Sharpening
-from sa3d_nerfstudio.segmentation.surface import pixel_spacing, surface_of
+from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Sharpening
+from sa3d_nerfstudio.segmentation.mask_depth import pixel_spacing, surface_of
 from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
 from tests.analytic import BALLS, BallViews
 

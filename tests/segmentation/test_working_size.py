@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
-from sa3d_nerfstudio.segmentation.working_size import magnification
+from sa3d_nerfstudio.segmentation.view_selection import magnification
 from tests.analytic import BallSegmenter, BallViews
 from tests.segmentation.test_session import iou_in_unseen_views, point_on
 

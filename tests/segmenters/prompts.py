@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 
 HEIGHT, WIDTH = 60, 80
 PRIOR = torch.linspace(0, 1, WIDTH).expand(HEIGHT, WIDTH)

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.segmenters import checkpoints
+from sa3d_nerfstudio.segmenters import weights as checkpoints
 from sa3d_nerfstudio.segmenters.base import SegmenterOptions
-from sa3d_nerfstudio.segmenters.checkpoints import CHECKPOINT_VARIABLE, NO_DOWNLOAD_VARIABLE, find_checkpoint
 from sa3d_nerfstudio.segmenters.download import fetch
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
+from sa3d_nerfstudio.segmenters.weights import CHECKPOINT_VARIABLE, NO_DOWNLOAD_VARIABLE, find_checkpoint
 from tests.tiny_sam import save_tiny_sam
 
 CONTENT = bytes(hashlib.sha256(str(number).encode()).digest()[0] for number in range(300_000))

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
-from sa3d_nerfstudio.prompt_config import PromptConfig, read_prompts
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.config import PromptConfig, read_prompts
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterImage, SegmenterOptions
@@ -114,8 +114,8 @@ def prompt_of(tmp_path: Path, scene: Scene, weights: dict[str, Path]) -> Callabl
             config = PromptConfig(file=tmp_path / "prompts.json")
         else:
             config = PromptConfig(view="000.png", **options[kind])
-        (given,) = read_prompts(config, scene, "thing", find_box)
-        return given.views[0]
+        (prompted,) = read_prompts(config, scene, "thing", find_box)
+        return prompted.views[0]
 
     return read
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import SegmenterImage, SegmenterOptions
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import SegmenterImage, SegmenterOptions
-from sa3d_nerfstudio.segmenters.grabcut import GrabCutSegmenter
+from sa3d_nerfstudio.segmenters.grabcut.segmenter import GrabCutSegmenter
 from sa3d_nerfstudio.segmenters.registry import ENTRY_POINT_GROUP, make_segmenter, segmenter_names
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "segmenters.md"

@@ -12,9 +12,8 @@ import torch
 from segment_anything import SamPredictor
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.segmentation.prompts import Prompt
-from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions
-from sa3d_nerfstudio.segmenters.batches import embed_all
+from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, embed_all
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, SamEmbedding, SamSegmenter, low_res_logits, to_bytes
 from tests.segmenters.prompts import HEIGHT, PRIOR, PROMPTS, WIDTH
@@ -162,10 +161,10 @@ def test_colours_become_bytes() -> None:
 def test_prior_matters_with_dense_prompts(dense: SamSegmenter, segmenter: SamSegmenter, points: list) -> None:
     embedding = dense.embed(picture())
     without = dense.predict(embedding, Prompt.from_points(HEIGHT, WIDTH, points))
-    given = dense.predict(embedding, Prompt.from_points(HEIGHT, WIDTH, points, prior=PRIOR))
+    prompted = dense.predict(embedding, Prompt.from_points(HEIGHT, WIDTH, points, prior=PRIOR))
     mirrored = dense.predict(embedding, Prompt.from_points(HEIGHT, WIDTH, points, prior=PRIOR.flip(1)))
-    assert not same(without, given)
-    assert not same(given, mirrored)
+    assert not same(without, prompted)
+    assert not same(prompted, mirrored)
     assert same(without, segmenter.predict(embedding, Prompt.from_points(HEIGHT, WIDTH, points)))
 
 
@@ -292,5 +291,5 @@ def test_a_batch_too_large_for_the_gpu_is_halved(segmenter: SamSegmenter) -> Non
     images = [picture(seed) for seed in range(5)]
     found = embed_all(Small(segmenter.model), images)
     assert sizes == [5, 2, 3, 1, 2]
-    for image, one in zip(images, found, strict=True):
-        assert torch.allclose(one.features.float(), segmenter.embed(image).features.float(), atol=2e-3)
+    for image, item in zip(images, found, strict=True):
+        assert torch.allclose(item.features.float(), segmenter.embed(image).features.float(), atol=2e-3)

@@ -16,13 +16,12 @@ from nerfstudio.models.splatfacto import SplatfactoModel
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.splat_mask import SplatMask
-from sa3d_nerfstudio.model import with_masks
-from sa3d_nerfstudio.splat_model import MaskedSplatModel
+from sa3d_nerfstudio.models.attach import with_masks
+from sa3d_nerfstudio.models.splats import MaskedSplatModel
 from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.traces.gaussians import GaussianTrace, intercepted
-from sa3d_nerfstudio.views import trace_camera
 from tests.devices import DEVICES
-from tests.models import camera, masked_splats, small_splats
+from tests.small_models import camera, masked_splats, small_splats
 from tests.stand_ins import splats_on_cpu
 
 SETTINGS = [{}, {"rasterize_mode": "antialiased"}, {"sh_degree": 0}, {"background_color": "white"}]
@@ -58,7 +57,7 @@ def test_splat_is_the_adjoint_of_render(device: str, settings: dict):
     torch.manual_seed(1)
     x, y = torch.rand(field.num_cells, 2).to(device), torch.rand(140, 2).to(device)
     forward = (trace.render(field, x).double() * y).sum()
-    adjoint = (x.double() * trace.splat(field, y)).sum()
+    adjoint = (x.double() * trace.backproject(field, y)).sum()
     assert float(forward) == pytest.approx(float(adjoint), rel=1e-5)
     assert float(forward) > 1
 
@@ -89,7 +88,7 @@ def test_the_trace_explains_the_image(device: str, settings: dict):
 def test_splat_agrees_with_the_matrix(device: str):
     _, trace, model = traced(device)
     matrix, image = weights(trace, model), torch.rand(140, 3).to(device)
-    got = trace.splat(SplatMask(model.gauss_params["means"]), image)
+    got = trace.backproject(SplatMask(model.gauss_params["means"]), image)
     assert torch.allclose(got, matrix.T @ image, atol=1e-4)
 
 
@@ -127,7 +126,7 @@ def test_a_cropped_trace_leaves_out_what_is_cropped(device: str):
     assert matrix[:, inside].max() > 0
     assert torch.allclose(matrix.sum(-1), outputs["accumulation"].reshape(-1), atol=1e-5)
     image = torch.rand(140, 1).to(device)
-    assert torch.allclose(trace.splat(model.new_field(0), image), matrix.T @ image, atol=1e-4)
+    assert torch.allclose(trace.backproject(model.new_field(0), image), matrix.T @ image, atol=1e-4)
 
 
 def test_an_empty_crop_is_no_object(device: str):
@@ -147,7 +146,7 @@ def test_a_view_gives_distances_along_its_rays(device: str):
     splats["means"].copy_(torch.tensor([[0.4, 0.2, -1.0], [9.0, 9, 9], [9, 9, 9], [9, 9, 9]]))
     splats["scales"].fill_(-2.0)
     splats["opacities"].fill_(9.0)
-    view = trace_camera(model, camera(40, 56))
+    view = model.trace_view(camera(40, 56))
     solid = view.accumulation > 0.5
     assert solid.sum() > 3
     target = torch.tensor([0.4, 0.2, -1.0], device=device)
@@ -159,7 +158,7 @@ def test_a_view_gives_distances_along_its_rays(device: str):
 
 def test_views_share_what_is_the_same(device: str):
     model = masked_splats().to(device)
-    first, second = (trace_camera(model, camera()) for _ in range(2))
+    first, second = (model.trace_view(camera()) for _ in range(2))
     assert isinstance(first, GaussianTrace)
     assert isinstance(second, GaussianTrace)
     assert first.rasterization is not None
@@ -229,7 +228,7 @@ def test_a_derived_class_keeps_its_lens(device: str):
     pinhole, _, _ = traced(device)
     assert not torch.allclose(outputs["accumulation"], pinhole["accumulation"], atol=0.05)
     image = torch.rand(140, 1).to(device)
-    assert torch.allclose(trace.splat(model.new_field(0), image), matrix.T @ image, atol=1e-4)
+    assert torch.allclose(trace.backproject(model.new_field(0), image), matrix.T @ image, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [CameraType.FISHEYE, CameraType.EQUIRECTANGULAR])
@@ -252,8 +251,8 @@ def test_channels_and_parts_of_an_image_do_not_matter(device: str):
     assert torch.allclose(trace.render(field, values), single, atol=1e-5)
     image = torch.rand(140, 2).to(device)
     parts = [torch.where((torch.arange(140, device=device) % 3 == i)[:, None], image, 0.0) for i in range(3)]
-    split = torch.stack([trace.splat(field, part) for part in parts]).sum(0)
-    assert torch.allclose(trace.splat(field, image), split, atol=1e-5)
+    split = torch.stack([trace.backproject(field, part) for part in parts]).sum(0)
+    assert torch.allclose(trace.backproject(field, image), split, atol=1e-5)
 
 
 class Foreign(SplatfactoModel):

@@ -10,12 +10,12 @@ from nerfstudio.models.nerfacto import NerfactoModel
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
-from sa3d_nerfstudio.model import MaskedModel, with_masks
+from sa3d_nerfstudio.models.attach import with_masks
+from sa3d_nerfstudio.models.rays import MaskedModel
 from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.traces.nerf import NerfTrace, WeightedSamples, concatenate
-from sa3d_nerfstudio.views import trace_camera
 from tests.devices import DEVICES
-from tests.models import CONFIGS, NEEDING_STAND_INS, camera, masked, rays, small_model
+from tests.small_models import CONFIGS, NEEDING_STAND_INS, camera, masked, rays, small_model
 from tests.stand_ins import no_diffusion, occupancy_on_cpu, sdf_on_cpu
 
 METHODS = sorted(CONFIGS | NEEDING_STAND_INS)
@@ -74,8 +74,8 @@ def test_trace_explains_the_rendered_depth(method: str):
     with torch.no_grad():
         _, samples = model.trace(bundle)
         args, kwargs = seen[-1] if method in ("vanilla-nerf", "mipnerf", "tensorf") else seen[0]
-        given = {**dict(zip(("weights", "ray_samples"), args, strict=False)), **kwargs}
-        expected = DepthRenderer(method="expected")(**given)
+        prompted = {**dict(zip(("weights", "ray_samples"), args, strict=False)), **kwargs}
+        expected = DepthRenderer(method="expected")(**prompted)
     distance = ((samples.positions - bundle.origins[samples.ray_indices]) * bundle.directions[samples.ray_indices]).sum(
         -1
     )
@@ -92,7 +92,7 @@ def test_splat_is_the_adjoint_of_render(method: str, device: str):
     torch.manual_seed(1)
     x, y = torch.rand(grid.num_cells, 2).to(device), torch.rand(140, 2).to(device)
     forward = (trace.render(grid, x).double() * y).sum()
-    adjoint = (x.double() * trace.splat(grid, y)).sum()
+    adjoint = (x.double() * trace.backproject(grid, y)).sum()
     assert float(forward) == pytest.approx(float(adjoint), rel=1e-5)
 
 
@@ -111,7 +111,7 @@ def test_render_and_splat_agree_with_loops():
             cell = base.long() + bits
             matrix[ray, cell[2] * 36 + cell[1] * 6 + cell[0]] += weight * share
     assert torch.allclose(trace.render(grid, x), matrix @ x, atol=1e-5)
-    assert torch.allclose(trace.splat(grid, y), matrix.T @ y, atol=1e-5)
+    assert torch.allclose(trace.backproject(grid, y), matrix.T @ y, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -123,10 +123,10 @@ def test_order_and_chunks_of_rays_do_not_matter(method: str, device: str):
         parts = [model.trace(bundle[order[start : start + 33]])[1] for start in range(0, 140, 33)]
     shuffled, grid = concatenate(parts), MaskGrid(12).to(device)
     values, image = torch.rand(grid.num_cells, 1).to(device), torch.rand(140, 1).to(device)
-    render, splat = NerfTrace(whole).render(grid, values), NerfTrace(whole).splat(grid, image)
+    render, backproject = NerfTrace(whole).render(grid, values), NerfTrace(whole).backproject(grid, image)
     assert render.max() > 0.01
     assert torch.allclose(render[order], NerfTrace(shuffled).render(grid, values), atol=1e-5)
-    assert torch.allclose(splat, NerfTrace(shuffled).splat(grid, image[order]), atol=1e-5)
+    assert torch.allclose(backproject, NerfTrace(shuffled).backproject(grid, image[order]), atol=1e-5)
 
 
 def test_pruning_loses_no_more_than_it_says():
@@ -156,7 +156,7 @@ def test_packed_samples_are_read_as_they_come(method: str, device: str):
 def test_a_view_is_its_rays():
     model = masked(small_model("nerfacto"))
     model.config.eval_num_rays_per_chunk = 37
-    view = trace_camera(model, camera())
+    view = model.trace_view(camera())
     with torch.no_grad():
         outputs = model.get_outputs_for_camera(camera())
     assert torch.allclose(view.rgb, outputs["rgb"], atol=1e-5)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.commands import ROOT
+from tests.subprocesses import ROOT
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (

@@ -1,0 +1,94 @@
+"""Build base models without the downloads that nerfstudio makes on construction."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from nerfstudio.models import generfacto
+from torch import nn
+from torchmetrics.functional.image import lpips as torchmetrics_lpips
+
+_BACKBONE_BUILDERS = ("_get_tv_model_features", "_get_net")  # its name since and before torchmetrics 1.3
+
+_skip_download: ContextVar[bool] = ContextVar("sa3d_skip_lpips_download", default=False)
+_lpips_lock = threading.Lock()
+_users = 0
+_originals: dict[str, Callable[..., Any]] = {}
+
+
+@contextmanager
+def lpips_without_download() -> Iterator[None]:
+    """Within this context LPIPS metrics get a randomly initialised backbone instead of a downloaded one.
+
+    Shapes and state-dict keys are those of the pretrained network, and the small linear layers that come with
+    torchmetrics are loaded as always, so a checkpoint fits. Until one is loaded the metric's values mean nothing.
+
+    May be nested and used by several threads: a metric built by a thread outside the context is not affected.
+    """
+    token = _skip_download.set(True)
+    _install()
+    try:
+        yield
+    finally:
+        _uninstall()
+        _skip_download.reset(token)
+
+
+def _install() -> None:
+    global _users  # noqa: PLW0603
+    with _lpips_lock:
+        _users += 1
+        if _users > 1:
+            return
+        for name in _BACKBONE_BUILDERS:
+            original = getattr(torchmetrics_lpips, name, None)
+            if original is not None:
+                _originals[name] = original
+                setattr(torchmetrics_lpips, name, _untrained_within_context(original))
+
+
+def _uninstall() -> None:
+    global _users  # noqa: PLW0603
+    with _lpips_lock:
+        _users -= 1
+        if _users == 0:
+            for name, original in _originals.items():
+                setattr(torchmetrics_lpips, name, original)
+            _originals.clear()
+
+
+def _untrained_within_context(build_backbone: Callable[..., Any]) -> Callable[..., Any]:
+    def build(net: str, pretrained: bool = False) -> Any:
+        return build_backbone(net, pretrained=pretrained and not _skip_download.get())
+
+    return build
+
+
+GUIDANCE = "_diffusion_model."
+"""What the names of its tensors begin with in a checkpoint."""
+
+_GUIDES = ("StableDiffusion", "DeepFloyd", "PositionalTextEmbeddings")
+_guidance_lock = threading.RLock()
+
+
+class _Absent(nn.Module):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+
+@contextmanager
+def without_guidance() -> Iterator[None]:
+    """Within this context models have nothing in the place of their diffusion model, and cannot be trained."""
+    with _guidance_lock:
+        originals = {name: getattr(generfacto, name) for name in _GUIDES}
+        for name in _GUIDES:
+            setattr(generfacto, name, _Absent)
+        try:
+            yield
+        finally:
+            for name, original in originals.items():
+                setattr(generfacto, name, original)

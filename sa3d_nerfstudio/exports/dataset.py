@@ -1,0 +1,212 @@
+"""The cameras of a run's data set, and the files that describe its images."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from nerfstudio.cameras.camera_paths import get_path_from_json
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from PIL import Image
+
+from sa3d_nerfstudio.datamanager import FrozenImages
+from sa3d_nerfstudio.errors import SA3DError, one_line
+from sa3d_nerfstudio.files import read_json, write_json
+from sa3d_nerfstudio.pipeline import SA3DPipeline
+
+_LISTS = ("train_filenames", "val_filenames", "test_filenames")
+
+
+@dataclass
+class DataSetFiles:
+    """The images of a data set, as its transforms.json lists them, if it has one."""
+
+    transforms: Path | None
+    """The transforms.json."""
+    content: dict[str, Any]
+    """What is in it."""
+    downscale_factor: int
+    """How much smaller than the originals the images are that the model was trained on."""
+
+    @classmethod
+    def of(cls, pipeline: SA3DPipeline) -> DataSetFiles:
+        """The files of a run's data set.
+
+        Raises:
+            SA3DError: The transforms.json is damaged.
+        """
+        dataparser: Any = getattr(pipeline.datamanager, "dataparser", None)
+        factor = getattr(dataparser, "downscale_factor", None) or 1
+        data = getattr(getattr(dataparser, "config", None), "data", None)
+        path = None if data is None else Path(data) if Path(data).suffix == ".json" else Path(data) / "transforms.json"
+        if path is None or not path.is_file():
+            return cls(None, {}, int(factor))
+        return cls(path.absolute(), read_json(path, "list of images"), int(factor))
+
+    @property
+    def images(self) -> dict[Path, dict[str, Any]]:
+        """The frames of transforms.json by the absolute paths of their images."""
+        frames = self.content.get("frames", [])
+        return {self.absolute(frame["file_path"]): frame for frame in frames if "file_path" in frame}
+
+    def absolute(self, path: str) -> Path:
+        """A path in transforms.json, which is relative to it."""
+        assert self.transforms is not None
+        return Path(os.path.abspath(self.transforms.parent / path))
+
+    def original(self, image: Path) -> Path:
+        """The image at full size, given one that the model was trained on: nerfstudio keeps smaller copies of it."""
+        image = Path(os.path.abspath(image))
+        if self.downscale_factor == 1 or self.transforms is None:
+            return image
+        # nerfstudio finds the smaller copies by name alone.
+        return next((original for original in self.images if original.name == image.name), image)
+
+    def write_with_masks(self, path: Path, masks: Mapping[Path, Path]) -> bool:
+        """Write a copy of transforms.json that names a mask for each image. Its own place may be anywhere.
+
+        Args:
+            path: The file to write.
+            masks: The mask of each image.
+
+        Returns:
+            Whether it has been written: nerfstudio wants a mask for every image or for none.
+        """
+        images = self.images
+        if not images or not set(images) <= set(masks):
+            return False
+
+        def moved(name: str) -> str:
+            return os.path.relpath(self.absolute(name).resolve(), path.parent.resolve())
+
+        content = copy.deepcopy(self.content)
+        for frame, image in zip(content["frames"], images, strict=True):
+            frame["mask_path"] = os.path.relpath(masks[image].resolve(), path.parent.resolve())
+            for key in ("file_path", "depth_file_path"):
+                if key in frame:
+                    frame[key] = moved(frame[key])
+        for key in _LISTS:
+            if key in content:
+                content[key] = [moved(name) for name in content[key]]
+        if "ply_file_path" in content:
+            content["ply_file_path"] = moved(content["ply_file_path"])
+        write_json(path, content)
+        return True
+
+
+Split = Literal["train", "test", "all"]
+
+
+@dataclass
+class NamedCamera:
+    """One camera."""
+
+    name: Path
+    """Where its masks go within their folder, ending in .png; the image's place within the data set's images."""
+    camera: Cameras
+    """At the full size of the image."""
+    image: Path | None = None
+    """The image itself, at full size; None on a camera path."""
+
+
+def dataset_cameras(pipeline: SA3DPipeline, split: Split) -> list[NamedCamera]:
+    """The cameras of the data set's images.
+
+    Args:
+        pipeline: A loaded run.
+        split: Of the images that the base model was trained on, of those it is tested on, or of both.
+
+    Raises:
+        SA3DError: There are none.
+    """
+    datamanager: Any = pipeline.datamanager
+    chosen = {"train": ["train"], "test": ["eval"], "all": ["train", "eval"]}[split]
+    files = DataSetFiles.of(pipeline)
+    found: dict[Path, tuple[Cameras, Path]] = {}
+    for which in chosen:
+        dataset: InputDataset | None = getattr(datamanager, f"{which}_dataset", None)
+        if dataset is None:
+            continue
+        cameras = _undistorted(datamanager, which, dataset)
+        for index, filename in enumerate(dataset.image_filenames):
+            camera = copy.deepcopy(cameras[index : index + 1])
+            original = files.original(Path(filename))
+            camera.rescale_output_resolution(files.downscale_factor / dataset.scale_factor)
+            if original.is_file() and files.downscale_factor > 1:
+                # Sizes of images that have been scaled down were rounded.
+                width, height = _image_size(original)
+                camera.width[:], camera.height[:] = width, height
+            found.setdefault(original, (camera, original))
+    if not found:
+        raise SA3DError(f"this run has no images for --split {split}: choose another split, or give a --camera-path.")
+    names = _names(list(found))
+    return [NamedCamera(name, *pair) for name, pair in zip(names, found.values(), strict=True)]
+
+
+def path_cameras(path: Path) -> list[NamedCamera]:
+    """The cameras of a camera path, as nerfstudio's viewer and ``ns-render camera-path`` have it.
+
+    Raises:
+        SA3DError: The file is missing, or is no camera path.
+    """
+    content = read_json(path, "camera path")
+    try:
+        cameras = get_path_from_json(content)
+        size = int(content["render_height"]), int(content["render_width"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise SA3DError(
+            f"{path} is no camera path ({type(error).__name__}: {one_line(error)}): save one in nerfstudio's viewer."
+        ) from error
+    # As ns-render takes it: the size of the image is twice its centre.
+    cameras.height[:], cameras.width[:] = size
+    return [NamedCamera(Path(f"{index:05d}.png"), cameras[index : index + 1]) for index in range(len(cameras))]
+
+
+def _undistorted(datamanager: Any, which: str, dataset: InputDataset) -> Cameras:
+    """The cameras as the model renders them; see :meth:`FrozenImages.training_cameras`."""
+    distortion = dataset.cameras.distortion_params
+    if isinstance(datamanager, FrozenImages) and distortion is not None and bool((distortion != 0).any()):
+        _ = datamanager.cached_train if which == "train" else datamanager.cached_eval
+    return dataset.cameras
+
+
+def has_distortion(cameras: list[NamedCamera]) -> bool:
+    """Whether any camera has a lens that bends straight lines."""
+    distortions = [item.camera.distortion_params for item in cameras]
+    return any(params is not None and bool(torch.any(params != 0)) for params in distortions)
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError as error:
+        raise SA3DError(f"the image {path} cannot be read ({one_line(error)}): restore it.") from error
+
+
+def _names(images: list[Path]) -> list[Path]:
+    """Names for masks: the images' own if no two are the same, or else with the folders that tell them apart."""
+    stems = [image.stem for image in images]
+    if len(set(stems)) == len(stems):
+        return [Path(f"{stem}.png") for stem in stems]
+    # Folders tell them apart, or else the kind of file.
+    common = Path(*_common_parts([image.parent for image in images]))
+    names = [image.relative_to(common).with_suffix(".png") for image in images]
+    if len(set(names)) == len(names):
+        return names
+    return [Path(f"{image.relative_to(common)}.png") for image in images]
+
+
+def _common_parts(folders: list[Path]) -> list[str]:
+    parts = []
+    for level in zip(*(folder.parts for folder in folders), strict=False):
+        if len(set(level)) > 1:
+            break
+        parts.append(level[0])
+    return parts

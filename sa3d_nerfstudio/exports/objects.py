@@ -1,0 +1,83 @@
+"""Which objects are to be exported, and what they are called in files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.fields.objects import MaskObjects
+from sa3d_nerfstudio.models.outputs import NO_OBJECT
+
+
+@dataclass(frozen=True)
+class ExportObject:
+    """An object to export."""
+
+    name: str
+    id: int
+    """Its number in the run, from 1 on, whatever else is exported; 0 stands for no object."""
+    stem: str
+    """Its name as a file's; no two objects of a run share one."""
+    field: MaskField
+    color: tuple[float, float, float]
+    """The colour that marks it, each channel in [0, 1]."""
+
+
+def select(masks: MaskObjects, names: Sequence[str] = ()) -> list[ExportObject]:
+    """The objects to export, in the order of the run.
+
+    Args:
+        masks: All objects of a run.
+        names: Those that are wanted, hidden ones included; by default, all that are not hidden.
+
+    Raises:
+        SA3DError: There is no object, none of that name, or one that is wanted holds nothing.
+    """
+    unknown = [name for name in names if name not in masks]
+    if unknown and masks.names:
+        raise SA3DError(f"there is no object {unknown[0]!r} in this run: it has {', '.join(masks.names)}.")
+    stems = _stems(masks.names)
+    chosen = []
+    for number, name in enumerate(masks.names, start=1):
+        if name not in names and (names or name in masks.hidden):
+            continue
+        if not masks[name].holds_object(masks.threshold):
+            if name in names:
+                raise SA3DError(f"the object {name!r} is empty: segment it again with another prompt.")
+            continue
+        chosen.append(ExportObject(name, number, stems[number - 1], masks[name], masks.colors[name]))
+    if not chosen and any(masks[name].holds_object(masks.threshold) for name in masks.names):
+        raise SA3DError(f"all objects of this run are hidden: name those to export, --object {' '.join(masks.names)}.")
+    if not chosen:
+        raise SA3DError(NO_OBJECT)
+    return chosen
+
+
+def left_out(masks: MaskObjects, chosen: Sequence[ExportObject]) -> list[str]:
+    """Names of the hidden objects that are not exported."""
+    exported = {item.name for item in chosen}
+    return [name for name in masks.names if name in masks.hidden and name not in exported]
+
+
+@contextmanager
+def only(masks: MaskObjects, chosen: Sequence[ExportObject]) -> Iterator[None]:
+    """While this lasts, these objects are shown and all others are hidden, for renderers that go by that."""
+    hidden = masks.hidden
+    masks.hidden = set(masks.names) - {item.name for item in chosen}
+    try:
+        yield
+    finally:
+        masks.hidden = hidden
+
+
+def _stems(names: Sequence[str]) -> list[str]:
+    """Names made fit for any file system, which may not tell small letters from capitals."""
+    stems = [re.sub(r"[^\w-]+", "_", name).strip("_")[:80] or "object" for name in names]
+    folded = [stem.casefold() for stem in stems]
+    return [
+        stem if folded.count(stem.casefold()) == 1 else f"{stem}-{number}" for number, stem in enumerate(stems, start=1)
+    ]

@@ -1,0 +1,155 @@
+"""Files that are written whole or not at all, and digests of what they hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sa3d_nerfstudio.errors import SA3DError, one_line
+
+_TEMPORARY = re.compile(r"saving-0\..*\.(\d+)(\.[^.]*)?")
+_CLEANED: set[tuple[int, Path]] = set()
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the context ends without an error.
+
+    What processes that were killed have left in its folder is removed.
+
+    Args:
+        path: The file to write; its folder is made if need be.
+
+    Raises:
+        SA3DError: It cannot be written: no room, no permission, no such drive.
+    """
+    path = Path(path)
+    temporary = path.with_name(_temporary_name(path, os.getpid()))
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path.parent)
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            if os.path.lexists(temporary):
+                temporary.unlink()
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: BaseException) -> SA3DError:
+    """The sentence for a file that cannot be written."""
+    reason = (getattr(error, "strerror", None) or one_line(error)).rstrip(".")
+    return SA3DError(f"{path} cannot be written ({reason}): make room there, or choose another folder.")
+
+
+def check_writable(folder: Path, num_bytes: int = 0) -> None:
+    """Find out, before work begins, whether a folder can be made and written to. Nothing is left behind.
+
+    Args:
+        folder: Need not exist yet.
+        num_bytes: How much is about to be written.
+
+    Raises:
+        SA3DError: It cannot, or there is not enough room.
+    """
+    existing = Path(os.path.abspath(folder))
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+        free = shutil.disk_usage(existing).free
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    if free < num_bytes:
+        raise SA3DError(
+            f"{folder} needs {num_bytes / 1e6:.0f} MB, but {free / 1e6:.0f} MB are free there: make room, choose "
+            "another --output-dir, or leave the base weights where they are (--pipeline.save-base False)."
+        )
+
+
+def _temporary_name(path: Path, process: int) -> str:
+    # The suffix is kept last, for image writers choose the format by it. nerfstudio reads a number between the first
+    # "-" and the first "." of every name in a checkpoint folder and takes the largest: this one's is 0.
+    return f"saving-0.{path.stem}.{process}{path.suffix}"
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Once for each process and folder: a folder may hold thousands of images."""
+    if (os.getpid(), folder) in _CLEANED:
+        return
+    _CLEANED.add((os.getpid(), folder))
+    for other in folder.iterdir():
+        match = _TEMPORARY.fullmatch(other.name)
+        if match and not _is_running(int(match[1])):
+            other.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself outlast a power failure, where folders can be opened."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Args:
+        path: The file.
+        what: What it should be, for messages.
+
+    Raises:
+        SA3DError: It is missing, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text("utf8"))
+    except FileNotFoundError:
+        raise SA3DError(f"there is no {what} {path}: check the path.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise SA3DError(f"{path} cannot be read as a {what} ({one_line(error)}): write it again.") from error
+    if not isinstance(content, dict):
+        raise SA3DError(f"{path} is no {what}, for it holds no JSON object: write it again.")
+    return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, for people to read too."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", "utf8")
+
+
+def write_png(path: Path, pixels: NDArray[np.unsignedinteger]) -> None:
+    """Write an image [height, width] of one channel with 8 or 16 bits, or [height, width, 3] with 8."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels).save(temporary)

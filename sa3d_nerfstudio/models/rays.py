@@ -1,0 +1,322 @@
+"""A base model that renders rays, with mask outputs, and with the object alone or removed beside its own."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.fields.sdf_field import SDFField
+from nerfstudio.model_components import renderers
+from nerfstudio.utils.colors import COLORS_DICT
+from torch import Tensor
+
+from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.gpu_memory import map_chunks, with_smaller_chunks
+from sa3d_nerfstudio.models.gating import Gate, gated_density
+from sa3d_nerfstudio.models.outputs import SOLID, LazyOutputs, MaskOutputs, Observation
+from sa3d_nerfstudio.models.signed_distance import cut_to_objects, whole_scene
+from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
+from sa3d_nerfstudio.traces.compressed import CompressedTrace, NotOnRays, ViewRays, atoms_of, pixel_angle
+from sa3d_nerfstudio.traces.nerf import NerfTrace, NerfViewTrace, WeightedSamples, concatenate, trace_rays
+
+Kept = TypeVar("Kept")
+
+OF_THE_OBJECT = frozenset({"mask", "object_rgb"})
+"""Outputs that are the same on all rays that pass no object."""
+FAR = 1e3
+"""Depth that exporters are given where there is no object."""
+_FOR: ContextVar[Literal["viewing", "export"] | None] = ContextVar("for", default=None)
+"""What an image is rendered for; None while nobody renders one."""
+
+
+class MaskedModel(MaskOutputs):
+    """What is added to the class of a base model that renders rays.
+
+    **What is exported.** ns-viewer, ns-render and ns-eval render through ``get_outputs_for_camera``, and get the base
+    model's image with masks beside it. The exporters of meshes (``ns-export tsdf``, and the textures of all meshes)
+    call ``get_outputs_for_camera_ray_bundle`` themselves and look at ``rgb`` and ``depth`` alone: so from there these
+    are the object's, and its depth is ``FAR`` where there is none, which the TSDF reads as free space. The exporters
+    of points call the model itself and go by alpha (``get_rgba_image``). ``ns-export marching-cubes`` asks the model's
+    field for signed distances, see :class:`sa3d_nerfstudio.models.signed_distance.ObjectSDF`.
+    """
+
+    RENDERS_RAYS = True
+
+    def prepare_masks(self) -> None:
+        """Cut a field of signed distances to the objects, where it is asked for a mesh."""
+        field = getattr(self, "field", None)
+        if isinstance(field, SDFField):
+            cut_to_objects(field, self)
+
+    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:  # type: ignore[override]
+        """Outputs for a bundle of rays."""
+        if self.training:
+            return super().get_outputs(ray_bundle)  # type: ignore[safe-super]
+        outputs, samples = self.trace(ray_bundle)
+        rgb = _first(outputs, "rgb")
+        passing = self.masks.hits(ray_bundle.origins, ray_bundle.directions, self.mask_threshold)
+        ready = self.with_mask(outputs, rgb, NerfTrace(samples))
+        if _FOR.get() == "export":
+            return ready | self._to_export(outputs, *self._alone(ray_bundle, passing))
+        later: dict[tuple[str, ...], Callable[[], dict[str, Tensor]]] = {
+            ("object_rgb", "object_depth", "object_accumulation"): lambda: self._object(ray_bundle, passing, rgb),
+            ("background_rgb",): lambda: {"background_rgb": self._background(ray_bundle, passing, rgb)},
+        }
+        if self.wanted_outputs is not None:
+            wanted = self.wanted_outputs()
+            for names in [names for names in later if wanted.isdisjoint(names)]:
+                ready |= {name: torch.zeros_like(rgb if name.endswith("rgb") else rgb[:, :1]) for name in names}
+                del later[names]
+        return LazyOutputs(ready, later)
+
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
+        """Outputs for all pixels of a camera."""
+        purpose = _FOR.set("viewing")
+        try:
+            return super().get_outputs_for_camera(camera, obb_box)
+        finally:
+            _FOR.reset(purpose)
+
+    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
+        """Outputs for an image of rays; for exporters, which call this themselves, those of the objects alone.
+
+        Raises:
+            SA3DError: An exporter asks, and there is no object.
+        """
+        render = functools.partial(super().get_outputs_for_camera_ray_bundle, camera_ray_bundle)
+        if _FOR.get() == "viewing":
+            return with_smaller_chunks(self.config, render)
+        self.require_object()
+        purpose = _FOR.set("export")
+        try:
+            return with_smaller_chunks(self.config, render)
+        finally:
+            _FOR.reset(purpose)
+
+    def trace(self, ray_bundle: RayBundle) -> tuple[dict[str, Any], WeightedSamples]:
+        """The base model's outputs for a bundle of rays, and the samples and weights that made them."""
+        return trace_rays(self, lambda: self._base_outputs(ray_bundle), len(ray_bundle))
+
+    @torch.no_grad()
+    def trace_view(self, camera: Cameras, lock: AbstractContextManager[Any] | None = None) -> NerfViewTrace:
+        """Trace all pixels of one camera; rays in chunks of the model's own size."""
+        rays, traced = self._render_rays(camera, lock, lambda samples, _: samples.pruned())
+        height, width = int(camera.height.max()), int(camera.width.max())
+        return NerfViewTrace(
+            samples=concatenate([samples for samples, _, _ in traced]),
+            height=height,
+            width=width,
+            rgb=torch.cat([rgb for _, rgb, _ in traced]).reshape(height, width, 3),
+            depth=torch.cat([depth for _, _, depth in traced]).reshape(height, width, 1),
+            origins=rays.origins.to(self.device),
+            directions=rays.directions.to(self.device),
+        )
+
+    @torch.no_grad()
+    def compressed_view(
+        self,
+        camera: Cameras,
+        lock: AbstractContextManager[Any] | None = None,
+        shared_directions: list[Tensor] | None = None,
+    ) -> ViewTrace:
+        """As :meth:`trace_view`, compressed chunk by chunk, so that no view is ever held whole.
+
+        Returns:
+            A :class:`CompressedTrace`; for models whose samples leave their rays, the trace as it is.
+        """
+        rays = camera_rays(camera, shared_directions)
+        height, width = int(camera.height.max()), int(camera.width.max())
+        angle = pixel_angle(rays.local.reshape(height, width, 3))
+
+        def keep(samples: WeightedSamples, chunk: RayBundle) -> tuple[Tensor, Tensor, Tensor]:
+            return *atoms_of(samples, chunk.origins, chunk.directions, angle), samples.accumulation
+
+        try:
+            _, traced = self._render_rays(camera, lock, keep)
+        except NotOnRays:
+            return self.trace_view(camera, lock)
+        return CompressedTrace.pack(
+            torch.cat([atoms[0] for atoms, _, _ in traced], dim=1),
+            torch.cat([atoms[1] for atoms, _, _ in traced], dim=1),
+            torch.cat([atoms[2] for atoms, _, _ in traced]),
+            torch.cat([rgb for _, rgb, _ in traced]).reshape(height, width, 3),
+            torch.cat([depth for _, _, depth in traced]).reshape(height, width, 1),
+            rays,
+        )
+
+    @torch.no_grad()
+    def observe(self, camera: Cameras, fields: Sequence[MaskField], threshold: float) -> Observation:
+        """See what of some objects is visible to a camera; only the rays that pass through one are rendered.
+
+        All others are not on it. A cell that hardly any view has seen does not make a ray pass, though it may have a
+        probability.
+        """
+        rays = camera.to(self.device).generate_rays(camera_indices=0, keep_shape=True)
+        directions = rays.directions
+        height, width = directions.shape[:2]
+        rays = rays.flatten()
+        passing = torch.zeros(len(rays), dtype=torch.bool, device=self.device)
+        for field in fields:
+            passing |= field.hits(rays.origins, rays.directions, threshold)
+        chosen = rays[passing]
+
+        def see(part: slice) -> tuple[Tensor, Tensor, Tensor]:
+            chunk = chosen[part]
+            if self.collider is not None:
+                chunk = self.collider(chunk)
+            self.eval()
+            outputs, samples = self.trace(chunk)
+            assert samples.depth is not None
+            trace = NerfTrace(samples.pruned())
+            probability = torch.stack([render_probability(trace, field)[0] for field in fields], dim=-1)
+            return probability, _first(outputs, "rgb"), chunk.origins + chunk.directions * samples.depth
+
+        parts = map_chunks(self.config, len(chosen), see)
+        images = [directions.new_zeros(height * width, channels) for channels in (len(fields), 3, 3)]
+        for index, image in enumerate(images):
+            if parts:
+                image[passing] = torch.cat([part[index] for part in parts])
+        probability, rgb, points = (image.reshape(height, width, -1) for image in images)
+        return Observation(probability.permute(2, 0, 1), rgb, points, directions, passing.reshape(height, width))
+
+    @torch.no_grad()
+    def render_outputs(self, camera: Cameras, names: Collection[str]) -> dict[str, Tensor]:
+        """Outputs for all pixels of a camera; if all are of the object alone, only rays that pass it are rendered."""
+        if not OF_THE_OBJECT.issuperset(names):
+            return super().render_outputs(camera, names)
+        rays = camera.to(self.device).generate_rays(camera_indices=0, keep_shape=True)
+        height, width = rays.origins.shape[:2]
+        rays = rays.flatten()
+        passing = self.masks.hits(rays.origins, rays.directions, self.mask_threshold)
+        # A ray that passes nothing has the same outputs as any other such: the background.
+        empty = 1.0 if self.object_background == "white" else 0.0
+        images = {name: torch.full((len(rays), 3), empty if name == "object_rgb" else 0.0) for name in names}
+        images = {name: image[:, : 1 if name == "mask" else 3].to(self.device) for name, image in images.items()}
+        chosen = rays[passing]
+
+        def see(part: slice) -> dict[str, Tensor]:
+            outputs = self(chosen[part])
+            return {name: outputs[name] for name in names}
+
+        parts = map_chunks(self.config, len(chosen), see)
+        for name, image in images.items():
+            if parts:
+                image[passing] = torch.cat([part[name] for part in parts])
+        return {name: image.reshape(height, width, -1) for name, image in images.items()}
+
+    def _render_rays(
+        self,
+        camera: Cameras,
+        lock: AbstractContextManager[Any] | None,
+        keep: Callable[[WeightedSamples, RayBundle], Kept],
+    ) -> tuple[RayBundle, list[tuple[Kept, Tensor, Tensor]]]:
+        """Render all rays of a camera.
+
+        Returns:
+            The rays, and for each chunk what is kept of its samples, colours and distances.
+        """
+        held = lock or nullcontext()
+        rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
+        # nerfstudio divides by zero for a pixel that lies exactly on the axis of a fisheye lens.
+        rays.directions = torch.where(rays.directions.isnan(), -camera.camera_to_worlds[0, :, 2], rays.directions)
+
+        def trace(part: slice) -> tuple[Kept, Tensor, Tensor]:
+            chunk = rays[part].to(self.device)
+            if self.collider is not None:
+                chunk = self.collider(chunk)
+            with held:
+                self.eval()
+                outputs, samples = self.trace(chunk)
+            # Not the output named depth, which models of signed distances measure along the camera's axis.
+            return keep(samples, chunk), _first(outputs, "rgb"), cast(Tensor, samples.depth)
+
+        return rays, map_chunks(self.config, len(rays), trace)
+
+    def new_field(self, resolution: int) -> MaskGrid:
+        """An empty mask field: a grid."""
+        return MaskGrid(resolution).to(self.device)
+
+    def field_with_cells(self, num_cells: int) -> MaskGrid:
+        """An empty grid to restore from a checkpoint."""
+        return self.new_field(round(num_cells ** (1 / 3)))
+
+    def _base_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
+        # A copy, because some models move the near and far planes of the bundle that they are given.
+        with whole_scene():
+            return super().get_outputs(copy.copy(ray_bundle))  # type: ignore[safe-super]
+
+    def _gated(self, ray_bundle: RayBundle, keep: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """Outputs with the density kept only where ``keep`` says so of the objects' probability."""
+
+        def gate(positions: Tensor) -> Tensor:
+            return keep(self.masks.probability_at(positions)).float()
+
+        return self._render_gated(ray_bundle, gate)
+
+    def _render_gated(self, ray_bundle: RayBundle, gate: Gate) -> dict[str, Any]:
+        with gated_density(self, gate):
+            return self._base_outputs(ray_bundle)
+
+    def _object(self, ray_bundle: RayBundle, passing: Tensor, rgb: Tensor) -> dict[str, Tensor]:
+        color, depth, accumulation = self._alone(ray_bundle, passing)
+        background = renderers.BACKGROUND_COLOR_OVERRIDE
+        if background is None:
+            background = COLORS_DICT[self.object_background]
+        return {
+            "object_rgb": color + (1 - accumulation) * background.to(rgb),
+            "object_depth": depth * (accumulation > SOLID),
+            "object_accumulation": accumulation,
+        }
+
+    def _to_export(
+        self, outputs: dict[str, Any], color: Tensor, depth: Tensor, accumulation: Tensor
+    ) -> dict[str, Tensor]:
+        """The object's outputs under the names of the base model's; its colours are not mixed with what is behind."""
+        values = {
+            "rgb": torch.where(accumulation > 0.01, color / accumulation.clamp(min=0.01), color).clamp(0, 1),
+            "depth": torch.where(accumulation > SOLID, depth, FAR),
+            "accumulation": accumulation,
+        }
+        values |= {f"{name}_fine": value for name, value in values.items()} | {"expected_depth": values["depth"]}
+        return {name: value for name, value in values.items() if name in outputs}
+
+    def _alone(self, ray_bundle: RayBundle, passing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Colour (on black), depth and accumulation of the objects alone."""
+        zero = torch.zeros(len(ray_bundle), 1, device=ray_bundle.origins.device)
+        color, depth, accumulation = zero.repeat(1, 3), zero.clone(), zero.clone()
+        if passing.any():
+            # On black, for models that put an image of the background behind the object themselves.
+            with renderers.background_color_override_context(color.new_zeros(3)):
+                alone = self._gated(ray_bundle[passing], lambda p: p > self.mask_threshold)
+            color[passing] = _first(alone, "rgb")
+            accumulation[passing] = _first(alone, "accumulation").reshape(-1, 1).clamp(0, 1)
+            depth[passing] = _first(alone, "depth").reshape(-1, 1)
+        return color, depth, accumulation
+
+    def _background(self, ray_bundle: RayBundle, passing: Tensor, rgb: Tensor) -> Tensor:
+        color = rgb.clone()
+        if passing.any():
+            color[passing] = _first(self._gated(ray_bundle[passing], lambda p: p <= self.mask_threshold), "rgb")
+        return color
+
+
+def camera_rays(camera: Cameras, shared_directions: list[Tensor] | None = None) -> ViewRays:
+    """The rays of all pixels of a camera, in row-major order."""
+    rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
+    device = camera.camera_to_worlds.device
+    rotation = camera.camera_to_worlds[0, :, :3]
+    return ViewRays.of(rays.origins.to(device), rays.directions.to(device), rotation, shared_directions)
+
+
+def _first(outputs: dict[str, Tensor], name: str) -> Tensor:
+    """An output by the name that models with one pass give it, or by that of the finer of two."""
+    return outputs[name] if name in outputs else outputs[f"{name}_fine"]

@@ -1,0 +1,98 @@
+"""A field of signed distances, cut to the objects for whoever asks from outside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import new_class
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from nerfstudio.fields.sdf_field import SDFField
+from scipy import ndimage
+from torch import Tensor
+
+from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
+
+if TYPE_CHECKING:
+    from sa3d_nerfstudio.models.outputs import MaskOutputs
+
+_Base = SDFField if TYPE_CHECKING else object
+_WHOLE: ContextVar[bool] = ContextVar("whole", default=False)
+
+
+@contextmanager
+def whole_scene() -> Iterator[None]:
+    """While this lasts, fields are those of the whole scene: the model renders."""
+    token = _WHOLE.set(True)
+    try:
+        yield
+    finally:
+        _WHOLE.reset(token)
+
+
+class ObjectSDF(_Base):
+    """What is added to the class of a model's field.
+
+    ``ns-export marching-cubes`` calls ``model.field.forward_geonetwork`` itself and takes the zero level of its first
+    column for the surface. From there, as opposed to the model's own rendering, the distance is that of the scene
+    intersected with the objects (the larger of two signed distances), so that their surface alone is found.
+    """
+
+    sa3d_model: tuple[MaskOutputs]
+    """The model with masks; in a tuple, so that torch does not take it for a part of the field."""
+
+    def forward_geonetwork(self, inputs: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch geo_features+1"]:
+        """Signed distance, and features.
+
+        Raises:
+            SA3DError: An exporter asks, and there is no object.
+        """
+        outputs = super().forward_geonetwork(inputs)
+        if _WHOLE.get():
+            return outputs
+        (model,) = self.sa3d_model
+        model.require_object()
+        fields = [cast(MaskGrid, field) for field in model.masks.shown]
+        outside = torch.stack([distance_to(field, inputs, model.mask_threshold) for field in fields]).amin(0)
+        return torch.cat([torch.maximum(outputs[..., :1], outside.to(outputs)), outputs[..., 1:]], dim=-1)
+
+
+def distance_to(grid: MaskGrid, positions: Float[Tensor, "*batch 3"], threshold: float) -> Float[Tensor, "*batch 1"]:
+    """About the signed distance to where a grid's probability crosses the threshold; never much more than it.
+
+    Its sign is that of ``threshold - probability``. Marching cubes that refine only where a distance is small
+    need more than the sign: a probability leaps from 0 to 1 between two of their coarsest points.
+
+    Args:
+        grid: The object.
+        positions: World positions.
+        threshold: Probability from which on a position is on the object.
+
+    Returns:
+        Distances in world units, negative inside of the object.
+    """
+    r = grid.resolution
+    cell = 2 * float(grid.half_extent.max()) * (1 + OUTSIDE) / (r - 1)
+
+    def whole_cells() -> Tensor:
+        inside = (grid.filled_probability(threshold) > threshold).reshape(r, r, r).cpu().numpy()
+        if not inside.any():
+            return torch.full_like(grid.hit, r).reshape(-1, 1)
+        inner, outer = (np.asarray(ndimage.distance_transform_edt(part)) for part in (inside, ~inside))
+        return torch.from_numpy(inner + outer).to(grid.hit).reshape(-1, 1)
+
+    far = grid.gather(grid.derived(("distance", threshold), whole_cells), positions.reshape(-1, 3)) - 1
+    across = threshold - grid.probability_at(positions, threshold)
+    # Within a cell of the surface the probability tells how far it is, beyond that the number of cells.
+    return across.sign() * torch.maximum(across.abs(), far.reshape(across.shape)) * cell
+
+
+def cut_to_objects(field: SDFField, model: MaskOutputs) -> None:
+    """Make a field an :class:`ObjectSDF` of a model's objects."""
+    field.__class__ = new_class(f"SA3D{type(field).__name__}", (ObjectSDF, type(field)))
+    assert isinstance(field, ObjectSDF)
+    field.sa3d_model = (model,)

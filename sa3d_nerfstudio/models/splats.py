@@ -1,0 +1,174 @@
+"""A Gaussian model with mask outputs, and with the object alone or removed beside its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.models.splatfacto import SplatfactoModel
+from nerfstudio.utils.colors import COLORS_DICT
+from torch import Tensor
+from torch.nn.modules.module import _IncompatibleKeys
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.fields.splat_mask import SplatMask
+from sa3d_nerfstudio.models.outputs import NO_OBJECT, SOLID, LazyOutputs, MaskOutputs
+from sa3d_nerfstudio.traces.gaussians import GaussianTrace, GaussianViewTrace, gated_splats, trace_gaussians
+
+_Base = SplatfactoModel if TYPE_CHECKING else object
+
+
+def _splats_to_export(name: str) -> Any:
+    return property(lambda self: self._to_export(name), doc=f"{name} of the splats; see MaskedSplatModel.")
+
+
+class MaskedSplatModel(MaskOutputs, _Base):
+    """What is added to the class of splatfacto, or of any class derived from it.
+
+    **What is exported.** ``ns-export gaussian-splat`` sets the pipeline up in the mode "inference" and then, without
+    rendering anything, reads ``means``, ``scales``, ``quats``, ``opacities`` and the colours off the model; nothing
+    tells the model why. So in that mode these are the shown objects' splats alone to whoever asks from outside, while
+    the model's own rendering sees them all. The other commands that use the mode (``ns-render``, ``ns-texture``) do
+    nothing but render, and the viewer, which also reads ``means``, does not use it. The checkpoint and
+    ``gauss_params`` are always whole.
+    """
+
+    EXPORT = "gaussian-splat"
+
+    _rendering = 0
+    _shared: dict[str, Tensor] | None = None
+
+    means = _splats_to_export("means")
+    scales = _splats_to_export("scales")
+    quats = _splats_to_export("quats")
+    opacities = _splats_to_export("opacities")
+    features_dc = _splats_to_export("features_dc")
+    features_rest = _splats_to_export("features_rest")
+
+    def _to_export(self, name: str) -> Tensor:
+        values = self.gauss_params[name]
+        if self._rendering or not self.for_inference:
+            return values
+        keep = self.object_splats()
+        if not bool(keep.any()):
+            raise SA3DError(NO_OBJECT)
+        return values[keep]
+
+    def object_splats(self) -> Bool[Tensor, " num_splats"]:
+        """The splats of the shown objects."""
+        means = self.gauss_params["means"]
+        keep = torch.zeros(len(means), dtype=torch.bool, device=means.device)
+        for field in self.masks.shown:
+            assert isinstance(field, SplatMask)
+            keep |= field.selected(self.mask_threshold)
+        return keep
+
+    def new_field(self, resolution: int) -> SplatMask:
+        """An empty mask field: one cell per splat."""
+        return SplatMask(self.gauss_params["means"].detach())
+
+    def field_with_cells(self, num_cells: int) -> SplatMask:
+        """An empty mask field to restore from a checkpoint.
+
+        Raises:
+            SA3DError: The model has another number of splats.
+        """
+        field = self.new_field(0)
+        if field.num_cells != num_cells:
+            raise SA3DError(
+                f"the masks are of {num_cells} splats, but the base run has {field.num_cells}: "
+                "segment again, or use the checkpoint that was segmented."
+            )
+        return field
+
+    def get_outputs(self, camera: Cameras) -> dict[str, Any]:
+        """Outputs for a camera."""
+        if self.training or not isinstance(camera, Cameras):
+            return super().get_outputs(camera)  # type: ignore[safe-super]
+        outputs, trace = self.trace(camera)
+        rgb, keep = outputs["rgb"], self.object_splats()
+        return LazyOutputs(
+            self.with_mask(outputs, rgb, trace),
+            {
+                ("object_rgb", "object_depth", "object_accumulation"): lambda: self._object(camera, keep),
+                ("background_rgb",): lambda: {
+                    "background_rgb": self._gated(camera, ~keep)["rgb"] if bool(keep.any()) else rgb
+                },
+            },
+        )
+
+    def trace(self, camera: Cameras) -> tuple[dict[str, Any], GaussianTrace]:
+        """The base model's outputs for a camera, and the trace of its pixels."""
+        return trace_gaussians(self, lambda: self._base_outputs(camera))
+
+    @torch.no_grad()
+    def trace_view(self, camera: Cameras, lock: AbstractContextManager[Any] | None = None) -> GaussianViewTrace:
+        """Trace all pixels of one camera."""
+        with lock or nullcontext():
+            return self._trace_view(camera)
+
+    def _trace_view(self, camera: Cameras) -> GaussianViewTrace:
+        self.eval()
+        self.set_crop(None)
+        height, width = int(camera.height.max()), int(camera.width.max())
+        camera = camera.to(self.device)
+        self._shared = self._shared or {}
+        outputs, trace = trace_gaussians(self, lambda: self._base_outputs(camera), self._shared)
+        assert trace.rasterization is not None
+        # Positions are rasterised, not depths: that gives a place in the world whatever the camera's projection is.
+        points = trace.rasterization(self.gauss_params["means"]) / trace.accumulation[:, None].clamp(min=1e-10)
+        distance = (points - camera.camera_to_worlds[0, :, 3]).norm(dim=-1)
+        something = trace.accumulation > 1e-3
+        farthest = distance[something].max() if bool(something.any()) else distance.new_tensor(0.0)
+        return GaussianViewTrace(
+            rasterization=trace.rasterization,
+            accumulation=trace.accumulation,
+            height=height,
+            width=width,
+            rgb=outputs["rgb"],
+            depth=torch.where(something, distance, farthest).reshape(height, width, 1),
+            points=points,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, **kwargs: Any) -> _IncompatibleKeys:  # type: ignore[override]
+        """Load a checkpoint of any number of splats, and say what did not fit, which splatfacto keeps to itself."""
+        loaded = dict(state_dict)
+        super().load_state_dict(loaded, strict=strict, **kwargs)
+        own = self.state_dict()
+        return _IncompatibleKeys([key for key in own if key not in loaded], [key for key in loaded if key not in own])
+
+    @contextmanager
+    def _all_splats(self) -> Iterator[None]:
+        self._rendering += 1
+        try:
+            yield
+        finally:
+            self._rendering -= 1
+
+    def _base_outputs(self, camera: Cameras) -> dict[str, Any]:
+        with self._all_splats():
+            # A copy, because the model scales the camera that it is given, there and back.
+            outputs = super().get_outputs(copy.deepcopy(camera))  # type: ignore[safe-super]
+        # Where nothing lies in its crop box, splatfacto answers on the CPU wherever it is itself.
+        return {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in outputs.items()}
+
+    @torch.no_grad()
+    def _gated(self, camera: Cameras, keep: Tensor) -> dict[str, Any]:
+        with gated_splats(self, keep):
+            return self._base_outputs(camera)
+
+    def _object(self, camera: Cameras, keep: Tensor) -> dict[str, Tensor]:
+        alone = self._gated(camera, keep)
+        rgb, accumulation = alone["rgb"], alone["accumulation"]
+        # The model has put its own background behind the splats: take that away again.
+        behind = COLORS_DICT[self.object_background].to(rgb) - alone["background"].to(rgb)
+        return {
+            "object_rgb": (rgb + (1 - accumulation) * behind).clamp(0, 1),
+            "object_depth": alone["depth"] * (accumulation > SOLID),
+            "object_accumulation": accumulation,
+        }

@@ -1,0 +1,254 @@
+"""Prompts as the user writes them: options of the command line, and prompt files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sa3d_nerfstudio.errors import SA3DError, one_line
+from sa3d_nerfstudio.prompts.images import draw_polyline, points_of_stroke, read_mask, read_scribble
+from sa3d_nerfstudio.prompts.prompt import Prompt
+
+Kind = Literal["points", "box", "scribble", "mask", "text"]
+
+BoxFinder = Callable[[int, str, "int | None"], Sequence[float]]
+"""From a training view, words, and which of the boxes (None if the words fit one place only) to x0, y0, x1, y1 in the
+original image."""
+
+_BESIDE_NO_FILE = ("view", "text", "points", "negative_points", "box", "scribble", "mask")
+"""Options that a prompt file stands in for."""
+
+
+@dataclass
+class PromptConfig:
+    """What points at the object, in one training view. Pixels are x y from the top left of the original image."""
+
+    view: str | None = None
+    """Training view to prompt: its image's file name (as much of the path, or as little, as tells it from
+    the others), or, where no image has a number for its name, its index among the training views, from 0."""
+    points: tuple[float, ...] = ()
+    """x y of points on the object, several pairs in a row."""
+    negative_points: tuple[float, ...] = ()
+    """x y of points on something else, several pairs in a row."""
+    box: tuple[float, ...] = ()
+    """x0 y0 x1 y1 of a rectangle around the object."""
+    scribble: Path | None = None
+    """PNG with brush strokes: white or green on the object, red beside it, black or transparent elsewhere."""
+    mask: Path | None = None
+    """PNG with the object in white: taken as it is, without a segmenter. Any size."""
+    file: Path | None = None
+    """JSON file with prompts for any number of named objects and views; all of them are segmented."""
+    kinds: tuple[Kind, ...] = ("points", "box", "scribble", "text")
+    """Which kinds of prompts to take from the file."""
+    text: str | None = None
+    """Words for the object, such as "a mug"; without a view, they are looked for in the first one."""
+    box_index: int | None = None
+    """Which place to take if the words fit several; the message that lists them counts from 0."""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether anything is prompted at all."""
+        return self.view is not None or self.file is not None or self.text is not None or self.needs_view
+
+    @property
+    def needs_view(self) -> bool:
+        """Whether there is anything that has no place without a view."""
+        return bool(self.points or self.negative_points or self.box or self.scribble or self.mask)
+
+
+@dataclass
+class ObjectPrompts:
+    """The prompts of one object, by training view."""
+
+    name: str
+    views: dict[int, Prompt] = field(default_factory=dict)
+
+
+class NamedViews(Protocol):
+    """What is asked of the training views here."""
+
+    def find(self, view: str | int) -> int: ...
+
+    def image_size(self, view: int) -> tuple[int, int]: ...
+
+    def name(self, view: int) -> str: ...
+
+
+def read_prompts(
+    config: PromptConfig, views: NamedViews, object_name: str, find_box: BoxFinder | None = None
+) -> list[ObjectPrompts]:
+    """The prompts of all objects that the configuration names.
+
+    Args:
+        config: Options and files.
+        views: The training views.
+        object_name: Name of the object that the options prompt.
+        find_box: Finds what words name; without it, words are no prompt.
+
+    Raises:
+        SA3DError: A view is unknown, a number out of place, or a file cannot be read.
+    """
+    if config.file is not None:
+        beside = [name for name in _BESIDE_NO_FILE if getattr(config, name) not in (None, ())]
+        if beside:
+            other = beside[0].replace("_", "-")
+            raise SA3DError(f"give either --pipeline.prompt.file or --pipeline.prompt.{other}, not both.")
+        return _read_file(config.file, views, config.kinds, find_box)
+    if config.view is None and (config.text is None or config.needs_view):
+        raise SA3DError("points, boxes, scribbles and masks need a view: name one with --pipeline.prompt.view.")
+    view = 0 if config.view is None else views.find(config.view)
+    entry = {
+        "points": _pairs(config.points, "points"),
+        "negative_points": _pairs(config.negative_points, "negative-points"),
+        "box": list(config.box) or None,
+        "text": config.text,
+        "box_index": config.box_index,
+    }
+    prompt = _prompt(entry, views, view, find_box=find_box)
+    height, width = views.image_size(view)
+    if config.scribble is not None:
+        positive, negative = read_scribble(config.scribble, height, width)
+        prompt = _with_points(prompt, positive, negative)
+    if config.mask is not None:
+        prompt.mask = torch.from_numpy(read_mask(config.mask, height, width))
+    if prompt.is_empty:
+        raise SA3DError(
+            "the prompt selects nothing: give at least one point on it with --pipeline.prompt.points, or a box, "
+            "a scribble, a mask or words."
+        )
+    return [ObjectPrompts(object_name, {view: prompt})]
+
+
+_IN_A_VIEW = frozenset({"points", "negative_points", "box", "scribble", "background_scribble", "mask"})
+"""What has no place without a view."""
+
+
+def _read_file(path: Path, views: NamedViews, kinds: Sequence[Kind], find_box: BoxFinder | None) -> list[ObjectPrompts]:
+    try:
+        content = json.loads(path.read_text("utf8"))
+    except FileNotFoundError:
+        raise SA3DError(f"there is no prompt file {path}: check the path.") from None
+    except IsADirectoryError:
+        raise SA3DError(f"{path} is a folder: name the prompt file in it.") from None
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise SA3DError(f"{path} cannot be read as JSON ({one_line(error)}): correct it.") from error
+    entries = content.get("objects") if isinstance(content, dict) else content
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise SA3DError(f'{path} holds no prompts: it needs {{"objects": [{{"name": …, "view": …, "points": …}}, …]}}.')
+    objects: dict[str, ObjectPrompts] = {}
+    for entry in entries:
+        name, view_name = entry.get("name"), entry.get("view", entry.get("frame"))
+        if view_name is None and "text" in entry and not _IN_A_VIEW & set(entry):
+            view_name = views.name(0)
+        if not isinstance(name, str) or not name or not isinstance(view_name, (str, int)):
+            raise SA3DError(f'every entry of {path} needs a "name" and a "view".')
+        try:
+            view = views.find(view_name)
+            prompt = _prompt(entry, views, view, kinds, find_box)
+            if "mask" in kinds and "mask" in entry:
+                mask_path = path.parent / str(entry["mask"])
+                prompt.mask = torch.from_numpy(read_mask(mask_path, *views.image_size(view)))
+        except SA3DError as error:
+            raise SA3DError(f"object {name} in {path}: {error}") from error
+        if prompt.is_empty:
+            mask = ", or take the mask by --pipeline.prompt.kinds mask" * ("mask" in entry)
+            raise SA3DError(
+                f"object {name} in {path}: the prompt selects nothing; give a point, a box, a scribble or words{mask}."
+            )
+        objects.setdefault(name, ObjectPrompts(name)).views[view] = prompt
+    return list(objects.values())
+
+
+def _prompt(
+    entry: dict[str, Any],
+    views: NamedViews,
+    view: int,
+    kinds: Sequence[Kind] = ("points", "box", "scribble", "text"),
+    find_box: BoxFinder | None = None,
+) -> Prompt:
+    height, width = views.image_size(view)
+    size = (views.name(view), height, width)
+    positive, negative, box = np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32), None
+    if "points" in kinds:
+        positive = _checked(entry.get("points"), "point", *size)
+        negative = _checked(entry.get("negative_points"), "negative point", *size)
+    if "box" in kinds and entry.get("box") is not None:
+        box = _numbers(entry["box"], "box")
+        if box.shape != (4,) or not (0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height):
+            raise SA3DError(
+                f"a box is x0 y0 x1 y1 with x0 < x1 and y0 < y1 inside of {views.name(view)}, which is "
+                f"{width} x {height} pixels, and not {' '.join(f'{value:g}' for value in box.reshape(-1))}."
+            )
+    prompt = Prompt.from_points(height, width, positive, negative, box)
+    if "scribble" in kinds:
+        strokes = []
+        for key in ("scribble", "background_scribble"):
+            line = _checked(entry.get(key), "scribble", *size)
+            strokes.append(
+                points_of_stroke(draw_polyline(line, height, width), key == "scribble") if len(line) else line
+            )
+        prompt = _with_points(prompt, *strokes)
+    # Last, for a network looks for it.
+    if "text" in kinds and entry.get("text") is not None:
+        prompt.box = _box_of_text(entry, view, prompt, find_box)
+    return prompt
+
+
+def _box_of_text(entry: dict[str, Any], view: int, prompt: Prompt, find_box: BoxFinder | None) -> Float[Tensor, "4"]:
+    """Where the words of an entry are, in the original image."""
+    text, index = entry["text"], entry.get("box_index")
+    if not isinstance(text, str) or not (index is None or isinstance(index, int)):
+        raise SA3DError(f"a text is made of words, and a box_index is a whole number, and not {text!r} and {index!r}.")
+    if prompt.box is not None:
+        raise SA3DError(f'there are two boxes, one given and one around "{text}": give the box or the words, not both.')
+    if find_box is None:
+        raise SA3DError(f'words cannot be looked for here: point at "{text}", or give a box around it.')
+    return torch.tensor([float(value) for value in find_box(view, text, index)])
+
+
+def _with_points(prompt: Prompt, positive: NDArray[np.float32], negative: NDArray[np.float32]) -> Prompt:
+    more = Prompt.from_points(prompt.height, prompt.width, positive, negative)
+    prompt.points = torch.cat([prompt.points, more.points])
+    prompt.labels = torch.cat([prompt.labels, more.labels])
+    return prompt
+
+
+def _pairs(values: tuple[float, ...], option: str) -> list[tuple[float, float]]:
+    if len(values) % 2:
+        raise SA3DError(f"--pipeline.prompt.{option} takes pairs x y, but holds {len(values)} numbers.")
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+def _numbers(values: Any, what: str) -> NDArray[np.float32]:
+    try:
+        numbers = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise SA3DError(f"a {what} is made of numbers, and not of {str(values)[:40]!r}.") from None
+    if not np.isfinite(numbers).all():
+        raise SA3DError(f"a {what} is made of finite numbers.")
+    return numbers
+
+
+def _checked(values: Any, what: str, name: str, height: int, width: int) -> NDArray[np.float32]:
+    """x y pairs that lie in the image."""
+    numbers = _numbers([] if values is None else values, what)
+    if numbers.size == 0:
+        return np.zeros((0, 2), np.float32)
+    if numbers.ndim != 2 or numbers.shape[1] != 2:
+        raise SA3DError(f"{what}s are given as pairs [x, y].")
+    for x, y in numbers:
+        if not (0 <= x < width and 0 <= y < height):
+            raise SA3DError(
+                f"{what} {x:g} {y:g} lies outside {name}, which is {width} x {height} pixels: "
+                "give x from 0 to the width and y from 0 to the height, from the top left."
+            )
+    return numbers

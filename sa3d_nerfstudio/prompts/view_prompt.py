@@ -1,0 +1,63 @@
+"""Prompts as the viewer makes them: in shares of a view's width and height, as values that never change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sa3d_nerfstudio.prompts.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point that was put into a view."""
+
+    x: float
+    """From the left border, 0, to the right one, 1."""
+    y: float
+    """From the top, 0, to the bottom, 1."""
+    on_object: bool
+    """Whether the object is there, or something else."""
+    place: tuple[float, float, float] | None = field(default=None, compare=False)
+    """Where in the world it is shown; follows from the others."""
+
+    def pixel(self, height: int, width: int) -> tuple[int, int]:
+        """x, y of the pixel of an image that it lies in."""
+        return min(int(self.x * width), width - 1), min(int(self.y * height), height - 1)
+
+
+@dataclass(frozen=True)
+class ViewPrompt:
+    """What points at one object in one view."""
+
+    view: str
+    """Name of the view."""
+    marks: tuple[Mark, ...] = ()
+    """The user's points."""
+    box: tuple[float, float, float, float] | None = None
+    """x0, y0, x1, y1, as shares of width and height."""
+    context: tuple[Mark, ...] = ()
+    """Points on the object as it was known when the view was first prompted: they keep what the user did not touch."""
+    correcting: bool = False
+    """Whether other views had their say before: then this is there to overrule them."""
+    choice: int | None = None
+    """Which of the segmenter's candidates the user wants, or None for the best."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the user has said anything here."""
+        return not self.marks and self.box is None
+
+    def pixels(self, height: int, width: int) -> Prompt:
+        """The prompt in pixels of an image."""
+
+        def places(marks: list[Mark]) -> list[tuple[float, float]]:
+            return [mark.pixel(height, width) for mark in marks]
+
+        box = None
+        if self.box is not None:
+            x0, y0, x1, y1 = self.box
+            box = (x0 * width, y0 * height, x1 * width, y1 * height)
+        every = [*self.marks, *self.context]
+        on = places([mark for mark in every if mark.on_object])
+        off = places([mark for mark in every if not mark.on_object])
+        return Prompt.from_points(height, width, on, off, box)

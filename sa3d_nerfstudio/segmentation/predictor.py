@@ -1,0 +1,126 @@
+"""The 2D segmenter of a session: asked about its views, each of which is embedded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any
+
+from typing_extensions import Self
+
+from sa3d_nerfstudio.gpu_memory import within_memory
+from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.segmentation.session_views import SessionViews, ViewKey
+from sa3d_nerfstudio.segmenters.base import BatchSegmenter, Candidates, Segmenter, SegmenterImage, embed_all
+
+
+class Prefetcher:
+    """Prepares the next views on a thread of its own, in their order, while this one works on another.
+
+    To be used as a context: whatever ends it, Ctrl-C included, what has not begun is left, and what runs is waited for.
+
+    Args:
+        prepare: Makes a view ready. Only for what may be done beside all else: no renders, which share the model.
+        count: How many views at a time may be ready and unused.
+    """
+
+    def __init__(self, prepare: Callable[[int], None], count: int = 2) -> None:
+        self._prepare = prepare
+        self._count = count
+        self._jobs: dict[int, Future[None]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sa3d-ahead")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._jobs.clear()
+
+    def begin(self, view: int, coming: Sequence[int]) -> None:
+        """Wait until a view is ready, if it is being prepared, and prepare the first of those that come after it."""
+        soon = coming[: self._count]
+        self._jobs = {item: job for item, job in self._jobs.items() if item == view or item in soon}
+        for item in soon:
+            if item not in self._jobs:
+                self._jobs[item] = self._thread.submit(self._prepare, item)
+        if view in self._jobs:
+            wait([self._jobs[view]])
+
+    def check(self, view: int) -> None:
+        """Wait until a view is ready, if it is being prepared, and tell if it is not.
+
+        Raises:
+            Exception: Whatever went wrong with it.
+        """
+        job = self._jobs.pop(view, None)
+        if job is not None:
+            job.result()
+
+
+SMALLER = "segment with a smaller --pipeline.segmenter, keep less in it (--pipeline.cache-gb), or close other programs"
+"""What to do where a segmenter does not fit into the GPU's memory."""
+
+
+class MaskPredictor:
+    """A segmenter, and what it has embedded of the views.
+
+    Args:
+        segmenter: The 2D segmenter.
+        views: What it is asked about.
+        embeddings: What it has embedded already, by view; what it embeds is put there too.
+        batch: How many views to embed at once, where it can.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter, views: SessionViews, embeddings: MutableMapping[ViewKey, Any], batch: int
+    ) -> None:
+        self.segmenter = segmenter
+        self.batch = batch if isinstance(segmenter, BatchSegmenter) else 1
+        self._views = views
+        self._embeddings = embeddings
+        self._ahead: Prefetcher | None = None
+
+    def predict(self, view: ViewKey, prompt: Prompt) -> Candidates:
+        """Segment a view."""
+        embedding = self.embed(view)
+        with self._views.report.timed("segment"), within_memory(SMALLER):
+            return self.segmenter.predict(embedding, prompt)
+
+    def embed(self, view: ViewKey, coming: Sequence[ViewKey] = (), wanted: Callable[[Any], bool] | None = None) -> Any:
+        """What the segmenter embeds of a view; done once.
+
+        Args:
+            view: The view.
+            coming: Views that will be asked about soon: those of the next few that are wanted are embedded with it.
+            wanted: Says of a view that has not been embedded whether it will be asked about.
+        """
+        if view not in self._embeddings:
+            others = [other for other in coming[: self.batch - 1] if other not in self._embeddings]
+            self._embed([view, *(other for other in others if wanted is None or wanted(other))])
+        return self._embeddings[view]
+
+    def _embed(self, views: Sequence[ViewKey]) -> None:
+        images = []
+        for view in views:
+            trace = self._views.trace(view)
+            with self._views.report.timed("segment"):
+                if isinstance(view, int) and self._ahead is not None:
+                    self._ahead.check(view)
+                images.append(SegmenterImage(self._views.picture(view), self._views.name(view), trace.depth[..., 0]))
+        with self._views.report.timed("segment"):
+            with within_memory(SMALLER):
+                found = embed_all(self.segmenter, images)
+            # The first comes last, and so stays in memory, however little there is.
+            for view, embedding in zip(reversed(views), reversed(found), strict=True):
+                self._embeddings[view] = embedding
+
+    @contextmanager
+    def prefetching(self) -> Iterator[Prefetcher]:
+        """Get views ready on another thread, as they come, for as long as this lasts."""
+        with Prefetcher(self._preload, max(2, self.batch)) as self._ahead:
+            yield self._ahead
+
+    def _preload(self, view: int) -> None:
+        self._views.training.preload(view, picture=view not in self._embeddings)

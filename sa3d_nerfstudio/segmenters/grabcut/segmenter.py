@@ -1,0 +1,245 @@
+"""GrabCut on colour and depth: the segmenter that needs no weights.
+
+As in C. Rother, V. Kolmogorov, A. Blake, "GrabCut", SIGGRAPH 2004: models of the object and of what surrounds it are
+fitted to a first guess, the image is cut where they and its edges say so, and the cut is the next guess. Beyond it:
+
+- a radiance field knows depth, so depth has a model and edges as colour has;
+- a click has no scale, so several guesses of growing size are cut, and the cuts are judged by what they look like;
+- the mask rendered from earlier views, where there is one, says how large the object is and where.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from skimage.graph import MCP_Geometric
+
+from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, check_prompt
+from sa3d_nerfstudio.segmenters.grabcut.image_cues import Cues, Map, see
+from sa3d_nerfstudio.segmenters.grabcut.placed_prompt import PlacedPrompt, place
+from sa3d_nerfstudio.segmenters.grabcut.region_score import Region, Regions, distinct, judge
+from sa3d_nerfstudio.segmenters.grabcut.tv_cut import tv_cut
+
+COARSE, FINE = 160, 320
+"""Long sides of the image in which candidates are found and refined; detail beyond costs time and gains nothing."""
+NUM_CANDIDATES = 3
+SIZES = (0.0015, 0.004, 0.012, 0.03, 0.08)
+"""Sizes of the first guesses, as fractions of the image, around a click."""
+SPREADS = (0.2, 0.45, 1.0, 2.0, 4.0)
+"""Sizes of the first guesses as multiples of the square that spans the positive points, if there are several."""
+NARROW = 0.05
+"""Points nearer to each other than this share of the image say nothing about the object's size."""
+GROWTH = (0.6, 0.8, 1.0, 1.25, 1.6)
+"""Sizes of the first guesses as multiples of the object in the prior."""
+FILLING = (0.2, 0.35, 0.5, 0.65, 0.8)
+"""Sizes of the first guesses as fractions of the prompt's box."""
+ROUNDS = 2
+"""How often models are fitted and the image is cut."""
+STEPS, REFINING_STEPS = 60, 40
+"""Steps of the solver in a cut; refining starts near the end."""
+STEP_COST = 0.1
+"""Geodesic length of a pixel without any edge; one on a strong edge is eleven times as long."""
+EDGE_DISCOUNT = 2.0
+"""A border on an edge of strength 1 costs exp(-2) of what it costs elsewhere."""
+SURROUNDINGS = 0.4
+"""Reach of the background model around a guess, in square roots of the guess's area."""
+FAR_AWAY = 0.03
+"""What the rest of the image counts in the background model."""
+UNSEEN = 0.01
+"""Added to every share in a model: what a region has not shown so far may still be part of it."""
+MAX_EVIDENCE = 4.0
+"""Log odds beyond which models and distance are not believed."""
+NEARNESS = 1.5
+"""Weight of the geodesic distance from the prompt against the models."""
+TRUST = 2.0
+"""Weight of the prior against the models."""
+SMOOTHNESS = 8.0
+"""Cost of a unit of border away from any edge."""
+SURE = 400.0
+"""Cost of contradicting a click."""
+
+
+@dataclass
+class GrabCutEmbedding:
+    """What is computed once per image: its cues at two sizes, which are one if it is small."""
+
+    height: int
+    width: int
+    coarse: Cues
+    fine: Cues
+
+
+class GrabCutSegmenter:
+    """Segments by colour, depth and edges around the prompt."""
+
+    def embed(self, image: SegmenterImage) -> GrabCutEmbedding:
+        """Edges and codes of the image at both sizes."""
+        rgb = image.rgb.detach().float().clamp(0, 1).cpu().numpy()
+        depth = None if image.depth is None else image.depth.detach().float().cpu().numpy()
+        cues: dict[tuple[int, int], Cues] = {}
+        sizes = [_fitting(image.height, image.width, side) for side in (COARSE, FINE)]
+        for size in sizes:
+            if size not in cues:
+                small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+                # Depth is not averaged: between two surfaces there is none.
+                near = None if depth is None else cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST_EXACT)
+                cues[size] = see(small, near)
+        return GrabCutEmbedding(image.height, image.width, cues[sizes[0]], cues[sizes[1]])
+
+    def predict(self, embedding: GrabCutEmbedding, prompt: Prompt) -> Candidates:
+        """Three candidates, from small to large, with how much each looks like what was meant.
+
+        Raises:
+            SA3DError: The prompt selects nothing or lies outside of the image.
+        """
+        check_prompt(prompt, embedding.height, embedding.width)
+        coarse = place(prompt, embedding.coarse.shape)
+        distance = _distance(embedding.coarse, coarse)
+        reaches = _reaches(coarse, distance)
+        regions = _cut_repeatedly(embedding.coarse, coarse, distance, reaches)
+        scores = judge(embedding.coarse, coarse, regions)
+        chosen = distinct(regions, scores, NUM_CANDIDATES)
+        regions, scores, reaches = regions[chosen], scores[chosen], reaches[chosen]
+        if embedding.fine is not embedding.coarse:
+            fine = place(prompt, embedding.fine.shape)
+            regions = _refine(embedding.fine, fine, regions, distance, reaches)
+        masks = _resized(regions, embedding.height, embedding.width) > 0.5
+        return Candidates(torch.from_numpy(masks), torch.from_numpy(scores.astype(np.float32)))
+
+
+def _fitting(height: int, width: int, side: int) -> tuple[int, int]:
+    """Width and height of the image at a long side of at most ``side``."""
+    scale = min(1.0, side / max(height, width))
+    return max(round(width * scale), 1), max(round(height * scale), 1)
+
+
+def _distance(cues: Cues, prompt: PlacedPrompt) -> Map:
+    """How far each pixel is from what the prompt says is the object: along the image, where edges are far to cross.
+
+    From a box alone, how far it is from the box's centre; 1 at its border.
+    """
+    cost = STEP_COST + cues.edges
+    start = np.zeros(prompt.shape, bool) if prompt.probable is None else prompt.probable.copy()
+    for point in prompt.positive:
+        start[point] = True
+    if start.any():
+        distance = _geodesic(cost, np.argwhere(start))
+    else:
+        assert prompt.inside is not None  # a prompt without points has a box
+        (y0, x0), (y1, x1) = np.argwhere(prompt.inside).min(axis=0), np.argwhere(prompt.inside).max(axis=0) + 1
+        y, x = np.indices(prompt.shape) + 0.5
+        distance = np.maximum(np.abs(2 * x - x0 - x1) / (x1 - x0), np.abs(2 * y - y0 - y1) / (y1 - y0))
+    if prompt.negative:
+        nearer_to_negative = _geodesic(cost, np.asarray(prompt.negative)) < distance
+        distance = np.where(nearer_to_negative, distance.max(), distance)
+    return distance
+
+
+def _geodesic(cost: Map, starts: Int[np.ndarray, "num 2"]) -> Map:
+    distance, _ = MCP_Geometric(cost).find_costs(starts.tolist())
+    return distance
+
+
+def _reaches(prompt: PlacedPrompt, distance: Map) -> Float[np.ndarray, " num"]:
+    """The distances up to which the first guesses reach."""
+    ranked = np.sort(distance if prompt.inside is None else distance[prompt.inside], axis=None)
+    if prompt.probable is not None:
+        areas = np.array(GROWTH) * prompt.expected_area
+    elif prompt.spread > 0 and prompt.inside is None:
+        areas = np.array(SPREADS) * max(prompt.spread, NARROW * max(prompt.shape)) ** 2
+    else:
+        areas = np.array(SIZES if prompt.inside is None else FILLING) * len(ranked)
+    return np.maximum(ranked[np.minimum(areas.astype(int), len(ranked) - 1)], 1e-6)
+
+
+def _cut_repeatedly(cues: Cues, prompt: PlacedPrompt, distance: Map, reaches: Float[np.ndarray, " num"]) -> Regions:
+    """Fit models, cut, and again, from each of the first guesses."""
+    soft = (distance < reaches[:, None, None]).astype(np.float32)
+    for _ in range(ROUNDS):
+        soft = tv_cut(_unaries(cues, prompt, soft > 0.5, distance, reaches), _border_cost(cues), soft, STEPS)
+        soft *= np.stack([_meant(prompt, region) for region in soft > 0.5])
+    return np.stack([_without_pinholes(region) for region in soft > 0.5])
+
+
+def _refine(
+    cues: Cues, prompt: PlacedPrompt, regions: Regions, distance: Map, reaches: Float[np.ndarray, " num"]
+) -> Regions:
+    """Cut once more in a larger image, starting from what was found in the small one."""
+    soft, distance = _resized(regions, *prompt.shape), _resized(distance[None], *prompt.shape)[0]
+    unaries = _unaries(cues, prompt, soft > 0.5, distance, reaches)
+    found = tv_cut(unaries, _border_cost(cues), soft, REFINING_STEPS) > 0.5
+    return np.stack([_without_pinholes(region & _meant(prompt, region)) for region in found])
+
+
+def _unaries(
+    cues: Cues, prompt: PlacedPrompt, regions: Regions, distance: Map, reaches: Float[np.ndarray, " num"]
+) -> Float[np.ndarray, "num height width"]:
+    """What it costs to count each pixel in: the log odds of models fitted to a region and to its surroundings."""
+    unaries = np.empty(regions.shape, np.float32)
+    for unary, region, reach in zip(unaries, regions, reaches, strict=True):
+        evidence = NEARNESS * np.clip(distance / reach - 1, -1, 2)
+        around = max(SURROUNDINGS * np.sqrt(region.sum()), 4.0)
+        away = cv2.distanceTransform((~region).astype(np.uint8), cv2.DIST_L2, 3)
+        outside = ~region * (np.exp(-away / around) + FAR_AWAY)
+        for codes in cues.codes:
+            own, other = (codes.histogram(weight.astype(float)) + UNSEEN for weight in (region, outside))
+            evidence += np.log(other / own)[codes.index]
+        unary[:] = np.clip(evidence, -MAX_EVIDENCE, MAX_EVIDENCE)
+    if prompt.log_odds is not None:
+        unaries -= TRUST * prompt.log_odds
+    if prompt.inside is not None:
+        unaries[:, ~prompt.inside] = SURE
+    for points, cost in ((prompt.positive, -SURE), (prompt.negative, SURE)):
+        for y, x in points:
+            unaries[:, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = cost
+    return unaries
+
+
+def _border_cost(cues: Cues) -> Map:
+    """What a unit of border costs at each pixel."""
+    return SMOOTHNESS * (np.exp(-EDGE_DISCOUNT * cues.edges) + 0.01)
+
+
+def _meant(prompt: PlacedPrompt, region: Region) -> Region:
+    """The connected parts of a region that are meant: those under a point or the prior, else all that are not small."""
+    label, areas = _parts(region)
+    meant = np.zeros(len(areas), bool)
+    if prompt.positive:
+        meant[[label[point] for point in prompt.positive]] = True
+    else:
+        meant[1:] = areas[1:] > 0.2 * areas[1:].max(initial=0)
+    if prompt.probable is not None:
+        meant[np.unique(label[prompt.probable])] = True
+    meant[0] = False
+    return meant[label]
+
+
+def _without_pinholes(region: Region) -> Region:
+    """The region with its small holes filled; a mug's handle keeps its hole."""
+    label, areas = _parts(~region)
+    small = areas < 0.01 * region.sum()
+    small[0] = False
+    return region | small[label]
+
+
+def _parts(region: Region) -> tuple[Int[np.ndarray, "height width"], Int[np.ndarray, " num"]]:
+    """Connected parts: the part of each pixel, and the area of each part. Part 0 is what lies outside."""
+    _, label, stats, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8), connectivity=4)
+    return np.asarray(label), stats[:, cv2.CC_STAT_AREA]
+
+
+def _resized(stack: np.ndarray, height: int, width: int) -> Float[np.ndarray, "num height width"]:
+    """Images at another size, interpolated."""
+    return np.stack(
+        [cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR) for image in stack]
+    )
+
+
+def build(options: SegmenterOptions) -> GrabCutSegmenter:
+    """Build the segmenter; it needs none of the options."""
+    return GrabCutSegmenter()

@@ -1,0 +1,307 @@
+"""SAM 2 and SAM-HQ by the transformers package, and networks loaded from its folders."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError, one_line
+from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, check_prompt
+from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, box_of_prior, fingerprint_of, low_res_logits, to_bytes
+from sa3d_nerfstudio.segmenters.weights import CHECKPOINT_VARIABLE, downloads_are_forbidden
+
+OLDEST = (4, 57)
+"""Of the transformers package: it holds SAM 2, and thresholds of detections go by the names used here."""
+
+
+@dataclass(frozen=True)
+class PretrainedKind:
+    """A kind of model of the transformers package."""
+
+    name: str
+    """For messages."""
+    model_class: str
+    processor_class: str
+    model_types: tuple[str, ...]
+    """What ``model_type`` in its ``config.json`` may say."""
+    published: str
+    """The model that is taken if none is named: its name on the Hugging Face hub."""
+    extra: str
+    """The extra of this package that brings what it needs."""
+    option: str
+    """How the user names another model."""
+    otherwise: str
+    """What works without it, as the end of a sentence."""
+
+
+def transformers_available() -> bool:
+    """Whether the transformers package is installed, and recent enough."""
+    try:
+        found = re.findall(r"\d+", version("transformers"))
+    except PackageNotFoundError:
+        return False
+    return tuple(int(part) for part in found[:2]) >= OLDEST
+
+
+def load_pretrained(kind: PretrainedKind, name: str | Path | None = None, download: bool = True) -> tuple[Any, Any]:
+    """Load a model of the transformers package, on the CPU and frozen, and its processor.
+
+    Args:
+        kind: What it must be.
+        name: A folder, or a name on the Hugging Face hub; by default the published one.
+        download: Whether a model that is not there may be fetched; the environment may forbid it, too.
+
+    Raises:
+        MissingWeightsError: The weights are not there and could not be had.
+        SA3DError: The transformers package is not there, or the weights are none of this kind or do not fit.
+    """
+    if not transformers_available():
+        raise SA3DError(
+            f"{kind.name} needs the package transformers {OLDEST[0]}.{OLDEST[1]} or newer: "
+            f"pip install 'sa3d-nerfstudio[{kind.extra}]', or {kind.otherwise}."
+        )
+    import transformers
+    from safetensors import SafetensorError
+
+    remedy = f"name a folder with config.json and model.safetensors by {kind.option}, or {kind.otherwise}"
+    name = kind.published if name is None else name
+    folder = Path(name).expanduser()
+    # What the hub knows has a name of one or two parts.
+    if folder.is_file():
+        raise SA3DError(f"{name} ({kind.option}) is a file: {remedy}.")
+    if not folder.is_dir() and (folder.is_absolute() or folder.exists() or str(name).count("/") > 1):
+        raise SA3DError(f"there is no folder {name} ({kind.option}): {remedy}.")
+    name = str(folder if folder.is_dir() else name)
+    offline = not download or downloads_are_forbidden()
+    local = {"local_files_only": offline}
+    try:
+        config, _ = transformers.PretrainedConfig.get_config_dict(name, **local)
+        if (found := config.get("model_type")) not in kind.model_types:
+            held = "does not say what it holds" if found is None else f"holds a {found} model, and no {kind.name}"
+            raise SA3DError(f"{name} {held}: {remedy}.")
+        model, fit = getattr(transformers, kind.model_class).from_pretrained(
+            name, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **local
+        )
+        processor = getattr(transformers, kind.processor_class).from_pretrained(name, **local)
+    except OSError as error:
+        if folder.is_dir():
+            raise SA3DError(f"{kind.name} in {name} cannot be read ({one_line(error)}): {remedy}.") from error
+        reason = "are not there, and may not be downloaded" if offline else f"cannot be had ({one_line(error, 60)})"
+        raise MissingWeightsError(
+            f"the weights of {kind.name} {reason}: put model.safetensors and the .json and .txt files of "
+            f"https://huggingface.co/{name} into a folder and name it by {kind.option}, or {kind.otherwise}."
+        ) from error
+    # What the package raises for damaged files and settings that contradict each other has no class of its own.
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
+        raise SA3DError(f"{kind.name} in {name} cannot be read ({one_line(error)}): {remedy}.") from error
+    if fit["missing_keys"] or fit["mismatched_keys"]:
+        raise SA3DError(
+            f"the weights in {name} do not fit together ({len(fit['missing_keys'])} tensors are missing, "
+            f"{len(fit['mismatched_keys'])} have another shape): {remedy}."
+        )
+    return model.eval().requires_grad_(False), processor
+
+
+_COMMON = {
+    "option": "--pipeline.sam-checkpoint",
+    "otherwise": "choose --pipeline.segmenter grabcut, which works without weights",
+}
+SAM_2 = PretrainedKind(
+    name="SAM 2",
+    model_class="Sam2Model",
+    processor_class="Sam2Processor",
+    # Published models are those for videos, of which images need a part.
+    model_types=("sam2", "sam2_video"),
+    published="facebook/sam2.1-hiera-large",
+    extra="sam2",
+    **_COMMON,
+)
+SAM_HQ = PretrainedKind(
+    name="SAM-HQ",
+    model_class="SamHQModel",
+    processor_class="SamHQProcessor",
+    model_types=("sam_hq",),
+    published="syscv-community/sam-hq-vit-huge",
+    extra="sam-hq",
+    **_COMMON,
+)
+
+
+@dataclass
+class HuggingFaceEmbedding:
+    """What an encoder makes of an image."""
+
+    features: dict[str, Any]
+    """What the decoder is given of it."""
+    original_size: tuple[int, int]
+    """Height and width of the image."""
+    input_size: tuple[int, int]
+    """Height and width of the image as the encoder saw it, without padding."""
+
+
+class Sam2Segmenter:
+    """Segments with SAM 2. Not a module: its weights belong in no checkpoint but their own.
+
+    Args:
+        model: The network, on the device where it shall run.
+        processor: What prepares images for it.
+        dense_prompts: Whether a prompt's prior goes in as mask prompt, with a box around it.
+    """
+
+    def __init__(self, model: Any, processor: Any, dense_prompts: bool = False) -> None:
+        self.model, self.processor, self.dense_prompts = model, processor, dense_prompts
+
+    def embed(self, image: SegmenterImage) -> HuggingFaceEmbedding:
+        """Run the encoder, in reduced precision where that is CUDA's."""
+        return self.embed_all([image])[0]
+
+    def embed_all(self, images: Sequence[SegmenterImage]) -> list[HuggingFaceEmbedding]:
+        """Run the encoder once for several images, of any sizes: it brings all to the same square."""
+        inputs = [self.processor.image_processor(to_bytes(image.rgb), return_tensors="pt") for image in images]
+        pixels = torch.cat([each["pixel_values"] for each in inputs]).to(self.model.device)
+        with torch.no_grad(), torch.autocast("cuda", enabled=pixels.is_cuda):
+            features = self._features(pixels)
+        found = []
+        for number, (image, each) in enumerate(zip(images, inputs, strict=True)):
+            own = {name: _of_one(levels, number) for name, levels in features.items()}
+            found.append(HuggingFaceEmbedding(own, (image.height, image.width), self._input_size(each)))
+        return found
+
+    def predict(self, embedding: HuggingFaceEmbedding, prompt: Prompt) -> Candidates:
+        """Three masks with the network's own estimates of their IoU.
+
+        Raises:
+            SA3DError: The prompt selects nothing or lies outside of the image.
+        """
+        check_prompt(prompt, *embedding.original_size)
+        (height, width), (input_height, input_width) = embedding.original_size, embedding.input_size
+        scale = torch.tensor([input_width / width, input_height / height])
+        prior = prompt.prior if self.dense_prompts else None
+        box = box_of_prior(prior) if prompt.box is None and prior is not None else prompt.box
+        inputs: dict[str, Tensor] = {}
+        # Pixels of the encoder's image count from the centre of the first: the network adds half of one.
+        if len(prompt.points):
+            inputs["input_points"] = ((prompt.points + 0.5) * scale - 0.5)[None, None]
+            inputs["input_labels"] = prompt.labels.long()[None, None]
+        if box is not None:
+            inputs["input_boxes"] = (box * scale.repeat(2) - 0.5)[None, None]
+        if prior is not None:
+            inputs["input_masks"] = self._mask_input(prior)[None]
+        inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
+        with torch.no_grad():
+            outputs = self.model(**embedding.features, **inputs, multimask_output=True)
+        masks = self._masks(outputs.pred_masks.float().cpu(), embedding)
+        return Candidates(masks, outputs.iou_scores[0, 0].float().cpu())
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Stands for the weights."""
+        return fingerprint_of(self.model)
+
+    def to_tensors(self, embedding: HuggingFaceEmbedding) -> dict[str, Tensor]:
+        """What of an embedding goes to disk."""
+        tensors = {"sizes": torch.tensor([*embedding.original_size, *embedding.input_size])}
+        for name, value in embedding.features.items():
+            levels = {name: value} if isinstance(value, Tensor) else {f"{name}.{i}": v for i, v in enumerate(value)}
+            tensors |= levels
+        return tensors
+
+    def from_tensors(self, tensors: dict[str, Tensor]) -> HuggingFaceEmbedding:
+        """An embedding from what is on disk."""
+        height, width, input_height, input_width = tensors["sizes"].tolist()
+        features: dict[str, Any] = {}
+        for key in sorted(tensors.keys() - {"sizes"}):
+            name, _, level = key.partition(".")
+            value = tensors[key].to(self.model.device)
+            if level:
+                features.setdefault(name, []).append(value)
+            else:
+                features[name] = value
+        return HuggingFaceEmbedding(features, (height, width), (input_height, input_width))
+
+    def _features(self, pixels: Float[Tensor, "1 3 rows columns"]) -> dict[str, Any]:
+        return {"image_embeddings": [level.float() for level in self.model.get_image_embeddings(pixels)]}
+
+    def _input_size(self, inputs: Any) -> tuple[int, int]:
+        # Images are stretched to a square.
+        height, width = inputs["pixel_values"].shape[-2:]
+        return height, width
+
+    def _mask_input(self, prior: Float[Tensor, "height width"]) -> Float[Tensor, "1 side side"]:
+        """The prior as logits on the encoder's square."""
+        logits = torch.logit(prior.float(), eps=1e-6).clamp(-MAX_LOGIT, MAX_LOGIT).nan_to_num(0.0)
+        size = self.model.prompt_encoder.mask_input_size
+        return torch.nn.functional.interpolate(logits[None, None], size, mode="bilinear", antialias=True)[0]
+
+    def _masks(
+        self, logits: Float[Tensor, "1 1 3 rows columns"], embedding: HuggingFaceEmbedding
+    ) -> Bool[Tensor, "3 height width"]:
+        return self.processor.post_process_masks(logits, [embedding.original_size])[0][0]
+
+
+class SamHQSegmenter(Sam2Segmenter):
+    """Segments with SAM-HQ, whose image is padded to a square as in SAM."""
+
+    def _features(self, pixels: Float[Tensor, "1 3 rows columns"]) -> dict[str, Any]:
+        final, early = self.model.get_image_embeddings(pixels)
+        # The decoder looks at the first of the early layers only; all would be four times as much to keep.
+        return {"image_embeddings": final.float(), "intermediate_embeddings": [early[0].float()]}
+
+    def _input_size(self, inputs: Any) -> tuple[int, int]:
+        height, width = (int(side) for side in inputs["reshaped_input_sizes"][0])
+        return height, width
+
+    def _mask_input(self, prior: Float[Tensor, "height width"]) -> Float[Tensor, "1 side side"]:
+        # The prompt encoder halves its mask twice to get to the grid of the image's embedding.
+        return low_res_logits(prior, 4 * self.model.prompt_encoder.image_embedding_size[0])
+
+    def _masks(
+        self, logits: Float[Tensor, "1 1 3 rows columns"], embedding: HuggingFaceEmbedding
+    ) -> Bool[Tensor, "3 height width"]:
+        return self.processor.post_process_masks(logits, [embedding.original_size], [embedding.input_size])[0][0]
+
+
+def build_sam2(options: SegmenterOptions) -> Sam2Segmenter:
+    """Build SAM 2 from the folder that the options or the environment name, or the published model.
+
+    Raises:
+        SA3DError: The package or the weights are not there, or are no SAM 2.
+    """
+    model, processor = load_pretrained(SAM_2, _named(options), options.sam_download)
+    return Sam2Segmenter(model.to(options.device), processor, options.sam_dense_prompts)
+
+
+def build_sam_hq(options: SegmenterOptions) -> SamHQSegmenter:
+    """Build SAM-HQ from the folder that the options or the environment name, or the published model.
+
+    Raises:
+        SA3DError: The package or the weights are not there, or are no SAM-HQ.
+    """
+    model, processor = load_pretrained(SAM_HQ, _named(options), options.sam_download)
+    return SamHQSegmenter(model.to(options.device), processor, options.sam_dense_prompts)
+
+
+def _of_one(levels: Tensor | list[Tensor], number: int) -> Tensor | list[Tensor]:
+    """One image's part of a batch; copies, so that no embedding holds the others' memory."""
+    if isinstance(levels, Tensor):
+        return levels[number : number + 1].clone()
+    return [level[number : number + 1].clone() for level in levels]
+
+
+def _named(options: SegmenterOptions) -> Path | None:
+    """The model that the user names. A file in the environment is one for the first SAM."""
+    if options.sam_checkpoint is not None:
+        return options.sam_checkpoint
+    folder = os.environ.get(CHECKPOINT_VARIABLE)
+    return Path(folder) if folder and Path(folder).expanduser().is_dir() else None

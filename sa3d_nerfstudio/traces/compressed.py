@@ -1,0 +1,369 @@
+"""The trace of a view in some 37 bytes a ray."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Union
+
+import torch
+from jaxtyping import Float, Int16, UInt8
+from torch import Tensor
+
+from sa3d_nerfstudio.fields import trilinear
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.traces.nerf import WeightedSamples
+
+ATOMS = 10
+"""Atoms that a ray is kept in."""
+NEAREST = 1e-6
+"""Distances are told from zero by their logarithms, and are no smaller than this."""
+
+
+class NotOnRays(ValueError):
+    """The samples of a model do not lie on its rays, so that distances along these do not say where they are."""
+
+
+def pixel_angle(directions: Float[Tensor, "height width 3"]) -> float:
+    """Angle between the rays of neighbouring pixels, in radians: the median over the image."""
+    pairs = [(directions[:, 1:], directions[:, :-1]), (directions[1:], directions[:-1])]
+    steps = torch.cat([torch.linalg.cross(a, b).norm(dim=-1).reshape(-1) for a, b in pairs])
+    return max(float(steps.median()), 1e-6) if len(steps) else 1e-3
+
+
+def atoms_of(
+    samples: WeightedSamples,
+    origins: Float[Tensor, "num_rays 3"],
+    directions: Float[Tensor, "num_rays 3"],
+    angle: float,
+    count: int = ATOMS,
+) -> tuple[Float[Tensor, "count num_rays"], Float[Tensor, "count num_rays"]]:
+    """Gather the samples of each ray into at most ``count`` atoms, each at the mean distance of its samples.
+
+    No weight is lost, and none changes its ray. Which samples go together is decided as a quantiser of ``count`` levels
+    is laid out for a density f: levels as dense as f^(1/3) (P. Panter, W. Dite, "Quantization distortion in
+    pulse-count modulation", 1951), with distances by their logarithms, as pixels see them.
+
+    Args:
+        samples: All samples, ordered by ray.
+        origins: Where the rays begin, world space.
+        directions: Unit directions of the rays.
+        angle: Between the rays of neighbouring pixels, in radians.
+        count: How many atoms a ray may have.
+
+    Returns:
+        Distances along the rays and weights of the atoms; atoms without weight lie anywhere.
+
+    Raises:
+        NotOnRays: A sample lies farther off its ray than half the distance to the next ray.
+    """
+    num_rays, ray = len(origins), samples.ray_indices
+    if len(ray) == 0:
+        return origins.new_ones(count, num_rays), origins.new_zeros(count, num_rays)
+    offset, along = samples.positions - origins[ray], directions[ray]
+    distance = (offset * along).sum(-1)
+    stray = (offset - along * distance[:, None]).norm(dim=-1) - 1e-4 * samples.positions.norm(dim=-1)
+    if bool(((stray > 0.5 * angle * distance.abs() + 1e-6) & (samples.weights > 1e-3)).any()):
+        raise NotOnRays
+    distance, weights = distance.clamp(min=NEAREST), samples.weights
+    first = torch.ones_like(ray, dtype=torch.bool)
+    first[1:] = ray[1:] != ray[:-1]
+    if bool(((distance[1:] < distance[:-1]) & ~first[1:]).any()):
+        order = distance.argsort()
+        order = order[ray[order].argsort(stable=True)]
+        distance, weights = distance[order], weights[order]
+    gap = torch.diff(distance.log(), prepend=distance[:1].log())
+    between = (weights + torch.cat([weights[:1], weights[:-1]])) / 2
+    # f^(1/3) times the gap, with f = weight / gap.
+    cost = torch.where(first, 0.0, between.clamp(min=1e-5) ** (1 / 3) * gap.clamp(min=0) ** (2 / 3))
+    sums = cost.double().cumsum(0)
+    begin = first.nonzero()[:, 0]
+    lengths = torch.diff(begin, append=begin.new_tensor([len(ray)]))
+    total = (sums[begin + lengths - 1] - sums[begin]).clamp(min=1e-12)
+    level = (sums - sums[begin].repeat_interleave(lengths)) * (count / total).repeat_interleave(lengths)
+    target = level.long().clamp(max=count - 1) * num_rays + ray
+    weight = weights.new_zeros(count * num_rays).index_add_(0, target, weights)
+    moment = weights.new_zeros(count * num_rays).index_add_(0, target, weights * distance)
+    mean = torch.where(weight > 1e-12, moment / weight.clamp(min=1e-12), distance.min())
+    return mean.reshape(count, num_rays), weight.reshape(count, num_rays)
+
+
+LEVELS = 255
+"""A ray's weight is dealt out to its atoms in so many parts."""
+CPU_RAYS, CUDA_RAYS = 8192, 1 << 19
+"""Rays that are worked on at a time: on a CPU as many as its caches hold."""
+
+LENSES = 8
+"""Lenses whose directions views may share. Where each view has its own, nothing is shared and much is searched."""
+REMEMBERED = 1 << 24
+"""Atoms of a view whose places in a grid are remembered, at most."""
+
+Part = Union[slice, Tensor]
+Located = tuple[Part, Tensor, Tensor, trilinear.Fractions]
+"""Rays, weights of their atoms [atoms, rays], and the flattened places of these in a grid."""
+
+
+@dataclass
+class ViewRays:
+    """The rays of a view: directions in the camera's frame, which all views of one lens share, and its pose."""
+
+    origins: Float[Tensor, "one_or_num_rays 3"]
+    """World space; one row if all begin in one place."""
+    local: Float[Tensor, "num_rays 3"]
+    """Unit directions in the camera's frame."""
+    rotation: Float[Tensor, "3 3"]
+    """From there to the world."""
+    shared: bool = True
+    """Whether the directions are kept for other views as well."""
+
+    @classmethod
+    def of(
+        cls,
+        origins: Float[Tensor, "num_rays 3"],
+        directions: Float[Tensor, "num_rays 3"],
+        rotation: Float[Tensor, "3 3"],
+        known: list[Tensor] | None = None,
+    ) -> ViewRays:
+        """Take the rays that a camera generates.
+
+        Args:
+            origins: Where they begin.
+            directions: Where they go.
+            rotation: The camera's.
+            known: Directions in the camera's frame of other views. Those that are equal are held once; this view's are
+                added, if there are not too many.
+        """
+        rotation = rotation.to(directions)
+        local = directions @ rotation
+        if not torch.allclose(local @ rotation.T, directions, atol=1e-5):
+            rotation, local = torch.eye(3).to(directions), directions
+        if torch.equal(origins, origins[:1].expand_as(origins)):
+            origins = origins[:1].clone()
+        shared = True
+        if known is not None:
+            same = (other for other in known if other.shape == local.shape and torch.allclose(other, local, atol=1e-6))
+            found = next(same, None)
+            shared = found is not None or len(known) < LENSES
+            if found is not None:
+                local = found
+            elif shared:
+                known.append(local)
+        return cls(origins, local, rotation, shared)
+
+    def origins_of(self, part: Part) -> Float[Tensor, "one_or_num_rays 3"]:
+        """Where some of the rays begin."""
+        return self.origins if len(self.origins) == 1 else self.origins[part]
+
+    def directions_of(self, part: Part) -> Float[Tensor, "num_rays 3"]:
+        """Where some of the rays go."""
+        return self.local[part] @ self.rotation.T
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that is this view's alone."""
+        own = [self.origins] * (len(self.origins) > 1) + [self.local] * (not self.shared)
+        return sum(each.numel() * each.element_size() for each in own)
+
+
+@dataclass(eq=False)
+class CompressedTrace:
+    """The trace of all pixels of a view of a NeRF, as atoms of weight; its cells are the vertices of a MaskGrid.
+
+    A linear map of its own, with an exact adjoint. Of the trace that it was packed from it differs by
+
+    - the distances of atoms and of the rendered depth, which are within ``distance_error`` of themselves;
+    - where on its ray weight lies: with the mean of the samples that an atom stands for, and the share of the ray's
+      weight up to any atom is off by 1 / 510 at most;
+    - the accumulation, by 2^-17, and colours by 1 / 510.
+    """
+
+    height: int
+    width: int
+    distances: Int16[Tensor, "atoms num_rays"]
+    """Codes of the distances of each ray's atoms."""
+    shares: UInt8[Tensor, "atoms num_rays"]
+    """Parts of its accumulation, of ``LEVELS``."""
+    coverage: Int16[Tensor, " num_rays"]
+    """Codes of the accumulation."""
+    depths: Int16[Tensor, " num_rays"]
+    """Codes of the rendered distance."""
+    colors: UInt8[Tensor, "height width 3"]
+    log_low: float
+    """Logarithm of the smallest distance."""
+    log_step: float
+    """Step of the logarithms of distances from code to code."""
+    rays: ViewRays
+
+    @classmethod
+    def pack(
+        cls,
+        distances: Float[Tensor, "atoms num_rays"],
+        weights: Float[Tensor, "atoms num_rays"],
+        accumulation: Float[Tensor, " num_rays"],
+        rgb: Float[Tensor, "height width 3"],
+        depth: Float[Tensor, "height width 1"],
+        rays: ViewRays,
+    ) -> CompressedTrace:
+        """Pack the atoms of :func:`sa3d_nerfstudio.traces.compressed.atoms_of` with what the model renders."""
+        depth = depth.reshape(-1).nan_to_num().clamp(min=NEAREST)
+        low = float(torch.minimum(depth.min(), distances.min()).log())
+        high = float(torch.maximum(depth.max(), distances.max()).log())
+        step = max(high - low, 1e-6) / 65535
+
+        def coded(values: Tensor) -> Tensor:
+            return (((values.log() - low) / step).round().clamp(0, 65535) - 32768).to(torch.int16)
+
+        # Differences of the rounded sums, so that rounding errors do not add up along the ray.
+        sums = weights.cumsum(0)
+        sums = (sums / sums[-1].clamp(min=1e-9) * LEVELS).round()
+        return cls(
+            height=rgb.shape[0],
+            width=rgb.shape[1],
+            distances=coded(distances),
+            shares=torch.diff(sums, dim=0, prepend=torch.zeros_like(sums[:1])).to(torch.uint8),
+            coverage=((accumulation.clamp(0, 1) * 65535).round() - 32768).to(torch.int16),
+            depths=coded(depth),
+            colors=(rgb.clamp(0, 1) * 255).round().to(torch.uint8),
+            log_low=low,
+            log_step=step,
+            rays=rays,
+        )
+
+    @classmethod
+    def restored(cls, tensors: dict[str, Tensor], numbers: dict[str, Any], rays: ViewRays) -> CompressedTrace:
+        """What :meth:`tensors` and :meth:`numbers` gave.
+
+        Raises:
+            TypeError: Some are missing, or there are others.
+            ValueError: They are not of these rays.
+        """
+        trace = cls(**tensors, **numbers, rays=rays)
+        count = len(rays.local)
+        shapes = [trace.distances.shape[1:], trace.shares.shape[1:], trace.coverage.shape, trace.depths.shape]
+        if any(shape != (count,) for shape in shapes) or trace.colors.shape != (trace.height, trace.width, 3):
+            raise ValueError("not of these rays")
+        return trace
+
+    # What a trace is.
+
+    @property
+    def accumulation(self) -> Float[Tensor, " num_rays"]:
+        """Sum of all weights of each ray."""
+        return self.coverage.float().add_(32768).div_(65535)
+
+    @property
+    def rgb(self) -> Float[Tensor, "height width 3"]:
+        """Colours in [0, 1]."""
+        return self.colors.float().div_(255)
+
+    @property
+    def depth(self) -> Float[Tensor, "height width 1"]:
+        """Distance along the ray, in nerfstudio's frame."""
+        return self._decoded(self.depths).reshape(self.height, self.width, 1)
+
+    def surface_points(self) -> Float[Tensor, "num_pixels 3"]:
+        """World position at the rendered depth of each pixel."""
+        everything = slice(None)
+        depth = self._decoded(self.depths)[:, None]
+        return torch.addcmul(self.rays.origins_of(everything), self.rays.directions_of(everything), depth)
+
+    def render(
+        self, field: MaskGrid, values: Float[Tensor, "num_cells channels"]
+    ) -> Float[Tensor, "num_rays channels"]:
+        """``A x``: read the grid at the atoms, add up along the rays."""
+        channels = [channel.contiguous() for channel in values.unbind(-1)]
+        told = [trilinear.single_valued(channel, field.resolution) for channel in channels]
+        out = values.new_zeros(values.shape[1], len(self.coverage))
+        for part, weights, index, fractions in self._everywhere(field):
+            for number, channel in enumerate(channels):
+                sums = trilinear.read_sums(channel, told[number], weights, index, fractions, field.resolution)
+                out[number, part] = sums
+        return out.T
+
+    def backproject(
+        self, field: MaskGrid, image: Float[Tensor, "num_rays channels"]
+    ) -> Float[Tensor, "num_cells channels"]:
+        """``Aᵀ y``: spread rays over their atoms, and those over the grid. Rays that are 0 cost nothing."""
+        channels = []
+        for channel in image.unbind(-1):
+            out = image.new_zeros(field.num_cells)
+            rays = channel.nonzero()[:, 0]
+            # Where most rays count, it is quicker to take them all: their atoms' places may be remembered.
+            most = 2 * len(rays) > len(channel)
+            for part, weights, index, fractions in self._everywhere(field) if most else self._along(field, rays):
+                values = weights * channel[part]
+                trilinear.add(out, values.reshape(-1), index, fractions, field.resolution)
+            channels.append(out)
+        return torch.stack(channels).T
+
+    # How it is kept.
+
+    @property
+    def distance_error(self) -> float:
+        """Largest error of a distance by its coding, as a share of the distance itself."""
+        return self.log_step / 2 + 1e-6
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(t.numel() * t.element_size() for t in self.tensors().values()) + self.rays.num_bytes
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All but the rays, which follow from the camera."""
+        return {each.name: value for each in fields(self) if isinstance(value := getattr(self, each.name), Tensor)}
+
+    def numbers(self) -> dict[str, Any]:
+        """What is no tensor."""
+        return {name: getattr(self, name) for name in ("height", "width", "log_low", "log_step")}
+
+    def _decoded(self, codes: Int16[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return codes.float().mul_(self.log_step).add_(self.log_low + 32768 * self.log_step).exp_()
+
+    def _weights(self, part: Part) -> Float[Tensor, "atoms num_rays"]:
+        coverage = self.coverage[part].float().add_(32768).div_(65535 * LEVELS)
+        return self.shares[:, part].float().mul_(coverage)
+
+    def _located(self, field: MaskGrid, part: Part) -> tuple[Tensor, trilinear.Fractions]:
+        distances = self._decoded(self.distances[:, part])
+        offset = (self.rays.origins_of(part) - field.center) / field.half_extent
+        slope = (self.rays.rotation / field.half_extent[:, None]) @ self.rays.local[part].T
+        x, y, z = (torch.addcmul(offset[:, axis], slope[axis], distances) for axis in range(3))
+        return field.located(x, y, z)
+
+    def _along(self, field: MaskGrid, rays: Tensor | None) -> Iterator[Located]:
+        """The atoms of some rays, or of all, in a grid; some at a time."""
+        step = CUDA_RAYS if self.coverage.device.type == "cuda" else CPU_RAYS
+        total = len(self.coverage) if rays is None else len(rays)
+        for start in range(0, total, step):
+            part = slice(start, min(start + step, total))
+            part = part if rays is None else rays[part]
+            yield part, self._weights(part), *self._located(field, part)
+
+    def _everywhere(self, field: MaskGrid) -> Iterator[Located]:
+        """The atoms of all rays in a grid, remembered if asked for last: a view is rendered, and then lifted."""
+        global _newest  # noqa: PLW0603
+        place = (*field.center.tolist(), *field.half_extent.tolist(), field.resolution)
+        newest = _newest
+        if newest is not None and newest[0]() is self and newest[1] == place:
+            yield from newest[2]
+        elif self.shares.numel() > REMEMBERED:
+            yield from self._along(field, None)
+        else:
+            # First the old ones go, so that these take their memory; and each is used while the CPU's caches hold it.
+            newest = _newest = None
+            parts = []
+            for located in self._along(field, None):
+                parts.append(located)
+                yield located
+            _newest = (weakref.ref(self), place, parts)
+
+
+_newest: tuple[weakref.ref[CompressedTrace], tuple[float, ...], list[Located]] | None = None
+"""The trace that was worked on last, the place of the grid, and its atoms there."""
+
+
+def forget() -> None:
+    """Let go of the atoms that are remembered."""
+    global _newest  # noqa: PLW0603
+    _newest = None

@@ -1,0 +1,396 @@
+"""What the Segment panel does: prompts in, masks of named objects out. Knows of no screen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from dataclasses import replace
+
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from torch import Tensor
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.fields.objects import PALETTE
+from sa3d_nerfstudio.prompts.view_prompt import Mark, ViewPrompt
+from sa3d_nerfstudio.segmentation.saved_prompts import read_prompts, write_prompts
+from sa3d_nerfstudio.segmentation.self_prompting import self_prompt
+from sa3d_nerfstudio.segmentation.session import Progress, followed
+from sa3d_nerfstudio.traces.base import render_probability
+from sa3d_nerfstudio.viewer.free_views import FreeViews
+from sa3d_nerfstudio.viewer.history import History, ObjectState, SceneState
+
+
+class SceneMasks:
+    """Follows a state: lifts what has changed, and puts it where renders see it.
+
+    Args:
+        sight: The views, and the model whose masks these are.
+        resolution: Of the mask grids.
+    """
+
+    def __init__(self, free_views: FreeViews, resolution: int) -> None:
+        self.free_views = free_views
+        self.objects = free_views.model.masks
+        self.resolution = resolution
+        self.changes = 0
+        """Counts how often the model's masks were changed."""
+        self.troubles: list[str] = []
+        """What could not be taken over from a run, in sentences, until somebody empties this."""
+        self._published: dict[str, MaskField] = {}
+
+    def __getitem__(self, name: str) -> MaskField:
+        return self._published[name]
+
+    def taken_over(self) -> SceneState | None:
+        """What the model's masks are, with the prompts that came along, if somebody else has changed them."""
+        masks = self.objects
+        there = {name: masks[name] for name in masks.names}
+        if list(there.items()) == list(self._published.items()):
+            return None
+        self._published = there
+        objects = tuple(self._taken_over(name, grid) for name, grid in there.items())
+        return SceneState(objects, objects[-1].name if objects else None)
+
+    def _taken_over(self, name: str, grid: MaskField) -> ObjectState:
+        masks = self.objects
+        entry = ObjectState(name, masks.colors[name], name in masks.hidden)
+        known = None
+        if not grid.is_empty:
+            # A grid that has been loaded would never become finer than it is.
+            known = self.free_views.model.new_field(self.resolution)
+            known.copy_from(grid)
+        try:
+            prompts, segmented = read_prompts(name, masks.prompts.get(name), self.free_views)
+        except SA3DError as error:
+            self.troubles.append(str(error))
+            prompts, segmented = (), True
+        if not prompts:
+            return replace(entry, evidence=known)
+        return replace(entry, prompts=prompts, loaded=known if segmented else None)
+
+    def follow(self, before: SceneState, state: SceneState) -> None:
+        """Make the model's masks what a state says; objects that do not change keep their grids."""
+        kept = {_evidence_of(entry): self._published[entry.name] for entry in before}
+        grids = {}
+        for entry in state:
+            same = kept.get(_evidence_of(entry))
+            grids[entry.name] = same if same is not None and not entry.is_empty else self._lifted(entry)
+        self.publish(state, grids)
+
+    def preview(self, state: SceneState, name: str, grid: MaskField) -> None:
+        """Show what is known of an object by now, while more is being found out."""
+        copy = grid.fresh()
+        copy.copy_from(grid)
+        self.publish(state, {**self._published, name: copy})
+
+    def publish(self, state: SceneState, grids: dict[str, MaskField]) -> None:
+        """Put grids where renders see them. They are not changed afterwards: a render may still be at the old ones."""
+        hidden = {entry.name for entry in state if entry.hidden}
+        prompts = {
+            entry.name: write_prompts(entry.prompts, entry.is_segmented, self.free_views)
+            for entry in state
+            if entry.prompts
+        }
+        self.objects.replace(grids, hidden, {entry.name: entry.color for entry in state}, prompts)
+        self._published = grids
+        self.changes += 1
+
+    def without(self, prompts: tuple[ViewPrompt, ...], total: MaskField) -> MaskField:
+        """The evidence of the views that the user has not prompted: the prompted views' own part is taken out.
+
+        All evidence is a sum, so it can be; the published update is none, and is left as it is.
+        """
+        if self.free_views.settings.lifting != "evidence":
+            return total
+        session = self.free_views.session(total.fresh())
+        session.prompted = self.free_views.answers(prompts)
+        session.lift_prompts(total.fresh())
+        evidence = total.fresh()
+        # Sharpening has moved what the views said, so that more may be left of the object than of all.
+        seen = (total.seen - session.grid.seen).clamp(min=0)
+        evidence.set((total.hit - session.grid.hit).clamp(min=0).minimum(seen), seen)
+        return evidence
+
+    def _lifted(self, entry: ObjectState) -> MaskField:
+        if entry.loaded is not None:
+            return entry.loaded
+        if entry.evidence is not None and not entry.prompts:
+            return entry.evidence
+        grid = self.free_views.model.new_field(self.resolution)
+        if entry.prompts:
+            session = self.free_views.session(grid)
+            session.prompted = self.free_views.answers(entry.prompts)
+            session.lift_prompts(entry.evidence)
+        return grid
+
+
+def _evidence_of(entry: ObjectState) -> tuple[object, ...]:
+    """What an object's mask follows from."""
+    return entry.prompts, entry.evidence, entry.loaded
+
+
+SCRIBBLE_STEP = 0.04
+"""Distance of the points that join two clicks of a scribble, as a share of the image's width."""
+CLEARANCE = 0.1
+"""Around a point that the user calls something else, nothing is taken to be known to be the object (likewise)."""
+
+
+class Editor:
+    """Objects being segmented in a run, by prompts in views of any camera.
+
+    Operations raise :class:`SA3DError` and leave everything as it was. They may come from any one thread at a time,
+    while others render: the sight holds its lock when it renders with the model.
+
+    Args:
+        sight: The views; its model's masks are what there is at first.
+        resolution: Of the mask grids.
+    """
+
+    def __init__(self, free_views: FreeViews, resolution: int = 128) -> None:
+        self.free_views = free_views
+        self.model = free_views.model
+        self.views = free_views.views
+        self.settings = free_views.settings
+        self.masks = SceneMasks(free_views, resolution)
+        self.history = History()
+        self.unsaved = False
+        """Whether anything has changed since somebody set this."""
+        self.adopt()
+
+    @property
+    def state(self) -> SceneState:
+        """What there is."""
+        return self.history.present
+
+    def adopt(self) -> None:
+        """Take over the masks of the model if somebody else has changed them."""
+        state = self.masks.taken_over()
+        if state is not None:
+            self.history = History(state)
+
+    # Views.
+
+    def look(self, camera: Cameras) -> str:
+        """Make a camera's view ready for prompts: rendered once, embedded once. Returns its name."""
+        return self.free_views.look(camera)
+
+    def picture(self, view: str) -> Float[Tensor, "height width 3"]:
+        """What a view shows, with the objects tinted; costs no rendering of the radiance field."""
+        trace = self.free_views.trace(view)
+        _, overlay = self.model.render_overlay(trace, trace.rgb.reshape(-1, 3))
+        return overlay.reshape(trace.rgb.shape)
+
+    def markers(self) -> list[tuple[tuple[float, float, float], bool]]:
+        """World positions of the points that prompt the selected object, a little in front of its surface, and whether
+        they are on it."""
+        current = self.state.current
+        marks = [mark for prompt in (current.prompts if current else ()) for mark in prompt.marks]
+        return [(mark.place, mark.on_object) for mark in marks if mark.place is not None]
+
+    # Prompts.
+
+    def mark(self, view: str, x: float, y: float, on_object: bool, joined: bool = False) -> None:
+        """Put a point into a view; ``joined`` fills up the way from the last one there.
+
+        Args:
+            view: As :meth:`look` named it.
+            x: Share of the width, from the left.
+            y: Share of the height, from the top.
+            on_object: Whether it lies on the object, or on something else.
+            joined: Whether to draw a line of points from the last one that said the same.
+        """
+        prompt = self._prompt_in(view)
+        x, y = _within(x), _within(y)
+        marks = [Mark(x, y, on_object)]
+        last = next((mark for mark in reversed(prompt.marks) if mark.on_object == on_object), None)
+        if joined and last is not None:
+            steps = max(1, round(((x - last.x) ** 2 + (y - last.y) ** 2) ** 0.5 / SCRIBBLE_STEP))
+            ways = [step / steps for step in range(1, steps + 1)]
+            marks = [Mark(last.x + (x - last.x) * way, last.y + (y - last.y) * way, on_object) for way in ways]
+        placed = tuple(replace(mark, place=self.free_views.placed(view, mark)) for mark in marks)
+        self._set_prompt(replace(prompt, marks=(*prompt.marks, *placed), choice=None))
+
+    def draw_box(self, view: str, x0: float, y0: float, x1: float, y1: float) -> None:
+        """Draw a rectangle around the object; it replaces the last one in this view. Shares of width and height."""
+        x0, y0, x1, y1 = (_within(value) for value in (x0, y0, x1, y1))
+        if x1 - x0 < 0.01 or y1 - y0 < 0.01:
+            raise SA3DError("the box is empty: drag from one corner of the object to the other.")
+        self._set_prompt(replace(self._prompt_in(view), box=(x0, y0, x1, y1), choice=None))
+
+    def choose(self, candidate: int) -> None:
+        """Take another of the segmenter's answers to the last prompt, from the smallest to the largest."""
+        current = self.state.current
+        if current is None or not current.prompts:
+            raise SA3DError("there is no mask to choose from: put a point on the object first.")
+        prompt = current.prompts[-1]
+        areas = self.free_views.answer(prompt).candidates.masks.flatten(1).sum(1)
+        order = areas.argsort().tolist()
+        self._set_prompt(replace(prompt, choice=order[min(candidate, len(order) - 1)]))
+
+    @property
+    def may_choose(self) -> bool:
+        """Whether there is more than one answer to choose from, as far as that is known yet."""
+        current = self.state.current
+        if current is None or not current.prompts:
+            return False
+        answer = self.free_views.answered(current.prompts[-1])
+        return answer is None or len(answer.candidates.masks) > 1
+
+    def clear(self) -> None:
+        """Begin the selected object again."""
+        current = self._current()
+        self._go_to(self.state.replacing(current.name, replace(current, prompts=(), evidence=None, loaded=None)))
+
+    # Objects.
+
+    def add_object(self, name: str | None = None) -> str:
+        """Make an object, and let prompts go to it."""
+        entry = self._new_object(name)
+        self._go_to(self.state.adding(entry))
+        return entry.name
+
+    def select(self, name: str) -> None:
+        """Let prompts go to another object."""
+        self.history.present = self.state.selecting(name)
+
+    def rename(self, name: str) -> None:
+        """Rename the selected object."""
+        current = self._current()
+        if name != current.name:
+            self._check_name(name)
+            self._go_to(self.state.replacing(current.name, replace(current, name=name)))
+
+    def delete(self) -> None:
+        """Delete the selected object."""
+        self._go_to(self.state.removing(self._current().name))
+
+    def show(self, hidden: set[str]) -> None:
+        """Hide these objects, and no others. Not a step that is undone: nothing is lost."""
+        objects = tuple(replace(entry, hidden=entry.name in hidden) for entry in self.state)
+        self.history.present = replace(self.state, objects=objects)
+        self.model.masks.hidden = {entry.name for entry in objects if entry.hidden}
+        self.unsaved = True
+
+    def solo(self, on: bool) -> None:
+        """Show the selected object alone, or all."""
+        current = self._current()
+        self.show({name for name in self.state.names if name != current.name} if on else set())
+
+    def undo(self) -> None:
+        """Go one step back."""
+        self._follow(self.history.before())
+        self.history.undo()
+
+    def redo(self) -> None:
+        """Take the last undo back."""
+        self._follow(self.history.after())
+        self.history.redo()
+
+    # The loop over the training views.
+
+    def segment(self, live_every: float = 4.0) -> Generator[Progress, None, None]:
+        """Segment the selected object in all training views, one view a step.
+
+        Whoever iterates may close the iterator at any step; what is known by then is kept.
+
+        Args:
+            live_every: The model's mask is brought up to date no more often than this, in seconds.
+
+        Raises:
+            SA3DError: Nothing is prompted, or nothing came of it.
+        """
+        current = self._current()
+        if not current.prompts:
+            raise SA3DError(f"nothing points at {current.name} yet: choose '+ point' and click on it first.")
+        session = self.free_views.session(self.model.new_field(self.masks.resolution))
+        session.prompted = self.free_views.answers(current.prompts)
+        shown = time.monotonic()
+        try:
+            for progress in followed(session):
+                if time.monotonic() - shown > live_every:
+                    self.masks.preview(self.state, current.name, session.grid)
+                    shown = time.monotonic()
+                yield progress
+        finally:
+            # Split into the user's part, which may still change, and the other views'.
+            if session.report.records:
+                evidence = self.masks.without(current.prompts, session.grid)
+                self._go_to(self.state.replacing(current.name, replace(current, evidence=evidence, loaded=None)))
+        if session.grid.is_empty:
+            raise SA3DError(f"{current.name} is empty: no surface lies behind what is prompted; prompt another view.")
+
+    # How it is done.
+
+    def _current(self) -> ObjectState:
+        current = self.state.current
+        if current is None:
+            raise SA3DError("there is no object yet: choose '+ point' and click on one.")
+        return current
+
+    def _new_object(self, name: str | None = None) -> ObjectState:
+        if name is None:
+            number = len(self.state.objects) + 1
+            while f"object {number}" in self.state.names:
+                number += 1
+            name = f"object {number}" if self.state.objects else "object"
+        self._check_name(name)
+        used = [entry.color for entry in self.state]
+        return ObjectState(name, min(PALETTE, key=used.count))
+
+    def _check_name(self, name: str) -> None:
+        if not name.strip():
+            raise SA3DError("an object needs a name: type one.")
+        if name in self.state.names:
+            raise SA3DError(f"there is an object named {name} already: type another name.")
+
+    def _prompt_in(self, view: str) -> ViewPrompt:
+        """The selected object's prompt in a view, begun from what is known of the object if it is new."""
+        current = self.state.current
+        prompt = ViewPrompt(view) if current is None else current.prompt_in(view)
+        if prompt.is_empty and current is not None and not current.is_empty:
+            prompt = replace(prompt, context=self._context(current, view), correcting=current.is_segmented)
+        return prompt
+
+    def _context(self, current: ObjectState, view: str) -> tuple[Mark, ...]:
+        trace = self.free_views.trace(view)
+        shape = (trace.height, trace.width)
+        rendered = render_probability(trace, self.masks[current.name])
+        probability, known = (image.reshape(shape) for image in rendered)
+        settings = self.settings
+        prompt = self_prompt(probability, known, trace.depth[..., 0], settings.num_prompts, settings.threshold)
+        if prompt is None:
+            return ()
+        return tuple(Mark((x + 0.5) / trace.width, (y + 0.5) / trace.height, True) for x, y in prompt.points.tolist())
+
+    def _set_prompt(self, prompt: ViewPrompt) -> None:
+        off = [mark for mark in prompt.marks if not mark.on_object]
+        far = [all((m.x - o.x) ** 2 + (m.y - o.y) ** 2 > CLEARANCE**2 for o in off) for m in prompt.context]
+        context = tuple(mark for mark, keep in zip(prompt.context, far, strict=True) if keep)
+        state, current = self.state, self.state.current
+        if current is None:
+            # In the same step as its first prompt, so that one which fails leaves no empty object behind.
+            current = self._new_object()
+            state = state.adding(current)
+        current = self._split(current)
+        self._go_to(state.replacing(current.name, current.prompted(replace(prompt, context=context))))
+
+    def _split(self, current: ObjectState) -> ObjectState:
+        """Tell what the prompts of a loaded object say from what the other views do, which takes looking again."""
+        if current.loaded is None:
+            return current
+        return replace(current, evidence=self.masks.without(current.prompts, current.loaded), loaded=None)
+
+    def _go_to(self, state: SceneState) -> None:
+        self._follow(state)
+        self.history.push(state)
+
+    def _follow(self, state: SceneState) -> None:
+        self.masks.follow(self.state, state)
+        self.unsaved = True
+
+
+def _within(share: float) -> float:
+    """Of the image, where a drag may end outside."""
+    return min(max(float(share), 0.0), 1.0)

@@ -1,0 +1,73 @@
+"""The panel's folder of what leaves it: the run, the object's points, commands to copy."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+import viser
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.viewer.context import PanelContext
+from sa3d_nerfstudio.viewer.segment_section import Job
+from sa3d_nerfstudio.viewer.viser_compat import literal
+from sa3d_nerfstudio.views.surface_points import view_points, views_to_show, write_ply
+
+
+class ExportSection:
+    """Save and export."""
+
+    def __init__(self, context: PanelContext, job: Job) -> None:
+        self._context = context
+        self._job = job
+        gui = context.gui
+        with gui.add_folder("Save and export", expand_by_default=False):
+            save = gui.add_button("Save the run", color="green", icon=viser.Icon.DEVICE_FLOPPY)
+            save.on_click(lambda _: context.do(self._write_run))
+            self._points = gui.add_button("Write the object's points", color="gray", icon=viser.Icon.FILE_EXPORT)
+            self._points.on_click(lambda _: context.do(self._write_points))
+            # In fields, which scroll: the panel would be as wide as the longest command.
+            self._commands = {
+                what: gui.add_text(what, initial_value="", hint=hint)
+                for what, (hint, _) in context.viewer.commands().items()
+            }
+
+    def refresh(self) -> None:
+        """Show the commands, once there is a run for them."""
+        context = self._context
+        self._points.disabled = context.editor.state.current is None
+        saved = context.viewer.config.exists() and not context.editor.unsaved
+        for label, (_, command) in context.viewer.commands().items():
+            self._commands[label].value = command if saved else "(save the run first)"
+
+    def _write_run(self) -> None:
+        self._context.say("Saving ...")
+        self._context.say(f"Saved: {literal(_short(self._context.save()))}")
+
+    def _write_points(self) -> None:
+        context = self._context
+        name, model = context.editor.state.selected, context.editor.model
+        if name is None or model.masks[name].is_empty:
+            raise SA3DError("there is no object to write yet: segment one first.")
+        path = context.viewer.run_dir / "exports" / (re.sub(r"[^\w.-]+", "_", name) + ".ply")
+        views = context.editor.views
+        chosen = views_to_show(views)
+        with self._job.running():
+            found = []
+            for view in view_points(views, chosen, model.masks[name], model.mask_threshold):
+                found.append(view)
+                self._job.show(len(found), len(chosen), f"Writing points: view {len(found)} of {len(chosen)}.")
+                if self._job.stopped:
+                    context.say("Stopped; nothing was written.")
+                    return
+        points, colors = (torch.cat(part) for part in zip(*found, strict=True))
+        if len(points) == 0:
+            raise SA3DError(f"no view shows {name}: lower the threshold, or segment it again.")
+        write_ply(path, points, colors)
+        context.say(f"{len(points)} points written: {literal(_short(path))}")
+
+
+def _short(path: Path) -> str:
+    """The end of a path; the panel is narrow."""
+    return "/".join(path.parts[-3:])

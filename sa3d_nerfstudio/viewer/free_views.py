@@ -1,0 +1,183 @@
+"""Views of any camera, as the segmenter sees them: rendered once, embedded once, asked about often."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from torch import Tensor
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.models.outputs import MaskOutputs
+from sa3d_nerfstudio.prompts.view_prompt import Mark, ViewPrompt
+from sa3d_nerfstudio.segmentation.mask_depth import marker_position
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.session_views import FreeView, PromptedMask
+from sa3d_nerfstudio.segmentation.settings import SessionSettings
+from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterImage
+from sa3d_nerfstudio.segmenters.text import TextOptions, find_boxes
+from sa3d_nerfstudio.traces.base import ViewTrace
+from sa3d_nerfstudio.views.cache import Embeddings
+from sa3d_nerfstudio.views.training_views import TrainingViews
+
+
+class FreeViews:
+    """What the viewer's cameras have seen, and what the segmenter makes of it. Views go by names.
+
+    Args:
+        model: The base model with masks.
+        views: The training views.
+        segmenter: Builds the 2D segmenter when it is first needed.
+        settings: Of the sessions.
+        lock: Held when the model renders; shared with everybody else who renders with it.
+    """
+
+    def __init__(
+        self,
+        model: MaskOutputs,
+        views: TrainingViews,
+        segmenter: Callable[[], Segmenter],
+        settings: SessionSettings,
+        lock: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.views = views
+        self.settings = settings
+        self.lock = views.lock = nullcontext() if lock is None else lock
+        self.cameras: dict[str, Cameras] = {}
+        """Cameras of the views beside the training views, whether they have been looked through or not."""
+        self.free: dict[str, FreeView] = {}
+        """Those views that have been looked through."""
+        self._make_segmenter = segmenter
+        self._segmenter: Segmenter | None = None
+        self._training: dict[str, int] = {}
+        self._embeddings: Embeddings | None = None
+        self._answers: dict[ViewPrompt, PromptedMask] = {}
+
+    @property
+    def segmenter(self) -> Segmenter:
+        """The 2D segmenter."""
+        if self._segmenter is None:
+            self._segmenter = self._make_segmenter()
+        return self._segmenter
+
+    def look(self, camera: Cameras) -> str:
+        """Make a camera's view ready for prompts.
+
+        Args:
+            camera: One camera.
+
+        Returns:
+            The view's name, which is the same for the same camera.
+        """
+        # First what may fail: without its weights there is no need to wait for a render.
+        _ = self.segmenter
+        name = self.remember(camera)
+        if name not in self.free:
+            self.trace(name)
+            self.session(self.model.new_field(2)).embed(name)
+        return name
+
+    def remember(self, camera: Cameras) -> str:
+        """Name a camera's view, without looking through it yet."""
+        key = _key(camera)
+        for name, other in self.cameras.items():
+            if torch.allclose(_key(other), key, atol=1e-5):
+                return name
+        name = f"view {len(self.cameras) + 1}"
+        self.cameras[name] = camera
+        return name
+
+    def find_training_view(self, name: str) -> str:
+        """Name a training view by its image's file name, without rendering it yet.
+
+        Raises:
+            SA3DError: There is none of that name.
+        """
+        view = self.views.find(name)
+        self._training[self.views.name(view)] = view
+        return self.views.name(view)
+
+    def key(self, name: str) -> int | str:
+        """What sessions call a view: training views by their index."""
+        return self._training.get(name, name)
+
+    def known(self, camera: Cameras) -> str | None:
+        """The view of a camera that has been looked through."""
+        key = _key(camera)
+        seen = ((name, other) for name, other in self.cameras.items() if name in self.free)
+        return next((name for name, other in seen if torch.allclose(_key(other), key, atol=1e-5)), None)
+
+    def trace(self, name: str) -> ViewTrace:
+        """The trace of a view; rendered once."""
+        if name in self._training:
+            return self.views.trace(self._training[name])
+        if name not in self.free:
+            camera = self.cameras[name]
+            trace = self.model.compressed_view(camera.to(self.model.device), self.lock)
+            self.free[name] = FreeView(trace, camera.camera_to_worlds[0])
+        return self.free[name].trace
+
+    def placed(self, name: str, mark: Mark) -> tuple[float, float, float]:
+        """World position of a mark in a view, a little in front of the surface."""
+        trace = self.trace(name)
+        pose = self.views.camera_to_worlds[self._training[name]] if name in self._training else None
+        pose = self.free[name].camera_to_world if pose is None else pose
+        return marker_position(trace, pose[:, 3], *mark.pixel(trace.height, trace.width))
+
+    def find(self, name: str, text: str, options: TextOptions) -> dict[str, tuple[float, float, float, float]]:
+        """Where in a view the words may be.
+
+        Returns:
+            From the best match to the worst, a label for each, and x0, y0, x1, y1 as shares of width and height.
+
+        Raises:
+            SA3DError: There is no text, nothing like it, or nothing to look for it with.
+        """
+        trace = self.trace(name)
+        found = find_boxes(SegmenterImage(trace.rgb, name, trace.depth[..., 0]), text, options)
+        if not found:
+            raise SA3DError(f"nothing here looks like {text}: try other words or another view, or use + point.")
+        boxes = {}
+        for number, match in enumerate(found, start=1):
+            x0, y0, x1, y1 = match.box
+            label = f"{number}: {match.label} {match.score:.2f}"
+            boxes[label] = (x0 / trace.width, y0 / trace.height, x1 / trace.width, y1 / trace.height)
+        return boxes
+
+    def session(self, grid: MaskField) -> SegmentationSession:
+        """A session that may be prompted in all of these views, and shares what has been embedded."""
+        if self._embeddings is None:
+            self._embeddings = Embeddings(self.views.cache, self.segmenter, self.views.key)
+        return SegmentationSession(self.views, self.segmenter, grid, self.settings, self._embeddings, free=self.free)
+
+    def answer(self, prompt: ViewPrompt) -> PromptedMask:
+        """The mask that comes of a prompt; asked for once."""
+        if prompt not in self._answers:
+            trace, view = self.trace(prompt.view), self.key(prompt.view)
+            session = self.session(self.model.new_field(2))
+            candidates = session.prompt(view, prompt.pixels(trace.height, trace.width))
+            if prompt.choice is not None:
+                session.choose(view, min(prompt.choice, len(candidates.masks) - 1))
+            session.prompted[view].correcting = prompt.correcting
+            self._answers[prompt] = session.prompted[view]
+        return self._answers[prompt]
+
+    def answered(self, prompt: ViewPrompt) -> PromptedMask | None:
+        """The mask that has come of a prompt, if it was asked for."""
+        return self._answers.get(prompt)
+
+    def answers(self, prompts: tuple[ViewPrompt, ...]) -> dict[int | str, PromptedMask]:
+        """The masks of several views, as sessions take them."""
+        return {self.key(prompt.view): self.answer(prompt) for prompt in prompts}
+
+
+def _key(camera: Cameras) -> Float[Tensor, " camera"]:
+    """Pose, focal length and size in a row."""
+    values = [camera.camera_to_worlds[0], camera.fx, camera.fy, camera.height, camera.width]
+    return torch.cat([value.reshape(-1).cpu().float() for value in values])

@@ -1,0 +1,200 @@
+"""What has been computed of views: in memory up to a budget, then on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+import numpy as np
+import torch
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.segmenters.base import Segmenter, StorableSegmenter
+from sa3d_nerfstudio.views.disk import DiskStore
+
+SHARE_OF_MEMORY = 0.25
+"""Of the GPU's memory, or of the machine's, that the cache may take unless told otherwise."""
+FALLBACK_BYTES = 2 << 30
+"""Budget where the machine does not tell how much memory it has."""
+
+_NUMBERS = itertools.count()
+"""For segmenters that cannot be told by their weights."""
+
+Stored = tuple[Mapping[str, Tensor], Mapping[str, Any]]
+
+
+def default_budget(device: torch.device | str) -> int:
+    """How many bytes the cache may take on a device."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1] * SHARE_OF_MEMORY)
+    if not hasattr(os, "sysconf"):
+        return FALLBACK_BYTES
+    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * SHARE_OF_MEMORY)
+
+
+def size_of(value: Any) -> int:
+    """Bytes of the tensors and arrays in a value, in its attributes, and in what these hold."""
+    own = getattr(value, "num_bytes", None)
+    if isinstance(own, int):
+        return own
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(size_of(each) for each in value.values())
+    if isinstance(value, (tuple, list)):
+        return sum(size_of(each) for each in value)
+    if dataclasses.is_dataclass(value):
+        return sum(size_of(getattr(value, each.name)) for each in dataclasses.fields(value))
+    return 64
+
+
+@dataclasses.dataclass
+class _Entry:
+    value: Any
+    num_bytes: int
+    stored: Callable[[], Stored] | None
+    on_disk: bool
+
+
+class ViewCache:
+    """Values by key. Those used least lately leave when the budget is exceeded: to disk if they can, else for good.
+
+    Args:
+        budget: Bytes that values may take together. The newest is kept however large it is.
+        disk: Where values go that leave, and where they are looked for; nowhere if None.
+    """
+
+    def __init__(self, budget: int, disk: DiskStore | None = None) -> None:
+        self.budget = budget
+        self.disk = disk
+        self.num_bytes = 0
+        """Bytes that values take now."""
+        self.computed = 0
+        """How many values have been computed, instead of being found."""
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def get(self, key: str, restore: Callable[[dict[str, Tensor], dict[str, Any]], Any] | None = None) -> Any | None:
+        """A value that is in memory, or on disk; None if there is none.
+
+        Args:
+            key: Its key.
+            restore: Makes the value from what is on disk; it may raise KeyError, TypeError or ValueError if that is
+                not what it should be, and it is computed again. None for values that are in memory only.
+        """
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                self._entries.move_to_end(key)
+                return entry.value
+        found = self.disk.read(key) if self.disk is not None and restore is not None else None
+        if found is None or restore is None:
+            return None
+        try:
+            value = restore(*found)
+        except (KeyError, TypeError, ValueError):
+            # Whole, but written by another version: as good as none.
+            return None
+        self._put(key, _Entry(value, size_of(value), lambda: found, on_disk=True))
+        return value
+
+    def put(self, key: str, value: Any, stored: Callable[[], Stored] | None = None) -> None:
+        """Keep a value that has been computed.
+
+        Args:
+            key: Its key.
+            value: Whatever it is.
+            stored: What of it goes to disk; None for values that stay in memory.
+        """
+        self.computed += 1
+        self._put(key, _Entry(value, size_of(value), stored, on_disk=False))
+
+    def _put(self, key: str, entry: _Entry) -> None:
+        with self._lock:
+            self._forget(key)
+            self._entries[key] = entry
+            self.num_bytes += entry.num_bytes
+            while self.num_bytes > self.budget and len(self._entries) > 1:
+                oldest = next(iter(self._entries))
+                self._write(oldest, self._entries[oldest])
+                self._forget(oldest)
+
+    def flush(self) -> None:
+        """Write to disk what is not there yet."""
+        with self._lock:
+            for key, entry in self._entries.items():
+                self._write(key, entry)
+
+    def _write(self, key: str, entry: _Entry) -> None:
+        if self.disk is not None and entry.stored is not None and not entry.on_disk:
+            try:
+                self.disk.write(key, *entry.stored())
+            except SA3DError as error:
+                # Segmenting goes on without it, and what leaves memory is computed again.
+                CONSOLE.print(f"views are kept in memory only: {error}", highlight=False, soft_wrap=True, markup=False)
+                self.disk = None
+            entry.on_disk = True
+
+    def drop(self, key: str) -> None:
+        """Forget a value; what is on disk stays there."""
+        with self._lock:
+            self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        entry = self._entries.pop(key, None)
+        self.num_bytes -= 0 if entry is None else entry.num_bytes
+
+
+class Embeddings(MutableMapping):
+    """What a segmenter has embedded, by view, kept in a cache.
+
+    Args:
+        cache: Where they are kept.
+        segmenter: Whose they are; those of a :class:`StorableSegmenter` go to disk.
+        key: Names a training view by all that its image depends on.
+    """
+
+    def __init__(self, cache: ViewCache, segmenter: Segmenter, key: Callable[[int], str]) -> None:
+        self._cache = cache
+        self._segmenter = segmenter if isinstance(segmenter, StorableSegmenter) else None
+        self._name = str(next(_NUMBERS)) if self._segmenter is None else self._segmenter.fingerprint
+        self._key_of_view = key
+        self._known: dict[int | str, None] = {}
+
+    def __getitem__(self, view: int | str) -> Any:
+        storable = self._segmenter if isinstance(view, int) else None
+        restore = None if storable is None else (lambda tensors, _: storable.from_tensors(tensors))
+        value = self._cache.get(self._key(view), restore)
+        if value is None:
+            raise KeyError(view)
+        self._known[view] = None
+        return value
+
+    def __setitem__(self, view: int | str, embedding: Any) -> None:
+        storable = self._segmenter if isinstance(view, int) else None
+        stored = None if storable is None else (lambda: (storable.to_tensors(embedding), {}))
+        self._cache.put(self._key(view), embedding, stored)
+        self._known[view] = None
+
+    def __delitem__(self, view: int | str) -> None:
+        del self._known[view]
+        self._cache.drop(self._key(view))
+
+    def __iter__(self) -> Iterator[int | str]:
+        return iter([view for view in list(self._known) if view in self])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _key(self, view: int | str) -> str:
+        return f"embedding-{self._name}-{self._key_of_view(view) if isinstance(view, int) else f'free {view}'}"

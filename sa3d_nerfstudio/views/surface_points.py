@@ -1,0 +1,50 @@
+"""An object's points: the surface that its views show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.files import atomic_path
+from sa3d_nerfstudio.traces.base import render_probability
+from sa3d_nerfstudio.views.training_views import TrainingViews
+
+ENOUGH_VIEWS = 8
+"""So many rendered views show an object from all around (as many segment it, nearly as well as all)."""
+
+
+def views_to_show(views: TrainingViews) -> list[int]:
+    """Those that have been rendered, if they are enough, for a render takes seconds on a CPU; else all."""
+    rendered = [view for view in range(len(views)) if views.known_trace(view) is not None]
+    return rendered if len(rendered) >= ENOUGH_VIEWS else list(range(len(views)))
+
+
+def view_points(
+    views: TrainingViews, chosen: Sequence[int], grid: MaskField, threshold: float
+) -> Iterator[tuple[Float[Tensor, "num 3"], Float[Tensor, "num 3"]]]:
+    """World positions and colours, in [0, 1], of the pixels on an object in chosen views, view by view."""
+    for view in chosen:
+        trace = views.trace(view)
+        on = render_probability(trace, grid)[0] > threshold
+        yield trace.surface_points()[on].cpu(), trace.rgb.reshape(-1, 3)[on].cpu()
+
+
+def write_ply(path: Path, points: Float[Tensor, "num 3"], colors: Float[Tensor, "num 3"]) -> None:
+    """Write points as a binary PLY with 8 bit colours."""
+    kind = [(axis, "<f4") for axis in "xyz"] + [(name, "u1") for name in ("red", "green", "blue")]
+    table = np.zeros(len(points), dtype=kind)
+    for index, axis in enumerate("xyz"):
+        table[axis] = points[:, index].numpy()
+    for index, name in enumerate(("red", "green", "blue")):
+        table[name] = (colors[:, index].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    properties = "".join(f"property float {axis}\n" for axis in "xyz")
+    properties += "".join(f"property uchar {name}\n" for name in ("red", "green", "blue"))
+    header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n{properties}end_header\n"
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(header.encode("ascii") + table.tobytes())

@@ -1,0 +1,189 @@
+"""The training views of a run: their names, cameras and traces."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from torch import Tensor
+
+from sa3d_nerfstudio.models.outputs import MaskOutputs
+from sa3d_nerfstudio.models.rays import camera_rays
+from sa3d_nerfstudio.traces.base import ViewTrace
+from sa3d_nerfstudio.traces.compressed import CompressedTrace
+from sa3d_nerfstudio.views.cache import ViewCache, default_budget
+from sa3d_nerfstudio.views.disk import digest
+from sa3d_nerfstudio.views.names import find_view
+
+CAMERA_PARTS = (
+    *("camera_to_worlds", "fx", "fy", "cx", "cy", "height", "width"),
+    *("distortion_params", "camera_type", "times", "metadata"),
+)
+"""All that nerfstudio's cameras are made of."""
+
+Kept = TypeVar("Kept")
+
+
+class TrainingViews:
+    """The training views of a run, rendered at a working size, each once.
+
+    Args:
+        model: The base model with masks.
+        cameras: Of all training images.
+        filenames: Of all training images, in the same order.
+        long_side: Images are rendered with their longer side no longer than this.
+        image_scale: Size of the original images over the size in ``cameras``, which nerfstudio may have scaled down.
+        photo: The image that a view was trained on, of any size, [height, width, 3] in [0, 1]; where it is given,
+            segmenters see it, and else what the model renders.
+        cache: Keeps what is rendered.
+    """
+
+    def __init__(
+        self,
+        model: MaskOutputs,
+        cameras: Cameras,
+        filenames: Sequence[Path],
+        long_side: int,
+        image_scale: float = 1.0,
+        photo: Callable[[int], Float[Tensor, "rows columns 3"]] | None = None,
+        cache: ViewCache | None = None,
+    ) -> None:
+        self.model = model
+        self.cameras = cameras
+        self.filenames = [Path(name) for name in filenames]
+        self.long_side = long_side
+        self.image_scale = image_scale
+        self.photo = photo
+        self.lock: AbstractContextManager[Any] = nullcontext()
+        """Held while the model renders; the viewer renders with the same model on other threads."""
+        self.cache = ViewCache(default_budget(model.device)) if cache is None else cache
+        self._keys: dict[int, str] = {}
+        self._directions: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self.filenames)
+
+    def larger(self, factor: float) -> TrainingViews:
+        """The same views in larger images, with the same cache; themselves where the originals are no larger."""
+        longest = max(int(self.cameras.height.max()), int(self.cameras.width.max()))
+        side = min(round(self.long_side * factor), longest)
+        if side <= self.long_side:
+            return self
+        views = copy.copy(self)
+        views.long_side, views._keys, views._directions = side, {}, []
+        return views
+
+    @property
+    def camera_to_worlds(self) -> Float[Tensor, "num_views 3 4"]:
+        """Poses in nerfstudio's frame."""
+        return self.cameras.camera_to_worlds
+
+    def name(self, view: int) -> str:
+        """File name of the view's image."""
+        return self.filenames[view].name
+
+    def image_size(self, view: int) -> tuple[int, int]:
+        """Height and width of the view's original image, in which prompts are given."""
+        camera = self.cameras[view]
+        return round(float(camera.height) * self.image_scale), round(float(camera.width) * self.image_scale)
+
+    def find(self, view: str | int) -> int:
+        """Index of a view that is given by its image's file name or by its index; see :func:`view_names.find_view`."""
+        return find_view(view, self.filenames)
+
+    def camera(self, view: int) -> Cameras:
+        """The view's camera at the working size."""
+        camera = self.cameras[view : view + 1].to(self.model.device)
+        longest = max(int(camera.height.max()), int(camera.width.max()))
+        if longest > self.long_side:
+            camera.rescale_output_resolution(self.long_side / longest)
+        return camera
+
+    def trace(self, view: int) -> ViewTrace:
+        """The view's trace."""
+        found = self.known_trace(view)
+        if found is not None:
+            return found
+        trace = self.look(self.camera(view))
+        stored = (lambda: (trace.tensors(), trace.numbers())) if isinstance(trace, CompressedTrace) else None
+        self.cache.put(f"trace-{self.key(view)}", trace, stored)
+        return trace
+
+    def known_trace(self, view: int) -> ViewTrace | None:
+        """The view's trace if it has been rendered before; None else."""
+        key = f"trace-{self.key(view)}"
+        return self.cache.get(key, lambda tensors, numbers: self._restored(view, tensors, numbers))
+
+    def preload(self, view: int, picture: bool) -> None:
+        """Bring into memory what lies on disk of a view: its trace, if it has been rendered before, and its photo.
+
+        Nothing is rendered, so this may be done on another thread.
+
+        Raises:
+            SA3DError: The photo cannot be read.
+        """
+        self.known_trace(view)
+        key = f"photo-{self.key(view)}"
+        if picture and self.photo is not None and self.cache.get(key) is None:
+            self.cache.put(key, self.photo(view))
+
+    def key(self, view: int) -> str:
+        """Stands for the view's camera at the working size, and for the photo that segmenters see of it."""
+        if view not in self._keys:
+            camera = self.camera(view)
+            parts: list[Any] = [getattr(camera, name) for name in CAMERA_PARTS]
+            if self.photo is not None and self.filenames[view].exists():
+                state = self.filenames[view].stat()
+                parts += [self.name(view), state.st_size, state.st_mtime_ns]
+            self._keys[view] = digest(parts)
+        return self._keys[view]
+
+    def _restored(self, view: int, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> CompressedTrace:
+        tensors = {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
+        return CompressedTrace.restored(tensors, numbers, camera_rays(self.camera(view), self._directions))
+
+    def look(self, camera: Cameras) -> ViewTrace:
+        """The trace of any camera, packed where it can be; rendered each time."""
+        return self.model.compressed_view(camera.to(self.model.device), self.lock, self._directions)
+
+    def picture(self, view: int) -> Float[Tensor, "height width 3"]:
+        """What a segmenter sees of a view, in [0, 1]: the render, or the photo on the render's pixels."""
+        trace = self.trace(view)
+        if self.photo is None:
+            return trace.rgb
+        camera, size, key = self.cameras[view], (trace.height, trace.width), f"photo-{self.key(view)}"
+        preloaded = self.cache.get(key)
+        self.cache.drop(key)
+        photo = self.photo(view) if preloaded is None else preloaded
+        return on_pixels(photo.to(trace.rgb), (int(camera.height), int(camera.width)), size, self.long_side)
+
+
+def on_pixels(
+    photo: Float[Tensor, "rows columns 3"], camera_size: tuple[int, int], size: tuple[int, int], long_side: int
+) -> Float[Tensor, "height width 3"]:
+    """A photo on the pixels of a render.
+
+    Nerfstudio rounds sizes down when it scales a camera: the render then lacks part of a pixel at the right and at the
+    bottom, and the photo is cut there before it is resized.
+
+    Args:
+        photo: The photo, of any size.
+        camera_size: Height and width of its camera.
+        size: Height and width of the render.
+        long_side: Long side of the render as it was asked for.
+    """
+    scale = min(1.0, long_side / max(camera_size))
+    shown = [
+        min(round(part / scale / whole * have), have)
+        for part, whole, have in zip(size, camera_size, photo.shape[:2], strict=True)
+    ]
+    if tuple(shown) == size:
+        return photo[: size[0], : size[1]]
+    cut = photo[: shown[0], : shown[1]].permute(2, 0, 1)[None]
+    return torch.nn.functional.interpolate(cut, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).clamp(0, 1)

@@ -1,0 +1,140 @@
+"""sa3d doctor: what it finds, on machines that lack one thing or another."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from sa3d_nerfstudio.commands import doctor, main
+from sa3d_nerfstudio.segmenters.huggingface import OLDEST
+
+VERSIONS = {package.name: "99" for package in doctor.PACKAGES} | {
+    "nerfstudio": "1.1.5", "torch": "2.6.0+cu124", "numpy": "1.26.4", "viser": "0.2.7", "open3d": "0.20.0",
+    "nerfacc": "0.5.2", "gsplat": "1.4.0",
+}  # fmt: skip
+
+
+def states(**changed: str) -> dict[str, str]:
+    """What is said of packages in these versions, apart from those that are as they should be."""
+    installed = VERSIONS | changed
+    found = doctor.versions(lambda name: installed[name])
+    return {item.what: item.state for item in found if item.what not in ("python", "packages")}
+
+
+def test_pins_that_are_known_to_break():
+    assert states() == {}
+    assert states(numpy="2.1.0") == {"numpy": "fail"}
+    assert states(torch="2.3.1") == {"torch": "fail"}
+    assert states(nerfstudio="1.1.4", open3d="0.19.0") == {"nerfstudio": "fail", "open3d": "note"}
+    assert states(viser="1.0.3") == {}
+    assert states(viser="0.1.9") == {"viser": "note"}
+
+
+def test_what_is_not_installed_is_told_with_what_to_type():
+    def installed(name: str) -> str:
+        if name == "pycocotools":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return VERSIONS[name]
+
+    (missing,) = [item for item in doctor.versions(installed) if item.state == "fail"]
+    assert (missing.what, missing.remedy) == ("pycocotools", "pip install pycocotools")
+
+
+def extras(**versions: str) -> dict[str, doctor.Finding]:
+    def installed(name: str) -> str:
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    return {item.what: item for item in doctor.extras(installed)}
+
+
+def test_extras_are_no_must_and_come_with_what_to_type(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "EXTRAS", (doctor.EXTRAS[0], dataclasses.replace(doctor.EXTRAS[1], module="json")))
+    for missing in extras(), extras(transformers="4.40.2"), extras(transformers="6.0.0"):
+        assert missing["transformers"].state == "note"
+        assert "text prompts, sam2 and sam-hq" in missing["transformers"].remedy
+        assert "pip install 'sa3d-nerfstudio[text]'" in missing["transformers"].remedy
+        assert (missing["json"].state, missing["json"].found) == ("note", "not installed")
+        assert "pip install 'sa3d-nerfstudio[mobile-sam]'" in missing["json"].remedy
+    # By the name of the mirror, or by that which its authors' repository has.
+    for there in extras(**{"mobilesam-mirror": "1.0.0"}), extras(mobile_sam="1.0"):
+        assert there["json"].state == "ok"
+        assert "for mobile-sam" in there["json"].found
+
+
+def test_an_extra_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "mobile_sam", None)
+    broken = extras(mobile_sam="1.0")["import mobile_sam"]
+    assert broken.state == "note"
+    assert "[mobile-sam]" in broken.remedy
+
+
+def test_what_the_extras_ask_for_is_what_the_checks_ask_for():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    asked = dict(re.findall(r"^(text|mobile-sam) = \[(.*)\]", text, re.MULTILINE))
+    for extra in doctor.EXTRAS:
+        assert asked[extra.extra].startswith(f'"{extra.packages[0]}')
+    lowest = re.search(r">=([\d.]+),<(\d+)", asked["text"])
+    assert lowest
+    assert doctor.numbers(lowest[1]) == OLDEST
+    fits = doctor.EXTRAS[0].fits
+    assert fits(OLDEST)
+    assert not fits((OLDEST[0], OLDEST[1] - 1))
+    assert not fits((int(lowest[2]),))
+
+
+def test_versions_are_read_as_numbers():
+    assert doctor.numbers("2.15.0+cu132") == (2, 15, 0)
+    assert doctor.numbers("2.6.0rc1") == (2, 6, 0)
+    assert doctor.numbers("10.1.dev3") == (10, 1)
+
+
+def test_missing_system_libraries_come_with_the_packages_that_have_them(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.platform", "linux")
+
+    def load(name: str) -> None:
+        if name != "libgomp.so.1":
+            raise OSError("cannot open shared object file")
+
+    first = next(doctor.system_libraries(load))
+    assert first.state == "fail"
+    assert first.remedy == "apt-get install libusb-1.0-0 libgl1"
+
+
+def test_weights_are_found_where_they_are_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SA3D_SAM_CHECKPOINT", str(tmp_path / "gone.pth"))
+    (gone,) = doctor.sam_weights()
+    assert gone.state == "fail"
+    assert "gone.pth" in gone.found
+    (tmp_path / "gone.pth").write_bytes(b"weights")
+    (there,) = doctor.sam_weights()
+    assert there.state == "ok"
+    monkeypatch.delenv("SA3D_SAM_CHECKPOINT")
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
+    (none,) = doctor.sam_weights()
+    assert none.state == "note"
+    assert str(tmp_path / "hub") in none.found
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "sam_vit_b_01ec64.pth").write_bytes(b"weights")
+    (found,) = doctor.sam_weights()
+    assert (found.state, found.found) == ("ok", str(folder / "sam_vit_b_01ec64.pth"))
+
+
+def test_a_module_that_cannot_be_imported_fails_the_check(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(doctor, "MODULES", ("json", "no_such_module_here"))
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor"])
+    assert ended.value.code == 1
+    captured = capsys.readouterr()
+    assert "No module named 'no_such_module_here'" in captured.out
+    assert "need mending" in captured.err
+    # One screen.
+    assert len(captured.out.splitlines()) <= 30

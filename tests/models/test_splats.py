@@ -1,0 +1,171 @@
+"""splatfacto with masks: its own outputs unchanged, the object alone, the object removed, the object exported."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from nerfstudio.models.splatfacto import SplatfactoModel
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.fields.splat_mask import SplatMask
+from sa3d_nerfstudio.models.splats import MaskedSplatModel
+from tests.small_models import camera, masked_splats, small_splats
+from tests.stand_ins import splats_on_cpu
+
+ADDED = {"mask", "mask_overlay", "object_rgb", "object_depth", "object_accumulation", "background_rgb"}
+
+
+@pytest.fixture(autouse=True)
+def _cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    splats_on_cpu(monkeypatch)
+
+
+def opaque() -> MaskedSplatModel:
+    """A red splat in front of a green one, and a blue one aside, all nearly opaque."""
+    model = masked_splats(5)
+    splats = model.gauss_params
+    splats["means"].copy_(torch.tensor([[0.0, 0, 1], [0, 0, -1], [1.5, 0, 0], [0, 0, 50], [0, 0, 60]]))
+    splats["scales"].fill_(-1.4)
+    splats["opacities"].fill_(9.0)
+    splats["features_rest"].zero_()
+    splats["features_dc"].copy_((torch.eye(5)[:, :3] - 0.5) / 0.28209479177387814)
+    return model
+
+
+def select(model: MaskedSplatModel, splats: list[int], name: str = "object") -> None:
+    """Evidence that some splats are an object, and the others are not."""
+    field = model.new_field(0)
+    on = torch.zeros(field.num_cells)
+    on[splats] = 1
+    field.add(on, torch.ones_like(on))
+    model.masks[name] = field
+
+
+def render(model: SplatfactoModel) -> dict[str, torch.Tensor]:
+    """The image of 21 x 29 pixels; the middle one looks at the origin."""
+    return model.get_outputs_for_camera(camera(21, 29))
+
+
+def test_the_base_models_outputs_are_unchanged():
+    model = masked_splats()
+    select(model, list(range(20)))
+    before, after = render(small_splats(masked=False)), render(model)
+    assert set(after) == set(before) | ADDED
+    for name, image in before.items():
+        assert torch.equal(image, after[name]), name
+    assert isinstance(model, SplatfactoModel)
+
+
+def test_an_occluder_is_gone_from_the_object():
+    model = opaque()
+    select(model, [1])
+    outputs = render(model)
+    assert outputs["rgb"][10, 14].tolist() == pytest.approx([1.0, 0.0, 0.0], abs=0.02)
+    assert outputs["mask"][10, 14] < 0.05
+    assert outputs["object_rgb"][10, 14].tolist() == pytest.approx([0.0, 1.0, 0.0], abs=0.02)
+    assert outputs["object_accumulation"][10, 14] > 0.95
+    assert outputs["object_depth"][10, 14] == pytest.approx(4.0, abs=1e-3)
+
+
+def test_what_the_object_hid_comes_out():
+    model = opaque()
+    select(model, [0])
+    outputs = render(model)
+    assert outputs["mask"][10, 14] > 0.95
+    assert outputs["background_rgb"][10, 14].tolist() == pytest.approx([0.0, 1.0, 0.0], abs=0.02)
+    assert outputs["mask_overlay"][10, 14].tolist() == pytest.approx([1.0, 0.27, 0.0], abs=0.03)
+    # Away from the object nothing changes.
+    blue = int(outputs["rgb"][10, :, 2].argmax())
+    assert blue > 20
+    assert torch.allclose(outputs["background_rgb"][10, blue], outputs["rgb"][10, blue], atol=0.02)
+
+
+@pytest.mark.parametrize(("name", "color"), [("white", 1.0), ("black", 0.0)])
+def test_behind_the_object_is_the_chosen_colour(name: str, color: float):
+    model = opaque()
+    model.object_background = name
+    select(model, [1])
+    outputs = render(model)
+    assert outputs["object_accumulation"][0, 0] == 0
+    assert outputs["object_rgb"][0, 0].tolist() == pytest.approx([color] * 3, abs=1e-6)
+    assert outputs["object_depth"][0, 0] == 0
+
+
+def test_without_objects_a_render_is_the_base_models():
+    outputs = render(masked_splats())
+    assert outputs["mask"].max() == 0
+    assert torch.equal(outputs["background_rgb"], outputs["rgb"])
+    assert outputs["object_accumulation"].max() == 0
+
+
+def test_rgba_of_the_image_and_of_the_object():
+    model = opaque()
+    select(model, [0])
+    outputs = render(model)
+    assert model.get_rgba_image(outputs)[10, 14, 3] > 0.9
+    assert model.get_rgba_image(outputs)[0, 0, 3] == 0
+    assert torch.equal(model.get_rgba_image(outputs, "object_rgb")[..., 3:], outputs["object_accumulation"])
+
+
+def test_hidden_objects_do_not_show():
+    model = opaque()
+    select(model, [0])
+    model.masks.hidden.add("object")
+    assert render(model)["mask"].max() == 0
+    assert not model.object_splats().any()
+
+
+def test_an_exporter_gets_the_objects_splats():
+    model = opaque()
+    select(model, [0], "a")
+    select(model, [2], "b")
+    assert len(model.means) == 5
+    before = render(model)["rgb"]
+    model.for_inference = True
+    for name in ("means", "scales", "quats", "opacities", "shs_0", "shs_rest", "colors"):
+        assert len(getattr(model, name)) == 2, name
+    assert torch.equal(model.means, model.gauss_params["means"][[0, 2]])
+    assert model.num_points == 2
+    # ns-render uses the same mode, and shows everything.
+    assert torch.equal(render(model)["rgb"], before)
+
+
+def test_an_empty_object_is_not_exported():
+    model = opaque()
+    model.for_inference = True
+    with pytest.raises(SA3DError, match="no object to export"):
+        _ = model.means
+
+
+def test_objects_come_back_from_a_state_dict_of_another_size():
+    saved, loaded = masked_splats(30), masked_splats(12)
+    select(saved, [3, 4], "a mug, 1.5 l")
+    select(saved, [5], "b")
+    saved.masks.hidden.add("b")
+    result = loaded.load_state_dict(saved.state_dict())
+    assert result.missing_keys == []
+    assert result.unexpected_keys == []
+    assert loaded.masks.names == ["a mug, 1.5 l", "b"]
+    assert loaded.masks.hidden == {"b"}
+    field = loaded.masks["a mug, 1.5 l"]
+    assert isinstance(field, SplatMask)
+    assert field.object_points()[0].tolist() == saved.gauss_params["means"][[3, 4]].tolist()
+    assert torch.equal(loaded.object_splats(), saved.object_splats())
+
+
+def test_what_does_not_fit_is_told():
+    model = masked_splats(5)
+    state = model.state_dict()
+    state["more"] = torch.zeros(1)
+    del state["gauss_params.quats"]
+    result = model.load_state_dict(state, strict=False)
+    assert result.missing_keys == ["gauss_params.quats"]
+    assert result.unexpected_keys == ["more"]
+
+
+def test_masks_of_other_splats_are_refused():
+    saved, other = masked_splats(30), masked_splats(12)
+    select(saved, [3])
+    masks = {key: value for key, value in saved.state_dict().items() if key.startswith("masks.")}
+    with pytest.raises(SA3DError, match="30 splats, but the base run has 12"):
+        other.load_state_dict({**other.state_dict(), **masks})

@@ -1,0 +1,218 @@
+"""SAM 2 and SAM-HQ: tiny random models of the real classes, through their real processors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
+from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, StorableSegmenter
+from sa3d_nerfstudio.segmenters.registry import make_segmenter
+from sa3d_nerfstudio.segmenters.sam import to_bytes
+from sa3d_nerfstudio.segmenters.weights import CHECKPOINT_VARIABLE
+from tests.segmenters.prompts import HEIGHT, PRIOR, PROMPTS, WIDTH
+from tests.tiny_transformers_sam import SIDE, save_tiny_sam2, save_tiny_sam_hq
+
+transformers = pytest.importorskip("transformers", reason="SAM 2 and SAM-HQ need the extras [sam2] and [sam-hq]")
+FAMILIES = {
+    "sam2": (save_tiny_sam2, "Sam2Model", "Sam2Processor"),
+    "sam-hq": (save_tiny_sam_hq, "SamHQModel", "SamHQProcessor"),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return FAMILIES[family][0](tmp_path_factory.mktemp(family))
+
+
+@pytest.fixture(scope="module")
+def segmenter(family: str, folder: Path) -> Any:
+    return make_segmenter(family, SegmenterOptions(sam_checkpoint=folder))
+
+
+def picture(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> SegmenterImage:
+    return SegmenterImage(torch.rand(height, width, 3, generator=torch.Generator().manual_seed(seed)), f"{seed}.jpg")
+
+
+def same(first: Candidates, second: Candidates) -> bool:
+    return torch.equal(first.masks, second.masks) and torch.equal(first.scores, second.scores)
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_every_kind_of_prompt(segmenter: Any, kind: str):
+    answer = segmenter.predict(segmenter.embed(picture()), PROMPTS[kind])
+    assert answer.masks.shape == (3, HEIGHT, WIDTH)
+    assert answer.masks.dtype == torch.bool
+    assert answer.scores.shape == (3,)
+    assert 0 < answer.masks.sum() < answer.masks.numel()
+    assert not answer.scores.requires_grad
+
+
+def test_prompts_and_images_differ(segmenter: Any):
+    embedding = segmenter.embed(picture())
+    scores = {kind: tuple(segmenter.predict(embedding, prompt).scores.tolist()) for kind, prompt in PROMPTS.items()}
+    assert scores["prior"] == scores["point"], "a prior must not matter unless dense prompts are on"
+    assert len(set(scores.values())) == len(PROMPTS) - 1
+    prompt = PROMPTS["point"]
+    assert not same(segmenter.predict(embedding, prompt), segmenter.predict(segmenter.embed(picture(1)), prompt))
+    assert same(segmenter.predict(embedding, prompt), segmenter.predict(segmenter.embed(picture()), prompt))
+
+
+def test_it_is_what_the_package_itself_answers(family: str, folder: Path, segmenter: Any):
+    """At the encoder's own size, where its half pixels make no difference."""
+    _, model_class, processor_class = FAMILIES[family]
+    model = getattr(transformers, model_class).from_pretrained(folder).eval()
+    processor = getattr(transformers, processor_class).from_pretrained(folder)
+    image = picture(0, SIDE, SIDE)
+    inputs = processor(
+        images=to_bytes(image.rgb), input_points=[[[[20.0, 30.0], [200.0, 100.0]]]], input_labels=[[[1, 0]]],
+        return_tensors="pt",
+    )  # fmt: skip
+    with torch.no_grad():
+        outputs = model(**{name: inputs[name] for name in ("pixel_values", "input_points", "input_labels")})
+    sizes = [inputs["original_sizes"], *([inputs["reshaped_input_sizes"]] if family == "sam-hq" else [])]
+    masks = processor.post_process_masks(outputs.pred_masks, *sizes)[0][0]
+    answer = segmenter.predict(segmenter.embed(image), Prompt.from_points(SIDE, SIDE, [(20, 30)], [(200, 100)]))
+    assert torch.allclose(answer.scores, outputs.iou_scores[0, 0], atol=1e-5)
+    assert (answer.masks == masks).float().mean() > 0.9999
+    assert 0 < masks.sum() < masks.numel()
+
+
+def asked(segmenter: Any, prompt: Prompt, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The points and boxes that reach the prompt encoder."""
+    seen: list[torch.Tensor] = []
+    handle = segmenter.model.prompt_encoder.register_forward_pre_hook(
+        lambda module, args, prompted: seen.extend([prompted["input_points"].clone(), prompted["input_boxes"].clone()]),
+        with_kwargs=True,
+    )
+    segmenter.predict(segmenter.embed(picture(0, height, width)), prompt)
+    handle.remove()
+    return seen[0][0, 0], seen[1][0, 0]
+
+
+def test_a_prompt_means_the_same_place_at_every_size(family: str, segmenter: Any):
+    """A pixel of an image a quarter as large is the centre of a block of 4 x 4 of the encoder's own pixels."""
+    points, box = asked(segmenter, Prompt.from_points(64, 64, [(10, 20)], box=[0, 8, 16, 64]), 64, 64)
+    # The encoder adds half a pixel.
+    assert torch.allclose(points + 0.5, torch.tensor([[42.0, 82.0]]))
+    assert torch.allclose(box + 0.5, torch.tensor([0.0, 32.0, 64.0, 256.0]))
+    # SAM 2 stretches what SAM-HQ pads.
+    points, _ = asked(segmenter, Prompt.from_points(32, 64, [(10, 20)], box=[0, 8, 16, 32]), 32, 64)
+    assert torch.allclose(points + 0.5, torch.tensor([[42.0, 164.0 if family == "sam2" else 82.0]]))
+
+
+def test_encoder_runs_once_per_image(segmenter: Any):
+    calls: list[int] = []
+    handle = segmenter.model.vision_encoder.register_forward_hook(lambda *_: calls.append(1))
+    embedding = segmenter.embed(picture())
+    for prompt in PROMPTS.values():
+        segmenter.predict(embedding, prompt)
+    handle.remove()
+    assert len(calls) == 1
+
+
+def test_embeddings_may_be_kept_on_disk(segmenter: Any):
+    assert isinstance(segmenter, StorableSegmenter)
+
+
+def test_embeddings_survive_the_disk(family: str, folder: Path, segmenter: Any, tmp_path: Path):
+    embedding = segmenter.embed(picture())
+    torch.save(segmenter.to_tensors(embedding), tmp_path / "kept.pt")
+    again: Any = make_segmenter(family, SegmenterOptions(sam_checkpoint=folder))
+    assert again.fingerprint == segmenter.fingerprint
+    kept = again.from_tensors(torch.load(tmp_path / "kept.pt", weights_only=True))
+    for prompt in PROMPTS.values():
+        assert same(again.predict(kept, prompt), segmenter.predict(embedding, prompt))
+
+
+def test_prior_matters_with_dense_prompts(family: str, folder: Path, segmenter: Any):
+    dense = make_segmenter(family, SegmenterOptions(sam_checkpoint=folder, sam_dense_prompts=True))
+    embedding = dense.embed(picture())
+    with_box = Prompt.from_points(HEIGHT, WIDTH, [(20, 30)], box=[40, 0, 80, 60])
+    with_both = Prompt.from_points(HEIGHT, WIDTH, [(20, 30)], box=[40, 0, 80, 60], prior=PRIOR)
+    without = dense.predict(embedding, PROMPTS["point"])
+    prompted = dense.predict(embedding, PROMPTS["prior"])
+    mirrored = dense.predict(embedding, Prompt.from_points(HEIGHT, WIDTH, [(20, 30)], prior=PRIOR.flip(1)))
+    assert not same(without, prompted)
+    assert not same(prompted, mirrored)
+    assert not same(prompted, dense.predict(embedding, with_box)), "the mask itself matters"
+    assert same(prompted, dense.predict(embedding, with_both)), "the prior comes with a box around it"
+    assert same(without, segmenter.predict(embedding, PROMPTS["point"]))
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 80), (80, 60)])
+def test_dense_prompts_lie_where_answers_lie(family: str, folder: Path, height: int, width: int):
+    """What becomes a mask by the package's own processing of masks is the rendered one again."""
+    dense: Any = make_segmenter(family, SegmenterOptions(sam_checkpoint=folder, sam_dense_prompts=True))
+    prior = torch.zeros(height, width)
+    prior[10:40, 25:55] = 0.9
+    seen: list[torch.Tensor] = []
+    handle = dense.model.prompt_encoder.register_forward_pre_hook(
+        lambda module, args, prompted: seen.append(prompted["input_masks"]), with_kwargs=True
+    )
+    inputs = dense.processor.image_processor(to_bytes(picture(0, height, width).rgb), return_tensors="pt")
+    embedding = dense.embed(picture(0, height, width))
+    dense.predict(embedding, Prompt.from_points(height, width, [(40, 25)], prior=prior))
+    handle.remove()
+    (logits,) = seen
+    assert logits.shape[-2:] == (SIDE // 4, SIDE // 4)
+    sizes = [[(height, width)], *([inputs["reshaped_input_sizes"]] if family == "sam-hq" else [])]
+    mask = dense.processor.post_process_masks(logits[None], *sizes)[0][0, 0]
+    assert (mask & (prior > 0.5)).sum() / (mask | (prior > 0.5)).sum() > 0.95
+
+
+def test_a_prompt_that_selects_nothing(segmenter: Any):
+    with pytest.raises(SA3DError, match="add a positive point or a box"):
+        segmenter.predict(segmenter.embed(picture()), Prompt(HEIGHT, WIDTH))
+
+
+def test_frozen_and_no_submodule(segmenter: Any):
+    assert not segmenter.model.training
+    assert not any(weight.requires_grad for weight in segmenter.model.parameters())
+    owner = torch.nn.Module()
+    owner.segmenter = segmenter
+    assert not owner.state_dict()
+
+
+def test_the_environment_names_a_folder(family: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(CHECKPOINT_VARIABLE, str(folder))
+    make_segmenter(family)
+    # A file there is the first SAM's.
+    monkeypatch.setenv(CHECKPOINT_VARIABLE, str(tmp_path / "sam_vit_h_4b8939.pth"))
+    with pytest.raises(MissingWeightsError, match="may not be downloaded"):
+        make_segmenter(family)
+
+
+def test_weights_of_the_other_family(family: str, tmp_path: Path):
+    other = next(name for name in FAMILIES if name != family)
+    FAMILIES[other][0](tmp_path)
+    with pytest.raises(SA3DError, match=r"holds a sam\w+ model, and no SAM"):
+        make_segmenter(family, SegmenterOptions(sam_checkpoint=tmp_path))
+
+
+def test_published_names(family: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(CHECKPOINT_VARIABLE, raising=False)
+    with pytest.raises(MissingWeightsError) as caught:
+        make_segmenter(family)
+    published = {"sam2": "facebook/sam2.1-hiera-large", "sam-hq": "syscv-community/sam-hq-vit-huge"}[family]
+    assert f"https://huggingface.co/{published}" in str(caught.value)
+    assert "--pipeline.segmenter grabcut" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_embedded_together_are_as_embedded_alone(segmenter: Any):
+    images = [picture(0), picture(1), picture(2)]
+    for image, found in zip(images, segmenter.embed_all(images), strict=True):
+        expected = segmenter.to_tensors(segmenter.embed(image))
+        for name, tensor in segmenter.to_tensors(found).items():
+            assert tensor.shape == expected[name].shape
+            assert torch.allclose(tensor.float(), expected[name].float(), atol=1e-4)

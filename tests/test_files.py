@@ -1,0 +1,55 @@
+"""Files that are either there, whole, or not there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.files import atomic_path, check_writable
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path):
+    path = tmp_path / "deep" / "file.txt"
+    with atomic_path(path) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(ValueError, match="in the middle"), atomic_path(path) as temporary:
+        temporary.write_text("half of the n")
+        raise ValueError("in the middle")
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path: Path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = {process: f"saving-0.step-000000007.{process}.ckpt" for process in (dead.pid, os.getppid())}
+    for name in names.values():
+        (tmp_path / name).write_text("half")
+    (tmp_path / "saving-0.notes.txt").write_text("of somebody else")
+    with atomic_path(tmp_path / "new.json") as temporary:
+        # nerfstudio takes such a number out of every name in a checkpoint folder, and reads the largest.
+        name = temporary.name
+        assert int(name[name.find("-") + 1 : name.find(".")]) == 0
+        temporary.write_text("{}")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"new.json", "saving-0.notes.txt", names[os.getppid()]}
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_in_a_sentence(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SA3DError, match=r"cannot be written \(.*\): make room"), atomic_path(tmp_path / "file" / "x"):
+        pass
+    with pytest.raises(SA3DError, match="cannot be written"):
+        check_writable(tmp_path / "file" / "folder")
+
+
+def test_room_is_asked_for_and_nothing_is_made(tmp_path: Path):
+    check_writable(tmp_path / "a" / "b", num_bytes=1000)
+    with pytest.raises(SA3DError, match=r"needs \d+ MB, but .*--pipeline\.save-base False"):
+        check_writable(tmp_path / "a" / "b", num_bytes=10**18)
+    assert list(tmp_path.iterdir()) == []

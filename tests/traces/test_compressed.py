@@ -1,0 +1,233 @@
+"""Packed traces: a linear map of their own, and close to what was packed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.models.rays import camera_rays
+from sa3d_nerfstudio.traces import compressed as packed
+from sa3d_nerfstudio.traces.base import render_probability
+from sa3d_nerfstudio.traces.compressed import ATOMS, CompressedTrace, NotOnRays, ViewRays, atoms_of, pixel_angle
+from sa3d_nerfstudio.traces.nerf import NerfTrace, NerfViewTrace, WeightedSamples
+from tests.analytic import BallViews
+from tests.small_models import CONFIGS, NEEDING_STAND_INS, camera, masked, small_model
+from tests.stand_ins import no_diffusion, occupancy_on_cpu, sdf_on_cpu
+
+METHODS = sorted(CONFIGS | NEEDING_STAND_INS)
+
+
+@pytest.fixture(autouse=True)
+def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    for install in (sdf_on_cpu, no_diffusion, occupancy_on_cpu):
+        install(monkeypatch)
+
+
+def pack(view: NerfViewTrace) -> CompressedTrace:
+    angle = pixel_angle(view.directions.reshape(view.height, view.width, 3))
+    atoms = atoms_of(view.samples, view.origins, view.directions, angle)
+    rays = ViewRays.of(view.origins, view.directions, torch.eye(3))
+    return CompressedTrace.pack(*atoms, view.samples.accumulation, view.rgb, view.depth, rays)
+
+
+def foggy(seed: int, height: int = 6, width: int = 8, count: int = 24) -> NerfViewTrace:
+    """A view through random fog, thin and thick."""
+    generator = torch.Generator().manual_seed(seed)
+    rays = camera(height, width).generate_rays(camera_indices=0, keep_shape=True).flatten()
+    num = height * width
+    distances = (torch.rand(num, count, generator=generator) * 6 - 2).exp().sort(dim=-1).values
+    weights = torch.rand(num, count, generator=generator) ** 6
+    accumulation = torch.rand(num, generator=generator)
+    weights = weights / weights.sum(-1, keepdim=True) * accumulation[:, None]
+    ray = torch.arange(num)[:, None].expand(num, count).reshape(-1)
+    positions = rays.origins[ray] + rays.directions[ray] * distances.reshape(-1, 1)
+    samples = WeightedSamples(positions, weights.reshape(-1), ray, accumulation)
+    depth = (weights * distances).sum(-1) / accumulation
+    rgb = torch.rand(height, width, 3, generator=generator)
+    return NerfViewTrace(samples, height, width, rgb, depth.reshape(height, width, 1), rays.origins, rays.directions)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**31), resolution=st.integers(2, 14), on=st.floats(0, 1))
+def test_splat_is_the_adjoint_of_render(seed: int, resolution: int, on: float):
+    trace, grid = pack(foggy(seed)), MaskGrid(resolution)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(grid.num_cells, 2, generator=generator)
+    y = torch.rand(48, 2, generator=generator) * (torch.rand(48, 2, generator=generator) < on)
+    forward = (trace.render(grid, x).double() * y).sum()
+    adjoint = (x.double() * trace.backproject(grid, y)).sum()
+    assert float(forward) == pytest.approx(float(adjoint), rel=1e-5, abs=1e-6)
+
+
+def test_render_and_splat_are_those_of_the_atoms():
+    """Against the plain trace with the same atoms as samples, in chunks and in another place remembered before."""
+    trace = pack(foggy(3))
+    everything = slice(None)
+    distances, weights = trace._decoded(trace.distances), trace._weights(everything)
+    positions = trace.rays.origins_of(everything) + trace.rays.directions_of(everything) * distances[..., None]
+    ray = torch.arange(48).expand(ATOMS, 48).reshape(-1)
+    plain = NerfTrace(WeightedSamples(positions.reshape(-1, 3), weights.reshape(-1), ray, trace.accumulation))
+    for center in (0.0, 0.3):
+        grid = MaskGrid(9)
+        grid.place(torch.full((3,), center), torch.ones(3))
+        torch.manual_seed(0)
+        x, y = torch.rand(grid.num_cells, 2), torch.rand(48, 2)
+        y[::3, 0] = 0
+        assert torch.allclose(trace.render(grid, x), plain.render(grid, x), atol=1e-5)
+        assert torch.allclose(trace.backproject(grid, y), plain.backproject(grid, y), atol=1e-5)
+
+
+def test_chunks_of_rays_do_not_matter(monkeypatch: pytest.MonkeyPatch):
+    trace, other, grid = pack(foggy(4)), pack(foggy(4)), MaskGrid(7)
+    torch.manual_seed(0)
+    x, y = torch.rand(grid.num_cells, 2), torch.rand(48, 2)
+    whole = trace.render(grid, x), trace.backproject(grid, y)
+    monkeypatch.setattr(packed, "CPU_RAYS", 7)
+    monkeypatch.setattr(packed, "REMEMBERED", 0)
+    assert torch.allclose(other.render(grid, x), whole[0], atol=1e-6)
+    assert torch.allclose(other.backproject(grid, y), whole[1], atol=1e-5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**31))
+def test_errors_are_within_what_is_stated(seed: int):
+    view = foggy(seed)
+    trace = pack(view)
+    everything = slice(None)
+    weights = trace._weights(everything)
+    assert (trace.accumulation - view.samples.accumulation).abs().max() <= 2**-17 + 1e-6
+    assert torch.allclose(weights.sum(0), trace.accumulation, atol=1e-5)
+    assert (trace.depth / view.depth - 1).abs().max() <= trace.distance_error
+    assert (trace.rgb - view.rgb).abs().max() <= 1 / 510 + 1e-6
+    # A pixel of an image of 1008 pixels over 60 degrees sees 0.001 of a distance.
+    assert trace.distance_error < 0.1 * 0.001
+    angle = pixel_angle(view.directions.reshape(6, 8, 3))
+    distances, masses = atoms_of(view.samples, view.origins, view.directions, angle)
+    there = trace.shares > 0
+    assert (trace._decoded(trace.distances)[there] / distances[there] - 1).abs().max() <= trace.distance_error
+    upto = weights.cumsum(0) / trace.accumulation - masses.cumsum(0) / view.samples.accumulation
+    assert upto.abs().max() <= 1 / 510 + 1e-4
+
+
+def test_atoms_lose_no_weight_and_keep_its_mean():
+    view = foggy(5)
+    distances, weights = atoms_of(view.samples, view.origins, view.directions, 0.01)
+    assert distances.shape == weights.shape == (ATOMS, 48)
+    assert torch.allclose(weights.sum(0), view.samples.accumulation, atol=1e-5)
+    mean = (weights * distances).sum(0) / weights.sum(0)
+    assert torch.allclose(mean, view.depth.reshape(-1), rtol=1e-4)
+    assert (distances[1:] - distances[:-1])[(weights[1:] > 1e-9) & (weights[:-1] > 1e-9)].min() >= 0
+
+
+def test_few_samples_stay_as_they_are():
+    """A ray of no more samples than a surface has is told exactly: they are not mixed with one far behind."""
+    rays = camera(1, 1).generate_rays(camera_indices=0, keep_shape=True).flatten()
+    distances = torch.tensor([2.0, 2.01, 9.0])
+    positions = rays.origins + rays.directions * distances[:, None]
+    samples = WeightedSamples(positions, torch.tensor([0.5, 0.3, 0.2]), torch.zeros(3).long(), torch.ones(1))
+    found, weights = atoms_of(samples, rays.origins, rays.directions, 0.01)
+    assert found[weights > 0].tolist()[-1] == pytest.approx(9.0)
+    assert weights[weights > 0].tolist()[-1] == pytest.approx(0.2)
+
+
+def test_rays_without_samples_and_samples_out_of_order():
+    view = foggy(6)
+    kept = view.samples.ray_indices % 5 != 0
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    shuffled = (torch.arange(48)[:, None] * 24 + order).reshape(-1)
+
+    def some(keep: torch.Tensor) -> WeightedSamples:
+        samples = view.samples
+        return WeightedSamples(
+            samples.positions[keep], samples.weights[keep], samples.ray_indices[keep], samples.accumulation
+        )
+
+    inorder = atoms_of(some(kept.nonzero()[:, 0]), view.origins, view.directions, 0.01)
+    mixed = atoms_of(some(shuffled[kept[shuffled]]), view.origins, view.directions, 0.01)
+    assert torch.allclose(inorder[1], mixed[1], atol=1e-5)
+    assert inorder[1][:, ::5].sum() == 0
+    nothing = atoms_of(some(torch.zeros(0).long()), view.origins, view.directions, 0.01)
+    assert nothing[1].sum() == 0
+
+
+def test_samples_off_their_rays_are_noticed():
+    view = foggy(7)
+    view.samples.positions[view.samples.weights.argmax()] += 0.5
+    with pytest.raises(NotOnRays):
+        atoms_of(view.samples, view.origins, view.directions, 0.01)
+
+
+def test_the_masks_of_surfaces_are_the_same():
+    views = BallViews(6)
+    grid = MaskGrid(40)
+    grid.place(torch.tensor([0.0, 0.0, 0.3]), torch.full((3,), 0.4))
+    for view in range(6):
+        mask = (views.ids(view) == 1).reshape(-1, 1).float()
+        hit, seen = pack(views.trace(view)).backproject(grid, torch.cat([mask, torch.ones_like(mask)], -1)).unbind(-1)
+        grid.add(hit, seen)
+    for view in range(6):
+        truth = views.trace(view)
+        expected, found = render_probability(truth, grid)[0], render_probability(pack(truth), grid)[0]
+        assert (expected - found).abs().mean() < 1e-3
+        assert ((expected > 0.5) != (found > 0.5)).sum() <= 2
+        assert torch.allclose(pack(truth).surface_points()[truth.depth.reshape(-1) < 100],
+                              truth.surface_points()[truth.depth.reshape(-1) < 100], atol=2e-3)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_packs(method: str):
+    model = masked(small_model(method))
+    model.config.eval_num_rays_per_chunk = 37
+    trace, plain = model.compressed_view(camera()), model.trace_view(camera())
+    assert isinstance(trace, CompressedTrace)
+    assert isinstance(plain, NerfViewTrace)
+    assert trace.num_bytes <= 40 * 140
+    assert torch.allclose(trace.accumulation, plain.accumulation, atol=1e-4)
+    assert torch.allclose(trace.rgb, plain.rgb.clamp(0, 1), atol=0.003)
+    grid = MaskGrid(8)
+    x = grid.cell_positions().clamp(-2, 2) + 3
+    # Coarse cells see little of where exactly weight lies; the plain trace leaves out what is lighter than MIN_WEIGHT.
+    difference = (trace.render(grid, x) - plain.render(grid, x)).abs()
+    assert difference.mean() < 0.05 * float(plain.render(grid, x).mean()) + 1e-3
+
+
+def test_views_of_one_lens_share_their_directions():
+    known: list[torch.Tensor] = []
+    turned = camera()
+    turned.camera_to_worlds = torch.cat([torch.tensor([[[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]]]), torch.ones(1, 3, 1)], -1)
+    item, two, three = camera_rays(camera(), known), camera_rays(turned, known), camera_rays(camera(8, 9), known)
+    assert item.local is two.local
+    assert len(known) == 2
+    assert three.local.shape == (72, 3)
+    bundle = turned.generate_rays(camera_indices=0, keep_shape=True).flatten()
+    assert torch.allclose(two.directions_of(slice(None)), bundle.directions, atol=1e-6)
+    assert torch.allclose(two.origins_of(slice(None)).expand(140, 3), bundle.origins)
+
+
+def test_what_goes_to_disk_comes_back():
+    trace = pack(foggy(8))
+    again = CompressedTrace.restored(trace.tensors(), trace.numbers(), trace.rays)
+    grid = MaskGrid(5)
+    values = torch.rand(125, 2)
+    assert torch.equal(again.render(grid, values), trace.render(grid, values))
+    assert torch.equal(again.depth, trace.depth)
+    with pytest.raises(ValueError, match="rays"):
+        CompressedTrace.restored(trace.tensors(), {**trace.numbers(), "height": 7}, trace.rays)
+    with pytest.raises(TypeError):
+        CompressedTrace.restored({}, trace.numbers(), trace.rays)
+
+
+def test_views_of_one_lens_share_their_directions_and_others_count_their_own():
+    known: list[torch.Tensor] = []
+    zooms = [1.0, 1.0, *(1 + 0.1 * number for number in range(1, 10))]
+    views = []
+    for zoom in zooms:
+        item = camera(6, 8)
+        item.fx = item.fx * zoom
+        views.append(camera_rays(item, known))
+    assert views[0].local is views[1].local
+    assert len(known) == packed.LENSES
+    assert [rays.num_bytes for rays in views] == [0] * 9 + [6 * 8 * 3 * 4] * 2

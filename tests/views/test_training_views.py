@@ -1,0 +1,139 @@
+"""What segmenters see of a training view: the render, or the photo on exactly the render's pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
+from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
+from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManagerConfig
+from PIL import Image
+from torch import Tensor
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.views.disk import DiskStore
+from sa3d_nerfstudio.views.training_views import TrainingViews, on_pixels
+from tests.small_models import masked, small_model
+from tests.test_datamanager import make, write_scene
+
+CONFIGS = [VanillaDataManagerConfig, ParallelDataManagerConfig, FullImageDatamanagerConfig]
+
+
+def sky(directions: Tensor) -> Tensor:
+    """The colour in each direction: waves, so that each is told from its neighbours."""
+    return 0.5 + 0.5 * torch.sin(8 * directions)
+
+
+def photographed(folder: Path, size: tuple[int, int], **lens: float) -> Path:
+    """A data set of photographs of the sky, each pixel as its camera's rays see it, lens and all."""
+    scene = write_scene(folder, [size] * 3, "OPENCV", **lens)
+    cameras = make(VanillaDataManagerConfig, scene).train_dataset.cameras
+    for index in range(len(cameras)):
+        rays = cameras.generate_rays(camera_indices=index, keep_shape=True)
+        pixels = (sky(rays.directions) * 255).round().to(torch.uint8).numpy()
+        Image.fromarray(pixels).save(scene / "images" / f"{index}.png")
+    return scene
+
+
+def looked_at(datamanager: Any, long_side: int, photo: bool = True) -> TrainingViews:
+    """The data manager's views, of an untrained model."""
+    cameras = datamanager.training_cameras()
+    source = datamanager.training_photo if photo else None
+    model = masked(small_model("nerfacto"))
+    return TrainingViews(model, cameras, datamanager.train_dataset.image_filenames, long_side, photo=source)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("lens", [{}, {"k1": 0.1, "k2": 0.02, "p1": 0.01}], ids=["pinhole", "distorted"])
+@pytest.mark.parametrize("long_side", [31, 300])
+def test_photo_and_render_share_their_pixels(config: type, lens: dict[str, float], long_side: int, tmp_path: Path):
+    """Where the render looks, the photo shows what lies there: at full size, and at one that does not divide it."""
+    views = looked_at(make(config, photographed(tmp_path / "sky", (82, 63), **lens)), long_side)
+    picture, camera = views.picture(1), views.camera(1)
+    # Models of full images rasterise without the lens, which nerfstudio has taken out of the images.
+    pinhole = config is FullImageDatamanagerConfig
+    rays = camera.generate_rays(camera_indices=0, keep_shape=True, disable_distortion=pinhole)
+    expected = sky(rays.directions)
+    assert picture.shape == expected.shape == (*views.trace(1).rgb.shape[:2], 3)
+    error = (picture - expected).abs()
+    shifted = (picture[:, 1:] - expected[:, :-1]).abs()
+    assert error.mean() < 0.12 * shifted.mean()
+    # No drift towards the borders either, where interpolation has less to go by.
+    assert error[-3:].mean() < 0.3 * shifted.mean()
+    assert error[:, -3:].mean() < 0.3 * shifted.mean()
+
+
+def test_without_a_photo_it_is_the_render(tmp_path: Path):
+    views = looked_at(make(VanillaDataManagerConfig, write_scene(tmp_path / "ring", [(20, 16)] * 3)), 20, photo=False)
+    assert views.picture(0).equal(views.trace(0).rgb)
+
+
+@pytest.mark.parametrize("have", [(90, 120), (45, 60), (31, 41)])
+def test_photos_of_other_sizes_are_stretched(have: tuple[int, int]):
+    """Whatever size the data set gives images in, they are the camera's whole view."""
+    rows, columns = torch.arange(have[0]) + 0.5, torch.arange(have[1]) + 0.5
+    ramp = torch.stack(torch.meshgrid(rows / have[0], columns / have[1], indexing="ij"), dim=-1)
+    photo = torch.cat([ramp, ramp[..., :1]], dim=-1)
+    # A camera of 60 x 45 at a long side of 25 is 25 x 18, and not 18.75 pixels high.
+    seen = on_pixels(photo, (45, 60), (18, 25), 25)
+    expected = (torch.arange(18) + 0.5) / 18.75
+    assert (seen[:, 12, 0] - expected)[1:-1].abs().max() < 0.012
+    assert seen.shape == (18, 25, 3)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_transparent_photos_are_seen_on_white(config: type, tmp_path: Path):
+    scene = write_scene(tmp_path / "ring", [(20, 16)] * 3)
+    Image.new("RGBA", (20, 16), (100, 200, 0, 51)).save(scene / "images" / "0.png")
+    photo = make(config, scene).training_photo(0)
+    assert photo.shape == (16, 20, 3)
+    assert photo[3, 3].tolist() == pytest.approx([0.2 * 100 / 255 + 0.8, 0.2 * 200 / 255 + 0.8, 0.8], abs=1e-5)
+
+
+def test_a_photo_that_is_gone(tmp_path: Path):
+    scene = write_scene(tmp_path / "ring", [(20, 16)] * 3)
+    datamanager = make(VanillaDataManagerConfig, scene)
+    (scene / "images" / "1.png").unlink()
+    with pytest.raises(SA3DError, match=r"1\.png cannot be read .*--pipeline\.image-source render"):
+        datamanager.training_photo(1)
+
+
+def test_what_is_preloaded_is_the_same_and_taken_once(tmp_path: Path):
+    views = looked_at(make(VanillaDataManagerConfig, photographed(tmp_path / "sky", (82, 63))), 31)
+    read, expected = views.photo, views.picture(1)
+    assert read is not None
+    asked: list[int] = []
+
+    def counted(view: int) -> Tensor:
+        asked.append(view)
+        return read(view)
+
+    views.photo = counted
+    views.preload(1, picture=False)
+    assert asked == []
+    for _ in range(2):
+        views.preload(1, picture=True)
+    assert asked == [1]
+    held = views.cache.num_bytes
+    assert torch.equal(views.picture(1), expected)
+    assert asked == [1]
+    assert views.cache.num_bytes == held - 82 * 63 * 3 * 4
+    assert torch.equal(views.picture(1), expected)
+    assert asked == [1, 1]
+
+
+def test_what_is_on_disk_is_preloaded_and_nothing_is_rendered(tmp_path: Path):
+    data = make(VanillaDataManagerConfig, write_scene(tmp_path / "ring", [(20, 16)] * 3))
+    first = looked_at(data, 20, photo=False)
+    first.cache.disk = DiskStore(lambda: tmp_path / "cache")
+    first.trace(1)
+    first.cache.flush()
+    second = looked_at(data, 20, photo=False)
+    second.cache.disk = first.cache.disk
+    for view in (0, 1):
+        second.preload(view, picture=True)
+    assert list(second.cache._entries) == [f"trace-{second.key(1)}"]
+    assert second.cache.computed == 0

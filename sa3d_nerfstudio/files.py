@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,19 @@ def write_png(path: Path, pixels: NDArray[np.unsignedinteger]) -> None:
     """Write an image [height, width] of one channel with 8 or 16 bits, or [height, width, 3] with 8."""
     with atomic_path(path) as temporary:
         Image.fromarray(pixels).save(temporary)
+
+
+def digest(parts: Iterable[Any]) -> str:
+    """32 hexadecimal digits that stand for texts, numbers and tensors, every bit of them."""
+    import torch  # slow, and not needed by all who write files
+
+    sums = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, torch.Tensor):
+            sums.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            flat = part.detach().cpu().contiguous().reshape(-1)
+            sums.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+        else:
+            sums.update(repr(part).encode())
+        sums.update(b"\0")
+    return sums.hexdigest()

@@ -1,25 +1,19 @@
-"""Nothing lost on the way: what of a job is finished already, and where its result goes when a disk is full."""
+"""Which objects of a run are finished, and what a continued run still has to do."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from nerfstudio.utils.rich_utils import CONSOLE
 
 from sa3d_nerfstudio.base_run.find import BaseRun, find_run
-from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.pipeline import SA3DPipelineConfig
 from sa3d_nerfstudio.prompts.config import ObjectPrompts
-
-if TYPE_CHECKING:
-    from sa3d_nerfstudio.pipeline import SA3DPipelineConfig
-    from sa3d_nerfstudio.trainer import SA3DTrainer
+from sa3d_nerfstudio.terminal import say
 
 _NO_PART_OF_A_JOB = frozenset(
     {"_target", "datamanager", "model", "base", "prompt", "object_name", "object_background", "save_base", "redo"}
@@ -77,46 +71,4 @@ def print_progress_so_far(kept: Sequence[str], to_do: Sequence[str], there: Sequ
     }
     for word, (names, why) in lines.items():
         if names:
-            CONSOLE.print(f"{word:11} {', '.join(names)}: {why}", highlight=False, soft_wrap=True, markup=False)
-
-
-def save_somehow(trainer: SA3DTrainer, write: Callable[[], None]) -> None:
-    """Write a run; if that fails, write it without the base weights; if that fails too, write that elsewhere.
-
-    Args:
-        trainer: Whose run it is. Its configuration says afterwards what has been written, and where.
-        write: Writes all of it, as the configuration says.
-
-    Raises:
-        SA3DError: It is not where it should be; the message says where it is.
-    """
-    try:
-        return write()
-    except SA3DError as error:
-        first = error
-    config = trainer.config
-    if config.pipeline.save_base:
-        config.pipeline.save_base = False
-        try:
-            write()
-        except SA3DError as error:
-            first = error
-        else:
-            CONSOLE.print(
-                f"note        saved without the base weights, for which there was no room: leave {_base(trainer)} "
-                "where it is",
-                highlight=False,
-                soft_wrap=True,
-                markup=False,
-            )
-            return None
-    config.output_dir = Path(tempfile.mkdtemp(prefix="sa3d-"))
-    trainer.base_dir, trainer.checkpoint_dir = config.get_base_dir(), config.get_checkpoint_dir()
-    write()
-    reason = str(first).split(": make room", maxsplit=1)[0]
-    raise SA3DError(f"{reason}: make room there; the objects are safe for now in {trainer.base_dir}.") from first
-
-
-def _base(trainer: SA3DTrainer) -> Path:
-    assert trainer.config.pipeline.base is not None
-    return trainer.config.pipeline.base.checkpoint
+            say(f"{word:11} {', '.join(names)}: {why}")

@@ -23,7 +23,7 @@ from sa3d_nerfstudio.base_run.checkpoint import check_finite, load_checkpoint
 from sa3d_nerfstudio.base_run.patches import GUIDANCE, lpips_without_download, without_guidance
 from sa3d_nerfstudio.datamanager import Filtered, frozen_datamanager
 from sa3d_nerfstudio.errors import SA3DError, one_line
-from sa3d_nerfstudio.files import atomic_path, cannot_write
+from sa3d_nerfstudio.files import atomic_path, cannot_write, digest
 from sa3d_nerfstudio.models.attach import with_masks
 from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.prompts.config import ObjectPrompts, PromptConfig, read_prompts
@@ -35,7 +35,7 @@ from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.text import TextOptions, choose_box, find_boxes
 from sa3d_nerfstudio.viewer.panel import SegmentPanel
 from sa3d_nerfstudio.views.cache import Embeddings, ViewCache, default_budget
-from sa3d_nerfstudio.views.disk import DiskStore, digest
+from sa3d_nerfstudio.views.disk import DiskStore
 from sa3d_nerfstudio.views.training_views import TrainingViews
 
 CPU_RAYS_PER_CHUNK = 1024

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,12 +16,20 @@ from rich.table import Table
 from rich.text import Text
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.fields.mask_grid import robust_bounds
-from sa3d_nerfstudio.segmentation.session import SegmentationSession
+
+if TYPE_CHECKING:
+    from sa3d_nerfstudio.segmentation.session import SegmentationSession
+
+
+def say(line: object) -> None:
+    """Print a line as it is, for people to read and copy."""
+    from nerfstudio.utils.rich_utils import CONSOLE  # slow, and not needed for --help
+
+    CONSOLE.print(str(line), highlight=False, soft_wrap=True, markup=False)
 
 
 def confirm(question: str, console: Console, answers: TextIO) -> bool:
-    """Ask yes or no, where somebody is there to answer. Whatever is not yes is no, and so is it where nobody is.
+    """Ask on an interactive terminal; False without one, or for any answer but yes.
 
     Args:
         question: What to ask.
@@ -93,6 +101,8 @@ def _interruptible() -> Iterator[threading.Event]:
 
 def print_report(session: SegmentationSession, console: Console) -> None:
     """Print views used and rejected, with why, the change of each pass, the object's size, and where the time went."""
+    from sa3d_nerfstudio.fields.mask_grid import robust_bounds
+
     report = session.report
     last = report.last().values()
     states = Counter(record.state for record in last)

@@ -7,9 +7,10 @@ import dataclasses
 import re
 import shlex
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -24,16 +25,17 @@ from sa3d_nerfstudio.base_run.checkpoint import load_checkpoint
 from sa3d_nerfstudio.base_run.find import BaseRun, find_run
 from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
 from sa3d_nerfstudio.files import atomic_path, check_writable
-from sa3d_nerfstudio.jobs import job_digest, print_progress_so_far, save_somehow, unfinished_run
+from sa3d_nerfstudio.jobs import job_digest, print_progress_so_far, unfinished_run
 from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
 from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineConfig
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter
-from sa3d_nerfstudio.terminal import confirm, print_report, run_with_progress
+from sa3d_nerfstudio.terminal import confirm, print_report, run_with_progress, say
 from sa3d_nerfstudio.traces.base import render_probability
-from sa3d_nerfstudio.viewer.nerfstudio_viewer import LOCAL, kept_local
 
+LOCAL = "127.0.0.1"
+"""Where the viewer of ``ns-train sa3d`` listens by default: to this machine only."""
 OVERVIEW_VIEWS = 12
 """Views in the grid of overview.png."""
 
@@ -57,12 +59,6 @@ class SA3DTrainerConfig(TrainerConfig):
     """Machine configuration"""
     resumed: Annotated[bool, tyro.conf.Suppress] = False
     """Whether the run that is loaded is one of sa3d itself, with objects."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; ``ns-viewer`` sets ``viewer``, and with it where to listen."""
-        if name == "viewer":
-            value = kept_local(value, sys.argv)
-        super().__setattr__(name, value)
 
     def set_timestamp(self) -> None:
         """Read the base run, then do as nerfstudio does.
@@ -112,13 +108,11 @@ class SA3DTrainerConfig(TrainerConfig):
         base = self.pipeline.base
         assert base is not None
         CONSOLE.rule("sa3d")
-        CONSOLE.print(
-            f"run         {base.method}, step {base.step}: {base.config}", highlight=False, soft_wrap=True, markup=False
-        )
+        say(f"run         {base.method}, step {base.step}: {base.config}")
         if self.resumed:
-            CONSOLE.print(f"continued   {self.load_dir}", highlight=False, soft_wrap=True, markup=False)
-        CONSOLE.print(f"data        {self.data or 'no images'}", highlight=False, soft_wrap=True, markup=False)
-        CONSOLE.print(f"segmenter   {self.pipeline.segmenter} on {self.machine.device_type}", highlight=False)
+            say(f"continued   {self.load_dir}")
+        say(f"data        {self.data or 'no images'}")
+        say(f"segmenter   {self.pipeline.segmenter} on {self.machine.device_type}")
 
     def save_config(self) -> None:
         """Nothing yet: ``ns-train`` calls this before anything has been tried; see :meth:`SA3DTrainer.save`."""
@@ -266,7 +260,7 @@ class SA3DTrainer(Trainer):
             if not confirm(f"{error}\nSegment with grabcut instead?", CONSOLE, sys.stdin):
                 raise
         self.config.pipeline.segmenter = "grabcut"
-        CONSOLE.print("segmenter   grabcut", highlight=False)
+        say("segmenter   grabcut")
         return self.pipeline.make_segmenter()
 
     def save(
@@ -287,12 +281,12 @@ class SA3DTrainer(Trainer):
         """
         sessions = sessions or {}
         several = several or len(sessions) > 1
-        save_somehow(self, lambda: self._write(sessions, several))
+        self._write_or_rescue(sessions, several)
         self.pipeline.views.cache.flush()
         if not last:
             return
         config = self.base_dir / "config.yml"
-        CONSOLE.print(f"saved       {config}", highlight=False, soft_wrap=True, markup=False)
+        say(f"saved       {config}")
         CONSOLE.print(
             f"next        ns-export {self.pipeline.model.EXPORT} --load-config {shlex.quote(str(config))} "
             "--output-dir exports",
@@ -300,6 +294,38 @@ class SA3DTrainer(Trainer):
             soft_wrap=True,
             markup=False,
         )
+
+    def _write_or_rescue(self, sessions: dict[str, SegmentationSession], several: bool) -> None:
+        """Write the run; without room for that, without the base weights; or else in the folder for temporary files.
+
+        The configuration says afterwards what has been written, and where.
+
+        Raises:
+            SA3DError: It is not where it should be; the message says where it is.
+        """
+        config, base = self.config, self.config.pipeline.base
+        assert base is not None
+        try:
+            return self._write(sessions, several)
+        except SA3DError as error:
+            reason = error
+        if config.pipeline.save_base:
+            config.pipeline.save_base = False
+            try:
+                self._write(sessions, several)
+            except SA3DError as error:
+                reason = error
+            else:
+                say(
+                    f"note        saved without the base weights, for which there was no room: leave {base.checkpoint} "
+                    "where it is"
+                )
+                return None
+        config.output_dir = Path(tempfile.mkdtemp(prefix="sa3d-"))
+        self.base_dir, self.checkpoint_dir = config.get_base_dir(), config.get_checkpoint_dir()
+        self._write(sessions, several)
+        sentence = str(reason).split(": make room", maxsplit=1)[0]
+        raise SA3DError(f"{sentence}: make room there; the objects are safe for now in {self.base_dir}.") from reason
 
     def _write(self, sessions: dict[str, SegmentationSession], several: bool) -> None:
         self.save_checkpoint(self.step)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sa3d_nerfstudio.terminal import say
+
 if TYPE_CHECKING:
     from sa3d_nerfstudio.exports.objects import ExportObject
     from sa3d_nerfstudio.pipeline import SA3DPipeline
@@ -56,10 +58,3 @@ class OfRun:
             say(f"left out    {', '.join(hidden)}: hidden; name them with --object")
         say(f"device      {pipeline.device}")
         return pipeline, objects
-
-
-def say(line: object) -> None:
-    """Print a line as it is, for people to read and copy."""
-    from nerfstudio.utils.rich_utils import CONSOLE
-
-    CONSOLE.print(str(line), highlight=False, soft_wrap=True, markup=False)

@@ -8,8 +8,9 @@ from typing import Annotated, Literal, Union
 
 import tyro
 
-from sa3d_nerfstudio.commands.common import OfRun, say
+from sa3d_nerfstudio.commands.common import OfRun
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.terminal import say
 
 
 @dataclass(kw_only=True)

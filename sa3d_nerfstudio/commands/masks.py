@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sa3d_nerfstudio.commands.common import OfRun, say
+from sa3d_nerfstudio.commands.common import OfRun
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.terminal import say
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -326,9 +325,6 @@ def _pull_push(mass: Tensor, known: Tensor) -> Tensor:
     above = F.interpolate(coarse, size=size, mode="trilinear", align_corners=False)
     return torch.where(known > 0, mass / known.clamp(min=1e-9), above)
 
-
-if TYPE_CHECKING:
-    from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 
 STEPS = 96
 """Places along a ray at which widened cells are tested."""

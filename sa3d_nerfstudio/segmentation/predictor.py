@@ -7,11 +7,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from typing_extensions import Self
 
+from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.gpu_memory import within_memory
 from sa3d_nerfstudio.prompts.prompt import Prompt
-from sa3d_nerfstudio.segmentation.session_views import SessionViews, ViewKey
+from sa3d_nerfstudio.segmentation.session_views import PromptedMask, SessionViews, ViewKey
 from sa3d_nerfstudio.segmenters.base import BatchSegmenter, Candidates, Segmenter, SegmenterImage, embed_all
 
 
@@ -64,7 +66,9 @@ SMALLER = "segment with a smaller --pipeline.segmenter, keep less in it (--pipel
 
 
 class MaskPredictor:
-    """A segmenter, and what it has embedded of the views.
+    """Answers prompts in views with 2D masks; each view is embedded once and may be asked about often.
+
+    What ``SamPredictor`` is to Segment Anything, for any segmenter and any number of views.
 
     Args:
         segmenter: The 2D segmenter.
@@ -74,16 +78,47 @@ class MaskPredictor:
     """
 
     def __init__(
-        self, segmenter: Segmenter, views: SessionViews, embeddings: MutableMapping[ViewKey, Any], batch: int
+        self,
+        segmenter: Segmenter,
+        views: SessionViews,
+        embeddings: MutableMapping[ViewKey, Any] | None = None,
+        batch: int = 1,
     ) -> None:
         self.segmenter = segmenter
         self.batch = batch if isinstance(segmenter, BatchSegmenter) else 1
         self._views = views
-        self._embeddings = embeddings
+        self._embeddings = {} if embeddings is None else embeddings
         self._ahead: Prefetcher | None = None
 
+    def answer(self, view: ViewKey, prompt: Prompt) -> PromptedMask:
+        """Segment a view from the user's prompt.
+
+        Args:
+            view: Index of a training view, or name of a free view.
+            prompt: In pixels of an image of any size. A mask is taken as it is, on the pixels of the view's trace.
+
+        Returns:
+            The segmenter's candidates, of which the one with the highest score is chosen.
+
+        Raises:
+            SA3DError: The prompt selects nothing.
+        """
+        trace = self._views.trace(view)
+        resized = prompt.resized(trace.height, trace.width)
+        if resized.mask is not None:
+            candidates = Candidates(resized.mask[None], torch.ones(1))
+        else:
+            candidates = self.predict(view, resized)
+        choice = int(candidates.scores.argmax())
+        if resized.is_empty or not candidates.masks[choice].any():
+            raise SA3DError(
+                f"the prompt selects nothing in {self._views.name(view)}: "
+                "put a point on the object, add more points, or choose another view."
+            )
+        return PromptedMask(resized, candidates, choice, original=prompt)
+
     def predict(self, view: ViewKey, prompt: Prompt) -> Candidates:
-        """Segment a view."""
+        """The segmenter's candidates for a prompt in pixels of the view's trace."""
         embedding = self.embed(view)
         with self._views.report.timed("segment"), within_memory(SMALLER):
             return self.segmenter.predict(embedding, prompt)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -37,6 +36,7 @@ class SegmentationSession:
         sized: Gives the same views in images larger by a factor, with what has been embedded of these; small objects
             are segmented there. None to stay with the views.
         free: Views beside the training views that may be prompted, by name.
+        prompted: Views that have been prompted already, with their masks.
     """
 
     def __init__(
@@ -48,26 +48,26 @@ class SegmentationSession:
         embeddings: MutableMapping[ViewKey, Any] | None = None,
         sized: Callable[[float], tuple[Views, MutableMapping[ViewKey, Any]]] | None = None,
         free: dict[str, FreeView] | None = None,
+        prompted: Mapping[ViewKey, PromptedMask] | None = None,
     ) -> None:
         self.segmenter = segmenter
         self.grid = grid
         self.settings = settings
         self.report = SessionReport()
-        self.prompted: dict[ViewKey, PromptedMask] = {}
+        self.prompted: dict[ViewKey, PromptedMask] = dict(prompted or {})
+        """The views that the user has prompted."""
         self.free: dict[str, FreeView] = {} if free is None else free
         """Views beside the training views that may be prompted, by name."""
         self.lifting: Lifting | None = None
         """What the newest pass has lifted."""
         self._sized = sized
-        self._asked: dict[ViewKey, Prompt] = {}
-        """Prompts as they were given, at the size of their images."""
         self._look_at(views, {} if embeddings is None else embeddings)
 
     def _look_at(self, views: Views, embeddings: MutableMapping[ViewKey, Any], ray_weight: float = 1.0) -> None:
         """Work in these views, each of whose rays counts that much."""
         self._views = SessionViews(views, self.free, self.report)
         batch = self.settings.encode_batch or (CUDA_BATCH if self.grid.hit.is_cuda else 1)
-        self._segmenter = MaskPredictor(self.segmenter, self._views, embeddings, batch)
+        self.predictor = MaskPredictor(self.segmenter, self._views, embeddings, batch)
         self._lifter = MaskLifter(self._views, self.settings, ray_weight)
         self._route = Route(self._views, self.settings)
 
@@ -89,21 +89,8 @@ class SegmentationSession:
         Raises:
             SA3DError: The prompt selects nothing.
         """
-        trace, asked = self.trace(view), prompt
-        prompt = prompt.resized(trace.height, trace.width)
-        if prompt.mask is not None:
-            candidates = Candidates(prompt.mask[None], torch.ones(1))
-        else:
-            candidates = self._segmenter.predict(view, prompt)
-        choice = int(candidates.scores.argmax())
-        if prompt.is_empty or not candidates.masks[choice].any():
-            raise SA3DError(
-                f"the prompt selects nothing in {self.name(view)}: "
-                "put a point on the object, add more points, or choose another view."
-            )
-        self.prompted[view] = PromptedMask(prompt, candidates, choice)
-        self._asked[view] = asked
-        return candidates
+        self.prompted[view] = self.predictor.answer(view, prompt)
+        return self.prompted[view].candidates
 
     def choose(self, view: ViewKey, candidate: int) -> None:
         """Take another of the candidates of a prompted view (for SAM: part, object, whole)."""
@@ -124,10 +111,6 @@ class SegmentationSession:
     def position(self, view: ViewKey) -> Float[Tensor, "3"]:
         """Where a view was taken from."""
         return self._views.pose(view)[:, 3]
-
-    def embed(self, view: ViewKey) -> Any:
-        """What the segmenter embeds of a view; done once, and done by the first prompt if not before."""
-        return self._segmenter.embed(view)
 
     def lift_prompts(self, base: MaskField | None = None) -> None:
         """Fill the grid with what the prompted views say by themselves: at once, and 3D already.
@@ -171,7 +154,7 @@ class SegmentationSession:
 
     def _choose_size(self) -> None:
         """Take larger views where the object is small in those that have been prompted."""
-        if self._sized is None or not self.prompted.keys() <= self._asked.keys() or self._lifter.ray_weight < 1:
+        if self._sized is None or self._lifter.ray_weight < 1:
             return
         usual = self.views
         views, embeddings = self._sized(magnification(prompted.mask for prompted in self.prompted.values()))
@@ -179,7 +162,7 @@ class SegmentationSession:
             return
         self._look_at(views, embeddings)
         for view, prompted in dict(self.prompted).items():
-            self.prompt(view, self._asked[view])
+            self.prompt(view, prompted.original or prompted.prompt)
             if prompted.picked:
                 self.choose(view, prompted.choice)
             now, before = self.prompted[view].mask.numel(), prompted.mask.numel()
@@ -239,7 +222,7 @@ class SegmentationSession:
             self._lifter.lift_prompted(lifting, view, prompted)
             yield ViewRecord(view, self.name(view), number, "prompt")
         order = self._route.of(self.prompted, guide.field.center)
-        with self._segmenter.prefetching() as ahead:
+        with self.predictor.prefetching() as ahead:
             for place, view in enumerate(order):
                 coming = order[place + 1 :]
                 ahead.begin(view, coming)
@@ -258,8 +241,8 @@ class SegmentationSession:
             )
         if prompt is None:
             return "skipped", "object not in view", None
-        self._segmenter.embed(view, coming, lambda other: self._shows(other, guide))
-        candidates = self._segmenter.predict(view, prompt)
+        self.predictor.embed(view, coming, lambda other: self._shows(other, guide))
+        candidates = self.predictor.predict(view, prompt)
         candidates = Candidates(candidates.masks.to(known.device), candidates.scores)
         if not candidates.masks.any():
             return "rejected", "the segmenter found nothing", None

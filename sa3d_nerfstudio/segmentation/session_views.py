@@ -89,10 +89,15 @@ class PromptedMask:
     """A view that the user has prompted, with the mask that came of it."""
 
     prompt: Prompt
+    """In pixels of the candidates."""
     candidates: Candidates
     choice: int
+    """Index of the candidate that is taken."""
     correcting: bool = False
     """Whether the user has corrected what the other views say, and not just pointed at the object."""
+
+    original: Prompt | None = None
+    """The prompt in pixels of the image that it was given for; None where that is ``prompt`` itself."""
 
     @property
     def mask(self) -> Bool[Tensor, "height width"]:

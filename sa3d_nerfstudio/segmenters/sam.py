@@ -17,10 +17,10 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
+from sa3d_nerfstudio.files import digest
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage, SegmenterOptions, check_prompt
 from sa3d_nerfstudio.segmenters.weights import find_checkpoint, load_sam
-from sa3d_nerfstudio.views.disk import digest
 
 MAX_LOGIT = 8.0
 """Where the logits of a prior are cut off: a rendered 0 or 1 is sure, but never infinitely so."""

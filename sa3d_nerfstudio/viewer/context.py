@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import viser
@@ -15,11 +15,8 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.viewer.editor import Editor
-from sa3d_nerfstudio.viewer.nerfstudio_viewer import NerfstudioViewer
+from sa3d_nerfstudio.viewer.nerfstudio_viewer import NerfstudioViewer, PanelPipeline
 from sa3d_nerfstudio.viewer.viser_compat import literal
-
-if TYPE_CHECKING:
-    from sa3d_nerfstudio.pipeline import SA3DPipeline
 
 VIEWS = {
     "overlay": "mask_overlay",
@@ -52,7 +49,7 @@ class PanelContext:
         pipeline: Gives the pipeline. A function, because nerfstudio walks all attributes and must not walk in circles.
     """
 
-    def __init__(self, viewer: NerfstudioViewer, editor: Editor, pipeline: Callable[[], SA3DPipeline]) -> None:
+    def __init__(self, viewer: NerfstudioViewer, editor: Editor, pipeline: Callable[[], PanelPipeline]) -> None:
         self.viewer = viewer
         self.editor = editor
         self.pipeline = pipeline

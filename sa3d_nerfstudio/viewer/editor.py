@@ -104,8 +104,7 @@ class SceneMasks:
         """
         if self.free_views.settings.lifting != "evidence":
             return total
-        session = self.free_views.session(total.fresh())
-        session.prompted = self.free_views.answers(prompts)
+        session = self.free_views.session(total.fresh(), prompts)
         session.lift_prompts(total.fresh())
         evidence = total.fresh()
         # Sharpening has moved what the views said, so that more may be left of the object than of all.
@@ -120,8 +119,7 @@ class SceneMasks:
             return entry.evidence
         grid = self.free_views.model.new_field(self.resolution)
         if entry.prompts:
-            session = self.free_views.session(grid)
-            session.prompted = self.free_views.answers(entry.prompts)
+            session = self.free_views.session(grid, entry.prompts)
             session.lift_prompts(entry.evidence)
         return grid
 
@@ -304,8 +302,7 @@ class Editor:
         current = self._current()
         if not current.prompts:
             raise SA3DError(f"nothing points at {current.name} yet: choose '+ point' and click on it first.")
-        session = self.free_views.session(self.model.new_field(self.masks.resolution))
-        session.prompted = self.free_views.answers(current.prompts)
+        session = self.free_views.session(self.model.new_field(self.masks.resolution), current.prompts)
         shown = time.monotonic()
         try:
             for progress in followed(session):

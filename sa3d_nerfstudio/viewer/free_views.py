@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,8 +16,10 @@ from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.prompts.view_prompt import Mark, ViewPrompt
 from sa3d_nerfstudio.segmentation.mask_depth import marker_position
+from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
+from sa3d_nerfstudio.segmentation.report import SessionReport
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
-from sa3d_nerfstudio.segmentation.session_views import FreeView, PromptedMask
+from sa3d_nerfstudio.segmentation.session_views import FreeView, PromptedMask, SessionViews
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterImage
 from sa3d_nerfstudio.segmenters.text import TextOptions, find_boxes
@@ -57,6 +59,7 @@ class FreeViews:
         self._segmenter: Segmenter | None = None
         self._training: dict[str, int] = {}
         self._embeddings: Embeddings | None = None
+        self._predictor: MaskPredictor | None = None
         self._answers: dict[ViewPrompt, PromptedMask] = {}
 
     @property
@@ -80,7 +83,7 @@ class FreeViews:
         name = self.remember(camera)
         if name not in self.free:
             self.trace(name)
-            self.session(self.model.new_field(2)).embed(name)
+            self.predictor.embed(name)
         return name
 
     def remember(self, camera: Cameras) -> str:
@@ -150,31 +153,37 @@ class FreeViews:
             boxes[label] = (x0 / trace.width, y0 / trace.height, x1 / trace.width, y1 / trace.height)
         return boxes
 
-    def session(self, grid: MaskField) -> SegmentationSession:
-        """A session that may be prompted in all of these views, and shares what has been embedded."""
-        if self._embeddings is None:
+    @property
+    def predictor(self) -> MaskPredictor:
+        """Answers prompts in these views; sessions share what it has embedded."""
+        if self._predictor is None:
             self._embeddings = Embeddings(self.views.cache, self.segmenter, self.views.key)
-        return SegmentationSession(self.views, self.segmenter, grid, self.settings, self._embeddings, free=self.free)
+            views = SessionViews(self.views, self.free, SessionReport())
+            self._predictor = MaskPredictor(self.segmenter, views, self._embeddings)
+        return self._predictor
+
+    def session(self, grid: MaskField, prompts: Sequence[ViewPrompt] = ()) -> SegmentationSession:
+        """A session in these views that starts from the masks of these prompts, and shares what has been embedded."""
+        prompted = {self.key(prompt.view): self.answer(prompt) for prompt in prompts}
+        segmenter = self.predictor.segmenter
+        return SegmentationSession(
+            self.views, segmenter, grid, self.settings, self._embeddings, free=self.free, prompted=prompted
+        )
 
     def answer(self, prompt: ViewPrompt) -> PromptedMask:
         """The mask that comes of a prompt; asked for once."""
         if prompt not in self._answers:
             trace, view = self.trace(prompt.view), self.key(prompt.view)
-            session = self.session(self.model.new_field(2))
-            candidates = session.prompt(view, prompt.pixels(trace.height, trace.width))
+            answer = self.predictor.answer(view, prompt.pixels(trace.height, trace.width))
             if prompt.choice is not None:
-                session.choose(view, min(prompt.choice, len(candidates.masks) - 1))
-            session.prompted[view].correcting = prompt.correcting
-            self._answers[prompt] = session.prompted[view]
+                answer.choice = min(prompt.choice, len(answer.candidates.masks) - 1)
+            answer.correcting = prompt.correcting
+            self._answers[prompt] = answer
         return self._answers[prompt]
 
     def answered(self, prompt: ViewPrompt) -> PromptedMask | None:
         """The mask that has come of a prompt, if it was asked for."""
         return self._answers.get(prompt)
-
-    def answers(self, prompts: tuple[ViewPrompt, ...]) -> dict[int | str, PromptedMask]:
-        """The masks of several views, as sessions take them."""
-        return {self.key(prompt.view): self.answer(prompt) for prompt in prompts}
 
 
 def _key(camera: Cameras) -> Float[Tensor, " camera"]:

@@ -5,14 +5,13 @@ Checked against nerfstudio 1.1.5; what is used has the same names on its main br
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shlex
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,19 +20,53 @@ import viser.transforms as vtf
 import yaml
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
-from nerfstudio.configs.base_config import ViewerConfig
 from nerfstudio.viewer.render_state_machine import RenderAction
 from nerfstudio.viewer.utils import CameraState, get_camera
 from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO, Viewer
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError, one_line
-
-if TYPE_CHECKING:
-    from sa3d_nerfstudio.pipeline import SA3DPipeline
+from sa3d_nerfstudio.models.outputs import MaskOutputs
+from sa3d_nerfstudio.segmenters.base import Segmenter
+from sa3d_nerfstudio.segmenters.text import TextOptions
+from sa3d_nerfstudio.views.training_views import TrainingViews
 
 MODEL_DIR = "nerfstudio_models"
 """Folder of a run's checkpoints; nerfstudio's default, which ``ns-viewer`` does not pass on."""
+
+
+class PanelPipeline(Protocol):
+    """What the panel asks of the pipeline."""
+
+    config: Any
+    """The settings of sessions, with ``resolution``, the vertices of the mask grid along each axis."""
+
+    @property
+    def model(self) -> MaskOutputs:
+        """The base model with masks."""
+        ...
+
+    @property
+    def views(self) -> TrainingViews:
+        """The training views, at the working size."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        ...
+
+    def make_segmenter(self) -> Segmenter:
+        """The 2D segmenter that the configuration names."""
+        ...
+
+    def text_options(self) -> TextOptions:
+        """What finds words in images."""
+        ...
+
+    def save_checkpoint(self, path: Path, step: int) -> None:
+        """Write a checkpoint, or leave the one that is there as it is."""
+        ...
 
 
 class FairLock:
@@ -233,7 +266,7 @@ class NerfstudioViewer:
             "Viewer": ("Command that opens this run again", f"ns-viewer {config}"),
         }
 
-    def save(self, pipeline: SA3DPipeline) -> Path:
+    def save(self, pipeline: PanelPipeline) -> Path:
         """Write the run, and say where its config.yml is.
 
         ``ns-train`` makes a run; ``ns-viewer`` writes masks and prompts into the checkpoint that it has loaded, which
@@ -264,24 +297,3 @@ class NerfstudioViewer:
         if config.pipeline.threshold != threshold:
             config.pipeline.threshold = threshold
             config.write(self.run_dir)
-
-
-LOCAL = "127.0.0.1"
-EVERYWHERE = "0.0.0.0"
-NS_VIEWER = ("ns-viewer", "run_viewer.py")
-
-
-def kept_local(viewer: ViewerConfig, command: Sequence[str]) -> ViewerConfig:
-    """A viewer's configuration, listening on this machine only where ``ns-viewer`` was not told where to listen.
-
-    nerfstudio's ``ns-viewer`` puts its own options in the place of the run's, and the default of these is to listen on
-    all addresses. Whoever types ``--viewer.websocket-host`` gets what was typed, and so does every other program.
-
-    Args:
-        viewer: The configuration.
-        command: The words of the command that this process runs.
-    """
-    typed = any(word.partition("=")[0].replace("_", "-") == "--viewer.websocket-host" for word in command[1:])
-    if typed or not command or Path(command[0]).name not in NS_VIEWER or viewer.websocket_host != EVERYWHERE:
-        return viewer
-    return dataclasses.replace(viewer, websocket_host=LOCAL)

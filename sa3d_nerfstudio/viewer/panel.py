@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import viser
 from nerfstudio.viewer.viewer import Viewer
@@ -15,21 +14,18 @@ from sa3d_nerfstudio.viewer.context import PanelContext
 from sa3d_nerfstudio.viewer.editor import Editor
 from sa3d_nerfstudio.viewer.export_section import ExportSection
 from sa3d_nerfstudio.viewer.free_views import FreeViews
-from sa3d_nerfstudio.viewer.nerfstudio_viewer import NerfstudioViewer
+from sa3d_nerfstudio.viewer.nerfstudio_viewer import NerfstudioViewer, PanelPipeline
 from sa3d_nerfstudio.viewer.object_section import NameSection, ViewSection
 from sa3d_nerfstudio.viewer.prompt_section import EditSection, PromptSection, TextSection
 from sa3d_nerfstudio.viewer.segment_section import SegmentSection
-
-if TYPE_CHECKING:
-    from sa3d_nerfstudio.pipeline import SA3DPipeline
 
 
 class SegmentPanel(ViewerControl):
     """Prompting in nerfstudio's viewer. nerfstudio finds it among the pipeline's attributes, and sets it up."""
 
-    def __init__(self, pipeline: SA3DPipeline) -> None:
+    def __init__(self, pipeline: PanelPipeline) -> None:
         # Kept in a function: nerfstudio walks all attributes of the pipeline, and must not walk in circles.
-        self._pipeline: Callable[[], SA3DPipeline] = lambda: pipeline
+        self._pipeline: Callable[[], PanelPipeline] = lambda: pipeline
         self._visited = False
 
     def _setup(self, viewer: Viewer) -> None:

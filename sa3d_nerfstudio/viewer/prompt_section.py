@@ -30,12 +30,12 @@ class PromptSection:
         new = gui.add_button("New object", color="gray", icon=viser.Icon.PLUS)
         new.on_click(lambda _: context.change(editor.add_object))
         # Two rows: four labels do not fit into one.
-        hint = "Then point at it in the picture; press again, or Esc, to end that"
+        hint = "Then point at it in the picture; press again, or Done, to end that"
         add_choice(gui, "Prompt", list(TOOLS)[:2], lambda tool, client: context.do(self._use, tool, client), hint)
         add_choice(gui, "with", list(TOOLS)[2:], lambda tool, client: context.do(self._use, tool, client), hint)
         self._done = gui.add_button(DONE, color="green", visible=False)
         self._done.on_click(lambda _: context.do(self.put_down))
-        self._escape = EscapeKey(DONE, lambda: context.do(self.put_down))
+        self._escape = EscapeKey(lambda: context.do(self.put_down))
 
     @property
     def is_on(self) -> bool:
@@ -49,7 +49,7 @@ class PromptSection:
         self._object.value = state.selected or NO_OBJECT
         if self._tool is not None:
             self._context.say(
-                f"**{self._tool}** is on. {TOOLS[self._tool]} Then **Segment**, or **Done** (Esc) to move the camera."
+                f"**{self._tool}** is on. {TOOLS[self._tool]} Then **Segment**, or **Done** to move the camera."
             )
 
     def put_down(self, refresh: bool = True) -> None:

@@ -1,8 +1,7 @@
-"""What viser 0.2.7 lacks."""
+"""What differs between viser 0.2.7 and later versions, and how text is escaped for its markdown."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from typing import Protocol
@@ -12,34 +11,19 @@ import viser
 LABEL = "End the tool"
 """What viser's palette of commands calls it."""
 
-# React calls `ref` with the element when it comes and with null when it goes, in pairs, and again whenever the panel is
-# drawn anew. There is one listener in a page, and a page adds the same one only once.
-_LISTENER = """<span hidden ref={(element) => {
-  window.sa3dEscape ??= (event) => {
-    const typing = "input:not([type=checkbox]), textarea, select, [contenteditable]";
-    if (event.key !== "Escape" || event.target.closest?.(typing)) return;
-    [...document.querySelectorAll("button")].find((button) => button.textContent === LABEL)?.click();
-  };
-  window[element ? "addEventListener" : "removeEventListener"]("keydown", window.sa3dEscape);
-}} />"""
-_LAST = 1e6
-"""Below everything else in the panel: the element has no height, but viser puts a margin under it."""
-
 
 class _Handle(Protocol):
     def remove(self) -> None: ...
 
 
 class EscapeKey:
-    """Listens for Esc in one tab at a time.
+    """Listens for Esc in one tab at a time, where viser has hotkeys (1.0 and later); else it does nothing.
 
     Args:
-        button: Label of a button that does the same, and is in the panel whenever this listens.
-        pressed: Called when the key is pressed, where viser says so; else the button is.
+        pressed: Called when the key is pressed.
     """
 
-    def __init__(self, button: str, pressed: Callable[[], None]) -> None:
-        self._button = button
+    def __init__(self, pressed: Callable[[], None]) -> None:
         self._pressed = pressed
         self._handle: _Handle | None = None
 
@@ -51,8 +35,6 @@ class EscapeKey:
             command = add_command(LABEL, hotkey="escape")
             command.on_trigger(lambda _: self._pressed())
             self._handle = command
-        else:
-            self._handle = client.gui.add_markdown(_LISTENER.replace("LABEL", json.dumps(self._button)), order=_LAST)
 
     def rest(self) -> None:
         """Listen no longer. The tab may have been closed."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -64,17 +63,3 @@ class DiskStore:
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         return (load(data), json.loads(metadata["numbers"])) if metadata["key"] == key else None
-
-
-def digest(parts: Iterable[Any]) -> str:
-    """32 hexadecimal digits that stand for texts, numbers and tensors, every bit of them."""
-    sums = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        if isinstance(part, Tensor):
-            sums.update(f"{part.dtype} {tuple(part.shape)}".encode())
-            flat = part.detach().cpu().contiguous().reshape(-1)
-            sums.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-        else:
-            sums.update(repr(part).encode())
-        sums.update(b"\0")
-    return sums.hexdigest()

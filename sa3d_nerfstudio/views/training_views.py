@@ -13,12 +13,12 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
+from sa3d_nerfstudio.files import digest
 from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.models.rays import camera_rays
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.compressed import CompressedTrace
 from sa3d_nerfstudio.views.cache import ViewCache, default_budget
-from sa3d_nerfstudio.views.disk import digest
 from sa3d_nerfstudio.views.names import find_view
 
 CAMERA_PARTS = (

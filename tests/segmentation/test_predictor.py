@@ -105,4 +105,4 @@ def test_stopping_between_two_views_stops_the_thread():
     assert len(threads()) == 1
     steps.close()
     assert threads() == []
-    session.embed(7)
+    session.predictor.embed(7)

@@ -216,7 +216,7 @@ def test_segmenters_see_pictures_of_training_views_and_renders_of_others():
     trace = views.trace(0)
     session.free["mine"] = FreeView(trace, views.camera_to_worlds[0])
     for view in (0, "mine"):
-        session.embed(view)
+        session.predictor.embed(view)
     assert (seen[0].rgb == 0.25).all()
     assert torch.equal(seen[1].rgb, trace.rgb)
     for image in seen:

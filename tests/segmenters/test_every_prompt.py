@@ -138,7 +138,7 @@ def test_every_prompt_to_every_segmenter(
     except SA3DError as error:
         # Random weights may find nothing, and so may a random detector's box.
         assert (name in RANDOM or kind == "text") and "selects nothing" in str(error)
-        candidates = session.segmenter.predict(session.embed(0), prompt.resized(scene.height, scene.width))
+        candidates = session.segmenter.predict(session.predictor.embed(0), prompt.resized(scene.height, scene.width))
     assert candidates.masks.shape[1:] == (scene.height, scene.width)
     assert len(candidates.masks) == len(candidates.scores) >= 1
     if kind == "mask" or (name in SEEING and kind != "text"):

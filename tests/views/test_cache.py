@@ -11,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sa3d_nerfstudio.files import digest
 from sa3d_nerfstudio.segmenters.base import SegmenterImage
 from sa3d_nerfstudio.segmenters.sam import SamSegmenter
 from sa3d_nerfstudio.traces.compressed import CompressedTrace
 from sa3d_nerfstudio.views.cache import Embeddings, ViewCache, default_budget, size_of
-from sa3d_nerfstudio.views.disk import DiskStore, digest
+from sa3d_nerfstudio.views.disk import DiskStore
 from sa3d_nerfstudio.views.training_views import TrainingViews
 from tests.small_models import camera, masked, small_model
 from tests.tiny_sam import tiny_sam

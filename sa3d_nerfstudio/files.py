@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and digests of what they hold."""
+"""Files that are written whole or not at all, pixels as bytes, and digests."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 
 from sa3d_nerfstudio.errors import SA3DError, one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TEMPORARY = re.compile(r"saving-0\..*\.(\d+)(\.[^.]*)?")
 _CLEANED: set[tuple[int, Path]] = set()
@@ -156,9 +160,38 @@ def write_png(path: Path, pixels: NDArray[np.unsignedinteger]) -> None:
         Image.fromarray(pixels).save(temporary)
 
 
+PLY_TYPES = {"f4": "float", "u1": "uchar", "i4": "int"}
+"""What PLY calls numpy's types."""
+
+
+def write_ply(path: Path, properties: Mapping[str, NDArray[Any]]) -> None:
+    """Write points as a binary PLY.
+
+    Args:
+        path: The file.
+        properties: Values of each property by its name, each an array [num_points] of a type in ``PLY_TYPES``.
+
+    Raises:
+        SA3DError: The file cannot be written.
+    """
+    kinds = [(name, f"<{values.dtype.str[1:]}") for name, values in properties.items()]
+    table = np.empty(len(next(iter(properties.values()))), dtype=kinds)
+    for name, values in properties.items():
+        table[name] = values
+    lines = [f"property {PLY_TYPES[kind[1:]]} {name}" for name, kind in kinds]
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(table)}", *lines, "end_header", ""]
+    with atomic_path(path) as temporary:
+        temporary.write_bytes("\n".join(header).encode("ascii") + table.tobytes())
+
+
+def to_bytes(rgb: Float[Tensor, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    """Colours in [0, 1] as the bytes of an image file; values outside are clipped, NaN is black."""
+    return (rgb.detach().cpu().float().nan_to_num(0).clamp(0, 1) * 255).round().byte().numpy()
+
+
 def digest(parts: Iterable[Any]) -> str:
     """32 hexadecimal digits that stand for texts, numbers and tensors, every bit of them."""
-    import torch  # slow, and not needed by all who write files
+    import torch  # slow, and files are written without it too
 
     sums = hashlib.blake2b(digest_size=16)
     for part in parts:

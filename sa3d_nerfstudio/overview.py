@@ -12,12 +12,11 @@ from pathlib import Path
 import cv2
 import matplotlib
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sa3d_nerfstudio.files import atomic_path
+from sa3d_nerfstudio.files import atomic_path, to_bytes
 from sa3d_nerfstudio.prompts.prompt import Prompt
 
 CELL = 320
@@ -163,9 +162,8 @@ def _picture(rgb: Float[Tensor, "height width 3"], size: tuple[int, int]) -> Ima
     """The image at :data:`FINE` times the size that fits a cell."""
     height, width = rgb.shape[:2]
     scale = FINE * min(size[0] / width, size[1] / height)
-    pixels = (rgb.detach().cpu().float().nan_to_num(0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     fitted = (max(round(width * scale), FINE), max(round(height * scale), FINE))
-    return Image.fromarray(pixels).resize(fitted, Image.Resampling.BICUBIC)
+    return Image.fromarray(to_bytes(rgb)).resize(fitted, Image.Resampling.BICUBIC)
 
 
 def _smooth(fine: Image.Image) -> Image.Image:

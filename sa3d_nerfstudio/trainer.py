@@ -28,10 +28,11 @@ from sa3d_nerfstudio.files import atomic_path, check_writable
 from sa3d_nerfstudio.jobs import job_digest, print_progress_so_far, unfinished_run
 from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
 from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineConfig
+from sa3d_nerfstudio.segmentation.progress import print_report, run_with_progress
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter
-from sa3d_nerfstudio.terminal import confirm, print_report, run_with_progress, say
+from sa3d_nerfstudio.terminal import confirm, say
 from sa3d_nerfstudio.traces.base import render_probability
 
 LOCAL = "127.0.0.1"

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from plyfile import PlyData
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.files import atomic_path, check_writable
+from sa3d_nerfstudio.files import atomic_path, check_writable, digest, to_bytes, write_ply
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path):
@@ -53,3 +56,28 @@ def test_room_is_asked_for_and_nothing_is_made(tmp_path: Path):
     with pytest.raises(SA3DError, match=r"needs \d+ MB, but .*--pipeline\.save-base False"):
         check_writable(tmp_path / "a" / "b", num_bytes=10**18)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_colours_become_bytes() -> None:
+    rgb = torch.tensor([[[0.0, 0.5, 1.0], [-0.2, 1.7, 0.999]]])
+    assert to_bytes(rgb).tolist() == [[[0, 128, 255], [0, 255, 255]]]
+    assert to_bytes(rgb).dtype == np.uint8
+    assert to_bytes(rgb.double()).tolist() == to_bytes(rgb).tolist()
+    assert to_bytes(torch.full((1, 1, 3), torch.nan)).tolist() == [[[0, 0, 0]]]
+
+
+def test_digests_tell_everything_apart():
+    base = [torch.zeros(4), "a", 1.0]
+    others = [[torch.zeros(2, 2), "a", 1.0], [torch.zeros(4).int(), "a", 1.0], [torch.zeros(4), "a1.0"], base[:2],
+              [torch.tensor([0, 0, 0, 1e-45]), "a", 1.0], [None, torch.zeros(4), "a", 1.0]]  # fmt: skip
+    assert len({digest(parts) for parts in [base, *others]}) == 7
+    assert digest(base) == digest([torch.zeros(4), "a", 1.0])
+
+
+def test_another_program_reads_the_points(tmp_path: Path):
+    values = {"x": np.float32([0.5, -1]), "red": np.uint8([0, 255]), "object_id": np.int32([1, -2])}
+    write_ply(tmp_path / "p.ply", values)
+    vertices = PlyData.read(tmp_path / "p.ply")["vertex"]
+    assert {item.name: vertices[item.name].tolist() for item in vertices.properties} == {
+        name: array.tolist() for name, array in values.items()
+    }

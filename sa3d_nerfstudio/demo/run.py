@@ -20,6 +20,7 @@ from rich.table import Table
 from sa3d_nerfstudio.demo.scene import SceneConfig, write_scene
 from sa3d_nerfstudio.demo.stages import Stages, counted_share, training_share
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.terminal import say
 
 EXPORT_RAYS = 4096
 """Rays in a batch of the export; on a CPU nerfstudio's 32768 spend their time on memory."""
@@ -132,7 +133,7 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> float:
         "run": sa3d_run / "config.yml",
         "logs": folder / "logs",
     }.items():
-        console.print(f"{what:<12}{where}", highlight=False, soft_wrap=True)
+        say(f"{what:<12}{where}", console)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.print(f"mean IoU {scores['mean_iou']:.3f} against the truth, {minutes} min {seconds} s", style="bold")
     return scores["mean_iou"]

@@ -22,6 +22,7 @@ from sa3d_nerfstudio.evaluation.task import Target, Task, resized
 from sa3d_nerfstudio.files import check_writable
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
+from sa3d_nerfstudio.terminal import say
 
 RULES = (
     "masks: rendered at the size of the run's images, cut at the threshold in the settings, which no target has a say "
@@ -64,7 +65,7 @@ def run_benchmark(tasks: list[Task], options: BenchmarkOptions, report: Benchmar
             report.scenes.append(evaluate_task(task, run, options, settings))
         except SA3DError as error:
             report.failed[task.scene] = str(error)
-            CONSOLE.print(f"failed      {error}", highlight=False, soft_wrap=True, markup=False)
+            say(f"failed      {error}")
         if options.output is not None:
             report.write(options.output)
     report.print(CONSOLE)

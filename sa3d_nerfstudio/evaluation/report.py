@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sa3d_nerfstudio.files import atomic_path
+from sa3d_nerfstudio.terminal import say
 
 METRICS = ("iou", "accuracy", "boundary_iou")
 PACKAGES = ("sa3d-nerfstudio", "nerfstudio", "torch", "numpy", "segment-anything", "gsplat")
@@ -156,7 +157,7 @@ class BenchmarkReport:
         console.print(table)
         for scene, why in {**self.missing, **self.failed}.items():
             kind = "missing" if scene in self.missing else "failed"
-            console.print(f"{kind:<8}{scene}: {why}", highlight=False, soft_wrap=True, markup=False)
+            say(f"{kind:<8}{scene}: {why}", console)
         if not self.is_complete:
             console.print(
                 f"{len(self.scenes)} of the {len(self.published)} scenes: not to be compared with published means.",

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.evaluation.metrics import Mask
-from sa3d_nerfstudio.prompts.images import open_image
+from sa3d_nerfstudio.prompts.images import open_image, white_pixels
 from sa3d_nerfstudio.prompts.prompt import Prompt
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
@@ -34,7 +34,7 @@ class Target:
         Raises:
             SA3DError: The file is gone, or no image.
         """
-        mask = read_mask(self.path)
+        mask = white_pixels(open_image(self.path))
         return mask if self.size is None else resized(mask, *self.size)
 
 
@@ -54,16 +54,6 @@ class Task:
     """What is scored."""
     num_images: int | None = None
     """Number of images in the scene, where annotations are named by their place among them ("image007")."""
-
-
-def read_mask(path: Path) -> Mask:
-    """A true mask: what is brighter than half of what the file can hold, or anything but 0 in a file of 0 and 1.
-
-    Raises:
-        SA3DError: The file is not there, or no image.
-    """
-    pixels = np.asarray(open_image(path).convert("L"))
-    return pixels > (127 if pixels.max() > 1 else 0)
 
 
 def read_stroke(path: Path) -> Mask:

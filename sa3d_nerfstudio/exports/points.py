@@ -23,7 +23,7 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.exports.frames import Frame
 from sa3d_nerfstudio.exports.object_view import view_objects
 from sa3d_nerfstudio.exports.objects import ExportObject
-from sa3d_nerfstudio.files import atomic_path
+from sa3d_nerfstudio.files import write_ply
 from sa3d_nerfstudio.pipeline import SA3DPipeline
 
 o3d: Any = open3d  # its type stubs know neither paths that are strings nor arrays
@@ -155,14 +155,12 @@ def write_points(path: Path, points: ObjectPoints, frame: Frame) -> None:
         points: The points.
         frame: Where to place them.
     """
-    positions = frame.points(torch.from_numpy(points.positions)).numpy()
-    normals = frame.directions(torch.from_numpy(points.normals)).numpy()
-    cloud = o3d.t.geometry.PointCloud()
-    cloud.point["positions"] = o3d.core.Tensor(positions.astype(np.float32))
-    cloud.point["normals"] = o3d.core.Tensor(normals.astype(np.float32))
-    cloud.point["colors"] = o3d.core.Tensor((points.colors * 255).round().astype(np.uint8))
-    cloud.point["probability"] = o3d.core.Tensor(points.probability.astype(np.float32)[:, None])
-    cloud.point["object_id"] = o3d.core.Tensor(points.object_id.astype(np.int32)[:, None])
-    with atomic_path(path) as temporary:
-        if not o3d.t.io.write_point_cloud(str(temporary), cloud):
-            raise OSError("open3d has not written it")
+    positions = frame.points(torch.from_numpy(points.positions)).numpy().astype(np.float32)
+    normals = frame.directions(torch.from_numpy(points.normals)).numpy().astype(np.float32)
+    colors = (points.colors * 255).round().astype(np.uint8)
+    columns: dict[str, np.ndarray] = dict(zip(("x", "y", "z"), positions.T, strict=True))
+    columns |= dict(zip(("nx", "ny", "nz"), normals.T, strict=True))
+    columns |= dict(zip(("red", "green", "blue"), colors.T, strict=True))
+    columns["probability"] = points.probability.astype(np.float32)
+    columns["object_id"] = points.object_id.astype(np.int32)
+    write_ply(path, columns)

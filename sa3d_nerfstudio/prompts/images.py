@@ -23,8 +23,7 @@ def read_mask(path: Path, height: int, width: int) -> NDArray[np.bool_]:
     Raises:
         SA3DError: The file is no image, has another shape, or nothing in it is white.
     """
-    pixels = np.asarray(_fitted(path, "L", height, width))
-    mask = pixels > (127 if pixels.max() > 1 else 0)
+    mask = white_pixels(_fitted(path, "L", height, width))
     if not mask.any():
         raise SA3DError(f"the mask {path} is empty: paint the object white.")
     return mask
@@ -61,6 +60,12 @@ def _fitted(path: Path, mode: str, height: int, width: int) -> Image.Image:
             "at any size: paint it over that image."
         )
     return image.convert(mode).resize((width, height), Image.Resampling.NEAREST)
+
+
+def white_pixels(image: Image.Image) -> NDArray[np.bool_]:
+    """A mask [height, width]: pixels brighter than half of the range, or above 0 in an image of 0 and 1 only."""
+    pixels = np.asarray(image.convert("L"))
+    return pixels > (127 if pixels.max() > 1 else 0)
 
 
 def open_image(path: Path) -> Image.Image:

@@ -18,7 +18,7 @@ from torch import Tensor
 from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError, one_line
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, check_prompt
-from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, box_of_prior, fingerprint_of, low_res_logits, to_bytes
+from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, box_of_prior, fingerprint_of, low_res_logits
 from sa3d_nerfstudio.segmenters.weights import CHECKPOINT_VARIABLE, downloads_are_forbidden
 
 OLDEST = (4, 57)

@@ -11,13 +11,13 @@ from functools import cached_property, partial
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, UInt8
+from jaxtyping import Float, Float16
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
-from sa3d_nerfstudio.files import digest
+from sa3d_nerfstudio.files import digest, to_bytes
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage, SegmenterOptions, check_prompt
 from sa3d_nerfstudio.segmenters.weights import find_checkpoint, load_sam
@@ -119,11 +119,6 @@ def fingerprint_of(model: torch.nn.Module) -> str:
     state = model.state_dict()
     parts = [(name, state[name].reshape(-1)[:256], float(state[name].double().sum())) for name in sorted(state)]
     return digest([each for part in parts for each in part])
-
-
-def to_bytes(rgb: Float[Tensor, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
-    """Colours in [0, 1] as the bytes that image libraries work with; what lies outside is clipped."""
-    return (rgb.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def low_res_logits(prior: Float[Tensor, "height width"], side: int) -> Float[Tensor, "1 side side"]:

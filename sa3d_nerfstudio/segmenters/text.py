@@ -15,6 +15,7 @@ import torch
 from torchvision.ops import nms
 
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.files import to_bytes
 from sa3d_nerfstudio.segmenters.base import SegmenterImage
 from sa3d_nerfstudio.segmenters.huggingface import PretrainedKind, load_pretrained, transformers_available
 
@@ -89,9 +90,8 @@ def find_boxes(image: SegmenterImage, text: str, options: TextOptions | None = N
     if not any(character.isalnum() for character in words):
         raise SA3DError('the text prompt holds no words: name the object, as in "a mug".')
     model, processor = _load(options.model, options.device, options.download)
-    pixels = (image.rgb.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     # The model was trained on phrases that end in full stops.
-    inputs = processor(images=pixels, text=f"{words}.", return_tensors="pt").to(options.device)
+    inputs = processor(images=to_bytes(image.rgb), text=f"{words}.", return_tensors="pt").to(options.device)
     with torch.no_grad():
         outputs = model(**inputs)
     found = processor.post_process_grounded_object_detection(

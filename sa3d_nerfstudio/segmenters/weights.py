@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError, one_line
 from sa3d_nerfstudio.segmenters.download import fetch
+from sa3d_nerfstudio.terminal import say
 
 CHECKPOINT_VARIABLE = "SA3D_SAM_CHECKPOINT"
 """Environment variable that names the checkpoint where no option does."""
@@ -120,9 +121,7 @@ def _download(size: str, destination: Path) -> None:
     """
     weights = OFFICIAL[size]
     console = Console(stderr=True)
-    console.print(
-        f"Fetching the weights of {weights.segmenter} to {destination}, this once.", highlight=False, soft_wrap=True
-    )
+    say(f"Fetching the weights of {weights.segmenter} to {destination}, this once.", console)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=None)

@@ -14,6 +14,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from sa3d_nerfstudio.errors import SA3DError, one_line
+from sa3d_nerfstudio.terminal import say
 from sa3d_nerfstudio.viewer.editor import Editor
 from sa3d_nerfstudio.viewer.nerfstudio_viewer import NerfstudioViewer, PanelPipeline
 from sa3d_nerfstudio.viewer.viser_compat import literal
@@ -119,7 +120,7 @@ class PanelContext:
         if self.editor.masks.troubles:
             self.complain(" ".join(self.editor.masks.troubles))
             for trouble in self.editor.masks.troubles:
-                CONSOLE.print(f"warning: {trouble}", highlight=False, soft_wrap=True, markup=False)
+                say(f"warning: {trouble}")
 
     def close(self) -> None:
         """Wait for what the worker is at, and have it begin nothing else."""

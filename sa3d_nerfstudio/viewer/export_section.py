@@ -12,7 +12,7 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.viewer.context import PanelContext
 from sa3d_nerfstudio.viewer.segment_section import Job
 from sa3d_nerfstudio.viewer.viser_compat import literal
-from sa3d_nerfstudio.views.surface_points import view_points, views_to_show, write_ply
+from sa3d_nerfstudio.views.surface_points import view_points, views_to_show, write_view_points
 
 
 class ExportSection:
@@ -64,7 +64,7 @@ class ExportSection:
         points, colors = (torch.cat(part) for part in zip(*found, strict=True))
         if len(points) == 0:
             raise SA3DError(f"no view shows {name}: lower the threshold, or segment it again.")
-        write_ply(path, points, colors)
+        write_view_points(path, points, colors)
         context.say(f"{len(points)} points written: {literal(_short(path))}")
 
 

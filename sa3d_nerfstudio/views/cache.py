@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.segmenters.base import Segmenter, StorableSegmenter
+from sa3d_nerfstudio.terminal import say
 from sa3d_nerfstudio.views.disk import DiskStore
 
 SHARE_OF_MEMORY = 0.25
@@ -141,7 +141,7 @@ class ViewCache:
                 self.disk.write(key, *entry.stored())
             except SA3DError as error:
                 # Segmenting goes on without it, and what leaves memory is computed again.
-                CONSOLE.print(f"views are kept in memory only: {error}", highlight=False, soft_wrap=True, markup=False)
+                say(f"views are kept in memory only: {error}")
                 self.disk = None
             entry.on_disk = True
 

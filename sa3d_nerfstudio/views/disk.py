@@ -1,4 +1,4 @@
-"""Tensors on disk, under the digest of what they were made from; whatever is not whole is not there."""
+"""Tensors on disk, under the digest of their inputs; damaged entries count as absent."""
 
 from __future__ import annotations
 

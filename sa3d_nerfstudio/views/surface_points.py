@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sa3d_nerfstudio.fields.base import MaskField
-from sa3d_nerfstudio.files import atomic_path
+from sa3d_nerfstudio.files import to_bytes, write_ply
 from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.views.training_views import TrainingViews
 
@@ -35,16 +34,8 @@ def view_points(
         yield trace.surface_points()[on].cpu(), trace.rgb.reshape(-1, 3)[on].cpu()
 
 
-def write_ply(path: Path, points: Float[Tensor, "num 3"], colors: Float[Tensor, "num 3"]) -> None:
+def write_view_points(path: Path, points: Float[Tensor, "num 3"], colors: Float[Tensor, "num 3"]) -> None:
     """Write points as a binary PLY with 8 bit colours."""
-    kind = [(axis, "<f4") for axis in "xyz"] + [(name, "u1") for name in ("red", "green", "blue")]
-    table = np.zeros(len(points), dtype=kind)
-    for index, axis in enumerate("xyz"):
-        table[axis] = points[:, index].numpy()
-    for index, name in enumerate(("red", "green", "blue")):
-        table[name] = (colors[:, index].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    properties = "".join(f"property float {axis}\n" for axis in "xyz")
-    properties += "".join(f"property uchar {name}\n" for name in ("red", "green", "blue"))
-    header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n{properties}end_header\n"
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(header.encode("ascii") + table.tobytes())
+    columns = dict(zip("xyz", points.numpy().astype(np.float32).T, strict=True))
+    colored = dict(zip(("red", "green", "blue"), to_bytes(colors[None])[0].T, strict=True))
+    write_ply(path, {**columns, **colored})

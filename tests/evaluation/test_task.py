@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.evaluation.task import Target, chosen_scenes, images_in, only, read_mask, read_stroke, resized
+from sa3d_nerfstudio.evaluation.task import Target, chosen_scenes, images_in, only, read_stroke, resized
+from sa3d_nerfstudio.prompts.images import open_image, white_pixels
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:
@@ -21,9 +22,9 @@ def test_masks_of_255_and_of_1_are_the_same(tmp_path: Path) -> None:
     mask = np.zeros((4, 6), bool)
     mask[1, 2:5] = True
     for factor in (1, 255):
-        assert (read_mask(save(tmp_path / "mask.png", mask * factor)) == mask).all()
+        assert (white_pixels(open_image(save(tmp_path / "mask.png", mask * factor))) == mask).all()
     gray = save(tmp_path / "gray.png", np.array([[0, 127, 128, 255]]))
-    assert read_mask(gray).tolist() == [[False, False, True, True]]
+    assert white_pixels(open_image(gray)).tolist() == [[False, False, True, True]]
 
 
 def test_strokes_are_what_is_not_black(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from rich.console import Console
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
 from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.segmentation.progress import print_report
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.session_views import FreeView
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
-from sa3d_nerfstudio.terminal import print_report
 from sa3d_nerfstudio.traces.base import render_probability
 from tests.analytic import BALLS, BallSegmenter, BallViews
 

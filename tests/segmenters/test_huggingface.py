@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
+from sa3d_nerfstudio.files import to_bytes
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, StorableSegmenter
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
-from sa3d_nerfstudio.segmenters.sam import to_bytes
 from sa3d_nerfstudio.segmenters.weights import CHECKPOINT_VARIABLE
 from tests.segmenters.prompts import HEIGHT, PRIOR, PROMPTS, WIDTH
 from tests.tiny_transformers_sam import SIDE, save_tiny_sam2, save_tiny_sam_hq

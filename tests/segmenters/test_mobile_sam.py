@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.files import to_bytes
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import SegmenterImage, SegmenterOptions
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
-from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, SamEmbedding, SamSegmenter, low_res_logits, to_bytes
+from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, SamEmbedding, SamSegmenter, low_res_logits
 from sa3d_nerfstudio.segmenters.weights import CHECKPOINT_VARIABLE, NO_DOWNLOAD_VARIABLE
 from tests.segmenters.prompts import PROMPTS
 from tests.segmenters.test_weights import Harmful

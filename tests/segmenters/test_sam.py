@@ -12,10 +12,11 @@ import torch
 from segment_anything import SamPredictor
 
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.files import to_bytes
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, embed_all
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
-from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, SamEmbedding, SamSegmenter, low_res_logits, to_bytes
+from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, SamEmbedding, SamSegmenter, low_res_logits
 from tests.segmenters.prompts import HEIGHT, PRIOR, PROMPTS, WIDTH
 from tests.tiny_sam import save_tiny_sam, tiny_sam
 
@@ -148,13 +149,6 @@ def test_frozen_and_no_submodule(segmenter: SamSegmenter) -> None:
     image = picture()
     image.rgb.requires_grad_(True)
     assert not segmenter.embed(image).features.requires_grad
-
-
-def test_colours_become_bytes() -> None:
-    rgb = torch.tensor([[[0.0, 0.5, 1.0], [-0.2, 1.7, 0.999]]])
-    assert to_bytes(rgb).tolist() == [[[0, 128, 255], [0, 255, 255]]]
-    assert to_bytes(rgb).dtype == np.uint8
-    assert to_bytes(rgb.double()).tolist() == to_bytes(rgb).tolist()
 
 
 @pytest.mark.parametrize("points", [[(20, 30)], [(20, 30), (60, 30)]])

@@ -23,7 +23,7 @@ def read_modules(root: Path) -> dict[str, Path]:
 
 
 def read_imports(modules: dict[str, Path]) -> dict[str, set[str]]:
-    """The package's modules that each module imports: anywhere in the file, under TYPE_CHECKING and in functions too."""
+    """The modules that each module imports, anywhere in its file: under TYPE_CHECKING and in functions too."""
     graph = {}
     for name, path in modules.items():
         package = name if path.stem == "__init__" else name.rpartition(".")[0]

@@ -1,1 +1,11 @@
-"""The Segment panel in nerfstudio's viewer, and the state behind it."""
+"""The Segment panel in nerfstudio's viewer.
+
+``panel`` puts the sections together, one module each; ``context`` is what they share. ``editor`` holds prompts and
+masks, ``history`` their undo, ``free_views`` the views of the viewer's camera. ``nerfstudio_viewer`` and
+``viser_compat`` adapt to versions.
+"""
+
+import lazy_loader
+
+# Public names are listed in __init__.pyi, and imported when they are first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,37 @@
+from .boxes import Box, object_box
+from .dataset import DataSetFiles, NamedCamera, dataset_cameras, path_cameras
+from .frames import Frame, frame_of
+from .masks import id_maps, write_coco, write_id_maps, write_masks
+from .meshes import marching_cubes_mesh, poisson_mesh, tsdf_mesh, write_mesh
+from .objects import ExportObject, left_out, select
+from .points import ObjectPoints, object_points, write_points
+from .splats import write_splats
+from .turntable import orbit, write_video
+
+__all__ = [
+    "Box",
+    "DataSetFiles",
+    "ExportObject",
+    "Frame",
+    "NamedCamera",
+    "ObjectPoints",
+    "dataset_cameras",
+    "frame_of",
+    "id_maps",
+    "left_out",
+    "marching_cubes_mesh",
+    "object_box",
+    "object_points",
+    "orbit",
+    "path_cameras",
+    "poisson_mesh",
+    "select",
+    "tsdf_mesh",
+    "write_coco",
+    "write_id_maps",
+    "write_masks",
+    "write_mesh",
+    "write_points",
+    "write_splats",
+    "write_video",
+]

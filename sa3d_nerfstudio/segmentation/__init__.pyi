@@ -1,0 +1,25 @@
+from .lifting import EvidenceLifting, GradientLifting
+from .mask_lifter import MaskLifter
+from .predictor import MaskPredictor
+from .progress import print_report, run_with_progress
+from .report import SessionReport, ViewRecord
+from .self_prompting import self_prompt
+from .session import SegmentationSession
+from .session_views import PromptedMask, SessionViews
+from .settings import SessionSettings
+
+__all__ = [
+    "EvidenceLifting",
+    "GradientLifting",
+    "MaskLifter",
+    "MaskPredictor",
+    "PromptedMask",
+    "SegmentationSession",
+    "SessionReport",
+    "SessionSettings",
+    "SessionViews",
+    "ViewRecord",
+    "print_report",
+    "run_with_progress",
+    "self_prompt",
+]

@@ -1,0 +1,3 @@
+from .segmenter import GrabCutSegmenter
+
+__all__ = ["GrabCutSegmenter"]

@@ -1,0 +1,19 @@
+from .base import RayTrace, ViewTrace, render_probability
+from .compressed import CompressedTrace, ViewRays
+from .gaussians import GaussianTrace, GaussianViewTrace, trace_gaussians
+from .nerf import NerfTrace, NerfViewTrace, WeightedSamples, trace_rays
+
+__all__ = [
+    "CompressedTrace",
+    "GaussianTrace",
+    "GaussianViewTrace",
+    "NerfTrace",
+    "NerfViewTrace",
+    "RayTrace",
+    "ViewRays",
+    "ViewTrace",
+    "WeightedSamples",
+    "render_probability",
+    "trace_gaussians",
+    "trace_rays",
+]

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Shared libraries of open3d and OpenCV, and a compiler for the dependencies that come as source.
 APT_PACKAGES := libusb-1.0-0 libgl1 libgomp1 g++
-# Options of the demo, such as ARGS="--steps 2000".
+# Options of sa3d demo, such as ARGS="--segmenter sam-vit-b".
 ARGS :=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: demo test
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m sa3d_nerfstudio.demo $(ARGS)
+	$(BIN)/sa3d demo $(ARGS)
 
 # Tests are many small sums: more threads only get in each other's way. What a file shares is made once, by one worker.
 test: export OMP_NUM_THREADS ?= 1

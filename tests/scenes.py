@@ -14,7 +14,8 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from sa3d_nerfstudio.demo import layout
-from sa3d_nerfstudio.demo.scene import SceneConfig, cameras
+from sa3d_nerfstudio.demo.options import SceneConfig
+from sa3d_nerfstudio.demo.scene import cameras
 from sa3d_nerfstudio.demo.tracer import trace
 
 TINY = SceneConfig(train_views=10, test_views=2, width=32, height=24, supersample=2, surface_points=500)

@@ -8,6 +8,7 @@ from typing import Annotated, Union
 
 import tyro
 
+from sa3d_nerfstudio.commands.demo import Demo
 from sa3d_nerfstudio.commands.doctor import Doctor
 from sa3d_nerfstudio.commands.evaluate import Evaluate
 from sa3d_nerfstudio.commands.export import Export
@@ -20,6 +21,7 @@ Commands = Union[
     Annotated[Export, tyro.conf.subcommand(name="export")],
     Annotated[Turntable, tyro.conf.subcommand(name="turntable")],
     Annotated[Evaluate, tyro.conf.subcommand(name="evaluate")],
+    Annotated[Demo, tyro.conf.subcommand(name="demo")],
     Annotated[Doctor, tyro.conf.subcommand(name="doctor")],
 ]
 
@@ -36,12 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Commands,  # type: ignore[arg-type]
         prog="sa3d",
         args=arguments,
-        description="Export what ns-train sa3d has segmented, run benchmarks, and check the installation.",
+        description="Export what ns-train sa3d has segmented, run benchmarks, and try or check the installation.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
     try:
         status = command.main()
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; files that were finished are whole.", file=sys.stderr)
+        print("stopped by Ctrl-C; finished files are whole.", file=sys.stderr)
         status = 130
     sys.exit(status or 0)

@@ -1,4 +1,7 @@
-"""``sa3d doctor``: what is installed, what is known to break, and what to do about it."""
+"""``sa3d doctor``: what of an installation pip does not check, and the remedy of each fault.
+
+Imports, shared libraries, the plugin's registration, the GPU, weights. Versions that do not fit are ``pip check``'s.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ State = Literal["ok", "note", "fail"]
 LIBRARIES = {"libusb-1.0.so.0": "libusb-1.0-0", "libGL.so.1": "libgl1", "libgomp.so.1": "libgomp1"}
 """Shared libraries that open3d and OpenCV load on Linux, and the Debian packages that have them."""
 MODULES = ("torch", "torchvision", "nerfstudio.engine.trainer", "open3d", "cv2", "segment_anything", "pycocotools.mask")
-"""What has to be importable."""
+"""Modules that every use needs."""
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Finding:
 
 @dataclass
 class Doctor:
-    """Check the installation: versions, GPU, system libraries, SAM weights, each with a remedy."""
+    """Check the installation: imports, GPU, system libraries, SAM weights, each with a remedy."""
 
     def main(self) -> int:
         """Print the report.
@@ -72,63 +75,30 @@ def findings() -> Iterator[Finding]:
     yield from sam_weights()
 
 
-@dataclass(frozen=True)
-class Package:
-    """A package, and what is known of its versions."""
-
-    name: str
-    fits: Callable[[tuple[int, ...]], bool] = lambda version: True
-    remedy: str = ""
-    state: State = "fail"
-    """How bad it is if the version does not fit."""
-
-
-PACKAGES = (
-    Package("nerfstudio", lambda v: (1, 1, 5) <= v < (2,), "pip install 'nerfstudio>=1.1.5,<2'"),
-    Package("torch", lambda v: v >= (2, 4), "pip install 'torch>=2.4', for older ones cannot be taught what to load"),
-    Package("numpy", lambda v: v < (2,), "pip install 'numpy<2', which nerfstudio's dependencies are built for"),
-    Package("tyro", lambda v: v >= (0, 9, 8), "pip install 'tyro>=0.9.8'"),
-    Package(
-        "viser", lambda v: v[:2] == (0, 2) or v[:1] == (1,),
-        "the panel is written for 0.2.7 (nerfstudio 1.1.5) and 1.0 (its main branch)", "note",
-    ),
-    Package(
-        "open3d", lambda v: v[:2] != (0, 19),
-        "0.19 pulls numpy past 2: pip install 'open3d!=0.19' 'numpy<2'", "note",
-    ),
-    Package("gsplat", lambda v: v >= (1, 4), "splatfacto of nerfstudio 1.1.5 wants 1.4.0", "note"),
-    Package("nerfacc", lambda v: v[:3] == (0, 5, 2), "nerfstudio 1.1.5 wants 0.5.2", "note"),
-    Package("segment-anything"),
-    Package("opencv-python-headless"),
-    Package("av"),
-    Package("trimesh"),
-    Package("pycocotools"),
-)  # fmt: skip
+REPORTED = ("nerfstudio", "torch", "numpy", "viser", "gsplat", "nerfacc", "open3d")
+"""Packages whose versions a report of a fault should hold. Which fit together is what ``pip check`` says."""
 
 
 def versions(installed: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:
     """Python and packages, as they are installed; none is imported.
 
     Args:
-        installed: Tells the version of a package.
+        installed: The version of a package, by its name.
     """
     python = sys.version_info
     fits = (3, 10) <= python[:2] < (3, 12)
     yield Finding(
         "python", platform.python_version(), "ok" if fits else "note", "" if fits else "tested with 3.10 and 3.11"
     )
-    good: list[str] = []
-    for package in PACKAGES:
-        try:
-            version = installed(package.name)
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(package.name, "not installed", "fail", f"pip install {package.name}")
-            continue
-        if package.fits(numbers(version)):
-            good.append(f"{package.name} {version}")
-        else:
-            yield Finding(package.name, version, package.state, package.remedy)
-    yield Finding("packages", ", ".join(good))
+    present = {}
+    for name in REPORTED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            present[name] = installed(name)
+    yield Finding("packages", ", ".join(f"{name} {version}" for name, version in present.items()))
+    viser = numbers(present.get("viser", ""))
+    if viser[:2] != (0, 2) and viser[:1] != (1,):
+        remedy = "the panel is tested with 0.2.7 (nerfstudio 1.1.5) and 1.0 (its main branch)"
+        yield Finding("viser", present.get("viser", "not installed"), "note", remedy)
 
 
 def numbers(version: str) -> tuple[int, ...]:

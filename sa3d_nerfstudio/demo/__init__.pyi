@@ -1,4 +1,5 @@
-from .run import DemoConfig, run_demo
-from .scene import SceneConfig, write_scene
+from .options import DemoConfig, SceneConfig
+from .run import run_demo
+from .scene import write_scene
 
 __all__ = ["DemoConfig", "SceneConfig", "run_demo", "write_scene"]

@@ -8,16 +8,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from sa3d_nerfstudio.demo.scene import SceneConfig, write_scene
+from sa3d_nerfstudio.demo.options import DemoConfig
+from sa3d_nerfstudio.demo.scene import write_scene
 from sa3d_nerfstudio.demo.stages import Stages, counted_share, training_share
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.terminal import say
@@ -26,36 +25,9 @@ EXPORT_RAYS = 4096
 """Rays in a batch of the export; on a CPU nerfstudio's 32768 spend their time on memory."""
 
 
-@dataclass
-class DemoConfig:
-    """Segment one object of a made-up scene from one click, and score it in views that nothing has looked at."""
-
-    output_dir: Path = Path("demo")
-    """Where everything goes."""
-    scene: SceneConfig = field(default_factory=SceneConfig)
-    """The scene."""
-    steps: int = 900
-    """Training steps of nerfacto."""
-    object: str = "ball"
-    """What to click on: ball, crate, tin, die_near, die_far or post."""
-    segmenter: str = "grabcut"
-    """2D segmenter: grabcut needs no weights and goes by colour and depth; oracle knows the true masks."""
-    sam_checkpoint: Path | None = None
-    """Weights, for the segmenters sam-vit-h, sam-vit-l and sam-vit-b."""
-    num_points: int = 20000
-    """Points of the exported point cloud."""
-
-
-def nerfstudio_command(name: str) -> Path:
-    """The path of a nerfstudio command, in the environment that runs the demo.
-
-    Raises:
-        SA3DError: It is not there.
-    """
-    path = Path(sys.executable).parent / name
-    if not path.exists():
-        raise SA3DError(f"there is no {name} beside {sys.executable}: install this package there with pip install.")
-    return path
+def _nerfstudio(script: str) -> list[str]:
+    """A command of nerfstudio, in the environment of this process and whether or not its scripts are on the path."""
+    return [sys.executable, "-m", f"nerfstudio.scripts.{script}"]
 
 
 def find_prompt(scene: Path, name: str) -> dict[str, Any]:
@@ -72,7 +44,7 @@ def find_prompt(scene: Path, name: str) -> dict[str, Any]:
 
 
 def run_demo(config: DemoConfig, console: Console | None = None) -> float:
-    """Run all stages and print what came of them.
+    """Run all stages, print where their results are, and how well the object fits the truth.
 
     Args:
         config: What to do.
@@ -101,7 +73,7 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> float:
     train = [sys.executable, "-m", "sa3d_nerfstudio.demo.train", "--data", scene, "--output-dir", runs]
     stages.run("train nerfacto", [*train, "--timestamp", timestamp, "--steps", str(config.steps)], training_share)
 
-    segment = [nerfstudio_command("ns-train"), "sa3d", "--load-dir", base_run, "--vis", "tensorboard"]
+    segment = [*_nerfstudio("train"), "sa3d", "--load-dir", base_run, "--vis", "tensorboard"]
     segment += ["--output-dir", runs, "--experiment-name", "scene", "--timestamp", timestamp]
     segment += ["--machine.device-type", device, "--pipeline.segmenter", config.segmenter]
     if config.sam_checkpoint is not None:
@@ -111,7 +83,7 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> float:
     segment += ["--pipeline.object-name", config.object, "--pipeline.prompt.view", view]
     stages.run(f"segment the {config.object}", [*segment, "--pipeline.prompt.points", str(x), str(y)])
 
-    cloud = [nerfstudio_command("ns-export"), "pointcloud", "--load-config", sa3d_run / "config.yml"]
+    cloud = [*_nerfstudio("exporter"), "pointcloud", "--load-config", sa3d_run / "config.yml"]
     cloud += ["--output-dir", export, "--num-points", str(config.num_points), "--normal-method", "open3d"]
     cloud += ["--num-rays-per-batch", str(EXPORT_RAYS)]
     stages.run("export its point cloud", cloud)
@@ -135,17 +107,9 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> float:
     }.items():
         say(f"{what:<12}{where}", console)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
-    console.print(f"mean IoU {scores['mean_iou']:.3f} against the truth, {minutes} min {seconds} s", style="bold")
+    say(
+        f"The {config.object}, segmented from one click with {config.segmenter}, has a mean IoU of "
+        f"{scores['mean_iou']:.3f} with the truth in {scores['frames']} unseen views ({minutes} min {seconds} s).",
+        console,
+    )
     return scores["mean_iou"]
-
-
-def main() -> None:
-    """The command line of ``python -m sa3d_nerfstudio.demo``."""
-    config = tyro.cli(DemoConfig)
-    try:
-        run_demo(config)
-    except SA3DError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None

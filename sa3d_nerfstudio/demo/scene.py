@@ -24,32 +24,13 @@ from numpy import ndarray
 from PIL import Image
 
 from sa3d_nerfstudio.demo import layout, prompts
+from sa3d_nerfstudio.demo.options import SceneConfig
 from sa3d_nerfstudio.demo.solids import Solid
 from sa3d_nerfstudio.demo.tracer import Camera, first_hits, render, trace
 from sa3d_nerfstudio.errors import SA3DError
 
 SEEN_TOLERANCE = 1e-6
 """A surface point is seen where the ray to it travels this near to it, metres."""
-
-
-@dataclass(frozen=True)
-class SceneConfig:
-    """How the scene is captured."""
-
-    train_views: int = 24
-    """Views to train on, all round the objects."""
-    test_views: int = 4
-    """Views in between, which nothing but the score looks at."""
-    width: int = 96
-    """Pixels."""
-    height: int = 72
-    """Pixels."""
-    supersample: int = 3
-    """Each pixel's colour is the mean of this number of rays squared."""
-    surface_points: int = 2000
-    """Samples of each object's surface."""
-    seed: int = 0
-    """Another seed moves the cameras and the surface samples, not the objects."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,28 @@ from PIL import Image
 from plyfile import PlyData
 from rich.console import Console
 
-from sa3d_nerfstudio.demo.run import DemoConfig, run_demo
-from sa3d_nerfstudio.demo.scene import SceneConfig
+from sa3d_nerfstudio.commands import main
+from sa3d_nerfstudio.demo.options import DemoConfig, SceneConfig
+from sa3d_nerfstudio.demo.run import run_demo
 from sa3d_nerfstudio.errors import SA3DError
 
-SMALL = SceneConfig(train_views=16, test_views=3, width=64, height=48, supersample=2, surface_points=100)
+SMALL = ["--train-views", "16", "--test-views", "3", "--width", "64", "--height", "48", "--supersample", "2"]
 
 
 @pytest.mark.slow
-def test_one_click_becomes_an_exported_object(tmp_path: Path) -> None:
+def test_one_click_becomes_an_exported_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "demo"
-    iou = run_demo(DemoConfig(folder, SMALL, steps=300, num_points=2000), Console(width=120))
+    words = ["demo", "--output-dir", str(folder), *SMALL, "--steps", "300", "--num-points", "2000"]
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    printed = capsys.readouterr().out
+    assert ended.value.code == 0, printed
+    said = re.search(
+        r"The ball, segmented .* with grabcut, has a mean IoU of (\S+) with the truth in 3 unseen", printed
+    )
+    assert said
+    iou = json.loads((folder / "scores.json").read_text())["mean_iou"]
+    assert f"{iou:.3f}" == said[1]
     assert iou > 0.7
 
     # The score is that of the masks written, against the exact truth.

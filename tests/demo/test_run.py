@@ -9,7 +9,7 @@ from nerfstudio.configs.method_configs import method_configs
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.models.nerfacto import NerfactoModelConfig
 
-from sa3d_nerfstudio.demo.run import find_prompt, nerfstudio_command
+from sa3d_nerfstudio.demo.run import find_prompt
 from sa3d_nerfstudio.demo.train import small_nerfacto
 from sa3d_nerfstudio.errors import SA3DError
 
@@ -18,11 +18,6 @@ def test_an_unknown_object_is_refused_with_those_that_there_are(tiny_scene: Path
     assert find_prompt(tiny_scene, "post")["name"] == "post"
     with pytest.raises(SA3DError, match=r"no object 'cup': choose one of ball, crate, .*post"):
         find_prompt(tiny_scene, "cup")
-
-
-def test_commands_come_from_the_environment_that_runs_the_demo() -> None:
-    with pytest.raises(SA3DError, match="install this package"):
-        nerfstudio_command("ns-no-such-command")
 
 
 def test_the_training_configuration_is_nerfactos_own_but_smaller(tiny_scene: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from numpy import ndarray
 from PIL import Image
 
 from sa3d_nerfstudio.demo import layout, scene
-from sa3d_nerfstudio.demo.scene import SceneConfig, cameras, write_scene
+from sa3d_nerfstudio.demo.options import SceneConfig
+from sa3d_nerfstudio.demo.scene import cameras, write_scene
 from sa3d_nerfstudio.demo.tracer import first_hits, trace
 from sa3d_nerfstudio.errors import SA3DError
 from tests.scenes import TINY

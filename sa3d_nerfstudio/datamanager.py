@@ -25,7 +25,7 @@ from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.object_pixels import PixelCells, RayFilter
 
 CELLS_ALONG_IMAGE = (96, 192, 384)
-"""Along an image's longer side: how many blocks are tested for the object; more if it is too small to be found."""
+"""Blocks along an image's longer side that are tested for the object; doubled for small objects."""
 
 _MADE_BY_SETUP_EVAL = frozenset(
     {
@@ -78,7 +78,7 @@ class Filtered(DataManager):
     """Holds the ray filter."""
 
     ray_may_show: RayFilter | None = None
-    """Which rays show the object if nothing else hides it; more exact than the filter, and slower."""
+    """Which rays would show the object without occluders; more exact than the filter, and slower."""
     _ray_filter: RayFilter | None = None
     _cells: PixelCells | None = None
 
@@ -115,11 +115,11 @@ class Filtered(DataManager):
         return as_colours(image)
 
     def reset_ray_filter(self) -> None:
-        """Forget where the object is seen. To be called when the object has changed."""
+        """Drop the object's pixels. To be called when the object has changed."""
         self._cells = None
 
     def learn(self, shown: Bool[Tensor, " num_rays"]) -> None:
-        """Told which of the rays that were drawn last show the object, draw fewer of the others."""
+        """Draw fewer rays beside the object, given which of the last ones have shown it."""
         if self._cells is not None:
             self._cells.learn(shown)
 
@@ -133,7 +133,7 @@ class FrozenRays(Filtered):
     _eval_is_pending = False
 
     def setup_train(self) -> None:
-        """Only what it takes to draw rays: no images, no processes."""
+        """Set up the drawing of rays: no images, no processes."""
         assert self.train_dataset is not None
         self.train_pixel_sampler = PixelSamplerConfig().setup(num_rays_per_batch=self._rays_per_batch())
         self.train_ray_generator = RayGenerator(self.train_dataset.cameras.to(self.device)).to(self.device)
@@ -228,7 +228,7 @@ class FrozenImages(Filtered):
 
 
 class FrozenRandomCameras(FrozenRays):
-    """To be mixed into a data manager of random cameras around an object that was made up, and has no images.
+    """To be mixed into a data manager of random cameras around a generated object, without images.
 
     Its cameras for evaluation, of which it makes new ones whenever it is made, are the training views here. They have
     numbers for names, and are as sharp as segmenters want them: no photo says how large they are.

@@ -1,4 +1,4 @@
-"""Faults that the user can mend, and how they reach the terminal."""
+"""Errors that a user can fix, and how they are printed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from types import TracebackType
 
 
 class SA3DError(Exception):
-    """A fault that the user can mend. Its message is one sentence that names what to do."""
+    """An error that a user can fix. Its message is one sentence that names the remedy."""
 
 
 class MissingWeightsError(SA3DError):
-    """A network's weights are not there and could not be had: something else works without them."""
+    """A network's weights are missing and could not be fetched; segmenters without weights still work."""
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
@@ -24,8 +24,8 @@ def one_line(error: BaseException, limit: int = 200) -> str:
 def end_in_a_sentence() -> None:
     """Make an uncaught :class:`SA3DError` end the process with its sentence on stderr and exit code 1.
 
-    nerfstudio's commands (ns-train, ns-export, ...) call into the plugin and show a traceback for whatever it raises;
-    this hook is the one place where they all can be taught better. Other exceptions are reported as before.
+    nerfstudio's commands (ns-train, ns-export, ...) call into the plugin and show a traceback for any error;
+    this hook covers all of them. Other exceptions are reported as before.
     """
     previous = sys.excepthook
 

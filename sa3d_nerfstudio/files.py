@@ -31,7 +31,7 @@ _CLEANED: set[tuple[int, Path]] = set()
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the context ends without an error.
 
-    What processes that were killed have left in its folder is removed.
+    Temporary files of killed processes in its folder are removed.
 
     Args:
         path: The file to write; its folder is made if need be.
@@ -64,11 +64,11 @@ def cannot_write(path: Path, error: BaseException) -> SA3DError:
 
 
 def check_writable(folder: Path, num_bytes: int = 0) -> None:
-    """Find out, before work begins, whether a folder can be made and written to. Nothing is left behind.
+    """Check, before work begins, that a folder can be made and written to. No file is left.
 
     Args:
         folder: Need not exist yet.
-        num_bytes: How much is about to be written.
+        num_bytes: Bytes that are about to be written.
 
     Raises:
         SA3DError: It cannot, or there is not enough room.
@@ -117,7 +117,7 @@ def _is_running(process: int) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name itself outlast a power failure, where folders can be opened."""
+    """Flush the folder, so that the new name outlasts a power failure."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -190,7 +190,7 @@ def to_bytes(rgb: Float[Tensor, "height width 3"]) -> UInt8[np.ndarray, "height 
 
 
 def digest(parts: Iterable[Any]) -> str:
-    """32 hexadecimal digits that stand for texts, numbers and tensors, every bit of them."""
+    """A digest of texts, numbers and tensors: 32 hexadecimal digits."""
     import torch  # slow, and files are written without it too
 
     sums = hashlib.blake2b(digest_size=16)

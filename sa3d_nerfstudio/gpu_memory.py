@@ -1,4 +1,4 @@
-"""Work in pieces that fit into the GPU's memory, however little of it is left, and a sentence where none do."""
+"""Chunks that are halved when the GPU's memory is full."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from sa3d_nerfstudio.errors import SA3DError
 
 FEWEST_RAYS = 64
-"""Chunks are made no smaller than this: what does not fit then would not fit at all."""
+"""Size of the smallest chunk."""
 
 OUT_OF_MEMORY = ("out of memory", "out_of_memory", "alloc_failed")
 """In lower case, what libraries beside torch say in errors that have no class of their own: the allocator of
@@ -25,8 +25,8 @@ def map_chunks(config: Any, num_rays: int, function: Callable[[slice], Result]) 
     """Apply a function to consecutive chunks of rays; when memory runs out, halve the chunks and go on.
 
     Args:
-        config: A model's configuration. Its ``eval_num_rays_per_chunk`` is how many rays a chunk has, and stays at what
-            has been found to fit.
+        config: A model's configuration. Its ``eval_num_rays_per_chunk`` is the chunk's number of rays; it keeps the
+            size that fitted.
         num_rays: How many rays there are.
         function: Is given the range of a chunk.
 
@@ -50,7 +50,7 @@ def map_chunks(config: Any, num_rays: int, function: Callable[[slice], Result]) 
 
 
 def with_smaller_chunks(config: Any, attempt: Callable[[], Result]) -> Result:
-    """Try something that goes by ``config.eval_num_rays_per_chunk``, with half as many as often as memory runs out.
+    """Call a function that reads ``config.eval_num_rays_per_chunk``, halved each time memory runs out.
 
     Raises:
         SA3DError: Not even the smallest chunk fits.
@@ -76,10 +76,10 @@ def with_smaller_chunks(config: Any, attempt: Callable[[], Result]) -> Result:
 
 @contextmanager
 def within_memory(remedy: str) -> Iterator[None]:
-    """Do what cannot be done in smaller pieces.
+    """Turn a full memory into a sentence, for work that has no chunks.
 
     Args:
-        remedy: What to do where it does not fit; goes into the message.
+        remedy: What to do then; goes into the message.
 
     Raises:
         SA3DError: It does not fit into the GPU's memory.

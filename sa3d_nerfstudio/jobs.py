@@ -22,10 +22,10 @@ _NO_PART_OF_A_JOB = frozenset(
 
 
 def job_digest(prompts: ObjectPrompts, config: SA3DPipelineConfig) -> str:
-    """What an object is made from, its prompts and all settings, as a checksum: the same again gives the same object.
+    """Checksum of an object's prompts and of all settings: equal ones give equal objects.
 
     Args:
-        given: The object's prompts.
+        prompts: The object's prompts.
         config: The settings.
     """
     settings = {
@@ -43,7 +43,7 @@ def job_digest(prompts: ObjectPrompts, config: SA3DPipelineConfig) -> str:
 
 
 def unfinished_run(folder: Path, base_checkpoint: Path) -> BaseRun | None:
-    """The sa3d run that lies where a new one is to be written, if it is of the same base.
+    """The sa3d run in the folder of a new one, if both have the same base run.
 
     Args:
         folder: Where the new run will be.
@@ -57,12 +57,12 @@ def unfinished_run(folder: Path, base_checkpoint: Path) -> BaseRun | None:
 
 
 def print_progress_so_far(kept: Sequence[str], to_do: Sequence[str], there: Sequence[str]) -> None:
-    """Print what of a run that is continued is done again, and what is not.
+    """Print which objects of a continued run are kept, redone, or new.
 
     Args:
-        kept: Names of the objects that are left as they are.
-        to_do: Of those that will be segmented.
-        there: Of those that the run holds.
+        kept: Names of finished objects.
+        to_do: Names of the objects to segment.
+        there: Names of the objects in the run.
     """
     lines = {
         "kept": (kept, "finished before, with the same prompts (--pipeline.redo True does them again)"),

@@ -14,12 +14,12 @@ from nerfstudio.model_components.ray_generators import RayGenerator
 from torch import Tensor
 
 RayFilter = Callable[[RayBundle], Bool[Tensor, " num_rays"]]
-"""Which rays pass through the object, or may show it."""
+"""From rays to which of them pass through the object, or may show it."""
 
 MOST_CELLS = 1 << 17
 """Cells are made smaller until there would be more."""
 TRIED, TRIED_AROUND = 4, 24
-"""Rays in a block, and in it and the eight around it, of which none has shown the object: there, something hides it."""
+"""Rays in a block, and in it with its eight neighbours, after which a block without a hit counts as occluded."""
 
 
 class PixelCells:
@@ -89,7 +89,7 @@ class PixelCells:
         return torch.stack([camera, y0 + within // (x1 - x0), x0 + within % (x1 - x0)], dim=-1)
 
     def learn(self, shown: Bool[Tensor, " num_pixels"]) -> None:
-        """Leave out what has not shown the object, for good.
+        """Drop pixels and blocks that have not shown the object.
 
         That is single pixels, and blocks whose rays, and those of the blocks around them, have not shown it however
         many there were. Hence every pixel that shows the object remains as likely as any other, except where less
@@ -116,7 +116,7 @@ class _Experience:
     """How many rays have been drawn in each block, and how many of them have shown the object."""
 
     def __init__(self, blocks: Int[Tensor, "num_cells 3"]) -> None:
-        # A rim of one, so that what is beside an image is no block of it.
+        # A rim of one block around each image.
         _, height, width = (int(size) + 3 for size in blocks.amax(0)) if len(blocks) else (0, 1, 1)
         key = (blocks[:, 0] * height + blocks[:, 1] + 1) * width + blocks[:, 2] + 1
         self._keys, self._block = torch.unique(key, return_inverse=True)
@@ -128,7 +128,7 @@ class _Experience:
         self._tried, self._shown = (torch.zeros(len(self._keys) + 1, device=key.device) for _ in range(2))
 
     def add(self, drawn: Int[Tensor, " num_rays"], shown: Bool[Tensor, " num_rays"]) -> Bool[Tensor, " num_cells"]:
-        """Count rays, and tell the cells in which, to all experience, something hides the object."""
+        """Count rays, and return the cells in which the object is occluded."""
         block = self._block[drawn]
         self._tried.index_add_(0, block, torch.ones_like(shown, dtype=torch.float))
         self._shown.index_add_(0, block, shown.float())
@@ -136,7 +136,7 @@ class _Experience:
         return hidden[self._block]
 
     def keep(self, cells: Bool[Tensor, " num_cells"]) -> None:
-        """Forget the other cells."""
+        """Keep these cells only."""
         self._block = self._block[cells]
 
     def _sum(self, counts: Float[Tensor, " num_blocks_and_one"]) -> Float[Tensor, " num_blocks"]:

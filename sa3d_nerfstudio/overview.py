@@ -1,4 +1,4 @@
-"""A picture of a segmentation: what was asked in the prompt view, and what came out in all the others."""
+"""The contact sheet of a segmentation: the prompt in its view, and the rendered mask in the others."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ CELL = 320
 """Width of a view in pixels."""
 GAP = 16
 HEADER_SCALE = 1.5
-"""The prompt view is drawn larger than the others by this."""
+"""Size of the prompt view relative to the others."""
 FINE = 2
 """Overlays are drawn at this multiple of their size and scaled down: smooth edges."""
 MAX_ASPECT = 1.5
-"""Portraits higher than this, relative to their width, are shown narrower instead of ever higher."""
+"""Largest height of a cell relative to its width; higher portraits are narrower."""
 
 PAPER, INK, FAINT = (255, 255, 255), (31, 35, 40), (110, 118, 129)
 TINT = (0, 150, 255)
@@ -42,7 +42,7 @@ class PromptPanel:
     rgb: Float[Tensor, "height width 3"]
     """The image, in [0, 1]."""
     mask: Bool[Tensor, "height width"]
-    """The 2D mask that came of the prompt."""
+    """The prompt's 2D mask."""
     prompt: Prompt
     """The prompt, in pixels of an image of any size."""
     name: str = ""
@@ -56,11 +56,11 @@ class ViewPanel:
     rgb: Float[Tensor, "height width 3"]
     """The image, in [0, 1]."""
     mask_probability: Float[Tensor, "mask_height mask_width"]
-    """The rendered mask; NaN where nothing is known, which is drawn as not the object."""
+    """The rendered mask; NaN, drawn as background, where there is no evidence."""
     name: str
     """The image's name."""
     status: str
-    """What became of it: ``prompt``, ``used``, ``rejected: why`` or ``skipped: why``."""
+    """Its state: ``prompt``, ``used``, ``rejected: why`` or ``skipped: why``."""
 
 
 def write_overview(

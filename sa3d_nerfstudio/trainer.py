@@ -1,4 +1,4 @@
-"""What ``ns-train sa3d`` drives: restore the base run, segment, save; or keep the viewer open."""
+"""``ns-train sa3d``: restore the base run, segment, save; or keep the viewer open."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class SA3DTrainerConfig(TrainerConfig):
         """Take model, data and checkpoint from the run that ``load_dir`` names.
 
         Raises:
-            SA3DError: There is no such run, or the machine has not what is asked for.
+            SA3DError: There is no such run, or no CUDA device.
         """
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
             raise SA3DError("CUDA was asked for, but torch finds no CUDA device: use --machine.device-type cpu.")
@@ -86,7 +86,7 @@ class SA3DTrainerConfig(TrainerConfig):
             raise SA3DError("there is no run to segment: give one with --load-dir outputs/SCENE/METHOD/TIME.")
         run = find_run(self.load_dir, self.load_step, self.data)
         if run.is_sa3d and self.pipeline.threshold == SessionSettings.threshold:
-            # Not asked for anything else: go on with what the run was looked at with.
+            # No other threshold was given: keep the run's.
             self.pipeline.threshold = run.config.pipeline.threshold  # type: ignore[attr-defined]
         self.pipeline.base = _reference(run)
         self.pipeline.datamanager = run.config.pipeline.datamanager
@@ -97,7 +97,7 @@ class SA3DTrainerConfig(TrainerConfig):
         self.resumed = run.is_sa3d
 
     def _continue_in_place(self) -> None:
-        """Take the objects along that are in the folder which this run is going to write to, if any are."""
+        """Continue an unfinished run of the same base in the folder that this run will write to."""
         assert self.pipeline.base is not None
         there = None if self.resumed else unfinished_run(self.get_base_dir(), self.pipeline.base.checkpoint)
         if there is not None:
@@ -105,7 +105,7 @@ class SA3DTrainerConfig(TrainerConfig):
             self.resumed = True
 
     def print_to_terminal(self) -> None:
-        """Say what is about to happen; the whole configuration is in config.yml."""
+        """Print the run, the data and the segmenter; the whole configuration is in config.yml."""
         base = self.pipeline.base
         assert base is not None
         CONSOLE.rule("sa3d")
@@ -121,7 +121,7 @@ class SA3DTrainerConfig(TrainerConfig):
     def write(self, folder: Path) -> None:
         """Write config.yml, as nerfstudio's tools read it."""
         saved = copy.copy(self)
-        # What comes from the command line of this process only must not be applied to whoever loads the run.
+        # Options of this process only, which must not apply when the run is loaded.
         saved.load_config = saved.load_checkpoint = None
         saved.resumed = False
         with atomic_path(folder / "config.yml") as path:
@@ -288,13 +288,8 @@ class SA3DTrainer(Trainer):
             return
         config = self.base_dir / "config.yml"
         say(f"saved       {config}")
-        CONSOLE.print(
-            f"next        ns-export {self.pipeline.model.EXPORT} --load-config {shlex.quote(str(config))} "
-            "--output-dir exports",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
-        )
+        export = f"ns-export {self.pipeline.model.EXPORT} --load-config {shlex.quote(str(config))}"
+        say(f"next        {export} --output-dir exports")
 
     def _write_or_rescue(self, sessions: dict[str, SegmentationSession], several: bool) -> None:
         """Write the run; without room for that, without the base weights; or else in the folder for temporary files.

@@ -22,7 +22,7 @@ _CHECKPOINT_NAME = re.compile(r"step-(\d{9,})\.ckpt")  # nerfstudio's step-%09d.
 
 
 def quiet_nerfstudio() -> None:
-    """Keep a deprecation in nerfstudio's ray generation, which users can do nothing about, off their screens."""
+    """Silence a deprecation warning of nerfstudio's ray generation, which users cannot act on."""
     warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multidimensional indexing")
     warnings.filterwarnings("ignore", message=r"`torch\.cuda\.amp\.GradScaler", module="nerfstudio")
 
@@ -47,7 +47,8 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
     """Read a nerfstudio checkpoint, weights only.
 
     The file's checksums are verified first, since torch itself does not look at them. On the CPU the tensors are
-    memory-mapped, so that optimiser states (two thirds of a checkpoint) are not read: copy what is to outlive the file.
+    memory-mapped, so that optimiser states (two thirds of a checkpoint) are not read: copy tensors that are to outlive
+    the file, and replace the file instead of writing into it.
 
     Args:
         path: a ``step-*.ckpt`` file.
@@ -72,7 +73,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
     mmap = torch.device(map_location).type == "cpu"
     try:
         checkpoint = torch.load(str(path), map_location=map_location, weights_only=True, mmap=mmap)
-    except Exception as error:  # the unpickler lets through whatever a foreign file provokes
+    except Exception as error:  # the unpickler passes on any error of a foreign file
         raise SA3DError(
             f"the checkpoint {path} cannot be read as plain weights ({one_line(error)}){_other_checkpoints(path)}."
         ) from error
@@ -100,7 +101,7 @@ def _torch_version() -> tuple[int, int]:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with the file's container, or None. May raise as ``zipfile`` does."""
+    """The fault of the file's container, or None. Raises as ``zipfile`` does."""
     if path.stat().st_size == 0:
         return "the file is empty"
     with zipfile.ZipFile(path) as archive:
@@ -128,14 +129,14 @@ def _other_checkpoints(path: Path) -> str:
 
 
 FEW = 0.01
-"""Share of the splats that may be so: training leaves some, which nerfstudio's exporter leaves out."""
+"""Share of the splats that may be NaN or infinite: training leaves some, which nerfstudio's exporter drops."""
 
 
 def check_finite(model: Model) -> None:
-    """Check that the weights of a base model are numbers.
+    """Refuse NaN and infinite weights.
 
     Raises:
-        SA3DError: Some are NaN or infinite, so that it renders nothing of use.
+        SA3DError: Weights are NaN or infinite, so that renders are useless.
     """
     splats = dict(model.gauss_params) if isinstance(model, SplatfactoModel) else {}
     if splats:

@@ -69,7 +69,7 @@ def _untrained_within_context(build_backbone: Callable[..., Any]) -> Callable[..
 
 
 GUIDANCE = "_diffusion_model."
-"""What the names of its tensors begin with in a checkpoint."""
+"""Prefix of the diffusion model's tensors in a checkpoint."""
 
 _GUIDES = ("StableDiffusion", "DeepFloyd", "PositionalTextEmbeddings")
 _guidance_lock = threading.RLock()
@@ -82,7 +82,7 @@ class _Absent(nn.Module):
 
 @contextmanager
 def without_guidance() -> Iterator[None]:
-    """Within this context models have nothing in the place of their diffusion model, and cannot be trained."""
+    """Within this context models are built without their diffusion model, and cannot be trained."""
     with _guidance_lock:
         originals = {name: getattr(generfacto, name) for name in _GUIDES}
         for name in _GUIDES:

@@ -1,4 +1,4 @@
-"""What all commands that read a run have in common."""
+"""Options of all commands that read a run."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class OfRun:
     """Where to render; by default on CUDA where there is such a device."""
 
     def load(self, output: Path) -> tuple[SA3DPipeline, list[ExportObject]]:
-        """Load the run, and choose the objects. Whether there will be a place for the results is tried first.
+        """Load the run, and choose the objects, after a check that the output can be written.
 
         Args:
-            output: Where they will go.
+            output: Folder of the output.
 
         Raises:
             SA3DError: The run cannot be used, or has no such object.
@@ -45,7 +45,7 @@ class OfRun:
 
         check_writable(output)
         quiet_nerfstudio()
-        CONSOLE.quiet = True  # nerfstudio speaks of checkpoints to come, and of splits, one line for each image
+        CONSOLE.quiet = True  # nerfstudio prints a line for each image
         try:
             pipeline = load(self.load_config, data=self.data, device=self.device).pipeline
         finally:

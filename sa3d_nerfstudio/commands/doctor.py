@@ -115,12 +115,12 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def imports() -> Iterator[Finding]:
-    """What is installed but cannot be imported, which is what a missing system library looks like."""
+    """Modules that are installed but cannot be imported, as where a system library is missing."""
     broken = False
     for name in MODULES:
         try:
             importlib.import_module(name)
-        except Exception as error:  # compiled modules raise whatever they like
+        except Exception as error:  # compiled modules raise any kind of error
             broken = True
             yield Finding(f"import {name}", one_line(error), "fail", "install what it names, or reinstall the package")
     if not broken:
@@ -129,7 +129,7 @@ def imports() -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class Extra:
-    """What some prompts or segmenters need beyond what is always installed."""
+    """A package that some prompts or segmenters need."""
 
     module: str
     packages: tuple[str, ...]
@@ -150,10 +150,10 @@ EXTRAS = (
 
 
 def extras(installed: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:
-    """What is there of the extras, and whether it can be imported.
+    """Versions of the extras, and whether they can be imported.
 
     Args:
-        installed: Tells the version of a package.
+        installed: The version of a package, by its name.
     """
     for extra in EXTRAS:
         remedy = f"for {extra.needed_by}, pip install 'sa3d-nerfstudio[{extra.extra}]'"
@@ -211,7 +211,7 @@ def plugin() -> Finding:
 
 
 def machine() -> Iterator[Finding]:
-    """The GPU, or that there is none, and whether kernels can be compiled for it."""
+    """The GPU, and whether kernels can be compiled for it."""
     try:
         import torch
 
@@ -222,7 +222,7 @@ def machine() -> Iterator[Finding]:
             return
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
-    except Exception as error:  # a broken driver raises many things; a broken torch is told of above
+    except Exception as error:  # a broken driver raises many kinds; a broken torch is reported above
         yield Finding("GPU", one_line(error), "fail", "mend the driver or the torch of this environment")
         return
     yield Finding("GPU", f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
@@ -231,12 +231,12 @@ def machine() -> Iterator[Finding]:
 
 
 def sam_weights() -> Iterator[Finding]:
-    """Which Segment Anything weights are here, and where they were looked for."""
+    """Segment Anything weights that are here, and the folders searched."""
     try:
         import torch
 
         from sa3d_nerfstudio.segmenters import weights as checkpoints
-    except Exception as error:  # told of above
+    except Exception as error:  # reported above
         yield Finding("SAM weights", one_line(error), "note", "cannot be looked for before the imports work")
         return
     variable = checkpoints.CHECKPOINT_VARIABLE

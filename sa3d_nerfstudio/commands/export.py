@@ -15,7 +15,7 @@ from sa3d_nerfstudio.terminal import say
 
 @dataclass(kw_only=True)
 class Exporter(OfRun):
-    """What all exports have in common."""
+    """Options of all exports."""
 
     output_dir: Path
     """Folder to write to; files are called after the objects."""

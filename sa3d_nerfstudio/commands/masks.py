@@ -26,7 +26,7 @@ class Masks(OfRun):
     invert: bool = False
     """Objects are black on white: nerfstudio, given such masks, learns the scene without the objects."""
     grow: int = 0
-    """Make the objects wider by so many pixels, to take their outlines along."""
+    """Dilate the objects by so many pixels, to include their outlines."""
 
     def main(self) -> None:
         """Write them."""
@@ -36,7 +36,7 @@ class Masks(OfRun):
         from sa3d_nerfstudio.exports import masks
         from sa3d_nerfstudio.exports.dataset import DataSetFiles
 
-        # What is wrong with a camera path should be told before a run is loaded.
+        # A damaged camera path ends the command before a run is loaded.
         on_path = None if self.camera_path is None else cameras.path_cameras(self.camera_path)
         pipeline, objects = self.load(self.output_dir)
         chosen = on_path or cameras.dataset_cameras(pipeline, self.split)

@@ -1,4 +1,4 @@
-"""The demo's scene: what stands in the room, and where the cameras are."""
+"""The demo's scene: objects, room and cameras."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sa3d_nerfstudio.demo.textures import checker, mottled, stripes
 from sa3d_nerfstudio.demo.tracer import Room
 
 AIM = (0.0, 0.0, 0.12)
-"""What the cameras look at, world frame."""
+"""Point that the cameras look at, world frame."""
 CAMERA_DISTANCE = 1.25
 """Metres from there."""
 FOCAL = 1.05
@@ -21,7 +21,7 @@ _BLUE_DICE = checker((0.15, 0.25, 0.75), (0.55, 0.7, 0.95), 0.065, seed=31)
 
 
 def room() -> Room:
-    """A room of 4 x 4 x 2.4 metres, textured all over so that every ray has something to hold on to."""
+    """A room of 4 x 4 x 2.4 metres, textured all over so that every ray meets texture."""
     return Room(
         half=(2.0, 2.0, 1.2),
         floor=mottled((0.36, 0.37, 0.33), (0.80, 0.79, 0.72), 0.26, seed=11),

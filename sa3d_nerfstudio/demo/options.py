@@ -13,7 +13,7 @@ class SceneConfig:
     train_views: int = 24
     """Views to train on, all round the objects."""
     test_views: int = 4
-    """Views in between, which nothing but the score looks at."""
+    """Views in between, for the score only."""
     width: int = 96
     """Pixels."""
     height: int = 72

@@ -1,4 +1,4 @@
-"""Where a user would click: points, boxes and scribbles derived from exact masks.
+"""Points, boxes and scribbles as a user would place them, from exact masks.
 
 All coordinates are x, y pixel indices from the top left.
 """
@@ -42,7 +42,7 @@ def negative_point(ids: UInt8[ndarray, "height width"], number: int) -> tuple[li
 
     Args:
         ids: Object numbers, 0 = background.
-        number: The object that is meant.
+        number: The object's number.
 
     Returns:
         The point and the number of the object it lies on; a point of the background where there is no other object.

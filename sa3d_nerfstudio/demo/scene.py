@@ -1,6 +1,6 @@
 """Write the demo's scene: images, exact object numbers, cameras, true objects and prompts.
 
-The folder has the same form as the benchmark's scenes, so whatever reads those reads this one:
+The folder has the same form as the benchmark's scenes, so that the same tools read both:
 
 - ``images/frame_NNNN.png``: train frames first, then test frames.
 - ``instances/frame_NNNN.png``: the object's id at each pixel's centre, 0 = background.

@@ -17,16 +17,16 @@ from sa3d_nerfstudio.errors import SA3DError
 MAX_THREADS = 4
 """Batches as small as the demo's gain nothing from more."""
 LAST_LINES = 12
-"""How much of a log a failure shows."""
+"""Lines of a log that a failure shows."""
 
 Advance = Callable[[float], None]
-"""Told the share that is done, from 0 to 1."""
+"""Receives the share that is done, from 0 to 1."""
 ReadShare = Callable[[str], "float | None"]
 """Finds the share that is done in a line of output, or None where the line does not say."""
 
 
 def training_share(line: str) -> float | None:
-    """The share that a line of nerfstudio's training table tells, such as ``120 (40.00%)  81.2 ms ...``."""
+    """The share in a line of nerfstudio's training table, such as ``120 (40.00%)  81.2 ms ...``."""
     found = re.match(r"\d+ \((\d+\.\d+)%\)", line)
     return float(found[1]) / 100 if found else None
 
@@ -62,7 +62,7 @@ class Stages:
 
         Args:
             title: What is done.
-            measured: Whether the share that is done will be told; else the bar only shows that time passes.
+            measured: Whether progress is reported; else the bar only shows that time passes.
         """
         self._begun += 1
         title = f"{self._begun}/{self.number} {title}"
@@ -80,7 +80,7 @@ class Stages:
         Args:
             title: What is done.
             command: Program and arguments.
-            share: Tells from a line of its output how far it is.
+            share: Reads progress from a line of its output.
 
         Raises:
             SA3DError: The command failed; the message holds the end of its log.

@@ -1,4 +1,4 @@
-"""A small ray tracer: who is hit, how far away, and in what colour."""
+"""A small ray tracer: object, distance and colour of each ray."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def shade(
             albedo[here] = solid.texture(solid.to_local(points[here]))
     to_light = np.asarray(LIGHT) - points
     to_light /= np.linalg.norm(to_light, axis=-1, keepdims=True)
-    # The lamp hangs above every solid, so whatever a ray towards it meets first is in its way.
+    # The lamp hangs above every solid, so any solid on a ray towards it casts a shadow.
     in_shadow = first_hits(points + SURFACE_OFFSET * normals, to_light, solids)[0] > 0
     direct = np.maximum((normals * to_light).sum(-1), 0.0) * ~in_shadow
     return albedo * (AMBIENT + (1.0 - AMBIENT) * direct)[:, None]

@@ -25,24 +25,24 @@ from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.terminal import say
 
 RULES = (
-    "masks: rendered at the size of the run's images, cut at the threshold in the settings, which no target has a say "
-    "in, and brought to the size of the true mask by the nearest pixel",
+    "masks: rendered at the size of the run's images, cut at the threshold in the settings, independent of the targets, "
+    "and brought to the size of the true mask by the nearest pixel",
     "IoU = TP / (TP + FP + FN), accuracy = (TP + TN) / all pixels",
 )
 
 
 def run_benchmark(tasks: list[Task], options: BenchmarkOptions, report: BenchmarkReport) -> None:
-    """Evaluate all tasks, print and write what comes of them.
+    """Evaluate all tasks, print and write the report.
 
     A scene without a run is listed as missing. One whose run does not fit is listed as failed, and the others go on.
 
     Args:
-        tasks: What to segment and to score.
-        options: How, and where the runs are.
+        tasks: Objects to segment, and images to score.
+        options: Segmenter, settings and folders.
         report: Filled in.
 
     Raises:
-        SA3DError: No scene has a run, or some came to nothing.
+        SA3DError: No scene has a run, or a scene failed.
     """
     settings = session_settings(options.settings)
     report.settings = {**asdict(options), "settings": asdict(settings)}
@@ -78,13 +78,13 @@ def evaluate_task(task: Task, run_path: Path, options: BenchmarkOptions, setting
     """Segment one scene and score it.
 
     Args:
-        task: What is given and what is scored.
+        task: Prompt and scored images.
         run_path: The scene's run.
         options: Segmenter, sizes, and where to write the masks.
         settings: How to segment and lift.
 
     Raises:
-        SA3DError: The run cannot be used, or does not fit the annotations, or nothing came of the prompt.
+        SA3DError: The run cannot be used, or does not fit the annotations, or the object is empty.
     """
     oracle = options.oracle_instances
     run = load(

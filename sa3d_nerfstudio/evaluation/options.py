@@ -1,4 +1,4 @@
-"""What all benchmarks ask for. Nothing heavy is imported here, so that a command's help is quick."""
+"""Options of all benchmarks. Nothing heavy is imported here, so that a command's help is quick."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass(kw_only=True)
 class BenchmarkOptions:
-    """Where the data and the runs are, and how to segment."""
+    """Data, runs and settings."""
 
     data: Path
     """The data set's folder, as published."""

@@ -1,4 +1,4 @@
-"""The figures of a benchmark: a table for people, JSON for machines."""
+"""The figures of a benchmark, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ImageScore:
     is_reference: bool
     """Whether it is the prompted image."""
     trained_on: bool
-    """Whether the run has seen it in training."""
+    """Whether it is a training image of the run."""
 
 
 @dataclass
@@ -50,13 +50,13 @@ class SceneScore:
     reference: str
     """The prompted image."""
     prompt: dict[str, int]
-    """How much was given there: positive and negative points, or pixels of the mask."""
+    """Size of the prompt: positive and negative points, or pixels of the mask."""
     views: dict[str, int]
     """How many training views were used, rejected, skipped."""
     working_size: int
     """Longer side of the images in which views were segmented."""
     seconds: float
-    """Time to render, segment and lift the training views; not that of scoring."""
+    """Seconds to render, segment and lift the training views, without scoring."""
 
     def mean(self, with_reference: bool = True) -> dict[str, float] | None:
         """The mean of each figure over the images; None if there is none."""
@@ -79,16 +79,16 @@ class BenchmarkReport:
     published: Sequence[str]
     """All scenes of the published tables."""
     rules: Sequence[str]
-    """What the protocol fixes."""
+    """Rules of the protocol."""
     seed: int | None = None
     """Of the prompts' points, where the protocol draws any."""
     settings: dict[str, Any] = field(default_factory=dict)
     """All options."""
     scenes: list[SceneScore] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
-    """Scenes without a run: where it was looked for."""
+    """Scenes without a run, and the folder searched."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Scenes that came to nothing, and why."""
+    """Failed scenes, and why."""
 
     @property
     def is_complete(self) -> bool:
@@ -134,7 +134,7 @@ class BenchmarkReport:
             temporary.write_text(json.dumps(self.as_dict(), indent=1, default=str) + "\n", "utf8")
 
     def print(self, console: Console) -> None:
-        """Print the table, and what it must not be taken for."""
+        """Print the table and its caveats."""
         both = any(scene.scores_reference for scene in self.scenes)
         table = Table("scene", "images", "IoU", "accuracy", "boundary IoU", title=f"{self.benchmark}, %")
         if both:
@@ -168,7 +168,7 @@ class BenchmarkReport:
 
 
 def versions() -> dict[str, str]:
-    """What the figures were made with."""
+    """Versions of the packages used."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

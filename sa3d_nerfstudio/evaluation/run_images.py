@@ -1,4 +1,4 @@
-"""The images of a run, of training and of evaluation alike, found by the names that annotations have for them."""
+"""The images of a run, of training and of evaluation alike, by the names that annotations use."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def prompted_view(pipeline: SA3DPipeline, session: SegmentationSession, image: R
 
 
 def place_of(name: str, stems: Sequence[str], num_images: int | None = None) -> int:
-    """Where among the sorted images the one is that an annotation calls by this name.
+    """Index, among the sorted images, of the image of an annotation.
 
     An image of that very name; or of that name without the "0_" or "1_" by which some annotations mark a split; or, for
     "image007", the eighth of all images, if all are there. Nothing is guessed beyond that.

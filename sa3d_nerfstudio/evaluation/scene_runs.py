@@ -16,7 +16,7 @@ def find_scene_run(runs: str, names: Sequence[str], method: str | None = None) -
     Args:
         runs: A folder with SCENE/METHOD/TIME below it, as ``ns-train`` writes; or a path with {scene} in it, of a run
             or of the folder with METHOD/TIME.
-        names: What the scene may be called, the first that is there counts; case does not matter in a folder.
+        names: Names of the scene's folder in order of preference; case is ignored.
         method: Take runs of this method only.
 
     Returns:

@@ -1,4 +1,4 @@
-"""One scene of a benchmark: what is given in one image, and what is scored in which others."""
+"""One scene of a benchmark: the prompt in one image, and the images to score."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Task:
     scene: str
     """Name in the published tables."""
     run_names: tuple[str, ...]
-    """What the folder of the scene's trained runs may be called."""
+    """Possible names of the folder of the scene's trained runs."""
     reference: str
     """The prompted image's name without its suffix, as the annotation has it."""
     prompt: Prompt
-    """What is given, in pixels of the annotation."""
+    """The prompt, in pixels of the annotation."""
     targets: list[Target] = field(default_factory=list)
-    """What is scored."""
+    """Images to score."""
     num_images: int | None = None
     """Number of images in the scene, where annotations are named by their place among them ("image007")."""
 
@@ -90,7 +90,7 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def only(paths: Iterable[Path], what: str, folder: Path) -> Path:
-    """The one path that there must be.
+    """The only path of several, as the layout requires.
 
     Raises:
         SA3DError: There is none, or there are several.

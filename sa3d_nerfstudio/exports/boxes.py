@@ -76,7 +76,7 @@ def box_around(points: Float[np.ndarray, "num 3"], pad: float = 0.0, tilted: boo
 
     Args:
         points: World positions, in nerfstudio's frame.
-        pad: How far the box reaches beyond the points.
+        pad: Margin around the points.
         tilted: Let the box lean; by default it stands upright on nerfstudio's z axis, as most things do.
     """
     within = np.asarray(points, np.float64)
@@ -101,7 +101,7 @@ def box_around(points: Float[np.ndarray, "num 3"], pad: float = 0.0, tilted: boo
 
 
 def _with_volume(points: np.ndarray, pad: float) -> np.ndarray:
-    """Points that lie in a plane or on a line have no hull: give them a thickness that does not matter."""
+    """Thicken points in a plane or on a line, which have no hull, by a negligible amount."""
     size = max(pad, float(np.ptp(points, axis=0).max()), 1e-6) * 1e-3
     return np.concatenate([points, *(points.mean(axis=0) + size * sign * np.eye(3) for sign in (-1, 1))])
 

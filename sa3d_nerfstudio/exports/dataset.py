@@ -30,7 +30,7 @@ class DataSetFiles:
     transforms: Path | None
     """The transforms.json."""
     content: dict[str, Any]
-    """What is in it."""
+    """Its content."""
     downscale_factor: int
     """How much smaller than the originals the images are that the model was trained on."""
 
@@ -69,14 +69,14 @@ class DataSetFiles:
         return next((original for original in self.images if original.name == image.name), image)
 
     def write_with_masks(self, path: Path, masks: Mapping[Path, Path]) -> bool:
-        """Write a copy of transforms.json that names a mask for each image. Its own place may be anywhere.
+        """Write a copy of transforms.json that names a mask for each image. It may lie in any folder.
 
         Args:
             path: The file to write.
             masks: The mask of each image.
 
         Returns:
-            Whether it has been written: nerfstudio wants a mask for every image or for none.
+            Whether it has been written: nerfstudio requires a mask for every image or for none.
         """
         images = self.images
         if not images or not set(images) <= set(masks):
@@ -177,7 +177,7 @@ def _undistorted(datamanager: Any, which: str, dataset: InputDataset) -> Cameras
 
 
 def has_distortion(cameras: list[NamedCamera]) -> bool:
-    """Whether any camera has a lens that bends straight lines."""
+    """Whether any camera has lens distortion."""
     distortions = [item.camera.distortion_params for item in cameras]
     return any(params is not None and bool(torch.any(params != 0)) for params in distortions)
 
@@ -191,7 +191,7 @@ def _image_size(path: Path) -> tuple[int, int]:
 
 
 def _names(images: list[Path]) -> list[Path]:
-    """Names for masks: the images' own if no two are the same, or else with the folders that tell them apart."""
+    """Names for masks: the images' own if no two are the same, or else prefixed by the folders in which they differ."""
     stems = [image.stem for image in images]
     if len(set(stems)) == len(stems):
         return [Path(f"{stem}.png") for stem in stems]

@@ -16,7 +16,7 @@ from sa3d_nerfstudio.errors import SA3DError
 
 @dataclass
 class Frame:
-    """Where exported things are placed: in nerfstudio's frame, or in the data set's (``world``)."""
+    """The frame of exported objects: nerfstudio's, or the data set's (``world``)."""
 
     transform: Float[Tensor, "3 4"]
     """From the data set's frame to nerfstudio's, but for the scale."""
@@ -25,16 +25,16 @@ class Frame:
 
     @property
     def name(self) -> str:
-        """What the frame is called in files."""
+        """Its name in files."""
         return "dataset" if self.world else "nerfstudio"
 
     @property
     def length(self) -> float:
-        """What a length of 1 in nerfstudio's frame becomes."""
+        """Length in this frame of 1 in nerfstudio's."""
         return 1 / self.scale if self.world else 1.0
 
     def points(self, positions: Float[Tensor, "num 3"]) -> Float[Tensor, "num 3"]:
-        """Positions that are given in nerfstudio's frame."""
+        """Positions, from nerfstudio's frame."""
         if not self.world:
             return positions
         poses = torch.eye(3, 4, dtype=positions.dtype).repeat(len(positions), 1, 1)
@@ -42,7 +42,7 @@ class Frame:
         return self._back(poses)[:, :, 3]
 
     def directions(self, directions: Float[Tensor, "num 3"]) -> Float[Tensor, "num 3"]:
-        """Directions that are given in nerfstudio's frame, such as normals; their length stays."""
+        """Directions such as normals, from nerfstudio's frame, with unchanged lengths."""
         if not self.world:
             return directions
         rotation = self._back(torch.eye(3, 4, dtype=directions.dtype)[None])[0, :, :3]
@@ -58,7 +58,7 @@ def frame_of(pipeline: Pipeline, world: bool) -> Frame:
 
     Args:
         pipeline: A loaded run.
-        world: Whether the data set's frame is wanted, and not nerfstudio's.
+        world: The data set's frame instead of nerfstudio's.
 
     Raises:
         SA3DError: The run's data manager does not know the data set's frame.

@@ -30,7 +30,7 @@ def id_maps(
 
     Args:
         model: The base model with masks.
-        cameras: The cameras, at the sizes that are wanted.
+        cameras: The cameras, each at its own size.
         objects: The objects; where two overlap, the more probable one has the pixel.
         threshold: Probability above which something is on an object.
     """
@@ -39,7 +39,7 @@ def id_maps(
 
 
 def grown(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
-    """A mask that reaches so many pixels further on all sides."""
+    """A mask dilated by a number of pixels."""
     if pixels <= 0:
         return mask
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * pixels + 1, 2 * pixels + 1))
@@ -63,7 +63,7 @@ def write_masks(
         maps: See :func:`id_maps`.
         objects: The objects.
         invert: Write 0 on the object and 255 elsewhere.
-        grow: By how many pixels to make the masks wider.
+        grow: Pixels to dilate the masks by.
 
     Returns:
         The mask of all objects of each image; cameras without images are left out.
@@ -86,7 +86,7 @@ def write_id_maps(folder: Path, maps: Iterable[tuple[NamedCamera, IdMap]], objec
     Returns:
         The objects.json.
     """
-    # All maps have the same depth, whatever is in them.
+    # One bit depth for all maps.
     kind = np.uint8 if max(item.id for item in objects) < 256 else np.uint16
     for item, ids in maps:
         write_png(folder / "ids" / item.name, ids.astype(kind))

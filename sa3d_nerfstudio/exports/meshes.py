@@ -33,7 +33,7 @@ o3d: Any = open3d  # its type stubs know neither paths that are strings nor arra
 SPARSE = 0.02
 """Share of a Poisson mesh's vertices that is cut away, where the points are sparsest."""
 MARGIN = 0.1
-"""How much wider than the object's box the volumes are that meshes are looked for in."""
+"""Margin of a mesh's volume around the object's box."""
 
 
 def poisson_mesh(points: ObjectPoints, depth: int) -> trimesh.Trimesh:
@@ -70,7 +70,7 @@ def tsdf_mesh(
         downscale_factor: How much smaller than the training images the depth images are.
 
     Raises:
-        SA3DError: The run is none of a NeRF.
+        SA3DError: The run is not a NeRF.
     """
     model = pipeline.model
     if not model.RENDERS_RAYS:
@@ -106,7 +106,7 @@ def marching_cubes_mesh(
         points: On the objects, for colours.
 
     Raises:
-        SA3DError: The model knows no signed distances, or the resolution is none that nerfstudio takes.
+        SA3DError: The model has no signed distances, or the resolution is not a multiple of 512.
     """
     field = getattr(pipeline.model, "field", None)
     if not isinstance(field, SDFField):
@@ -136,7 +136,7 @@ def write_mesh(path: Path, mesh: trimesh.Trimesh, frame: Frame) -> None:
         frame: Where to place it.
 
     Raises:
-        SA3DError: There is nothing in it.
+        SA3DError: The mesh is empty.
     """
     if not len(mesh.faces):
         raise SA3DError("the mesh is empty: use another --method, or more points.")
@@ -165,7 +165,7 @@ def _wider(box: Box) -> Box:
 
 
 def _output_names(model: MaskOutputs, cameras: Any) -> tuple[str, str]:
-    """What the model calls its depth and its image."""
+    """Names of the model's depth and image outputs."""
     rays = cameras[0:1].generate_rays(camera_indices=0, keep_shape=True)[:1, :1].to(model.device)
     with torch.no_grad():
         outputs = model.get_outputs_for_camera_ray_bundle(rays)

@@ -1,4 +1,4 @@
-"""Which objects are to be exported, and what they are called in files."""
+"""The objects to export, and their names in files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class ExportObject:
 
     name: str
     id: int
-    """Its number in the run, from 1 on, whatever else is exported; 0 stands for no object."""
+    """Its number in the run, from 1, the same in all exports; 0 is background."""
     stem: str
-    """Its name as a file's; no two objects of a run share one."""
+    """Its name in files, unique in the run."""
     field: MaskField
     color: tuple[float, float, float]
     """The colour that marks it, each channel in [0, 1]."""
@@ -32,10 +32,10 @@ def select(masks: MaskObjects, names: Sequence[str] = ()) -> list[ExportObject]:
 
     Args:
         masks: All objects of a run.
-        names: Those that are wanted, hidden ones included; by default, all that are not hidden.
+        names: Names to export, hidden objects included; by default, all that are not hidden.
 
     Raises:
-        SA3DError: There is no object, none of that name, or one that is wanted holds nothing.
+        SA3DError: There is no object, no object of that name, or a named object is empty.
     """
     unknown = [name for name in names if name not in masks]
     if unknown and masks.names:
@@ -65,7 +65,7 @@ def left_out(masks: MaskObjects, chosen: Sequence[ExportObject]) -> list[str]:
 
 @contextmanager
 def only(masks: MaskObjects, chosen: Sequence[ExportObject]) -> Iterator[None]:
-    """While this lasts, these objects are shown and all others are hidden, for renderers that go by that."""
+    """Within this context, these objects are shown and all others hidden."""
     hidden = masks.hidden
     masks.hidden = set(masks.names) - {item.name for item in chosen}
     try:
@@ -75,7 +75,7 @@ def only(masks: MaskObjects, chosen: Sequence[ExportObject]) -> Iterator[None]:
 
 
 def _stems(names: Sequence[str]) -> list[str]:
-    """Names made fit for any file system, which may not tell small letters from capitals."""
+    """Unique file names for any file system, case-insensitive ones included."""
     stems = [re.sub(r"[^\w-]+", "_", name).strip("_")[:80] or "object" for name in names]
     folded = [stem.casefold() for stem in stems]
     return [

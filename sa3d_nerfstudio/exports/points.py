@@ -29,17 +29,17 @@ from sa3d_nerfstudio.pipeline import SA3DPipeline
 o3d: Any = open3d  # its type stubs know neither paths that are strings nor arrays
 
 COARSE = 160
-"""Longer side of the images in which it is counted how many pixels an object has."""
+"""Longer side of the images that count an object's pixels."""
 ENOUGH = 2.3
-"""Rays that pass through an object's cells, over points that come of them; about, and on the safe side."""
+"""Rays through an object's cells per point of its surface, rounded up."""
 SPARE = 1.1
-"""Points to aim at, over those that are wanted, where the first images gave too few."""
+"""Points to aim at per point asked for, where the first images gave too few."""
 LARGEST = 4.0
-"""Images are rendered no larger than so many times their own size, however small an object is in them."""
+"""Largest magnification of the training images."""
 NEIGHBORS = 20
-"""How many points around one tell whether it strays."""
+"""Neighbours that decide whether a point strays."""
 NEIGHBORS_OF_NORMALS = 50
-"""How many points around one tell which way its surface looks."""
+"""Neighbours that a normal is fitted to."""
 STRAYING = 3.0
 """A point strays if its neighbours are farther than usual by so many standard deviations."""
 
@@ -54,7 +54,7 @@ class ObjectPoints:
     colors: Float[np.ndarray, "num 3"]
     """In [0, 1]."""
     probability: Float[np.ndarray, " num"]
-    """That the point is on its object, as rendered along its ray."""
+    """Probability of the object, as rendered along the point's ray."""
     object_id: Int[np.ndarray, " num"]
 
     @classmethod
@@ -78,9 +78,9 @@ def object_points(
 
     Args:
         pipeline: A loaded run.
-        one: The object.
-        others: Objects that may have a better claim to a pixel; the object itself may be among them.
-        num_points: How many points, before the strays among them go; fewer where even the largest images have fewer.
+        item: The object.
+        others: Objects that compete for its pixels; the object itself may be among them.
+        num_points: Number of points before outliers are removed; fewer where the largest images show fewer.
 
     Raises:
         SA3DError: No training view sees the object.
@@ -117,7 +117,7 @@ def _training_cameras(pipeline: SA3DPipeline) -> list[Cameras]:
 
 
 def _scale(pipeline: SA3DPipeline, item: ExportObject, num_points: int) -> float:
-    """How many times as large images are in which about so many pixels in all may be on the object."""
+    """Magnification at which about so many pixels of all training images lie on the object."""
     if not pipeline.model.RENDERS_RAYS:
         return 1.0
     pixels = 0.0

@@ -17,7 +17,7 @@ from sa3d_nerfstudio.pipeline import SA3DPipeline
 
 
 def write_splats(path: Path, pipeline: SA3DPipeline, objects: Sequence[ExportObject], config: Path) -> None:
-    """Write what ``ns-export gaussian-splat`` writes, of some objects.
+    """Write the file of ``ns-export gaussian-splat`` for some objects.
 
     Args:
         path: A PLY file.
@@ -26,13 +26,13 @@ def write_splats(path: Path, pipeline: SA3DPipeline, objects: Sequence[ExportObj
         config: The run's config.yml.
 
     Raises:
-        SA3DError: The run is none of Gaussians.
+        SA3DError: The run has no Gaussians.
     """
     model = pipeline.model
     if not isinstance(model, MaskedSplatModel):
         raise SA3DError("this run has no splats, for it is none of Gaussians: use sa3d export points or mesh.")
     before = model.for_inference
-    model.for_inference = True  # which is how the model knows that its splats are being exported
+    model.for_inference = True  # by which the model tells an export of its splats
     try:
         with atomic_path(path) as temporary, only(model.masks, objects), _loaded(pipeline):
             exporter.ExportGaussianSplat(config, path.parent, temporary.name).main()
@@ -42,7 +42,7 @@ def write_splats(path: Path, pipeline: SA3DPipeline, objects: Sequence[ExportObj
 
 @contextmanager
 def _loaded(pipeline: SA3DPipeline) -> Iterator[None]:
-    """While this lasts, nerfstudio's exporter takes this pipeline and does not load the run again, with all objects."""
+    """Within this context, nerfstudio's exporter takes this pipeline instead of loading the run again."""
 
     def loaded(config: Path, *_: Any, **__: Any) -> tuple[Any, SA3DPipeline, Path, int]:
         return pipeline.config, pipeline, config, 0

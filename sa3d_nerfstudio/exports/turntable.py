@@ -1,4 +1,4 @@
-"""A camera that goes round an object, and what it sees."""
+"""A camera that circles an object, and its video."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def orbit(
 
     Args:
         boxes: Around the objects.
-        camera_to_worlds: Poses of the training cameras, which have seen the object from where it looks well. Up is the
+        camera_to_worlds: Poses of the training cameras, for the elevation and the first azimuth. Up is the
             z axis, as everywhere in nerfstudio.
-        num_frames: How many poses.
+        num_frames: Number of poses.
         elevation: Degrees above the horizon; by default that of the training cameras, in the middle.
     """
     corners = torch.from_numpy(np.concatenate([box.corners for box in boxes]))
@@ -89,10 +89,10 @@ def camera_path(
 
 
 def check_outputs(model: MaskOutputs, camera: Cameras, names: Sequence[str]) -> None:
-    """Find out on a few pixels whether the model has these outputs.
+    """Check on a few pixels that the model has these outputs.
 
     Raises:
-        SA3DError: It has not.
+        SA3DError: An output is missing.
     """
     small = copy.deepcopy(camera)
     small.rescale_output_resolution(8 / int(camera.height.max()))

@@ -17,11 +17,11 @@ FIRM = 0.02
 
 
 class MaskField(nn.Module):
-    """What the views have said about each cell, as two sums over all rays of all accepted views.
+    """Evidence for each cell, as two sums over all rays of all accepted views.
 
     ``hit`` is the weight of the rays that lie on the object, ``seen`` that of all rays: ``hit = Σ Aᵥᵀ mᵥ`` and
-    ``seen = Σ Aᵥᵀ 1``, with ``Aᵥ`` the trace of view v. ``hit / seen`` is what these rays say on average, in
-    [0, 1]. A cell with no evidence is unknown, which is not "not the object".
+    ``seen = Σ Aᵥᵀ 1``, with ``Aᵥ`` the trace of view v. ``hit / seen`` is the mean of their masks, in [0, 1].
+    A cell with no evidence is unknown, which differs from "not the object".
 
     Cells are voxels or splats; subclasses say which cells a point in space touches.
     """
@@ -41,12 +41,12 @@ class MaskField(nn.Module):
 
     @property
     def num_cells(self) -> int:
-        """How many cells there are."""
+        """Number of cells."""
         return self.hit.shape[0]
 
     @property
     def is_empty(self) -> bool:
-        """Whether no view has said of any cell that it is on the object."""
+        """Whether no cell has evidence of the object."""
         return not self.holds_object(0.0)
 
     def holds_object(self, threshold: float) -> bool:
@@ -78,7 +78,7 @@ class MaskField(nn.Module):
         self.version += 1
 
     def cells(self) -> Float[Tensor, "num_cells 2"]:
-        """What a render of the mask composites: probability, and 1 where anything is known."""
+        """The two channels that a render of the mask composites: probability, and 1 where there is evidence."""
         return self.derived("cells", self._cells)
 
     def _cells(self) -> Tensor:
@@ -89,7 +89,7 @@ class MaskField(nn.Module):
         return self.seen > MIN_EVIDENCE
 
     def probability(self) -> Float[Tensor, " num_cells"]:
-        """Share of the evidence that says "object"; 0 where nothing is known."""
+        """``hit / seen``; 0 where there is no evidence."""
         return torch.where(self.known(), self.hit / self.seen.clamp(min=MIN_EVIDENCE), 0.0)
 
     def firm_evidence(self) -> float:
@@ -117,7 +117,7 @@ class MaskField(nn.Module):
         raise NotImplementedError
 
     def prepare(self, surface: Float[Tensor, "num_points 3"], spacing: float) -> None:
-        """Drop all evidence, and get ready for that of an object.
+        """Drop all evidence, and place the cells around an object.
 
         Args:
             surface: World positions of points on the side of the object that has been prompted.
@@ -126,7 +126,7 @@ class MaskField(nn.Module):
         raise NotImplementedError
 
     def placed_again(self, spacing: float) -> Self:
-        """An empty field with its cells where the object is known to be by now.
+        """An empty field with its cells placed around the object as segmented so far.
 
         Args:
             spacing: Distance between the rays of neighbouring pixels there.
@@ -134,14 +134,14 @@ class MaskField(nn.Module):
         raise NotImplementedError
 
     def same_cells(self, other: Self) -> bool:
-        """Whether the other field's cells are where these are."""
+        """Whether the other field has the same cells."""
         return self.num_cells == other.num_cells
 
     def with_room_for(self, surface: Float[Tensor, "num_points 3"], spacing: float, num_views: int) -> Self:
-        """The same evidence, in cells that are fine enough where more is about to be prompted.
+        """The same evidence, in cells that are fine enough at the surface of a further prompt.
 
         Args:
-            surface: World positions of points on what is prompted.
+            surface: World positions of points on the prompted surface.
             spacing: Distance between the rays of neighbouring pixels there.
             num_views: How many views the evidence comes from.
         """
@@ -152,7 +152,7 @@ class MaskField(nn.Module):
         raise NotImplementedError
 
     def copy_from(self, other: Self) -> None:
-        """Become what another field is: its cells and its evidence."""
+        """Take over another field's cells and evidence."""
         raise NotImplementedError
 
     def probability_at(self, positions: Float[Tensor, "*batch 3"], threshold: float = 0.5) -> Float[Tensor, "*batch 1"]:
@@ -162,17 +162,17 @@ class MaskField(nn.Module):
     def hits(
         self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
     ) -> Bool[Tensor, " num_rays"]:
-        """Which rays pass through or near the object, whatever stands in front; all, where cells do not tell."""
+        """Which rays pass through or near the object, occluders ignored; True for all rays by default."""
         return torch.ones(len(origins), dtype=torch.bool, device=origins.device)
 
     def may_show(
         self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
     ) -> Bool[Tensor, " num_rays"]:
-        """Which rays show the object if nothing stands in front; all, where cells do not tell."""
+        """Which rays would show the object without occluders; True for all rays by default."""
         return torch.ones(len(origins), dtype=torch.bool, device=origins.device)
 
     def contains(self, positions: Float[Tensor, "num 3"], threshold: float = 0.5) -> Bool[Tensor, " num"]:
-        """Which world positions may lie on the object; all, where cells do not tell."""
+        """Which world positions may lie on the object; True for all by default."""
         return torch.ones(len(positions), dtype=torch.bool, device=positions.device)
 
     def main_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], float]:
@@ -180,11 +180,11 @@ class MaskField(nn.Module):
         raise NotImplementedError
 
     def object_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], Float[Tensor, " num"]]:
-        """World positions of the cells on the object, with the weight of the rays that said so."""
+        """World positions of the cells on the object, with the weight of the rays on the object."""
         raise NotImplementedError
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Take the number of cells from the checkpoint: it is the run's, not the default's."""
+        """Take the number of cells from the checkpoint, in the place of the default."""
         for name, buffer in self.named_buffers(recurse=False):
             stored = state_dict.get(prefix + name)
             if isinstance(stored, Tensor) and stored.shape != buffer.shape:

@@ -18,22 +18,22 @@ from sa3d_nerfstudio.fields.trilinear import Fractions
 OUTSIDE = 0.25
 """Share of the box's half width that all of space outside is contracted into (see ``MaskGrid.contract``)."""
 REACH = 1.5
-"""How far out the object may extend, in half widths of the box; cells beyond are too large to say."""
+"""How far out the object may extend, in half widths of the box; cells beyond are too coarse."""
 MOSTLY_INSIDE = 0.05
 """Share of a prompted surface that may lie outside of the box before it is widened."""
 MIN_RESOLUTION = 16
 """Vertices along each axis that a grid has at least, however coarse the images are."""
 MARGIN = 0.15
-"""How much wider than the object's bounds the box is placed once they are known, as a share of their half width."""
+"""Margin of the box around an object's known bounds, as a share of their half width."""
 
 FIRST_MARGIN = 0.5
-"""How much wider than the part of the object that the prompts have shown it is placed at first."""
+"""Margin of the first box, around the prompted surface."""
 
 
 FAINT = 0.2
 """Share of the evidence at the median cell of an object below which a cell does not widen its box."""
 SPECK = 0.05
-"""Share of the largest part of an object below which another part is taken for a speck."""
+"""Parts of an object smaller than this share of the largest are specks."""
 
 
 class MaskGrid(MaskField):
@@ -62,7 +62,7 @@ class MaskGrid(MaskField):
         return 2 * self.half_extent.max() * (1 + OUTSIDE) / (self.resolution - 1)
 
     def place(self, center: Float[Tensor, "3"], half_extent: Float[Tensor, "3"]) -> None:
-        """Put the box somewhere in the world. Evidence gathered elsewhere is dropped."""
+        """Place the box, and drop the evidence."""
         self.center = center.to(self.hit).clone()
         self.half_extent = half_extent.to(self.hit).clone()
         self.set(torch.zeros_like(self.hit), torch.zeros_like(self.seen))
@@ -80,7 +80,7 @@ class MaskGrid(MaskField):
             points: On the object, in world space.
             weights: How much each counts.
             spacing: Distance between the rays of neighbouring pixels at the object. Cells are made no finer: finer ones
-                would lie between the rays, and stay unknown however many views there are.
+                would lie between the rays of all views, and stay unknown.
             margin: How much wider than the points' bounds the box is, as a share of their half width.
         """
         low, high = robust_bounds(points, weights)
@@ -91,11 +91,11 @@ class MaskGrid(MaskField):
         self.place((low + high) / 2, half.expand(3))
 
     def prepare(self, surface: Float[Tensor, "num_points 3"], spacing: float) -> None:
-        """Place the grid around points of the object, with room for the sides that have not been seen."""
+        """Place the grid around points of the object, with room for its unseen sides."""
         self.place_around(surface, spacing=spacing, margin=FIRST_MARGIN)
 
     def placed_again(self, spacing: float) -> MaskGrid:
-        """An empty grid around the object as it is known now; in the same place if that fits well enough."""
+        """An empty grid around the object as segmented so far; in the same place if that fits."""
         points, weights = self.object_points()
         if len(points) == 0:
             return self.fresh()
@@ -120,7 +120,7 @@ class MaskGrid(MaskField):
         return grid
 
     def copy_from(self, other: MaskGrid) -> None:
-        """Become what another grid is: its place and its evidence."""
+        """Take over another grid's place and evidence."""
         self.place(other.center, other.half_extent)
         self.set(other.hit.clone(), other.seen.clone())
 
@@ -203,7 +203,7 @@ class MaskGrid(MaskField):
         return self.derived(("near object", threshold), lambda: firm & self._near())
 
     def _cells(self) -> Tensor:
-        # Far out a cell is as large as the object, and rays that graze it leave blobs on whatever lies behind.
+        # Far out a cell is as large as the object, and rays that graze it leave blobs on the background.
         return torch.stack([self.probability() * self._near(), self.known().float()]).T
 
     def _near(self) -> Bool[Tensor, " num_cells"]:
@@ -213,13 +213,13 @@ class MaskGrid(MaskField):
         return (near[:, None, None] & near[:, None] & near).reshape(-1)
 
     def with_room_for(self, surface: Float[Tensor, "num_points 3"], spacing: float, num_views: int) -> MaskGrid:
-        """The same evidence; in a wider box if what is prompted lies beyond the fine cells of this one."""
+        """The same evidence; in a wider box if the prompted surface lies beyond the fine cells of this one."""
         beyond = self._outside(surface)
         if not bool(self.object_cells().any()) or beyond.float().mean() < MOSTLY_INSIDE:
             return self
         wider = self.fresh()
         known = self.object_points()[0]
-        # What is new may have few pixels, and must not be taken for points that stray.
+        # The prompted surface may have few pixels: these are no outliers.
         weights = torch.cat([torch.full_like(part[:, 0], 1 / len(part)) for part in (known, surface[beyond])])
         wider.place_around(torch.cat([known, surface[beyond]]), weights, spacing)
         result = self.resampled(wider)
@@ -232,7 +232,7 @@ class MaskGrid(MaskField):
         return self.contract(positions).abs().amax(dim=-1) * (1 + OUTSIDE) > 1
 
     def object_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], Float[Tensor, " num"]]:
-        """World positions of the vertices on the object, with the weight of the rays that said so."""
+        """World positions of the vertices on the object, with the weight of the rays on the object."""
         on = self.object_cells(threshold)
         return self.cell_positions()[on], self.hit[on]
 
@@ -286,13 +286,13 @@ class MaskGrid(MaskField):
     def hits(
         self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
     ) -> Bool[Tensor, " num_rays"]:
-        """Which rays pass through or near the object, whatever stands in front; see :func:`passing`."""
+        """Which rays pass through or near the object, occluders ignored; see :func:`passing`."""
         return passing(self, origins, directions, threshold)
 
     def may_show(
         self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
     ) -> Bool[Tensor, " num_rays"]:
-        """Which rays show the object if nothing stands in front; see :func:`may_show`."""
+        """Which rays would show the object without occluders; see :func:`may_show`."""
         return may_show(self, origins, directions, threshold)
 
 
@@ -337,7 +337,7 @@ def passing(
     directions: Float[Tensor, "num_rays 3"],
     threshold: float = 0.5,
 ) -> Bool[Tensor, " num_rays"]:
-    """Which rays pass through a block of cells that holds a part of the object, whatever stands in front.
+    """Which rays pass through a block of cells that holds a part of the object, occluders ignored.
 
     Errs on the side of True: cells are widened by one before they are tested.
     """
@@ -357,7 +357,7 @@ def may_show(
     directions: Float[Tensor, "num_rays 3"],
     threshold: float = 0.5,
 ) -> Bool[Tensor, " num_rays"]:
-    """Which rays show the object, as far as that can be told without what stands in front of it.
+    """Which rays would show the object without occluders.
 
     The mask of a ray is a mean of the probabilities along it, weighted by what is known there. So it exceeds the
     threshold only where a probability does, somewhere on the ray: that is tested once a cell, in cells near the object.

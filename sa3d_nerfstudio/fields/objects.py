@@ -1,4 +1,4 @@
-"""The objects of a run: named, shown or hidden, each with a mask field of its own."""
+"""The objects of a run: named, shown or hidden, each with its own mask field."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ class MaskObjects(nn.Module):
     """Named objects in the order in which they were made. Saved in, and restored from, any checkpoint.
 
     Args:
-        make_field: Makes an empty field of a number of cells, for objects that a checkpoint brings along, on the device
-            where these shall be. All fields of a model are of one kind, which follows from the model.
+        make_field: Makes an empty field of a number of cells on the model's device, of the kind that fits the model.
     """
 
     def __init__(self, make_field: Callable[[int], MaskField]) -> None:
@@ -41,7 +40,7 @@ class MaskObjects(nn.Module):
         self.prompts: dict[str, Any] = {}
         """The prompts of each object, in a form that checkpoints hold; see segmentation/saved_prompts.py."""
         self.finished: dict[str, str] = {}
-        """Of objects that a job has finished, what they were made from, as a checksum."""
+        """Checksum of prompts and settings of each object that a job has finished."""
 
     def __len__(self) -> int:
         return len(self.fields)
@@ -54,7 +53,7 @@ class MaskObjects(nn.Module):
 
     def __setitem__(self, name: str, field: MaskField) -> None:
         self.fields[_key(name)] = field
-        # They pointed at what was there before.
+        # They belong to the object that was replaced.
         self.prompts.pop(name, None)
         self.finished.pop(name, None)
         if name not in self.colors:
@@ -75,7 +74,7 @@ class MaskObjects(nn.Module):
         colors: Mapping[str, tuple[float, float, float]],
         prompts: Mapping[str, Any],
     ) -> None:
-        """Become these objects, in this order."""
+        """Replace all objects by these, in this order."""
         self.fields = nn.ModuleDict({_key(name): field for name, field in fields.items()})
         self.hidden, self.colors, self.prompts = set(hidden), dict(colors), dict(prompts)
         self.finished = {}  # they may have been worked on
@@ -113,7 +112,7 @@ class MaskObjects(nn.Module):
     def hits(
         self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
     ) -> Bool[Tensor, " num_rays"]:
-        """Which rays pass through any object shown."""
+        """Which rays pass through a shown object."""
         result = torch.zeros(len(origins), dtype=torch.bool, device=origins.device)
         for field in self.shown:
             result |= field.hits(origins, directions, threshold)
@@ -122,7 +121,7 @@ class MaskObjects(nn.Module):
     def may_show(
         self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
     ) -> Bool[Tensor, " num_rays"]:
-        """Which rays show any object shown, if nothing else stands in front."""
+        """Which rays would show a shown object without occluders."""
         result = torch.zeros(len(origins), dtype=torch.bool, device=origins.device)
         for field in self.shown:
             result |= field.may_show(origins, directions, threshold)
@@ -141,9 +140,9 @@ class MaskObjects(nn.Module):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what is no tensor; the fields themselves come with the tensors."""
+        """Restore names, colours and prompts; evidence comes with the tensors."""
         self.hidden = set(state["hidden"])
-        # Checked by who uses them: without them the masks are as good as ever.
+        # Checked where they are used: masks are valid without them.
         prompts = state.get("prompts")
         self.prompts = dict(prompts) if isinstance(prompts, dict) else dict.fromkeys(self.names, prompts)
         self.colors.update({name: tuple(color) for name, color in state.get("colors", {}).items()})

@@ -10,17 +10,17 @@ from torch import Tensor
 from sa3d_nerfstudio.fields.base import MaskField
 
 NEIGHBORS_OF_STRAYS = 20
-"""How many splats tell whether one is far from all others."""
+"""Neighbours whose mean distance marks a splat as stray."""
 NEIGHBORS = 5
-"""How many splats around it tell of a splat that no view has seen well whether it is on the object."""
+"""Well-seen neighbours that decide for a splat without evidence."""
 
 
 class SplatMask(MaskField):
-    """One cell per splat: nothing is to be placed, and the object is a set of splats.
+    """One cell per splat: the object is a set of splats.
 
     Args:
-        positions: World positions of the splats, which are the model's and stay there: checkpoints do not hold them
-            again.
+        positions: World positions of the splats, which the model holds: checkpoints do not store them
+            twice.
     """
 
     positions: Float[Tensor, "num_cells 3"]
@@ -38,12 +38,12 @@ class SplatMask(MaskField):
         return fresh
 
     def prepare(self, surface: Float[Tensor, "num_points 3"], spacing: float) -> None:
-        """Drop all evidence; the object is where the middle one of the points is."""
+        """Drop all evidence; the object's centre is the median of the points."""
         self.center = surface.median(dim=0).values.to(self.hit)
         self.set(torch.zeros_like(self.hit), torch.zeros_like(self.seen))
 
     def placed_again(self, spacing: float) -> SplatMask:
-        """A field of the same splats with no evidence, which knows better where the object is."""
+        """A field of the same splats with no evidence, centred on the object as segmented so far."""
         fresh = self.fresh()
         points, weights = self.object_points()
         if len(points):
@@ -51,16 +51,16 @@ class SplatMask(MaskField):
         return fresh
 
     def resampled(self, place: SplatMask) -> SplatMask:
-        """This field itself: splats stay where they are."""
+        """This field itself: splats have fixed places."""
         return self
 
     def copy_from(self, other: SplatMask) -> None:
-        """Become what another field is."""
+        """Take over another field's evidence."""
         self.center = other.center.clone()
         self.set(other.hit.clone(), other.seen.clone())
 
     def object_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], Float[Tensor, " num"]]:
-        """World positions of the splats on the object, with the weight of the rays that said so."""
+        """World positions of the splats on the object, with the weight of the rays on the object."""
         on = self.object_cells(threshold)
         return self.positions[on], self.hit[on]
 
@@ -79,7 +79,7 @@ class SplatMask(MaskField):
         return points[torch.from_numpy(kept).to(points.device)], 0.0
 
     def selected(self, threshold: float = 0.5) -> Bool[Tensor, " num_cells"]:
-        """The splats that make up the object, those included that no view has seen well.
+        """The splats that make up the object, including those without evidence of their own.
 
         What lies within an object's bounds and has too little evidence of its own, such as the splats beneath its
         surface, takes the probability of the well-seen splats nearest to it. Nothing beyond the bounds is the object.
@@ -93,7 +93,7 @@ class SplatMask(MaskField):
         low, high = self.positions[on].amin(0), self.positions[on].amax(0)
         within = ((self.positions >= low) & (self.positions <= high)).all(-1)
         firm = self.seen > self.firm_evidence()
-        # Neighbours may lie just outside the bounds, where there is background to tell from.
+        # Neighbours just outside the bounds are background.
         margin = 0.1 * (high - low).max()
         around = ((self.positions >= low - margin) & (self.positions <= high + margin)).all(-1)
         unsure = (within & ~firm).nonzero()[:, 0]

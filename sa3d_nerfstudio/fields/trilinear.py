@@ -63,7 +63,7 @@ def read_sums(
 
     Args:
         values: At the vertices.
-        told: See :func:`told_by_one`. Rays that never come where it is infinite read one vertex for eight.
+        single: See :func:`single_valued`. Rays whose blocks are all finite there read one vertex for eight.
         weights: Of the atoms.
         index: First vertices of their blocks, [atoms, num_rays] in a row.
         fractions: Where in the blocks.
@@ -96,7 +96,7 @@ def add(
 def single_valued(values: Float[Tensor, " num_cells"], resolution: int) -> Float[Tensor, " num_cells"]:
     """At the first vertex of each block, the value that all eight have in common, or infinity.
 
-    Everything in between then has that value. Vertices that are no block's first one hold anything.
+    Everything in between then has that value. Vertices that begin no block hold arbitrary values.
     """
     # Neighbours in memory are compared, over the ends of lines and planes too, where no block begins.
     y, z = resolution, resolution * resolution
@@ -107,7 +107,7 @@ def single_valued(values: Float[Tensor, " num_cells"], resolution: int) -> Float
     side += along_y[: count + z]
     spread = (values[z : z + count] - values[:count]).abs_().add_(side[:count]).add_(side[z:])
     told = torch.full_like(values, torch.inf)
-    # However small a difference is, thrice this is infinite, and no difference stays none: cheaper than to compare.
+    # Any difference times this overflows to infinity, and 0 stays 0: cheaper than a comparison.
     huge = torch.finfo(values.dtype).max
     torch.add(spread.mul_(huge).mul_(huge).mul_(huge), values[:count], out=told[:count])
     return told

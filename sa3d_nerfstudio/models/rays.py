@@ -35,7 +35,7 @@ OF_THE_OBJECT = frozenset({"mask", "object_rgb"})
 FAR = 1e3
 """Depth that exporters are given where there is no object."""
 _FOR: ContextVar[Literal["viewing", "export"] | None] = ContextVar("for", default=None)
-"""What an image is rendered for; None while nobody renders one."""
+"""Purpose of the image that is being rendered; None between images."""
 
 
 class MaskedModel(MaskOutputs):

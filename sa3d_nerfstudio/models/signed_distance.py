@@ -1,4 +1,4 @@
-"""A field of signed distances, cut to the objects for whoever asks from outside the model."""
+"""A field of signed distances, cut to the objects for callers outside the model."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class MaskedSplatModel(MaskOutputs, _Base):
 
     **What is exported.** ``ns-export gaussian-splat`` sets the pipeline up in the mode "inference" and then, without
     rendering anything, reads ``means``, ``scales``, ``quats``, ``opacities`` and the colours off the model; nothing
-    tells the model why. So in that mode these are the shown objects' splats alone to whoever asks from outside, while
+    tells the model why. So in that mode callers outside the model read the shown objects' splats alone, while
     the model's own rendering sees them all. The other commands that use the mode (``ns-render``, ``ns-texture``) do
     nothing but render, and the viewer, which also reads ``means``, does not use it. The checkpoint and
     ``gauss_params`` are always whole.

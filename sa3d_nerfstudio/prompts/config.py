@@ -25,7 +25,7 @@ BoxFinder = Callable[[int, str, "int | None"], Sequence[float]]
 original image."""
 
 _BESIDE_NO_FILE = ("view", "text", "points", "negative_points", "box", "scribble", "mask")
-"""Options that a prompt file stands in for."""
+"""Options that a prompt file replaces."""
 
 
 @dataclass
@@ -56,12 +56,12 @@ class PromptConfig:
 
     @property
     def is_given(self) -> bool:
-        """Whether anything is prompted at all."""
+        """Whether there is any prompt."""
         return self.view is not None or self.file is not None or self.text is not None or self.needs_view
 
     @property
     def needs_view(self) -> bool:
-        """Whether there is anything that has no place without a view."""
+        """Whether there is a prompt in pixels, which needs a view."""
         return bool(self.points or self.negative_points or self.box or self.scribble or self.mask)
 
 
@@ -74,7 +74,7 @@ class ObjectPrompts:
 
 
 class NamedViews(Protocol):
-    """What is asked of the training views here."""
+    """The training views' names and sizes."""
 
     def find(self, view: str | int) -> int: ...
 
@@ -129,7 +129,7 @@ def read_prompts(
 
 
 _IN_A_VIEW = frozenset({"points", "negative_points", "box", "scribble", "background_scribble", "mask"})
-"""What has no place without a view."""
+"""Prompts in pixels, which need a view."""
 
 
 def _read_file(path: Path, views: NamedViews, kinds: Sequence[Kind], find_box: BoxFinder | None) -> list[ObjectPrompts]:

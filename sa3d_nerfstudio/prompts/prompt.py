@@ -30,9 +30,9 @@ class Prompt:
     box: Float[Tensor, "4"] | None = None
     """x0, y0, x1, y1 of a rectangle around the object, upper bounds exclusive."""
     mask: Bool[Tensor, "height width"] | None = None
-    """The object's mask itself, where the user has one: taken as it is, without asking a segmenter."""
+    """The object's mask, where the user has one: lifted as it is, without a segmenter."""
     prior: Float[Tensor, "height width"] | None = None
-    """The probability of the object at each pixel as the mask field renders it; NaN where nothing is known."""
+    """The probability of the object at each pixel as the mask field renders it; NaN where there is no evidence."""
 
     @classmethod
     def from_points(
@@ -72,7 +72,7 @@ class Prompt:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing here selects anything."""
+        """Whether the prompt selects nothing."""
         return self.mask is None and self.box is None and not bool(self.labels.any())
 
     def resized(self, height: int, width: int) -> Prompt:

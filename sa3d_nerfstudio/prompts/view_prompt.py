@@ -16,9 +16,9 @@ class Mark:
     y: float
     """From the top, 0, to the bottom, 1."""
     on_object: bool
-    """Whether the object is there, or something else."""
+    """True on the object, False on something else."""
     place: tuple[float, float, float] | None = field(default=None, compare=False)
-    """Where in the world it is shown; follows from the others."""
+    """World position of its marker; follows from the others."""
 
     def pixel(self, height: int, width: int) -> tuple[int, int]:
         """x, y of the pixel of an image that it lies in."""
@@ -36,15 +36,15 @@ class ViewPrompt:
     box: tuple[float, float, float, float] | None = None
     """x0, y0, x1, y1, as shares of width and height."""
     context: tuple[Mark, ...] = ()
-    """Points on the object as it was known when the view was first prompted: they keep what the user did not touch."""
+    """Points on the object as rendered when the view was first prompted: they keep the untouched parts."""
     correcting: bool = False
-    """Whether other views had their say before: then this is there to overrule them."""
+    """Whether other views had contributed evidence before: this prompt then outweighs them."""
     choice: int | None = None
-    """Which of the segmenter's candidates the user wants, or None for the best."""
+    """Index of the segmenter's candidate that the user chose, or None for the best."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether the user has said anything here."""
+        """Whether the user has put a point or a box here."""
         return not self.marks and self.box is None
 
     def pixels(self, height: int, width: int) -> Prompt:

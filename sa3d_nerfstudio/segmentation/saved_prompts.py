@@ -10,7 +10,7 @@ Of each object::
         "box": [x0, y0, x1, y1] or None,    # here and above, as shares of width and height
         "context": [[x, y, on_object], ...], "correcting": False, "choice": None}]}
 
-A checkpoint is data from somebody else: all of it is checked when it is read.
+A checkpoint is foreign data: all of it is checked when it is read.
 """
 
 from __future__ import annotations

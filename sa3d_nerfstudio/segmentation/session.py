@@ -138,7 +138,7 @@ class SegmentationSession:
         return self.report
 
     def steps(self) -> Generator[ViewRecord, None, None]:
-        """Segment in 3D, one view a step. Whoever iterates may stop at any step: the grid holds what is known by then.
+        """Segment in 3D, one view a step. Iteration may stop at any step: the grid holds the evidence so far.
 
         Raises:
             SA3DError: Nothing has been prompted.

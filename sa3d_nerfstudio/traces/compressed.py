@@ -314,7 +314,7 @@ class CompressedTrace:
         return {each.name: value for each in fields(self) if isinstance(value := getattr(self, each.name), Tensor)}
 
     def numbers(self) -> dict[str, Any]:
-        """What is no tensor."""
+        """The numbers beside the tensors."""
         return {name: getattr(self, name) for name in ("height", "width", "log_low", "log_step")}
 
     def _decoded(self, codes: Int16[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

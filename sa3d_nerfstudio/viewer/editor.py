@@ -37,14 +37,14 @@ class SceneMasks:
         self.changes = 0
         """Counts how often the model's masks were changed."""
         self.troubles: list[str] = []
-        """What could not be taken over from a run, in sentences, until somebody empties this."""
+        """Faults in prompts that a run brought along, as sentences, until they are shown."""
         self._published: dict[str, MaskField] = {}
 
     def __getitem__(self, name: str) -> MaskField:
         return self._published[name]
 
     def taken_over(self) -> SceneState | None:
-        """What the model's masks are, with the prompts that came along, if somebody else has changed them."""
+        """The model's masks and their prompts, if they changed outside of the panel."""
         masks = self.objects
         there = {name: masks[name] for name in masks.names}
         if list(there.items()) == list(self._published.items()):
@@ -154,7 +154,7 @@ class Editor:
         self.masks = SceneMasks(free_views, resolution)
         self.history = History()
         self.unsaved = False
-        """Whether anything has changed since somebody set this."""
+        """Whether there are changes since the last save."""
         self.adopt()
 
     @property
@@ -163,7 +163,7 @@ class Editor:
         return self.history.present
 
     def adopt(self) -> None:
-        """Take over the masks of the model if somebody else has changed them."""
+        """Take over the model's masks if they changed outside of the panel."""
         state = self.masks.taken_over()
         if state is not None:
             self.history = History(state)
@@ -291,7 +291,7 @@ class Editor:
     def segment(self, live_every: float = 4.0) -> Generator[Progress, None, None]:
         """Segment the selected object in all training views, one view a step.
 
-        Whoever iterates may close the iterator at any step; what is known by then is kept.
+        The iterator may be closed at any step; the evidence so far is kept.
 
         Args:
             live_every: The model's mask is brought up to date no more often than this, in seconds.

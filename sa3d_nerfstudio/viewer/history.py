@@ -21,7 +21,7 @@ class ObjectState:
     hidden: bool = False
     prompts: tuple[ViewPrompt, ...] = ()
     evidence: MaskField | None = None
-    """Of the views that the user has not prompted. Shared by many states, so nobody may change it."""
+    """Of the views that the user has not prompted. Shared by many states, hence never changed."""
     loaded: MaskField | None = None
     """Instead of that, all evidence in one, the prompts' included, as a run holds it; split when a prompt changes."""
 
@@ -32,7 +32,7 @@ class ObjectState:
 
     @property
     def is_segmented(self) -> bool:
-        """Whether views beside the prompted ones have had their say."""
+        """Whether views beside the prompted ones have contributed evidence."""
         return self.evidence is not None or self.loaded is not None
 
     def prompt_in(self, view: str) -> ViewPrompt:

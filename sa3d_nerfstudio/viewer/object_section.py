@@ -68,7 +68,7 @@ class ViewSection:
         context.viewer.on_output(self.refresh)
 
     def refresh(self) -> None:
-        """Say what is shown, whoever has chosen it."""
+        """Show the viewport's output in the list, also after a change elsewhere."""
         # Until something has been rendered there is no output; the first is the photo.
         output = self._context.viewer.output or VIEWS["photo"]
         shown = next((name for name, known in VIEWS.items() if known == output), OTHER)

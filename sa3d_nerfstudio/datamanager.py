@@ -182,11 +182,11 @@ class FrozenRays(Filtered):
         if self.ray_filter is None:
             return PixelCells.whole_images(cameras)
         for num_cells in CELLS_ALONG_IMAGE:
-            found = PixelCells.with_object(
+            cells = PixelCells.with_object(
                 cameras, num_cells, self.train_ray_generator, self.ray_filter, self.ray_may_show
             )
-            if len(found.bounds):
-                return found
+            if len(cells.bounds):
+                return cells
         raise SA3DError(
             "the segmented object is empty, or no training view sees it: segment it again with another prompt."
         )

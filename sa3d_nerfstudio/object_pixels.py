@@ -65,8 +65,8 @@ class PixelCells:
             may_show: Which rays show the object if nothing hides it: the blocks are divided, down to pixels if that
                 does not make too many, and parts left out that do not show it.
         """
-        found = [_blocks_of(cameras, index, num_cells, generate_rays, passing) for index in range(len(cameras))]
-        bounds, blocks = (torch.cat(part) for part in zip(*found, strict=True))
+        images = [_blocks_of(cameras, index, num_cells, generate_rays, passing) for index in range(len(cameras))]
+        bounds, blocks = (torch.cat(part) for part in zip(*images, strict=True))
         while may_show is not None and len(bounds):
             last = int(_area(bounds).sum()) <= MOST_CELLS
             if last:

@@ -234,10 +234,10 @@ class SA3DPipeline(VanillaPipeline):
         views = self.views.larger(factor)
         if self._embeddings is None or self._embeddings[0] is not segmenter:
             self._embeddings = (segmenter, {})
-        known = self._embeddings[1]
-        if views.long_side not in known:
-            known[views.long_side] = Embeddings(views.cache, segmenter, views.key)
-        return views, known[views.long_side]
+        embeddings = self._embeddings[1]
+        if views.long_side not in embeddings:
+            embeddings[views.long_side] = Embeddings(views.cache, segmenter, views.key)
+        return views, embeddings[views.long_side]
 
     def session(
         self, name: str | None = None, segmenter: Segmenter | None = None, register: bool = True

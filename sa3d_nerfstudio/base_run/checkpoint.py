@@ -87,12 +87,12 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
 
 def checkpoints_in(folder: Path) -> dict[int, Path]:
     """The ``step-*.ckpt`` files of a folder by step, oldest first; other files are ignored."""
-    found = {}
+    checkpoints = {}
     for path in folder.iterdir():
         match = _CHECKPOINT_NAME.fullmatch(path.name)
         if match and path.is_file():
-            found[int(match[1])] = path
-    return dict(sorted(found.items()))
+            checkpoints[int(match[1])] = path
+    return dict(sorted(checkpoints.items()))
 
 
 def _torch_version() -> tuple[int, int]:

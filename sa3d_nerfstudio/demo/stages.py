@@ -27,14 +27,14 @@ ReadShare = Callable[[str], "float | None"]
 
 def training_share(line: str) -> float | None:
     """The share in a line of nerfstudio's training table, such as ``120 (40.00%)  81.2 ms ...``."""
-    found = re.match(r"\d+ \((\d+\.\d+)%\)", line)
-    return float(found[1]) / 100 if found else None
+    match = re.match(r"\d+ \((\d+\.\d+)%\)", line)
+    return float(match[1]) / 100 if match else None
 
 
 def counted_share(line: str) -> float | None:
     """The share in a line such as ``3/16 frame_0002.png``."""
-    found = re.match(r"(\d+)/(\d+) ", line)
-    return int(found[1]) / int(found[2]) if found else None
+    match = re.match(r"(\d+)/(\d+) ", line)
+    return int(match[1]) / int(match[2]) if match else None
 
 
 def _silent(line: str) -> float | None:

@@ -25,7 +25,7 @@ from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.terminal import say
 
 RULES = (
-    "masks: rendered at the size of the run's images, cut at the threshold in the settings, independent of the targets, "
+    "masks: rendered at the size of the run's images, cut at the threshold in the settings (the same for all), "
     "and brought to the size of the true mask by the nearest pixel",
     "IoU = TP / (TP + FP + FN), accuracy = (TP + TN) / all pixels",
 )

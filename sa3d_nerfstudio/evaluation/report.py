@@ -169,14 +169,14 @@ class BenchmarkReport:
 
 def versions() -> dict[str, str]:
     """Versions of the packages used."""
-    found = {"python": platform.python_version()}
+    environment = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            environment[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return found
+            environment[name] = "not installed"
+    environment["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return environment
 
 
 def _figures(every: dict[str, float] | None, others: dict[str, float] | None, both: bool) -> list[str]:

@@ -27,17 +27,17 @@ def find_scene_run(runs: str, names: Sequence[str], method: str | None = None) -
         SA3DError: There is no such folder, or there are runs of several methods to choose from.
     """
     for folder in _folders(runs, names):
-        found = [folder] if folder.name == "config.yml" and folder.is_file() else sorted(folder.glob("config.yml"))
-        found = found or sorted(folder.glob("*/*/config.yml"))
+        configs = [folder] if folder.name == "config.yml" and folder.is_file() else sorted(folder.glob("config.yml"))
+        configs = configs or sorted(folder.glob("*/*/config.yml"))
         if method is not None:
-            found = [config for config in found if _method(config) == method]
+            configs = [config for config in configs if _method(config) == method]
         # Runs of sa3d itself lie beside the run that they segment.
-        found = [config for config in found if _method(config) != "sa3d"]
-        methods = sorted({_method(config) for config in found})
+        configs = [config for config in configs if _method(config) != "sa3d"]
+        methods = sorted({_method(config) for config in configs})
         if len(methods) > 1:
             raise SA3DError(f"{folder} has runs of several methods: choose with --method {' or '.join(methods)}.")
-        if found:
-            return found[-1]
+        if configs:
+            return configs[-1]
     return None
 
 

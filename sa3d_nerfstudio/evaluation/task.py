@@ -95,13 +95,13 @@ def only(paths: Iterable[Path], what: str, folder: Path) -> Path:
     Raises:
         SA3DError: There is none, or there are several.
     """
-    found = list(paths)
-    if not found:
+    matches = list(paths)
+    if not matches:
         raise SA3DError(f"there is no {what} in {folder}: complete the data set, or leave the scene out with --scenes.")
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
+    if len(matches) > 1:
+        names = ", ".join(path.name for path in matches)
         raise SA3DError(f"{folder} has more than one {what} ({names}): keep the published one.")
-    return found[0]
+    return matches[0]
 
 
 def chosen_scenes(scenes: Sequence[str], published: Sequence[str]) -> list[str]:

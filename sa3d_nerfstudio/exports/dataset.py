@@ -128,7 +128,7 @@ def dataset_cameras(pipeline: SA3DPipeline, split: Split) -> list[NamedCamera]:
     datamanager: Any = pipeline.datamanager
     chosen = {"train": ["train"], "test": ["eval"], "all": ["train", "eval"]}[split]
     files = DataSetFiles.of(pipeline)
-    found: dict[Path, tuple[Cameras, Path]] = {}
+    images: dict[Path, tuple[Cameras, Path]] = {}
     for which in chosen:
         dataset: InputDataset | None = getattr(datamanager, f"{which}_dataset", None)
         if dataset is None:
@@ -142,11 +142,11 @@ def dataset_cameras(pipeline: SA3DPipeline, split: Split) -> list[NamedCamera]:
                 # Sizes of images that have been scaled down were rounded.
                 width, height = _image_size(original)
                 camera.width[:], camera.height[:] = width, height
-            found.setdefault(original, (camera, original))
-    if not found:
+            images.setdefault(original, (camera, original))
+    if not images:
         raise SA3DError(f"this run has no images for --split {split}: choose another split, or give a --camera-path.")
-    names = _names(list(found))
-    return [NamedCamera(name, *pair) for name, pair in zip(names, found.values(), strict=True)]
+    names = _names(list(images))
+    return [NamedCamera(name, *pair) for name, pair in zip(names, images.values(), strict=True)]
 
 
 def path_cameras(path: Path) -> list[NamedCamera]:

@@ -348,7 +348,7 @@ def passing(
         return F.max_pool3d(on, 3, stride=1, padding=1).reshape(-1, 1)
 
     widened = grid.derived(("widened", threshold), widen)
-    return _any_along(grid, origins, directions, threshold, 2, STEPS, widened, lambda found: found[..., 0] > 0)
+    return _any_along(grid, origins, directions, threshold, 2, STEPS, widened, lambda values: values[..., 0] > 0)
 
 
 def may_show(
@@ -373,7 +373,7 @@ def may_show(
     along = grid.derived(("probability, known, object", threshold), values)
     return _any_along(
         grid, origins, directions, threshold, 1, steps, along,
-        lambda found: (found[..., 0] > threshold * found[..., 1]) & (found[..., 2] > threshold / 2),
+        lambda values: (values[..., 0] > threshold * values[..., 1]) & (values[..., 2] > threshold / 2),
     )  # fmt: skip
 
 
@@ -402,6 +402,6 @@ def _any_along(
     for chunk in candidates.split(max(1, SAMPLES_AT_A_TIME // num_steps)):
         t = near[chunk, None] + (far - near)[chunk, None] * steps
         x = origins[chunk, None] + directions[chunk, None] * t[..., None]
-        found = grid.gather(values, x.reshape(-1, 3)).reshape(len(chunk), num_steps, values.shape[1])
-        passed[chunk] = test(found).any(-1)
+        read = grid.gather(values, x.reshape(-1, 3)).reshape(len(chunk), num_steps, values.shape[1])
+        passed[chunk] = test(read).any(-1)
     return passed

@@ -53,7 +53,7 @@ def read(
 
 def read_sums(
     values: Float[Tensor, " num_cells"],
-    told: Float[Tensor, " num_cells"],
+    single: Float[Tensor, " num_cells"],
     weights: Float[Tensor, "atoms num_rays"],
     index: Int[Tensor, " num"],
     fractions: Fractions,
@@ -69,15 +69,15 @@ def read_sums(
         fractions: Where in the blocks.
         resolution: Vertices along each axis.
     """
-    sums = told.index_select(0, index).reshape(weights.shape).mul_(weights).sum(0)
+    sums = single.index_select(0, index).reshape(weights.shape).mul_(weights).sum(0)
     mixed = (~sums.isfinite()).nonzero()[:, 0]
     if len(mixed):
         # Of all atoms in a row: many times faster than columns of a table.
         each = torch.arange(0, len(index), weights.shape[1], device=index.device)
         atoms = (each[:, None] + mixed).reshape(-1)
         x, y, z, weight = (part.index_select(0, atoms) for part in (*fractions, weights.reshape(-1)))
-        found = read(values, index.index_select(0, atoms), (x, y, z), resolution)
-        sums.index_copy_(0, mixed, found.mul_(weight).reshape(-1, len(mixed)).sum(0))
+        read_values = read(values, index.index_select(0, atoms), (x, y, z), resolution)
+        sums.index_copy_(0, mixed, read_values.mul_(weight).reshape(-1, len(mixed)).sum(0))
     return sums
 
 
@@ -106,8 +106,8 @@ def single_valued(values: Float[Tensor, " num_cells"], resolution: int) -> Float
     side = along_x[: count + z] + along_x[y : y + count + z]
     side += along_y[: count + z]
     spread = (values[z : z + count] - values[:count]).abs_().add_(side[:count]).add_(side[z:])
-    told = torch.full_like(values, torch.inf)
+    single = torch.full_like(values, torch.inf)
     # Any difference times this overflows to infinity, and 0 stays 0: cheaper than a comparison.
     huge = torch.finfo(values.dtype).max
-    torch.add(spread.mul_(huge).mul_(huge).mul_(huge), values[:count], out=told[:count])
-    return told
+    torch.add(spread.mul_(huge).mul_(huge).mul_(huge), values[:count], out=single[:count])
+    return single

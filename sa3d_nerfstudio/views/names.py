@@ -35,11 +35,11 @@ def find_view(view: str | int, filenames: Sequence[Path]) -> int:
         lambda path: digits and path.stem.isdecimal() and int(path.stem) == int(name),
     ]
     for fits in ways:
-        found = [index for index, path in enumerate(filenames) if fits(path)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            named = ", ".join("/".join(filenames[index].parts[-2:]) for index in found[:3])
+        matches = [index for index, path in enumerate(filenames) if fits(path)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            named = ", ".join("/".join(filenames[index].parts[-2:]) for index in matches[:3])
             raise SA3DError(f"{len(found)} training images go by {view}: say which, as in {named}.")
     if digits and not any(path.stem.isdecimal() for path in filenames):
         return _counted(int(name), len(filenames))

@@ -128,12 +128,13 @@ def _other_checkpoints(path: Path) -> str:
     return ": train the base model again or copy its nerfstudio_models folder anew"
 
 
-FEW = 0.01
-"""Share of the splats that may be NaN or infinite: training leaves some, which nerfstudio's exporter drops."""
-
-
-def check_finite(model: Model) -> None:
+def check_finite(model: Model, most_splats: float = 0.01) -> None:
     """Refuse NaN and infinite weights.
+
+    Args:
+        model: The base model.
+        most_splats: Share of the splats that may be NaN or infinite: training leaves some, which nerfstudio's exporter
+            drops.
 
     Raises:
         SA3DError: Weights are NaN or infinite, so that renders are useless.
@@ -142,7 +143,7 @@ def check_finite(model: Model) -> None:
     if splats:
         bad = torch.stack([~torch.isfinite(value.flatten(1)).all(-1) for value in splats.values()]).any(0)
         share = float(bad.float().mean()) if len(bad) else 0.0
-        if share > FEW:
+        if share > most_splats:
             raise SA3DError(
                 f"{100 * share:.0f} % of the base model's splats are NaN or infinite, for its training has gone wrong: "
                 "pick an earlier checkpoint with --load-step, or train it again."

@@ -21,9 +21,6 @@ from sa3d_nerfstudio.demo.stages import Stages, counted_share, training_share
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.terminal import say
 
-EXPORT_RAYS = 4096
-"""Rays in a batch of the export; on a CPU nerfstudio's 32768 spend their time on memory."""
-
 
 def _nerfstudio(script: str) -> list[str]:
     """A command of nerfstudio, in the environment of this process and whether or not its scripts are on the path."""
@@ -85,7 +82,8 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> float:
 
     cloud = [*_nerfstudio("exporter"), "pointcloud", "--load-config", sa3d_run / "config.yml"]
     cloud += ["--output-dir", export, "--num-points", str(config.num_points), "--normal-method", "open3d"]
-    cloud += ["--num-rays-per-batch", str(EXPORT_RAYS)]
+    # On a CPU, nerfstudio's 32768 rays a batch spend their time on memory.
+    cloud += ["--num-rays-per-batch", "4096"]
     stages.run("export its point cloud", cloud)
 
     score = [sys.executable, "-m", "sa3d_nerfstudio.demo.score", "--config", sa3d_run / "config.yml"]

@@ -29,9 +29,6 @@ from sa3d_nerfstudio.demo.solids import Solid
 from sa3d_nerfstudio.demo.tracer import Camera, first_hits, render, trace
 from sa3d_nerfstudio.errors import SA3DError
 
-SEEN_TOLERANCE = 1e-6
-"""A surface point is seen where the ray to it travels this near to it, metres."""
-
 
 @dataclass(frozen=True)
 class View:
@@ -126,7 +123,8 @@ def times_seen(points: Float[ndarray, "num 3"], solids: Sequence[Solid], views: 
         distance = np.linalg.norm(points - position, axis=-1)
         directions = (points - position) / distance[:, None]
         nearest = first_hits(np.broadcast_to(position, points.shape), directions, solids)[1]
-        seen += inside & (nearest > distance - SEEN_TOLERANCE)
+        # A micrometre for rounding.
+        seen += inside & (nearest > distance - 1e-6)
     return seen
 
 

@@ -21,9 +21,6 @@ from sa3d_nerfstudio.pipeline import SA3DPipeline
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.traces.base import ViewTrace
 
-MIN_SHARE = 0.001
-"""Views of which the object covers less than this are not scored: a pixel more or less would decide."""
-
 
 def score(config: Path, scene: Path, name: str, output_dir: Path) -> None:
     """Write ``scores.json``, ``overview.png`` and the masks (``masks/frame_NNNN.png``, 255 = object).
@@ -49,7 +46,8 @@ def score(config: Path, scene: Path, name: str, output_dir: Path) -> None:
         mask = (probability > pipeline.config.threshold).numpy()
         Image.fromarray(mask.astype(np.uint8) * 255).save(output_dir / "masks" / f"{file.stem}.png")
         truth = np.asarray(Image.open(scene / "instances" / f"{file.stem}.png")) == prompt["id"]
-        if truth.mean() > MIN_SHARE:
+        # In smaller views, a pixel more or less would decide.
+        if truth.mean() > 0.001:
             score = iou(mask, truth)
             rows.append({"frame": file.name, "iou": score, "pixels": int(truth.sum())})
             panels.append(ViewPanel(trace.rgb.cpu(), probability, file.name, f"unseen: IoU {score:.3f}"))

@@ -14,11 +14,6 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 
 from sa3d_nerfstudio.errors import SA3DError
 
-MAX_THREADS = 4
-"""Batches as small as the demo's gain nothing from more."""
-LAST_LINES = 12
-"""Lines of a log that a failure shows."""
-
 Advance = Callable[[float], None]
 """Receives the share that is done, from 0 to 1."""
 ReadShare = Callable[[str], "float | None"]
@@ -113,7 +108,7 @@ class Stages:
                     raise
             if process.returncode == 0:
                 return
-        lines = log.read_text(encoding="utf8").rstrip().splitlines()[-LAST_LINES:]
+        lines = log.read_text(encoding="utf8").rstrip().splitlines()[-12:]
         raise SA3DError(
             f"the stage '{title}' failed (exit code {process.returncode}); see {log}, which ends with:\n  "
             + "\n  ".join(lines)
@@ -122,5 +117,6 @@ class Stages:
 
 def _environment() -> dict[str, str]:
     """Unbuffered, so that progress arrives; and with as many threads as help, unless the user says otherwise."""
-    threads = str(min(MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else MAX_THREADS))
+    # Batches as small as the demo's gain nothing from more than four.
+    threads = str(min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))
     return {"OMP_NUM_THREADS": threads, **os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "160"}

@@ -20,8 +20,6 @@ from nerfstudio.scripts import train as ns_train
 
 from sa3d_nerfstudio.base_run.patches import lpips_without_download
 
-RAYS_PER_STEP = 512
-
 
 def small_nerfacto(data: Path, output_dir: Path, timestamp: str, steps: int) -> TrainerConfig:
     """nerfacto's own configuration, cut down to what a small scene needs and a CPU can do in minutes.
@@ -51,7 +49,7 @@ def small_nerfacto(data: Path, output_dir: Path, timestamp: str, steps: int) -> 
     # The parallel one stays: ns-viewer and ns-export expect nerfacto's own when they read the run.
     assert isinstance(data_manager, ParallelDataManagerConfig)
     data_manager.num_processes = 1
-    data_manager.train_num_rays_per_batch = RAYS_PER_STEP
+    data_manager.train_num_rays_per_batch = 512
 
     model = config.pipeline.model
     assert isinstance(model, NerfactoModelConfig)

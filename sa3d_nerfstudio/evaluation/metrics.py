@@ -11,9 +11,6 @@ from scipy.spatial import KDTree
 
 Mask = Bool[np.ndarray, "height width"]
 
-BOUNDARY_SHARE = 0.02
-"""Width of the boundary region of Boundary IoU, as a share of the image's diagonal."""
-
 
 def iou(predicted: Mask, truth: Mask) -> float:
     """Intersection over union; 1 where both are empty."""
@@ -26,7 +23,7 @@ def pixel_accuracy(predicted: Mask, truth: Mask) -> float:
     return float((predicted == truth).mean())
 
 
-def boundary_iou(predicted: Mask, truth: Mask, share: float = BOUNDARY_SHARE) -> float:
+def boundary_iou(predicted: Mask, truth: Mask, share: float = 0.02) -> float:
     """IoU of the parts of both masks that lie near their own outlines (Boundary IoU, arXiv 2103.16562).
 
     IoU hardly sees the outline of a large object; this sees nothing else.

@@ -16,9 +16,6 @@ from sa3d_nerfstudio.pipeline import SA3DPipeline
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.session_views import FreeView
 
-SHAPE_TOLERANCE = 0.02
-"""How far the ratio of sides of an annotation may be from that of its image: sizes are rounded when images shrink."""
-
 _PLACE = re.compile(r"image(\d+)", re.IGNORECASE)
 _SPLIT_PREFIX = re.compile(r"[01]_(.+)")
 
@@ -41,7 +38,7 @@ class RunImage:
             SA3DError: Its sides are in another ratio.
         """
         rows, columns = int(self.camera.height[0]), int(self.camera.width[0])
-        if abs(width * rows / (height * columns) - 1) > SHAPE_TOLERANCE:
+        if abs(width * rows / (height * columns) - 1) > 0.02:  # sizes are rounded when images shrink
             raise SA3DError(
                 f"the annotation of {self.path.name} is {width} x {height} pixels and the run's image {columns} x "
                 f"{rows}, which is another shape: train on the images that were annotated."

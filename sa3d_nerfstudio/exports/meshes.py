@@ -30,22 +30,21 @@ from sa3d_nerfstudio.traces.nerf import DEPTH_OUTPUTS, RGB_OUTPUTS
 
 o3d: Any = open3d  # its type stubs know neither paths that are strings nor arrays
 
-SPARSE = 0.02
-"""Share of a Poisson mesh's vertices that is cut away, where the points are sparsest."""
 MARGIN = 0.1
 """Margin of a mesh's volume around the object's box."""
 
 
-def poisson_mesh(points: ObjectPoints, depth: int) -> trimesh.Trimesh:
+def poisson_mesh(points: ObjectPoints, depth: int, sparsest: float = 0.02) -> trimesh.Trimesh:
     """Reconstruct a surface from points with normals, as ``ns-export poisson`` does.
 
     Args:
         points: On the object.
         depth: Of the octree; 2 to its power is the number of cells along each axis.
+        sparsest: Share of the vertices that is cut away, where the points are sparsest.
     """
     cloud = points.cloud()
     mesh, densities = o3d.geometry.TriangleMesh.create_from_point_cloud_poisson(cloud, depth=depth)
-    mesh.remove_vertices_by_mask(np.asarray(densities) < np.quantile(densities, SPARSE))
+    mesh.remove_vertices_by_mask(np.asarray(densities) < np.quantile(densities, sparsest))
     # Where there are no points, the surface closes itself far away from them.
     low, high = points.positions.min(axis=0), points.positions.max(axis=0)
     slack = MARGIN * (high - low).max()

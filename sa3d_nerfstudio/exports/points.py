@@ -28,20 +28,12 @@ from sa3d_nerfstudio.pipeline import SA3DPipeline
 
 o3d: Any = open3d  # its type stubs know neither paths that are strings nor arrays
 
-COARSE = 160
-"""Longer side of the images that count an object's pixels."""
 ENOUGH = 2.3
 """Rays through an object's cells per point of its surface, rounded up."""
-SPARE = 1.1
-"""Points to aim at per point asked for, where the first images gave too few."""
 LARGEST = 4.0
 """Largest magnification of the training images."""
 NEIGHBORS = 20
 """Neighbours that decide whether a point strays."""
-NEIGHBORS_OF_NORMALS = 50
-"""Neighbours that a normal is fitted to."""
-STRAYING = 3.0
-"""A point strays if its neighbours are farther than usual by so many standard deviations."""
 
 
 @dataclass
@@ -91,15 +83,15 @@ def object_points(
     # Splats are rendered whole, at the size that they were trained at. How many of the rays through a NeRF's cells end
     # on the object is known only once they were rendered: where few did, larger images make up for it.
     while pipeline.model.RENDERS_RAYS and 0 < len(seen) < num_points and scale < LARGEST:
-        scale = min(LARGEST, scale * math.sqrt(SPARE * num_points / len(seen)))
+        scale = min(LARGEST, scale * math.sqrt(1.1 * num_points / len(seen)))
         seen = _seen(pipeline, objects, scale, f"more points of {item.name}")
     if len(seen) <= NEIGHBORS:
         raise SA3DError(f"no training view sees the object {item.name!r}: segment it again with another prompt.")
     seen = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:num_points]]
     cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(seen[:, :3].numpy()))
-    _, kept = cloud.remove_statistical_outlier(NEIGHBORS, STRAYING)
+    _, kept = cloud.remove_statistical_outlier(NEIGHBORS, std_ratio=3.0)
     seen, cloud = seen[kept], cloud.select_by_index(kept)
-    cloud.estimate_normals(o3d.geometry.KDTreeSearchParamKNN(NEIGHBORS_OF_NORMALS))
+    cloud.estimate_normals(o3d.geometry.KDTreeSearchParamKNN(knn=50))
     normals = np.asarray(cloud.normals)
     away = (normals * seen[:, 3:6].numpy()).sum(axis=-1, keepdims=True) > 0
     return ObjectPoints(
@@ -122,7 +114,7 @@ def _scale(pipeline: SA3DPipeline, item: ExportObject, num_points: int) -> float
         return 1.0
     pixels = 0.0
     for camera in _training_cameras(pipeline):
-        scale = min(1.0, COARSE / max(int(camera.height.max()), int(camera.width.max())))
+        scale = min(1.0, 160 / max(int(camera.height.max()), int(camera.width.max())))
         camera.rescale_output_resolution(scale)
         rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
         pixels += float(item.field.hits(rays.origins, rays.directions, pipeline.config.threshold).sum()) / scale**2

@@ -24,12 +24,14 @@ from sa3d_nerfstudio.models.outputs import MaskOutputs
 
 FIELD_OF_VIEW = 50.0
 """Degrees, vertically."""
-ROOM = 1.1
-"""Length of the image's shorter side over that of the box in it, where it is seen largest."""
 
 
 def orbit(
-    boxes: Sequence[Box], camera_to_worlds: Float[Tensor, "num_views 3 4"], num_frames: int, elevation: float | None
+    boxes: Sequence[Box],
+    camera_to_worlds: Float[Tensor, "num_views 3 4"],
+    num_frames: int,
+    elevation: float | None,
+    margin: float = 1.1,
 ) -> Float[Tensor, "num_frames 4 4"]:
     """Poses on a circle around some boxes, from which they just fill the image.
 
@@ -39,6 +41,7 @@ def orbit(
             z axis, as everywhere in nerfstudio.
         num_frames: Number of poses.
         elevation: Degrees above the horizon; by default that of the training cameras, in the middle.
+        margin: Length of the image's shorter side over that of the box in it, where it is seen largest.
     """
     corners = torch.from_numpy(np.concatenate([box.corners for box in boxes]))
     center = (corners.amin(0) + corners.amax(0)) / 2
@@ -60,7 +63,7 @@ def orbit(
     rightwards = torch.nn.functional.normalize(torch.linalg.cross(up.expand_as(outwards), outwards), dim=-1)
     upwards = torch.linalg.cross(outwards, rightwards)
     across = torch.maximum((rightwards @ (corners - center).T).abs(), (upwards @ (corners - center).T).abs())
-    reach = ROOM * across / math.tan(math.radians(FIELD_OF_VIEW) / 2) + outwards @ (corners - center).T
+    reach = margin * across / math.tan(math.radians(FIELD_OF_VIEW) / 2) + outwards @ (corners - center).T
     positions = center + float(reach.max()) * outwards
     poses = torch.eye(4, dtype=up.dtype).repeat(num_frames, 1, 1)
     poses[:, :3] = torch.stack([rightwards, upwards, outwards, positions], dim=-1)

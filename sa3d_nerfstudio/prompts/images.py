@@ -13,9 +13,6 @@ from skimage.morphology import skeletonize
 
 from sa3d_nerfstudio.errors import SA3DError, one_line
 
-MAX_STRETCH = 0.1
-"""How much wider or narrower than its image a mask may be: a tenth, for images that were cropped when undistorted."""
-
 
 def read_mask(path: Path, height: int, width: int) -> NDArray[np.bool_]:
     """A mask image at the size of the image it belongs to (nearest pixel); white is the object.
@@ -54,7 +51,8 @@ def _fitted(path: Path, mode: str, height: int, width: int) -> Image.Image:
     stretched = (image.width / image.height) / (width / height)
     # The sides of a small copy are rounded to pixels.
     rounding = 1 / min(image.width, image.height)
-    if abs(math.log(stretched)) > MAX_STRETCH + rounding:
+    # A tenth, for images that were cropped when undistorted.
+    if abs(math.log(stretched)) > 0.1 + rounding:
         raise SA3DError(
             f"{path} is {image.width} x {image.height} pixels, and so no copy of the image of {width} x {height} "
             "at any size: paint it over that image."

@@ -1,8 +1,8 @@
-"""What depth says of a 2D mask: an object hangs together in space, and what is seen past its outline is not part of it.
+"""Depth check of a 2D mask: pixels far in 3D from the rest of the mask belong to another object and are dropped.
 
-A segmenter sees colours. What lies far behind the object may look like a part of it (a book through a mug's handle),
-and an outline that is a pixel too wide paints a line on whatever is behind. Lifted, either is a place on another thing
-from which the mask grows in the next views. Neither is in the published method.
+A segmenter sees colours. The background may look like a part of the object (a book through a mug's handle), and an
+outline that is a pixel too wide covers a line on the background. Lifted, either is a seed on another object, from which
+the mask grows in the next views. The published method has no such check.
 """
 
 from __future__ import annotations
@@ -92,13 +92,13 @@ def in_one_piece(
 
     Args:
         trace: Of the view.
-        mask: What a segmenter has found there.
+        mask: A segmenter's mask of the view.
         gap: Distance at which parts are no longer one, as a share of the mask's size, which is the root of its area.
         spacing: Distance in space between what neighbouring pixels of the mask see.
         points: x, y of pixels that the user has put on the object; none if it was a box. None in other views.
-        known: Where the object is by what has been lifted already.
-        between: Gives places in the world where it is by then, in sight or not: what they join is one part, such as
-            the two ends of a thing that is seen behind another.
+        known: Pixels of the object as lifted so far.
+        between: Gives world positions of the object as lifted so far, visible or not: parts that they join are one,
+            such as the two ends of an object behind another.
     """
     on = mask.to(trace.depth.device).reshape(-1)
     link = max(gap * float(on.sum()) ** 0.5, LEAST_GAP) * spacing

@@ -182,7 +182,7 @@ def read_weights(path: Path, size: str | None = None) -> Mapping[str, Tensor]:
 
 
 def misfit(path: Path, size: str | None, error: Exception) -> SA3DError:
-    """What to say of weights that lack something, or contradict each other."""
+    """The sentence on weights with missing or contradictory tensors."""
     return SA3DError(f"the weights in {path} do not fit together ({one_line(error)}): {_where_to_get(size)}.")
 
 

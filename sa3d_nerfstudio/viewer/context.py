@@ -93,7 +93,7 @@ class PanelContext:
         self._status.content = text
 
     def complain(self, text: str) -> None:
-        """Put what went wrong into the status line; it may repeat what was typed, and is no markdown."""
+        """Put an error into the status line, escaped: it may repeat what the user typed."""
         self.say(f"⚠ **{literal(text[:1].upper() + text[1:])}**")
 
     @property

@@ -9,7 +9,7 @@ from typing import Protocol
 import viser
 
 LABEL = "End the tool"
-"""What viser's palette of commands calls it."""
+"""Its name in viser's palette of commands."""
 
 
 class _Handle(Protocol):

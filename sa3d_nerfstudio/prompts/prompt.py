@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -74,6 +74,19 @@ class Prompt:
     def is_empty(self) -> bool:
         """Whether nothing here selects anything."""
         return self.mask is None and self.box is None and not bool(self.labels.any())
+
+    def avoiding(self, points: Float[Tensor, "num 2"]) -> Prompt:
+        """The same prompt with more points that lie on something else."""
+        labels = torch.cat([self.labels, torch.zeros(len(points), dtype=torch.bool)])
+        return replace(self, points=torch.cat([self.points, points]), labels=labels)
+
+    def moved(self, height: int, width: int) -> Prompt:
+        """The same prompt in an image of another size, points staying where they are to fractions of a pixel."""
+        if (height, width) == (self.height, self.width):
+            return self
+        moved = self.resized(height, width)
+        moved.points = ((self.points + 0.5) * torch.tensor([width / self.width, height / self.height])) - 0.5
+        return moved
 
     def resized(self, height: int, width: int) -> Prompt:
         """The same prompt in an image of another size. The pixel that holds a point's centre keeps it."""

@@ -109,6 +109,8 @@ class PromptedMask:
     candidates: Candidates
     choice: int
     """Index of the candidate that is taken."""
+    picked: bool = False
+    """Whether the user has picked the candidate, be it the segmenter's favourite or another."""
     correcting: bool = False
     """Whether the user has corrected what the other views say, and not just pointed at the object."""
 
@@ -118,8 +120,3 @@ class PromptedMask:
     @property
     def mask(self) -> Bool[Tensor, "height width"]:
         return self.candidates.masks[self.choice]
-
-    @property
-    def picked(self) -> bool:
-        """Whether the user has taken another candidate than the segmenter's favourite."""
-        return self.choice != int(self.candidates.scores.argmax())

@@ -201,7 +201,7 @@ def test_a_given_mask_is_taken_as_it_is():
 
 def test_segmenters_see_pictures_of_training_views_and_renders_of_others():
     class Photographed(BallViews):
-        def picture(self, view: int) -> torch.Tensor:
+        def picture(self, view: int, side: int | None = None) -> torch.Tensor:
             return torch.full((self.height, self.width, 3), 0.25)
 
     class Recording(BallSegmenter):

@@ -28,7 +28,7 @@ import sa3d_nerfstudio as sa3d
 from benchmarks.scene import SceneUnderTest
 from benchmarks.variants import VARIANTS, settings_of
 from sa3d_nerfstudio.exports.frames import frame_of
-from sa3d_nerfstudio.segmentation.prompts import Prompt
+from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, check_prompt
 from sa3d_nerfstudio.segmenters.oracle import BACKGROUND, IdMap, OracleSegmenter
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float
@@ -202,8 +201,8 @@ class BatchSegmenter(Protocol):
         ...
 
 
-_FITTING: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-"""How many images of a segmenter fit into the GPU's memory at once, where more did not."""
+_FITTING = "images_that_fit"
+"""Attribute of a segmenter: how many images fit into the GPU's memory at once, where more did not."""
 
 
 def embed_all(segmenter: Segmenter, images: Sequence[SegmenterImage]) -> list[Any]:
@@ -213,14 +212,14 @@ def embed_all(segmenter: Segmenter, images: Sequence[SegmenterImage]) -> list[An
     """
     if len(images) < 2 or not isinstance(segmenter, BatchSegmenter):
         return [segmenter.embed(image) for image in images]
-    most = _FITTING.get(segmenter, len(images))
+    most = getattr(segmenter, _FITTING, len(images))
     if len(images) > most:
         parts = [images[start : start + most] for start in range(0, len(images), most)]
         return [embedding for part in parts for embedding in embed_all(segmenter, part)]
     try:
         return segmenter.embed_all(images)
     except torch.cuda.OutOfMemoryError:
-        _FITTING[segmenter] = len(images) // 2
+        setattr(segmenter, _FITTING, len(images) // 2)
     # Not in the handler, where the exception still holds the tensors that did not fit.
     torch.cuda.empty_cache()
     return embed_all(segmenter, images)

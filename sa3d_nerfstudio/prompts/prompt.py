@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+CandidateName = Literal["auto", "small", "medium", "large"]
+"""Which of a segmenter's candidates is wanted: its own choice, or one by its area."""
+CANDIDATES: tuple[CandidateName, ...] = get_args(CandidateName)
 
 
 @dataclass
@@ -33,6 +38,8 @@ class Prompt:
     """The object's mask itself, where the user has one: taken as it is, without asking a segmenter."""
     prior: Float[Tensor, "height width"] | None = None
     """The probability of the object at each pixel as the mask field renders it; NaN where nothing is known."""
+    candidate: CandidateName = "auto"
+    """Which of the masks that the segmenter answers is meant."""
 
     @classmethod
     def from_points(
@@ -43,6 +50,7 @@ class Prompt:
         negative: object = (),
         box: object = None,
         prior: Tensor | None = None,
+        candidate: CandidateName = "auto",
     ) -> Prompt:
         """Build a prompt from sequences of (x, y) pairs.
 
@@ -53,12 +61,13 @@ class Prompt:
             negative: (x, y) pairs on something else, likewise.
             box: x0, y0, x1, y1, or None.
             prior: Probabilities of shape [height, width], or None.
+            candidate: Which of the masks that the segmenter answers is meant.
         """
         on = torch.as_tensor(np.asarray(positive, dtype=np.float32).reshape(-1, 2))
         off = torch.as_tensor(np.asarray(negative, dtype=np.float32).reshape(-1, 2))
         labels = torch.cat([torch.ones(len(on), dtype=torch.bool), torch.zeros(len(off), dtype=torch.bool)])
         rectangle = None if box is None else torch.as_tensor(np.asarray(box, dtype=np.float32).reshape(4))
-        return cls(height, width, torch.cat([on, off]), labels, rectangle, prior=prior)
+        return cls(height, width, torch.cat([on, off]), labels, rectangle, prior=prior, candidate=candidate)
 
     @property
     def positive(self) -> Float[Tensor, "num 2"]:
@@ -100,7 +109,7 @@ class Prompt:
         prior = self.prior
         if prior is not None and prior.shape != (height, width):
             prior = _nearest(prior, height, width)
-        return Prompt(height, width, points, self.labels, box, mask, prior)
+        return Prompt(height, width, points, self.labels, box, mask, prior, self.candidate)
 
 
 def _nearest(image: Float[Tensor, "rows columns"], height: int, width: int) -> Float[Tensor, "height width"]:

@@ -107,7 +107,8 @@ class MaskPredictor:
             prompt: In pixels of an image of any size. A mask is taken as it is, on the pixels of the view's trace.
 
         Returns:
-            The segmenter's candidates, of which the one with the highest score is chosen.
+            The segmenter's candidates, and which of them is taken: the one of the size that the prompt names, or else
+            the segmenter's own choice.
 
         Raises:
             SA3DError: The prompt selects nothing.
@@ -118,13 +119,13 @@ class MaskPredictor:
             candidates = Candidates(resized.mask[None], torch.ones(1))
         else:
             candidates = self.predict(view, resized)
-        choice = int(candidates.scores.argmax())
+        choice = candidates.of_size(prompt.candidate)
         if resized.is_empty or not candidates.masks[choice].any():
             raise SA3DError(
                 f"the prompt selects nothing in {self._views.name(view)}: "
                 "put a point on the object, add more points, or choose another view."
             )
-        return PromptedMask(resized, candidates, choice, original=prompt)
+        return PromptedMask(resized, candidates, choice, picked=prompt.candidate != "auto", original=prompt)
 
     def predict(self, view: ViewKey, prompt: Prompt) -> Candidates:
         """Segment a view. Prompt and candidates are on the pixels of its trace, whatever size the segmenter sees."""

@@ -26,7 +26,7 @@ from sa3d_nerfstudio.segmentation.self_prompting import (
 from sa3d_nerfstudio.segmentation.session_views import FreeView, PromptedMask, SessionViews, ViewKey, Views
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmentation.view_selection import Route, magnification
-from sa3d_nerfstudio.segmenters.base import CUDA_BATCH, CandidateName, Candidates, Segmenter
+from sa3d_nerfstudio.segmenters.base import CUDA_BATCH, Candidates, Segmenter
 from sa3d_nerfstudio.traces.base import ViewTrace
 
 
@@ -84,13 +84,12 @@ class SegmentationSession:
         """The training views."""
         return self._views.training
 
-    def prompt(self, view: ViewKey, prompt: Prompt, candidate: CandidateName = "auto") -> Candidates:
+    def prompt(self, view: ViewKey, prompt: Prompt) -> Candidates:
         """Segment one view from the user's prompt. A second prompt for a view replaces the first.
 
         Args:
             view: Index of the training view, or name of a view in ``free``.
-            prompt: In pixels of an image of any size.
-            candidate: Which of the candidates to take: the segmenter's favourite, or one by its size.
+            prompt: In pixels of an image of any size. It says which of the candidates is taken.
 
         Returns:
             The segmenter's candidates; see :meth:`choose` to take another one.

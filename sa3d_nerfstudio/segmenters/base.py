@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.prompts.prompt import Prompt
-
-CandidateSize = Literal["small", "medium", "large"]
-CandidateName = Literal["auto", "small", "medium", "large"]
-"""Which of several candidates is wanted: one by its area, or the segmenter's own choice."""
+from sa3d_nerfstudio.prompts.prompt import CandidateName, Prompt
 
 
 @dataclass
@@ -61,14 +57,19 @@ class Candidates:
         """The segmenter's own choice: the single-mask answer where there is one, else the highest score."""
         return int(self.scores.argmax()) if self.single is None else self.single
 
-    def of_size(self, size: CandidateSize) -> int:
-        """The small, medium or large one of the candidates by area, the single-mask answer aside.
+    def by_area(self) -> list[int]:
+        """The candidates from small to large, the single-mask answer aside.
 
         SAM's three go from part to whole, those of its successors come in any order.
         """
         others = [index for index in range(len(self.masks)) if index != self.single] or [0]
-        order = sorted(others, key=lambda index: int(self.masks[index].sum()))
-        return {"small": order[0], "medium": order[len(order) // 2], "large": order[-1]}[size]
+        return sorted(others, key=lambda index: int(self.masks[index].sum()))
+
+    def of_size(self, size: CandidateName) -> int:
+        """The small, medium or large one of the candidates by area, or the segmenter's own choice."""
+        order = self.by_area()
+        choices = {"small": order[0], "medium": order[len(order) // 2], "large": order[-1], "auto": self.favourite}
+        return choices[size]
 
     def most_like(self, mask: Bool[Tensor, "rows columns"]) -> int:
         """The candidate with the highest IoU with a mask, which may be of another size."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter
 from sa3d_nerfstudio.traces.base import RayTrace
 
 
@@ -28,6 +30,8 @@ class Variant:
     session: type[SegmentationSession] = SegmentationSession
     grid: Callable[[MaskField, Tensor], MaskField] = lambda grid, bounds: grid
     """Makes the field, of the default one and the bounds of the scene."""
+    segmenter: Callable[[Segmenter], Segmenter] = lambda segmenter: segmenter
+    """What is done to the segmenter."""
 
 
 class UndividedLifting(EvidenceLifting):
@@ -44,6 +48,50 @@ class UndividedSession(SegmentationSession):
 
     def new_lifting(self, field: MaskField) -> Lifting:
         return UndividedLifting(field)
+
+
+class FavouriteSession(SegmentationSession):
+    """Takes the favourite of three masks in self-prompted views, and rejects the view where it does not agree."""
+
+    def choose_found(self, candidates: Candidates, agreements: Sequence[float], certain: Sequence[float]) -> int | None:
+        """The highest score, the single-mask answer aside."""
+        scores = candidates.scores.clone()
+        if candidates.single is not None and len(scores) > 1:
+            scores[candidates.single] = -torch.inf
+        chosen = int(scores.argmax())
+        return chosen if agreements[chosen] >= self.settings.min_agreement else None
+
+
+class SingleMaskSession(SegmentationSession):
+    """Takes one mask in self-prompted views, as the published code does; the view is rejected if it disagrees."""
+
+    def choose_found(self, candidates: Candidates, agreements: Sequence[float], certain: Sequence[float]) -> int | None:
+        """The single-mask answer, where there is one."""
+        chosen = candidates.favourite
+        return chosen if agreements[chosen] >= self.settings.min_agreement else None
+
+
+class AgreementSession(SegmentationSession):
+    """Takes what agrees best with the rendered mask, whatever its score."""
+
+    def choose_found(self, candidates: Candidates, agreements: Sequence[float], certain: Sequence[float]) -> int | None:
+        """The highest agreement."""
+        return super().choose_found(Candidates(candidates.masks, torch.zeros(len(agreements))), agreements, certain)
+
+
+class UnweightedSession(SegmentationSession):
+    """Ranks by agreement over all that is known, however little that is."""
+
+    def choose_found(self, candidates: Candidates, agreements: Sequence[float], certain: Sequence[float]) -> int | None:
+        """The agreement counts all pixels alike."""
+        return super().choose_found(candidates, agreements, agreements)
+
+
+class SmallImageSegmenter:
+    """A network that is shown renders, or photos on their pixels."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.embed, self.predict = segmenter.embed, segmenter.predict
 
 
 class FixedGrid(MaskGrid):
@@ -70,11 +118,38 @@ def over_the_scene(grid: MaskField, bounds: Float[Tensor, "2 3"]) -> MaskField:
     return FixedGrid(grid.max_resolution, bounds)
 
 
+PUBLISHED_LIFTING = {"lifting": "gradient", "view_order": "file", "max_passes": 1}
+PUBLISHED_PROMPTS = {"self_prompts": "published", "num_prompts": 3}
+
 VARIANTS = {
     "default": Variant("the default"),
+    "published": Variant(
+        "published rules: update, order, points, and one mask",
+        PUBLISHED_LIFTING | PUBLISHED_PROMPTS | {"num_prompts": 10},
+        SingleMaskSession,
+        segmenter=SmallImageSegmenter,
+    ),
+    "0.1": Variant(
+        "three points by the published rule, the favourite of three masks, images as small as renders",
+        PUBLISHED_PROMPTS,
+        FavouriteSession,
+        segmenter=SmallImageSegmenter,
+    ),
+    "published-points": Variant("three points by the published rule", PUBLISHED_PROMPTS),
+    "favourite": Variant("the favourite of three masks", session=FavouriteSession),
+    "single-mask": Variant("the single-mask answer", session=SingleMaskSession),
+    "agreement": Variant("what agrees best, whatever its score", session=AgreementSession),
+    "unweighted": Variant("pixels of which little is known count like others", session=UnweightedSession),
+    "small-images": Variant("images as small as renders", segmenter=SmallImageSegmenter),
+    "only-ranked": Variant("0.1, but ranked by score and agreement", PUBLISHED_PROMPTS, segmenter=SmallImageSegmenter),
+    "only-spread": Variant(
+        "0.1, but points spread over the inside", session=FavouriteSession, segmenter=SmallImageSegmenter
+    ),
+    "only-large-images": Variant("0.1, but photos at their own size", PUBLISHED_PROMPTS, FavouriteSession),
+    **{f"{count}-points": Variant(f"{count} points", {"num_prompts": count}) for count in (1, 2, 3, 7, 10)},
     "gradient": Variant(
         "published update: gradient steps, one pass, file order",
-        {"lifting": "gradient", "view_order": "file", "max_passes": 1},
+        PUBLISHED_LIFTING,
     ),
     "gradient-default-loop": Variant("gradient steps in the default loop", {"lifting": "gradient"}),
     "no-rejection": Variant("no view is rejected", {"min_agreement": 0.0}),

@@ -14,7 +14,7 @@ from torch import Tensor
 from sa3d_nerfstudio.base_run.checkpoint import allow_nerfstudio_checkpoints
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.pipeline import SA3DPipeline
-from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.prompts.prompt import CANDIDATES, CandidateName, Prompt
 from sa3d_nerfstudio.segmentation.report import SessionReport
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.trainer import SA3DTrainer, default_config
@@ -89,6 +89,7 @@ class Run:
         name: str | None = None,
         text: str | None = None,
         box_index: int | None = None,
+        candidate: CandidateName = "auto",
     ) -> Bool[Tensor, "height width"]:
         """Point at an object in one training view. More views may be prompted before :meth:`segment` is called.
 
@@ -101,6 +102,8 @@ class Run:
             name: Name of the object; a new name begins a new object.
             text: Words for the object, such as "a mug", instead of a box.
             box_index: Which place to take if the words fit several.
+            candidate: Which mask to take where the segmenter answers with several: its own choice, or the "small",
+                "medium" or "large" one.
 
         Returns:
             The 2D mask, at the working size.
@@ -120,7 +123,10 @@ class Run:
             self._name = name or self.pipeline.config.object_name
             self._session = self.pipeline.session(self._name)
         height, width = views.image_size(index)
-        self._session.prompt(index, Prompt.from_points(height, width, points, negative_points, box))
+        if candidate not in CANDIDATES:
+            raise SA3DError(f"a candidate is one of {', '.join(CANDIDATES)}, and not {candidate!r}.")
+        prompt = Prompt.from_points(height, width, points, negative_points, box, candidate=candidate)
+        self._session.prompt(index, prompt)
         return self._session.mask_of(index)
 
     def segment(self) -> SessionReport:

@@ -79,6 +79,8 @@ class Filtered(DataManager):
 
     ray_may_show: RayFilter | None = None
     """Which rays would show the object without occluders; more exact than the filter, and slower."""
+    has_photos = True
+    """Whether the model was trained on images."""
     _ray_filter: RayFilter | None = None
     _cells: PixelCells | None = None
 
@@ -234,6 +236,8 @@ class FrozenRandomCameras(FrozenRays):
     numbers for names, and are as sharp as segmenters want them: no photo says how large they are.
     """
 
+    has_photos = False
+
     SIZE = 512
     """Pixels along each side of a view."""
 
@@ -261,7 +265,7 @@ class FrozenRandomCameras(FrozenRays):
         Raises:
             SA3DError: Always.
         """
-        raise SA3DError("this run was trained without images: leave out --pipeline.image-source photo.")
+        raise SA3DError("this run was trained without images: use --pipeline.image-source render.")
 
     def _rays_per_batch(self) -> int:
         return self.config.train_resolution**2

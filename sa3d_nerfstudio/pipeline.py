@@ -30,13 +30,13 @@ from sa3d_nerfstudio.prompts.config import ObjectPrompts, PromptConfig, read_pro
 from sa3d_nerfstudio.segmentation.saved_prompts import write_session_prompts
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
-from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterImage, SegmenterOptions
+from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterImage, SegmenterOptions, input_side
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.text import TextOptions, choose_box, find_boxes
 from sa3d_nerfstudio.viewer.panel import SegmentPanel
 from sa3d_nerfstudio.views.cache import Embeddings, ViewCache, default_budget
 from sa3d_nerfstudio.views.disk import DiskStore
-from sa3d_nerfstudio.views.training_views import TrainingViews
+from sa3d_nerfstudio.views.training_views import TrainingViews, learnt_poses
 
 CPU_RAYS_PER_CHUNK = 1024
 """On a CPU, chunks that stay in its caches render twice as fast as nerfstudio's default of 32768."""
@@ -84,8 +84,9 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     """Download published weights on first use; else a sentence says where they are to be had."""
     dense_prompts: bool = False
     """Show SAM the rendered mask itself, and a box around it, beside points on it; not known to help."""
-    image_source: Literal["render", "photo"] = "render"
-    """What segmenters see of a training view: the base model's render, or the image that it was trained with."""
+    image_source: Literal["photo", "render"] = "photo"
+    """What segmenters see of a training view: the image that it was trained with, where there is one, or the base
+    model's render. Networks see photos at up to their own size, whatever the working size."""
     text_model: str = TextOptions.model
     """For text prompts: a Grounding DINO model's folder, or its name on the Hugging Face hub."""
     oracle_instances: Path | None = None
@@ -184,8 +185,9 @@ class SA3DPipeline(VanillaPipeline):
             scaled_down = getattr(getattr(self.datamanager, "dataparser", None), "downscale_factor", None) or 1
             size = self.config.working_size or (1008 if self.device.type == "cuda" else 160)
             scale = scaled_down / dataset.scale_factor
-            cameras = cast(Filtered, self.datamanager).training_cameras()
-            photo = cast(Filtered, self.datamanager).training_photo if self.config.image_source == "photo" else None
+            manager = cast(Filtered, self.datamanager)
+            cameras = learnt_poses(self.model, manager.training_cameras())
+            photo = manager.training_photo if self.config.image_source == "photo" and manager.has_photos else None
             self._views = TrainingViews(
                 self.model, cameras, dataset.image_filenames, size, scale, photo, self._make_cache()
             )
@@ -236,7 +238,8 @@ class SA3DPipeline(VanillaPipeline):
             self._embeddings = (segmenter, {})
         embeddings = self._embeddings[1]
         if views.long_side not in embeddings:
-            embeddings[views.long_side] = Embeddings(views.cache, segmenter, views.key)
+            key = partial(views.picture_key, side=input_side(segmenter))
+            embeddings[views.long_side] = Embeddings(views.cache, segmenter, key)
         return views, embeddings[views.long_side]
 
     def session(

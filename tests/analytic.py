@@ -93,8 +93,11 @@ class BallViews:
             directions=directions,
         )
 
-    def picture(self, view: int) -> Tensor:
+    def picture(self, view: int, side: int | None = None) -> Tensor:
         return self.trace(view).rgb
+
+    def picture_size(self, view: int, side: int | None = None) -> tuple[int, int]:
+        return self.height, self.width
 
     def preload(self, view: int, picture: bool) -> None:
         self.preloaded.append((view, picture))

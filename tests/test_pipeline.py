@@ -73,8 +73,8 @@ def test_words_prompt_as_the_box_does_that_they_find(tiny_run: Path, tmp_path: P
 
 @pytest.mark.parametrize("working_size", [32, 16])
 def test_segmenters_see_what_they_are_told_to(tiny_run: Path, tiny_scene: Path, tmp_path: Path, working_size: int):
-    render = load(tiny_run, tmp_path, working_size=working_size).pipeline.views
-    photo = load(tiny_run, tmp_path, working_size=working_size, image_source="photo").pipeline.views
+    render = load(tiny_run, tmp_path, working_size=working_size, image_source="render").pipeline.views
+    photo = load(tiny_run, tmp_path, working_size=working_size).pipeline.views
     assert torch.equal(render.picture(2), render.trace(2).rgb)
     name = next(tiny_scene.glob(f"images/{photo.name(2)}"))
     pixels = np.asarray(Image.open(name).resize((working_size, working_size * 3 // 4), Image.Resampling.BOX))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.prompts.images import draw_polyline, points_of_stroke, read_mask, read_scribble
-from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.prompts.prompt import CANDIDATES, CandidateName, Prompt
 
 Kind = Literal["points", "box", "scribble", "mask", "text"]
 
@@ -49,6 +49,9 @@ class PromptConfig:
     """JSON file with prompts for any number of named objects and views; all of them are segmented."""
     kinds: tuple[Kind, ...] = ("points", "box", "scribble", "text")
     """Which kinds of prompts to take from the file."""
+    candidate: CandidateName = "auto"
+    """Which mask to take where the segmenter answers with several: its own choice, or the small, medium or large one
+    (for SAM about a part, the object, and more than it)."""
     text: str | None = None
     """Words for the object, such as "a mug"; without a view, they are looked for in the first one."""
     box_index: int | None = None
@@ -112,6 +115,7 @@ def read_prompts(
         "box": list(config.box) or None,
         "text": config.text,
         "box_index": config.box_index,
+        "candidate": config.candidate,
     }
     prompt = _prompt(entry, views, view, find_box=find_box)
     height, width = views.image_size(view)
@@ -188,7 +192,10 @@ def _prompt(
                 f"a box is x0 y0 x1 y1 with x0 < x1 and y0 < y1 inside of {views.name(view)}, which is "
                 f"{width} x {height} pixels, and not {' '.join(f'{value:g}' for value in box.reshape(-1))}."
             )
-    prompt = Prompt.from_points(height, width, positive, negative, box)
+    candidate = entry.get("candidate", "auto")
+    if candidate not in CANDIDATES:
+        raise SA3DError(f"a candidate is one of {', '.join(CANDIDATES)}, and not {str(candidate)[:40]!r}.")
+    prompt = Prompt.from_points(height, width, positive, negative, box, candidate=candidate)
     if "scribble" in kinds:
         strokes = []
         for key in ("scribble", "background_scribble"):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+CandidateName = Literal["auto", "small", "medium", "large"]
+"""Which of a segmenter's candidates is wanted: its own choice, or one by its area."""
+CANDIDATES: tuple[CandidateName, ...] = get_args(CandidateName)
 
 
 @dataclass
@@ -33,6 +38,8 @@ class Prompt:
     """The object's mask, where the user has one: lifted as it is, without a segmenter."""
     prior: Float[Tensor, "height width"] | None = None
     """The probability of the object at each pixel as the mask field renders it; NaN where there is no evidence."""
+    candidate: CandidateName = "auto"
+    """Which of the masks that the segmenter answers is meant."""
 
     @classmethod
     def from_points(
@@ -43,6 +50,7 @@ class Prompt:
         negative: object = (),
         box: object = None,
         prior: Tensor | None = None,
+        candidate: CandidateName = "auto",
     ) -> Prompt:
         """Build a prompt from sequences of (x, y) pairs.
 
@@ -53,12 +61,13 @@ class Prompt:
             negative: (x, y) pairs on something else, likewise.
             box: x0, y0, x1, y1, or None.
             prior: Probabilities of shape [height, width], or None.
+            candidate: Which of the masks that the segmenter answers is meant.
         """
         on = torch.as_tensor(np.asarray(positive, dtype=np.float32).reshape(-1, 2))
         off = torch.as_tensor(np.asarray(negative, dtype=np.float32).reshape(-1, 2))
         labels = torch.cat([torch.ones(len(on), dtype=torch.bool), torch.zeros(len(off), dtype=torch.bool)])
         rectangle = None if box is None else torch.as_tensor(np.asarray(box, dtype=np.float32).reshape(4))
-        return cls(height, width, torch.cat([on, off]), labels, rectangle, prior=prior)
+        return cls(height, width, torch.cat([on, off]), labels, rectangle, prior=prior, candidate=candidate)
 
     @property
     def positive(self) -> Float[Tensor, "num 2"]:
@@ -75,6 +84,19 @@ class Prompt:
         """Whether the prompt selects nothing."""
         return self.mask is None and self.box is None and not bool(self.labels.any())
 
+    def avoiding(self, points: Float[Tensor, "num 2"]) -> Prompt:
+        """The same prompt with more points that lie on something else."""
+        labels = torch.cat([self.labels, torch.zeros(len(points), dtype=torch.bool)])
+        return replace(self, points=torch.cat([self.points, points]), labels=labels)
+
+    def moved(self, height: int, width: int) -> Prompt:
+        """The same prompt in an image of another size, points staying where they are to fractions of a pixel."""
+        if (height, width) == (self.height, self.width):
+            return self
+        moved = self.resized(height, width)
+        moved.points = ((self.points + 0.5) * torch.tensor([width / self.width, height / self.height])) - 0.5
+        return moved
+
     def resized(self, height: int, width: int) -> Prompt:
         """The same prompt in an image of another size. The pixel that holds a point's centre keeps it."""
         scale = torch.tensor([width / self.width, height / self.height])
@@ -87,7 +109,7 @@ class Prompt:
         prior = self.prior
         if prior is not None and prior.shape != (height, width):
             prior = _nearest(prior, height, width)
-        return Prompt(height, width, points, self.labels, box, mask, prior)
+        return Prompt(height, width, points, self.labels, box, mask, prior, self.candidate)
 
 
 def _nearest(image: Float[Tensor, "rows columns"], height: int, width: int) -> Float[Tensor, "height width"]:

@@ -14,7 +14,14 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.gpu_memory import within_memory
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.session_views import PromptedMask, SessionViews, ViewKey
-from sa3d_nerfstudio.segmenters.base import BatchSegmenter, Candidates, Segmenter, SegmenterImage, embed_all
+from sa3d_nerfstudio.segmenters.base import (
+    BatchSegmenter,
+    Candidates,
+    Segmenter,
+    SegmenterImage,
+    embed_all,
+    input_side,
+)
 
 
 class Prefetcher:
@@ -85,6 +92,8 @@ class MaskPredictor:
         batch: int = 1,
     ) -> None:
         self.segmenter = segmenter
+        self.side = input_side(segmenter)
+        """Longer side up to which the segmenter is shown photos; None where they are as large as the renders."""
         self.batch = batch if isinstance(segmenter, BatchSegmenter) else 1
         self._views = views
         self._embeddings = {} if embeddings is None else embeddings
@@ -98,7 +107,8 @@ class MaskPredictor:
             prompt: In pixels of an image of any size. A mask is taken as it is, on the pixels of the view's trace.
 
         Returns:
-            The segmenter's candidates, of which the one with the highest score is chosen.
+            The segmenter's candidates, and which of them is taken: the one of the size that the prompt names, or else
+            the segmenter's own choice.
 
         Raises:
             SA3DError: The prompt selects nothing.
@@ -109,19 +119,20 @@ class MaskPredictor:
             candidates = Candidates(resized.mask[None], torch.ones(1))
         else:
             candidates = self.predict(view, resized)
-        choice = int(candidates.scores.argmax())
+        choice = candidates.of_size(prompt.candidate)
         if resized.is_empty or not candidates.masks[choice].any():
             raise SA3DError(
                 f"the prompt selects nothing in {self._views.name(view)}: "
                 "put a point on the object, add more points, or choose another view."
             )
-        return PromptedMask(resized, candidates, choice, original=prompt)
+        return PromptedMask(resized, candidates, choice, picked=prompt.candidate != "auto", original=prompt)
 
     def predict(self, view: ViewKey, prompt: Prompt) -> Candidates:
-        """The segmenter's candidates for a prompt in pixels of the view's trace."""
+        """Segment a view. Prompt and candidates are on the pixels of its trace, whatever size the segmenter sees."""
         embedding = self.embed(view)
         with self._views.report.timed("segment"), within_memory(SMALLER):
-            return self.segmenter.predict(embedding, prompt)
+            found = self.segmenter.predict(embedding, prompt.moved(*self._views.picture_size(view, self.side)))
+            return found.at(prompt.height, prompt.width)
 
     def embed(self, view: ViewKey, coming: Sequence[ViewKey] = (), wanted: Callable[[Any], bool] | None = None) -> Any:
         """What the segmenter embeds of a view; done once.
@@ -143,7 +154,8 @@ class MaskPredictor:
             with self._views.report.timed("segment"):
                 if isinstance(view, int) and self._ahead is not None:
                     self._ahead.check(view)
-                images.append(SegmenterImage(self._views.picture(view), self._views.name(view), trace.depth[..., 0]))
+                picture = self._views.picture(view, self.side)
+                images.append(SegmenterImage(picture, self._views.name(view), trace.depth[..., 0]))
         with self._views.report.timed("segment"):
             with within_memory(SMALLER):
                 found = embed_all(self.segmenter, images)

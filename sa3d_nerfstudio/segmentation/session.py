@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Bool, Float
@@ -16,7 +16,13 @@ from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, field
 from sa3d_nerfstudio.segmentation.mask_lifter import MaskLifter
 from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
 from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord, ViewState
-from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt
+from sa3d_nerfstudio.segmentation.self_prompting import (
+    agreement,
+    best_agreeing,
+    certainty_of,
+    points_in_view,
+    self_prompt,
+)
 from sa3d_nerfstudio.segmentation.session_views import FreeView, PromptedMask, SessionViews, ViewKey, Views
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmentation.view_selection import Route, magnification
@@ -61,6 +67,8 @@ class SegmentationSession:
         self.lifting: Lifting | None = None
         """What the newest pass has lifted."""
         self._sized = sized
+        self._beside: Float[Tensor, "num 3"] | None = None
+        """What the user has pointed at that is not the object, in space."""
         self._look_at(views, {} if embeddings is None else embeddings)
 
     def _look_at(self, views: Views, embeddings: MutableMapping[ViewKey, Any], ray_weight: float = 1.0) -> None:
@@ -81,10 +89,10 @@ class SegmentationSession:
 
         Args:
             view: Index of the training view, or name of a view in ``free``.
-            prompt: In pixels of an image of any size.
+            prompt: In pixels of an image of any size. It says which of the candidates is taken.
 
         Returns:
-            The segmenter's candidates, of which the one with the highest score is taken; see :meth:`choose`.
+            The segmenter's candidates; see :meth:`choose` to take another one.
 
         Raises:
             SA3DError: The prompt selects nothing.
@@ -95,6 +103,7 @@ class SegmentationSession:
     def choose(self, view: ViewKey, candidate: int) -> None:
         """Take another of the candidates of a prompted view (for SAM: part, object, whole)."""
         self.prompted[view].choice = candidate
+        self.prompted[view].picked = True
 
     def mask_of(self, view: ViewKey) -> Bool[Tensor, "height width"]:
         """The 2D mask of a view that the user has prompted."""
@@ -162,10 +171,11 @@ class SegmentationSession:
             return
         self._look_at(views, embeddings)
         for view, prompted in dict(self.prompted).items():
-            self.prompt(view, prompted.original or prompted.prompt)
-            if prompted.picked:
-                self.choose(view, prompted.choice)
-            now, before = self.prompted[view].mask.numel(), prompted.mask.numel()
+            # Candidates come in another order there, or by another score: what was taken is found again by its mask.
+            candidates = self.prompt(view, prompted.original or prompted.prompt)
+            again = self.prompted[view]
+            again.choice, again.picked = candidates.most_like(prompted.mask), prompted.picked
+            now, before = again.mask.numel(), prompted.mask.numel()
             self._lifter.ray_weight = before / now
 
     def _passes(self) -> Iterator[ViewRecord]:
@@ -218,6 +228,7 @@ class SegmentationSession:
     def _pass(self, number: int, lifting: Lifting, guide: Lifting) -> Iterator[ViewRecord]:
         """Visit every view once; masks rendered from ``guide`` prompt, what they find goes to ``lifting``."""
         self._lifter.begin_pass(None if guide is lifting else guide.field)
+        self._beside = self._marked_beside()
         for view, prompted in self.prompted.items():
             self._lifter.lift_prompted(lifting, view, prompted)
             yield ViewRecord(view, self.name(view), number, "prompt")
@@ -236,27 +247,66 @@ class SegmentationSession:
         shape = (trace.height, trace.width)
         with self.report.timed("lift"):
             probability, known = (image.reshape(shape) for image in guide.render(trace))
-            prompt = self_prompt(
-                probability, known, trace.depth[..., 0], self.settings.num_prompts, self.settings.threshold
-            )
+            rendered = known & (probability > self.settings.threshold)
+            prompt = self._self_prompt(view, trace, probability, known)
         if prompt is None:
             return "skipped", "object not in view", None
         self.predictor.embed(view, coming, lambda other: self._shows(other, guide))
         candidates = self.predictor.predict(view, prompt)
-        candidates = Candidates(candidates.masks.to(known.device), candidates.scores)
+        candidates = replace(candidates, masks=candidates.masks.to(known.device))
         if not candidates.masks.any():
             return "rejected", "the segmenter found nothing", None
-        ious = [agreement(mask, probability, known, self.settings.threshold) for mask in candidates.masks]
-        chosen = int(candidates.scores.argmax())
-        # Part, object or whole: where the user has picked another than the segmenter's favourite, that decides in all
-        # views. Else the favourite does: what agrees best with a field that is too small is too small as well.
+        with self.report.timed("lift"):
+            certainty = certainty_of(trace, guide.field, rendered) if len(candidates.masks) > 1 else None
+            agreements, certain = (
+                [agreement(mask, probability, known, self.settings.threshold, weight) for mask in candidates.masks]
+                for weight in (None, certainty)
+            )
+        chosen = self.choose_found(candidates, agreements, certain)
+        if chosen is None:
+            return "rejected", f"IoU with the rendered mask is {max(agreements):.2f}", max(agreements)
+        self._lifter.lift_self_prompted(lifting, view, candidates.masks[chosen], rendered)
+        return "used", "", agreements[chosen]
+
+    def _self_prompt(
+        self,
+        view: int,
+        trace: ViewTrace,
+        probability: Float[Tensor, "height width"],
+        known: Bool[Tensor, "height width"],
+    ) -> Prompt | None:
+        """What a rendered mask prompts the segmenter with; None if the object is not in view."""
+        settings = self.settings
+        count, threshold, rule = settings.num_prompts, settings.threshold, settings.self_prompts
+        prompt = self_prompt(probability, known, trace.depth[..., 0], count, threshold, rule)
+        if prompt is None or self._beside is None or rule == "published":
+            return prompt
+        rendered = known & (probability > threshold)
+        return prompt.avoiding(points_in_view(self._beside, trace, self.position(view), rendered))
+
+    def choose_found(self, candidates: Candidates, agreements: Sequence[float], certain: Sequence[float]) -> int | None:
+        """Which of the candidates of a self-prompted view is the object; None if none is.
+
+        Args:
+            candidates: The segmenter's.
+            agreements: IoU of each with the rendered mask.
+            certain: The same where pixels count by how much is known there.
+        """
+        scores = candidates.scores
         if any(prompted.picked for prompted in self.prompted.values()):
-            chosen = ious.index(max(ious))
-        mask, iou = candidates.masks[chosen], ious[chosen]
-        if iou < self.settings.min_agreement:
-            return "rejected", f"IoU with the rendered mask is {iou:.2f}", iou
-        self._lifter.lift_self_prompted(lifting, view, mask, known & (probability > self.settings.threshold))
-        return "used", "", iou
+            # The user has overruled what the segmenter prefers.
+            scores = torch.zeros_like(scores)
+        return best_agreeing(scores, agreements, certain, self.settings.min_agreement)
+
+    def _marked_beside(self) -> Float[Tensor, "num 3"] | None:
+        """Surface points under the negative points of all views that the user has prompted."""
+        places = []
+        for view, prompted in self.prompted.items():
+            if len(points := prompted.prompt.negative.long()):
+                trace = self.trace(view)
+                index = points[:, 1] * trace.width + points[:, 0]
+                places.append(trace.surface_points()[index.to(trace.depth.device)])
+        return torch.cat(places) if places else None
 
     def _shows(self, view: int, guide: Lifting) -> bool:
         """Whether a view shows the object, as far as that is known by now."""

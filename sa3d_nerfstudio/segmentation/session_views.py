@@ -35,8 +35,17 @@ class Views(Protocol):
         """The view's trace; rendered once."""
         ...
 
-    def picture(self, view: int) -> Float[Tensor, "height width 3"]:
-        """What segmenters see of the view, on the pixels of its trace."""
+    def picture(self, view: int, side: int | None = None) -> Float[Tensor, "height width 3"]:
+        """What segmenters see of the view: all that its trace shows, at any size.
+
+        Args:
+            view: The view.
+            side: Longer side up to which a photo keeps its size; None for the size of the trace.
+        """
+        ...
+
+    def picture_size(self, view: int, side: int | None = None) -> tuple[int, int]:
+        """Height and width of :meth:`picture`, told without making it."""
         ...
 
     def preload(self, view: int, picture: bool) -> None:
@@ -74,9 +83,16 @@ class SessionViews:
         with self.report.timed("render"):
             return self.training.trace(view)
 
-    def picture(self, view: ViewKey) -> Float[Tensor, "height width 3"]:
+    def picture(self, view: ViewKey, side: int | None = None) -> Float[Tensor, "height width 3"]:
         """What segmenters see of a view; of a free view, that is its render."""
-        return self.free[view].trace.rgb if isinstance(view, str) else self.training.picture(view)
+        return self.free[view].trace.rgb if isinstance(view, str) else self.training.picture(view, side)
+
+    def picture_size(self, view: ViewKey, side: int | None = None) -> tuple[int, int]:
+        """Height and width of that."""
+        if isinstance(view, str):
+            trace = self.free[view].trace
+            return trace.height, trace.width
+        return self.training.picture_size(view, side)
 
     def pose(self, view: ViewKey) -> Float[Tensor, "3 4"]:
         """Camera-to-world of a view, in nerfstudio's frame."""
@@ -93,6 +109,8 @@ class PromptedMask:
     candidates: Candidates
     choice: int
     """Index of the candidate that is taken."""
+    picked: bool = False
+    """Whether the user has picked the candidate, be it the segmenter's favourite or another."""
     correcting: bool = False
     """Whether the user has corrected what the other views say, and not just pointed at the object."""
 
@@ -102,8 +120,3 @@ class PromptedMask:
     @property
     def mask(self) -> Bool[Tensor, "height width"]:
         return self.candidates.masks[self.choice]
-
-    @property
-    def picked(self) -> bool:
-        """Whether the user has taken another candidate than the segmenter's favourite."""
-        return self.choice != int(self.candidates.scores.argmax())

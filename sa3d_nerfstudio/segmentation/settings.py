@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sa3d_nerfstudio.segmentation.lifting import LiftingName
+from sa3d_nerfstudio.segmentation.self_prompting import SelfPrompts
 
 
 @dataclass
@@ -16,10 +17,12 @@ class SessionSettings:
     """How masks become evidence: 'evidence' sums (default), or the published 'gradient' steps."""
     threshold: float = 0.5
     """Probability above which something is on the object."""
-    num_prompts: int = 3
+    num_prompts: int = 5
     """Points that a rendered mask prompts the segmenter with, at most."""
+    self_prompts: SelfPrompts = "spread"
+    """Where these lie: 'spread' over the inside of the rendered mask, or by the 'published' rule."""
     min_agreement: float = 0.5
-    """A view whose 2D mask has a lower IoU with the rendered mask is rejected."""
+    """A view in which no 2D mask has a higher IoU with the rendered mask is rejected."""
     part_gap: float = 0.1
     """Parts of a mask that are farther from the rest in space than this share of its size are not the object; 0 keeps
     all ('evidence' lifting only)."""

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.prompts.prompt import CandidateName, Prompt
 
 
 @dataclass
@@ -23,8 +23,9 @@ class SegmenterImage:
     """Colours in [0, 1]."""
     name: str
     """File name of the training image, or a name of the view."""
-    depth: Float[Tensor, "height width"] | None = None
-    """Distance along each ray as the radiance field renders it, for segmenters that can use it."""
+    depth: Float[Tensor, "rows columns"] | None = None
+    """Distance along each ray as the radiance field renders it, for segmenters that can use it; of the same view, and
+    of the same size unless the segmenter asks for larger images by its ``input_side``."""
 
     @property
     def height(self) -> int:
@@ -44,15 +45,62 @@ class Candidates:
     masks: Bool[Tensor, "num_candidates height width"]
     """Masks at the size of the image; SAM's three are part, object, whole."""
     scores: Float[Tensor, " num_candidates"]
-    """Confidence of each, comparable within this answer only."""
+    """Confidence of each; for networks, the IoU that they predict for it."""
+    logits: Float[Tensor, "num_candidates height width"] | None = None
+    """What the masks were cut from at 0, where there is such a thing: brought to another size, it is more exact."""
+    single: int | None = None
+    """Which of them is the network's single-mask answer, where there is one: SAM's authors take it for several points
+    or a box, which leave nothing open, and the three others for one click."""
+
+    @property
+    def favourite(self) -> int:
+        """The segmenter's own choice: the single-mask answer where there is one, else the highest score."""
+        return int(self.scores.argmax()) if self.single is None else self.single
+
+    def by_area(self) -> list[int]:
+        """The candidates from small to large, the single-mask answer aside.
+
+        SAM's three go from part to whole, those of its successors come in any order.
+        """
+        others = [index for index in range(len(self.masks)) if index != self.single] or [0]
+        return sorted(others, key=lambda index: int(self.masks[index].sum()))
+
+    def of_size(self, size: CandidateName) -> int:
+        """The small, medium or large one of the candidates by area, or the segmenter's own choice."""
+        order = self.by_area()
+        choices = {"small": order[0], "medium": order[len(order) // 2], "large": order[-1], "auto": self.favourite}
+        return choices[size]
+
+    def most_like(self, mask: Bool[Tensor, "rows columns"]) -> int:
+        """The candidate with the highest IoU with a mask, which may be of another size."""
+        size = (self.masks.shape[1], self.masks.shape[2])
+        other = torch.nn.functional.interpolate(mask[None, None].float(), size, mode="nearest-exact")[0] > 0
+        other = other.to(self.masks.device)
+        union = (self.masks | other).flatten(1).sum(1)
+        return int(((self.masks & other).flatten(1).sum(1) / union.clamp(min=1)).argmax())
+
+    def at(self, height: int, width: int) -> Candidates:
+        """The same candidates on the pixels of another image, averaged over areas where these are larger."""
+        if self.masks.shape[1:] == (height, width):
+            return Candidates(self.masks, self.scores, single=self.single)
+        values = self.masks.float() - 0.5 if self.logits is None else self.logits
+        if height <= values.shape[1] and width <= values.shape[2]:
+            values = torch.nn.functional.adaptive_avg_pool2d(values[None], (height, width))[0]
+        else:
+            values = torch.nn.functional.interpolate(values[None], (height, width), mode="bilinear", antialias=True)[0]
+        return Candidates(values > 0, self.scores, single=self.single)
 
     def best(self) -> Bool[Tensor, "height width"]:
-        """The mask with the highest score."""
-        return self.masks[int(torch.argmax(self.scores))]
+        """The mask that the segmenter would choose."""
+        return self.masks[self.favourite]
 
 
 class Segmenter(Protocol):
-    """A 2D segmenter. Stateless between calls: what it learnt of an image travels in the embedding."""
+    """A 2D segmenter. Stateless between calls: what it learnt of an image travels in the embedding.
+
+    One with an attribute ``input_side`` is shown photos at up to that longer side, however small the renders are in
+    which objects are segmented; see :func:`input_side`.
+    """
 
     def embed(self, image: SegmenterImage) -> Any:
         """Do what needs to be done once per image. The result is opaque to callers, who may keep it."""
@@ -61,6 +109,11 @@ class Segmenter(Protocol):
     def predict(self, embedding: Any, prompt: Prompt) -> Candidates:
         """Masks for one prompt, whose ``height`` and ``width`` are those of the embedded image."""
         ...
+
+
+def input_side(segmenter: Segmenter) -> int | None:
+    """Longer side of the largest image that a segmenter makes use of; None if it wants images as large as renders."""
+    return getattr(segmenter, "input_side", None)
 
 
 @runtime_checkable
@@ -149,14 +202,25 @@ class BatchSegmenter(Protocol):
         ...
 
 
+_FITTING = "images_that_fit"
+"""Attribute of a segmenter: how many images fit into the GPU's memory at once, where more did not."""
+
+
 def embed_all(segmenter: Segmenter, images: Sequence[SegmenterImage]) -> list[Any]:
-    """Embed images at once where the segmenter can; in halves where the GPU's memory does not hold them all."""
+    """Embed images at once where the segmenter can; in halves where the GPU's memory does not hold them all.
+
+    What did not fit once is not tried again with the same segmenter.
+    """
     if len(images) < 2 or not isinstance(segmenter, BatchSegmenter):
         return [segmenter.embed(image) for image in images]
+    most = getattr(segmenter, _FITTING, len(images))
+    if len(images) > most:
+        parts = [images[start : start + most] for start in range(0, len(images), most)]
+        return [embedding for part in parts for embedding in embed_all(segmenter, part)]
     try:
         return segmenter.embed_all(images)
     except torch.cuda.OutOfMemoryError:
-        half = len(images) // 2
+        setattr(segmenter, _FITTING, len(images) // 2)
     # Not in the handler, where the exception still holds the tensors that did not fit.
     torch.cuda.empty_cache()
-    return embed_all(segmenter, images[:half]) + embed_all(segmenter, images[half:])
+    return embed_all(segmenter, images)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError, one_line
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, check_prompt
+from sa3d_nerfstudio.segmenters.precision import encoded, encoder_dtype, halved
 from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, box_of_prior, fingerprint_of, low_res_logits
 from sa3d_nerfstudio.segmenters.weights import CHECKPOINT_VARIABLE, downloads_are_forbidden
 
@@ -159,19 +160,29 @@ class Sam2Segmenter:
         dense_prompts: Whether a prompt's prior goes in as mask prompt, with a box around it.
     """
 
+    NAME = "SAM 2"
+    """For messages."""
+
     def __init__(self, model: Any, processor: Any, dense_prompts: bool = False) -> None:
         self.model, self.processor, self.dense_prompts = model, processor, dense_prompts
+        self.dtype = encoder_dtype(model.device)
+        """Precision of the encoder."""
+        self.input_side: int = model.prompt_encoder.input_image_size
+        """Longer side of the image that the encoder sees."""
 
     def embed(self, image: SegmenterImage) -> HuggingFaceEmbedding:
-        """Run the encoder, in reduced precision where that is CUDA's."""
+        """Run the encoder, in reduced precision on CUDA.
+
+        Raises:
+            SA3DError: The weights make NaN or infinity of the image.
+        """
         return self.embed_all([image])[0]
 
     def embed_all(self, images: Sequence[SegmenterImage]) -> list[HuggingFaceEmbedding]:
         """Run the encoder once for several images, of any sizes: it brings all to the same square."""
         inputs = [self.processor.image_processor(to_bytes(image.rgb), return_tensors="pt") for image in images]
         pixels = torch.cat([each["pixel_values"] for each in inputs]).to(self.model.device)
-        with torch.no_grad(), torch.autocast("cuda", enabled=pixels.is_cuda):
-            features = self._features(pixels)
+        features = encoded(lambda: self._features(pixels), pixels.device, self.dtype, self.NAME)
         found = []
         for number, (image, each) in enumerate(zip(images, inputs, strict=True)):
             own = {name: _of_one(levels, number) for name, levels in features.items()}
@@ -180,6 +191,8 @@ class Sam2Segmenter:
 
     def predict(self, embedding: HuggingFaceEmbedding, prompt: Prompt) -> Candidates:
         """Three masks with the network's own estimates of their IoU.
+
+        For several points or a box, which leave little open, the network's single mask beside them.
 
         Raises:
             SA3DError: The prompt selects nothing or lies outside of the image.
@@ -199,15 +212,21 @@ class Sam2Segmenter:
         if prior is not None:
             inputs["input_masks"] = self._mask_input(prior)[None]
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
-        with torch.no_grad():
-            outputs = self.model(**embedding.features, **inputs, multimask_output=True)
-        masks = self._masks(outputs.pred_masks.float().cpu(), embedding)
-        return Candidates(masks, outputs.iou_scores[0, 0].float().cpu())
+        kept = {name: _each(levels, Tensor.float) for name, levels in embedding.features.items()}
+        several = len(prompt.points) > 1 or box is not None
+        logits, scores = [], []
+        for multimask in self._answers(several):
+            with torch.no_grad():
+                outputs = self.model(**kept, **inputs, multimask_output=multimask)
+            logits.append(self._logits(outputs.pred_masks.float().cpu(), embedding))
+            scores.append(outputs.iou_scores[0, 0].float().cpu())
+        values = torch.cat(logits)
+        return Candidates(values > 0, torch.cat(scores), values, single=len(values) - 1 if len(logits) > 1 else None)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Stands for the weights."""
-        return fingerprint_of(self.model)
+        """Stands for the weights, and the precision of the encoder."""
+        return fingerprint_of(self.model, self.dtype)
 
     def to_tensors(self, embedding: HuggingFaceEmbedding) -> dict[str, Tensor]:
         """What of an embedding goes to disk."""
@@ -230,8 +249,12 @@ class Sam2Segmenter:
                 features[name] = value
         return HuggingFaceEmbedding(features, (height, width), (input_height, input_width))
 
-    def _features(self, pixels: Float[Tensor, "1 3 rows columns"]) -> dict[str, Any]:
-        return {"image_embeddings": [level.float() for level in self.model.get_image_embeddings(pixels)]}
+    def _answers(self, several: bool) -> tuple[bool, ...]:
+        """What to ask for: three masks, and the single one beside them where the prompt leaves little open."""
+        return (True, False) if several else (True,)
+
+    def _features(self, pixels: Float[Tensor, "num 3 rows columns"]) -> dict[str, Any]:
+        return {"image_embeddings": list(self.model.get_image_embeddings(pixels))}
 
     def _input_size(self, inputs: Any) -> tuple[int, int]:
         # Images are stretched to a square.
@@ -244,19 +267,28 @@ class Sam2Segmenter:
         size = self.model.prompt_encoder.mask_input_size
         return torch.nn.functional.interpolate(logits[None, None], size, mode="bilinear", antialias=True)[0]
 
-    def _masks(
-        self, logits: Float[Tensor, "1 1 3 rows columns"], embedding: HuggingFaceEmbedding
-    ) -> Bool[Tensor, "3 height width"]:
-        return self.processor.post_process_masks(logits, [embedding.original_size])[0][0]
+    def _logits(
+        self, logits: Float[Tensor, "1 1 num rows columns"], embedding: HuggingFaceEmbedding
+    ) -> Float[Tensor, "num height width"]:
+        return self.processor.post_process_masks(logits, [embedding.original_size], binarize=False)[0][0]
 
 
 class SamHQSegmenter(Sam2Segmenter):
-    """Segments with SAM-HQ, whose image is padded to a square as in SAM."""
+    """Segments with SAM-HQ, whose image is padded to a square as in SAM.
+
+    It is asked for one mask, as by its authors: what it adds in quality is the same for all three, which then differ
+    little more than in their scores.
+    """
+
+    NAME = "SAM-HQ"
 
     def _features(self, pixels: Float[Tensor, "1 3 rows columns"]) -> dict[str, Any]:
         final, early = self.model.get_image_embeddings(pixels)
         # The decoder looks at the first of the early layers only; all would be four times as much to keep.
-        return {"image_embeddings": final.float(), "intermediate_embeddings": [early[0].float()]}
+        return {"image_embeddings": final, "intermediate_embeddings": [early[0]]}
+
+    def _answers(self, several: bool) -> tuple[bool, ...]:
+        return (False,)
 
     def _input_size(self, inputs: Any) -> tuple[int, int]:
         height, width = (int(side) for side in inputs["reshaped_input_sizes"][0])
@@ -266,10 +298,11 @@ class SamHQSegmenter(Sam2Segmenter):
         # The prompt encoder halves its mask twice to get to the grid of the image's embedding.
         return low_res_logits(prior, 4 * self.model.prompt_encoder.image_embedding_size[0])
 
-    def _masks(
-        self, logits: Float[Tensor, "1 1 3 rows columns"], embedding: HuggingFaceEmbedding
-    ) -> Bool[Tensor, "3 height width"]:
-        return self.processor.post_process_masks(logits, [embedding.original_size], [embedding.input_size])[0][0]
+    def _logits(
+        self, logits: Float[Tensor, "1 1 num rows columns"], embedding: HuggingFaceEmbedding
+    ) -> Float[Tensor, "num height width"]:
+        sizes = [embedding.original_size], [embedding.input_size]
+        return self.processor.post_process_masks(logits, *sizes, binarize=False)[0][0]
 
 
 def build_sam2(options: SegmenterOptions) -> Sam2Segmenter:
@@ -293,10 +326,13 @@ def build_sam_hq(options: SegmenterOptions) -> SamHQSegmenter:
 
 
 def _of_one(levels: Tensor | list[Tensor], number: int) -> Tensor | list[Tensor]:
-    """One image's part of a batch; copies, so that no embedding holds the others' memory."""
-    if isinstance(levels, Tensor):
-        return levels[number : number + 1].clone()
-    return [level[number : number + 1].clone() for level in levels]
+    """One image's part of a batch, in half precision; copies, so that no embedding holds the others' memory."""
+    return _each(levels, lambda level: halved(level[number : number + 1].clone()))
+
+
+def _each(levels: Tensor | list[Tensor], change: Callable[[Tensor], Tensor]) -> Tensor | list[Tensor]:
+    """A tensor, or each of several, changed."""
+    return change(levels) if isinstance(levels, Tensor) else [change(level) for level in levels]
 
 
 def _named(options: SegmenterOptions) -> Path | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import torch
 from segment_anything.modeling import Sam
 
 from sa3d_nerfstudio.errors import SA3DError, one_line
@@ -29,7 +30,8 @@ def build(options: SegmenterOptions) -> SamSegmenter:
     # Nothing is downloaded for a package that is not there.
     architecture = _architecture()
     model = _filled(architecture, find_checkpoint(options.sam_checkpoint, SIZE, options.sam_download))
-    return SamSegmenter(model.to(options.device), options.sam_dense_prompts)
+    # Its encoder overflows in less than single precision (MobileSAM's issue 10), and is small enough not to need it.
+    return SamSegmenter(model.to(options.device), options.sam_dense_prompts, torch.float32)
 
 
 def _architecture() -> Callable[[], Sam]:

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-import numpy as np
 import torch
-from jaxtyping import Float, Float16
-from segment_anything import SamPredictor
+from jaxtyping import Float
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
@@ -20,6 +18,7 @@ from torch import Tensor
 from sa3d_nerfstudio.files import digest, to_bytes
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage, SegmenterOptions, check_prompt
+from sa3d_nerfstudio.segmenters.precision import encoded, encoder_dtype, halved
 from sa3d_nerfstudio.segmenters.weights import find_checkpoint, load_sam
 
 MAX_LOGIT = 8.0
@@ -28,9 +27,10 @@ MAX_LOGIT = 8.0
 
 @dataclass
 class SamEmbedding:
-    """What SAM's encoder makes of an image, and the sizes that its predictor needs to place prompts in it."""
+    """What SAM's encoder makes of an image, and the sizes that are needed to place prompts in it."""
 
-    features: Float16[Tensor, "1 channels grid grid"]
+    features: Float[Tensor, "1 channels grid grid"]
+    """In half precision, unless they are too large for that."""
     original_size: tuple[int, int]
     """Height and width of the image."""
     input_size: tuple[int, int]
@@ -40,35 +40,45 @@ class SamEmbedding:
 class SamSegmenter:
     """Segments with a Segment Anything model. Not a module: its weights belong in no checkpoint but their own."""
 
-    def __init__(self, model: Sam, dense_prompts: bool = False) -> None:
+    def __init__(self, model: Sam, dense_prompts: bool = False, dtype: torch.dtype | None = None) -> None:
         """Take a model; it is put into evaluation mode and frozen.
 
         Args:
             model: The network, on the device where it shall run.
             dense_prompts: Whether a prompt's prior goes in as SAM's dense mask prompt, with a box around it.
+            dtype: Precision of the encoder; by default what suits the device.
         """
         self.model = model.eval().requires_grad_(False)
         self.dense_prompts = dense_prompts
+        self.dtype = encoder_dtype(model.device) if dtype is None else dtype
+        self.input_side: int = model.image_encoder.img_size
+        """Longer side of the image that the encoder sees."""
 
     def embed(self, image: SegmenterImage) -> SamEmbedding:
-        """Run the encoder, in reduced precision where that is CUDA's."""
+        """Run the encoder, in reduced precision on CUDA.
+
+        Raises:
+            SA3DError: The weights make NaN or infinity of the image.
+        """
         return self.embed_all([image])[0]
 
     def embed_all(self, images: Sequence[SegmenterImage]) -> list[SamEmbedding]:
         """Run the encoder once for several images, of any sizes: it pads each to the same square."""
         model, resize = self.model, ResizeLongestSide(self.model.image_encoder.img_size)
         pixels = [torch.as_tensor(resize.apply_image(to_bytes(image.rgb))).permute(2, 0, 1) for image in images]
+        batch = torch.stack([model.preprocess(each.to(model.device)) for each in pixels])
         # The decoder decides about single pixels and costs next to nothing, so it stays in full precision.
-        with torch.no_grad(), torch.autocast("cuda", enabled=model.device.type == "cuda"):
-            features = model.image_encoder(torch.stack([model.preprocess(each.to(model.device)) for each in pixels]))
+        features = encoded(lambda: model.image_encoder(batch), model.device, self.dtype, "Segment Anything")
         return [
             # A copy, so that no embedding holds the others' memory.
-            SamEmbedding(item[None].half().clone(), (image.height, image.width), (each.shape[1], each.shape[2]))
-            for item, image, each in zip(features, images, pixels, strict=True)
+            SamEmbedding(halved(one[None].clone()), (image.height, image.width), (each.shape[1], each.shape[2]))
+            for one, image, each in zip(features, images, pixels, strict=True)
         ]
 
     def predict(self, embedding: SamEmbedding, prompt: Prompt) -> Candidates:
         """SAM's three masks (part, object, whole) with its own estimates of their IoU.
+
+        For several points or a box, which leave little open, its single mask beside them.
 
         Raises:
             SA3DError: The prompt selects nothing or lies outside of the image.
@@ -77,25 +87,33 @@ class SamSegmenter:
         box = prompt.box
         if box is None and self.dense_prompts and prompt.prior is not None:
             box = box_of_prior(prompt.prior)
-        # A predictor is a few attributes around the model; with one per call, no call sees another's image.
-        predictor = SamPredictor(self.model)
-        predictor.original_size = embedding.original_size
-        predictor.input_size = embedding.input_size
-        predictor.features = embedding.features.float()
-        predictor.is_image_set = True
-        masks, scores, _ = predictor.predict(
-            point_coords=None if len(prompt.points) == 0 else _place(prompt.points + 0.5, embedding),
-            point_labels=None if len(prompt.points) == 0 else prompt.labels.cpu().numpy().astype(np.int64),
-            box=None if box is None else _place(box.reshape(2, 2), embedding).reshape(4),
-            mask_input=self._mask_input(prompt),
-            multimask_output=True,
-        )
-        return Candidates(torch.as_tensor(masks), torch.as_tensor(scores))
+        model, device = self.model, self.model.device
+        points = None
+        if len(prompt.points):
+            points = (_place(prompt.points + 0.5, embedding)[None].to(device), prompt.labels.int()[None].to(device))
+        several = len(prompt.points) > 1 or box is not None
+        with torch.no_grad():
+            sparse, dense = model.prompt_encoder(
+                points=points,
+                boxes=None if box is None else _place(box.reshape(2, 2), embedding).reshape(1, 4).to(device),
+                masks=self._mask_input(prompt),
+            )
+            # All tokens at once: the first is the single mask's, which the decoder leaves out if asked for three.
+            logits, scores = model.mask_decoder.predict_masks(
+                image_embeddings=embedding.features.float(),
+                image_pe=model.prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+            )
+            tokens = [*range(1, logits.shape[1]), *([0] if several else [])]
+            logits = model.postprocess_masks(logits[:, tokens], embedding.input_size, embedding.original_size)[0].cpu()
+        logits = logits - model.mask_threshold
+        return Candidates(logits > 0, scores[0, tokens].cpu(), logits, single=len(tokens) - 1 if several else None)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Stands for the weights."""
-        return fingerprint_of(self.model)
+        """Stands for the weights, and the precision of the encoder."""
+        return fingerprint_of(self.model, self.dtype)
 
     def to_tensors(self, embedding: SamEmbedding) -> dict[str, Tensor]:
         """What of an embedding goes to disk."""
@@ -108,17 +126,17 @@ class SamSegmenter:
         features = tensors["features"].to(self.model.device)
         return SamEmbedding(features, (height, width), (input_height, input_width))
 
-    def _mask_input(self, prompt: Prompt) -> Float[np.ndarray, "1 side side"] | None:
+    def _mask_input(self, prompt: Prompt) -> Float[Tensor, "1 1 side side"] | None:
         if not self.dense_prompts or prompt.prior is None:
             return None
-        return low_res_logits(prompt.prior, self.model.prompt_encoder.mask_input_size[0]).cpu().numpy()
+        return low_res_logits(prompt.prior, self.model.prompt_encoder.mask_input_size[0])[None].to(self.model.device)
 
 
-def fingerprint_of(model: torch.nn.Module) -> str:
-    """Stands for a network's weights: the beginning of each tensor, and its sum."""
+def fingerprint_of(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> str:
+    """Stands for a network's weights, the beginning of each tensor and its sum, and for the encoder's precision."""
     state = model.state_dict()
     parts = [(name, state[name].reshape(-1)[:256], float(state[name].double().sum())) for name in sorted(state)]
-    return digest([each for part in parts for each in part])
+    return digest([str(dtype), *(each for part in parts for each in part)])
 
 
 def low_res_logits(prior: Float[Tensor, "height width"], side: int) -> Float[Tensor, "1 side side"]:
@@ -147,15 +165,13 @@ def box_of_prior(prior: Float[Tensor, "height width"]) -> Float[Tensor, "4"] | N
     return torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).float().cpu()
 
 
-def _place(corners: Float[Tensor, "num 2"], embedding: SamEmbedding) -> Float[np.ndarray, "num 2"]:
-    """x, y distances from the image's top left corner, in pixels, as SAM wants them.
+def _place(corners: Float[Tensor, "num 2"], embedding: SamEmbedding) -> Float[Tensor, "num 2"]:
+    """Distances x, y from the image's top left corner, in pixels of the encoder's image, less half of one.
 
-    SAM scales what it is given to its own input and adds half an input pixel, as if the point had been chosen in an
-    image of that size. In an image of 320 pixels that would move each point by a third of a pixel.
+    SAM's prompt encoder adds that half, as if points had been chosen in an image of that size.
     """
     (height, width), (input_height, input_width) = embedding.original_size, embedding.input_size
-    half_input_pixel = torch.tensor([0.5 * width / input_width, 0.5 * height / input_height])
-    return (corners.cpu() - half_input_pixel).numpy()
+    return corners.cpu() * torch.tensor([input_width / width, input_height / height]) - 0.5
 
 
 def build(options: SegmenterOptions, size: str | None = None) -> Segmenter:

@@ -223,8 +223,7 @@ class Editor:
         if current is None or not current.prompts:
             raise SA3DError("there is no mask to choose from: put a point on the object first.")
         prompt = current.prompts[-1]
-        areas = self.free_views.answer(prompt).candidates.masks.flatten(1).sum(1)
-        order = areas.argsort().tolist()
+        order = self.free_views.answer(prompt).candidates.by_area()
         self._set_prompt(replace(prompt, choice=order[min(candidate, len(order) - 1)]))
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from sa3d_nerfstudio.segmentation.report import SessionReport
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.session_views import FreeView, PromptedMask, SessionViews
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
-from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterImage
+from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterImage, input_side
 from sa3d_nerfstudio.segmenters.text import TextOptions, find_boxes
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.views.cache import Embeddings
@@ -157,7 +158,8 @@ class FreeViews:
     def predictor(self) -> MaskPredictor:
         """Answers prompts in these views; sessions share what it has embedded."""
         if self._predictor is None:
-            self._embeddings = Embeddings(self.views.cache, self.segmenter, self.views.key)
+            key = partial(self.views.picture_key, side=input_side(self.segmenter))
+            self._embeddings = Embeddings(self.views.cache, self.segmenter, key)
             views = SessionViews(self.views, self.free, SessionReport())
             self._predictor = MaskPredictor(self.segmenter, views, self._embeddings)
         return self._predictor

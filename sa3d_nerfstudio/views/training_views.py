@@ -64,6 +64,7 @@ class TrainingViews:
         """Held while the model renders; the viewer renders with the same model on other threads."""
         self.cache = ViewCache(default_budget(model.device)) if cache is None else cache
         self._keys: dict[int, str] = {}
+        self._known_sizes: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
         self._directions: list[Tensor] = []
 
     def __len__(self) -> int:
@@ -76,7 +77,7 @@ class TrainingViews:
         if side <= self.long_side:
             return self
         views = copy.copy(self)
-        views.long_side, views._keys, views._directions = side, {}, []
+        views.long_side, views._keys, views._known_sizes, views._directions = side, {}, {}, []
         return views
 
     @property
@@ -134,15 +135,18 @@ class TrainingViews:
             self.cache.put(key, self.photo(view))
 
     def key(self, view: int) -> str:
-        """Stands for the view's camera at the working size, and for the photo that segmenters see of it."""
+        """Stands for the view's camera at the working size."""
         if view not in self._keys:
             camera = self.camera(view)
-            parts: list[Any] = [getattr(camera, name) for name in CAMERA_PARTS]
-            if self.photo is not None and self.filenames[view].exists():
-                state = self.filenames[view].stat()
-                parts += [self.name(view), state.st_size, state.st_mtime_ns]
-            self._keys[view] = digest(parts)
+            self._keys[view] = digest([getattr(camera, name) for name in CAMERA_PARTS])
         return self._keys[view]
+
+    def picture_key(self, view: int, side: int | None = None) -> str:
+        """Stands for all that :meth:`picture` depends on."""
+        if self.photo is None or not self.filenames[view].exists():
+            return self.key(view)
+        state = self.filenames[view].stat()
+        return digest([self.key(view), self.name(view), state.st_size, state.st_mtime_ns, side])
 
     def _restored(self, view: int, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> CompressedTrace:
         tensors = {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
@@ -152,22 +156,80 @@ class TrainingViews:
         """The trace of any camera, packed where it can be; rendered each time."""
         return self.model.compressed_view(camera.to(self.model.device), self.lock, self._directions)
 
-    def picture(self, view: int) -> Float[Tensor, "height width 3"]:
-        """What a segmenter sees of a view, in [0, 1]: the render, or the photo on the render's pixels."""
-        trace = self.trace(view)
+    def picture(self, view: int, side: int | None = None) -> Float[Tensor, "height width 3"]:
+        """What a segmenter sees of a view, in [0, 1]: the photo, cut to what the render shows, or else the render.
+
+        Args:
+            view: Index of the view.
+            side: Longer side up to which a photo keeps its size; None to bring it to the render's pixels.
+        """
         if self.photo is None:
-            return trace.rgb
-        camera, size, key = self.cameras[view], (trace.height, trace.width), f"photo-{self.key(view)}"
+            return self.trace(view).rgb
+        key = f"photo-{self.key(view)}"
         preloaded = self.cache.get(key)
         self.cache.drop(key)
         photo = self.photo(view) if preloaded is None else preloaded
-        return on_pixels(photo.to(trace.rgb), (int(camera.height), int(camera.width)), size, self.long_side)
+        full, render = self._sizes(view)
+        photo = photo.to(self.model.device, torch.float32)
+        return on_pixels(photo, full, render, self.long_side, self.picture_size(view, side))
+
+    def picture_size(self, view: int, side: int | None = None) -> tuple[int, int]:
+        """Height and width of :meth:`picture`."""
+        full, render = self._sizes(view)
+        if self.photo is None or side is None:
+            return render
+        shown = [part * max(1.0, max(full) / self.long_side) for part in render]
+        scale = min(1.0, side / max(shown))
+        height, width = (max(round(part * scale), 1) for part in shown)
+        return height, width
+
+    def _sizes(self, view: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width of a view's camera, and of its render."""
+        if view not in self._known_sizes:
+            full, render = self.cameras[view], self.camera(view)
+            self._known_sizes[view] = (
+                (int(full.height), int(full.width)),
+                (int(render.height), int(render.width)),
+            )
+        return self._known_sizes[view]
+
+
+@torch.no_grad()
+def learnt_poses(model: MaskOutputs, cameras: Cameras) -> Cameras:
+    """The training cameras where the base run's camera optimiser has moved them to.
+
+    A model that was trained with one has learnt the scene as seen from there, yet nerfstudio renders from the poses of
+    the data set once training is over. Only from the learnt ones do render and photo lie on each other.
+
+    Args:
+        model: The base model.
+        cameras: Of all training images, as the data set has them.
+
+    Returns:
+        The same cameras where there is no optimiser, or nothing has been learnt.
+    """
+    optimizer = getattr(model, "camera_optimizer", None)
+    if optimizer is None or getattr(optimizer, "num_cameras", None) != len(cameras) or optimizer.config.mode == "off":
+        return cameras
+    moved = optimizer.get_correction_matrices().to(cameras.camera_to_worlds)
+    given = cameras.camera_to_worlds
+    # As nerfstudio's optimiser moves rays: directions are turned, and origins shifted, in the world.
+    poses = torch.cat([moved[:, :, :3] @ given[:, :, :3], given[:, :, 3:] + moved[:, :, 3:]], dim=-1)
+    if torch.equal(poses, given):
+        return cameras
+    cameras = copy.copy(cameras)
+    cameras.camera_to_worlds = poses
+    return cameras
 
 
 def on_pixels(
-    photo: Float[Tensor, "rows columns 3"], camera_size: tuple[int, int], size: tuple[int, int], long_side: int
+    photo: Float[Tensor, "rows columns 3"],
+    camera_size: tuple[int, int],
+    size: tuple[int, int],
+    long_side: int,
+    wanted: tuple[int, int] | None = None,
 ) -> Float[Tensor, "height width 3"]:
-    """A photo on the pixels of a render.
+    """A photo as a render shows it.
 
     Nerfstudio rounds sizes down when it scales a camera: the render then lacks part of a pixel at the right and at the
     bottom, and the photo is cut there before it is resized.
@@ -177,13 +239,15 @@ def on_pixels(
         camera_size: Height and width of its camera.
         size: Height and width of the render.
         long_side: Long side of the render as it was asked for.
+        wanted: Height and width of the result, if not those of the render.
     """
+    wanted = size if wanted is None else wanted
     scale = min(1.0, long_side / max(camera_size))
     shown = [
         min(round(part / scale / whole * have), have)
         for part, whole, have in zip(size, camera_size, photo.shape[:2], strict=True)
     ]
-    if tuple(shown) == size:
-        return photo[: size[0], : size[1]]
+    if tuple(shown) == wanted:
+        return photo[: wanted[0], : wanted[1]]
     cut = photo[: shown[0], : shown[1]].permute(2, 0, 1)[None]
-    return torch.nn.functional.interpolate(cut, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).clamp(0, 1)
+    return torch.nn.functional.interpolate(cut, wanted, mode="bilinear", antialias=True)[0].permute(1, 2, 0).clamp(0, 1)

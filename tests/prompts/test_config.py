@@ -53,6 +53,20 @@ def test_options_are_combined(tmp_path: Path):
     assert (prompt.negative[1:, 1] == 20).all() and len(prompt.negative) > 1
 
 
+def test_a_candidate_is_an_option_and_a_key(tmp_path: Path):
+    assert read(points=(1, 2)).candidate == "auto"
+    prompt = read(points=(1, 2), candidate="large")
+    assert prompt.candidate == "large"
+    assert prompt.resized(60, 80).candidate == prompt.moved(60, 80).candidate == "large"
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps([{"name": "x", "view": "a.png", "points": [[1, 2]], "candidate": "small"}]))
+    (entry,) = read_prompts(PromptConfig(file=file), TwoViews(), "thing")
+    assert entry.views[0].candidate == "small"
+    file.write_text(json.dumps([{"name": "x", "view": "a.png", "points": [[1, 2]], "candidate": "whole"}]))
+    with pytest.raises(SA3DError, match="one of auto, small, medium, large, and not 'whole'"):
+        read_prompts(PromptConfig(file=file), TwoViews(), "thing")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

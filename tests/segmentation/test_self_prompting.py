@@ -9,8 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sa3d_nerfstudio.segmentation.self_prompting import agreement, self_prompt
+from sa3d_nerfstudio.segmentation.self_prompting import (
+    SelfPrompts,
+    agreement,
+    best_agreeing,
+    points_in_view,
+    self_prompt,
+    spread_points,
+)
 from sa3d_nerfstudio.segmentation.view_selection import view_order
+from tests.analytic import BallViews
 
 EVERYWHERE = torch.ones(20, 30, dtype=torch.bool)
 
@@ -22,19 +30,19 @@ def two_blobs() -> torch.Tensor:
     return mask
 
 
-def test_the_first_point_is_the_most_certain():
-    prompt = self_prompt(two_blobs(), EVERYWHERE, torch.ones(20, 30), num_points=1)
+def test_the_first_published_point_is_the_most_certain():
+    prompt = self_prompt(two_blobs(), EVERYWHERE, torch.ones(20, 30), num_points=1, rule="published")
     assert prompt is not None
     assert prompt.positive.tolist() == [[5, 7]]
 
 
-def test_further_points_stay_near_in_depth():
+def test_further_published_points_stay_near_in_depth():
     depth = torch.ones(20, 30)
     depth[:, :15] = 5.0
     mask = two_blobs()
     mask[7, 22] = 0.95
-    near = self_prompt(mask, EVERYWHERE, torch.ones(20, 30), num_points=2)
-    far = self_prompt(mask, EVERYWHERE, depth, num_points=2)
+    near = self_prompt(mask, EVERYWHERE, torch.ones(20, 30), num_points=2, rule="published")
+    far = self_prompt(mask, EVERYWHERE, depth, num_points=2, rule="published")
     assert near is not None and far is not None
     # 0.45 - d 0.5 at the other blob against 0.4 - d 0.5 next door: only the depth tells them apart.
     assert far.positive[1, 0] < 15
@@ -55,21 +63,113 @@ def test_nothing_to_prompt_from():
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 2**31), number=st.integers(1, 8))
-def test_points_lie_on_the_mask_and_apart(seed: int, number: int):
+@given(seed=st.integers(0, 2**31), number=st.integers(1, 8), rule=st.sampled_from(["spread", "published"]))
+def test_points_lie_on_the_mask_and_apart(seed: int, number: int, rule: SelfPrompts):
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(20, 30, generator=generator)
     known = torch.rand(20, 30, generator=generator) > 0.3
-    prompt = self_prompt(mask, known, torch.rand(20, 30, generator=generator), number)
+    prompt = self_prompt(mask, known, torch.rand(20, 30, generator=generator), number, rule=rule)
     assert prompt is not None
     points = prompt.positive.long()
     assert 1 <= len(points) <= number
     assert (mask[points[:, 1], points[:, 0]] > 0.5).all()
     assert known[points[:, 1], points[:, 0]].all()
-    apart = (points[:, None] - points[None]).abs().amax(-1) + 100 * torch.eye(len(points), dtype=torch.long)
+    apart = (points[:, None] - points[None]).float().norm(dim=-1) + 100 * torch.eye(len(points))
     assert apart.min() > 2
     assert prompt.prior is not None
     assert torch.equal(prompt.prior.isnan(), ~known)
+
+
+def test_spread_points_reach_all_over_the_inside():
+    # A bar that is surest at its upper left corner, where evidence has saturated: the published rule begins there.
+    mask = torch.zeros(40, 80)
+    mask[10:26, 8:72] = 0.9
+    mask[10:14, 8:20] = 1.0
+    points = torch.tensor(spread_points(mask - 0.5, 5)).float()
+    published = self_prompt(mask, torch.ones(40, 80) > 0, torch.ones(40, 80), 1, rule="published")
+    assert published is not None and published.positive.tolist() == [[8, 10]]
+    x, y = points.unbind(-1)
+    inset = torch.stack([x - 7.5, 71.5 - x, y - 9.5, 25.5 - y]).amin(0)
+    assert inset[0] > 0.6 * 8, "the first point is near the outline"
+    assert inset.min() > 2
+    assert x.min() < 18 and x.max() > 62
+
+
+def test_spread_points_in_what_is_thin():
+    mask = torch.zeros(40, 80)
+    mask[20, 10:70] = 1.0
+    points = torch.tensor(spread_points(mask - 0.5, 3))
+    assert (points[:, 1] == 20).all()
+    assert points[:, 0].max() - points[:, 0].min() > 50
+
+
+def test_score_counts_as_much_as_distance():
+    mask = torch.zeros(40, 80)
+    mask[5:25, 5:25], mask[5:21, 50:66] = 0.6, 1.0
+    assert spread_points(mask - 0.5, 1)[0][0] > 40
+
+
+def test_points_in_space_are_found_where_they_are_seen():
+    views = BallViews()
+    trace = views.trace(0)
+    cells = trace.surface_points().reshape(views.height, views.width, 3)
+    ids = views.ids(0)
+    y, x = (ids == 2).nonzero()[(ids == 2).sum() // 2].tolist()
+    place = cells[y, x][None]
+    nowhere = torch.zeros(views.height, views.width, dtype=torch.bool)
+    seen = points_in_view(place, trace, views.camera_to_worlds[0][:, 3], nowhere)
+    assert seen.tolist() == [[x, y]]
+    counts = 0
+    for view in range(len(views)):
+        trace, camera = views.trace(view), views.camera_to_worlds[view][:, 3]
+        offset = place[0] - camera
+        found = points_in_view(place, trace, camera, nowhere)
+        # By hand: whether anything stands before it on the way.
+        cosine = torch.nn.functional.normalize(trace.surface_points() - camera, dim=-1) @ (offset / offset.norm())
+        depth = trace.depth.reshape(-1)[int(cosine.argmax())]
+        assert len(found) == (abs(float(depth / offset.norm()) - 1) < 0.02)
+        counts += len(found)
+        if len(found):
+            assert views.ids(view)[int(found[0, 1]), int(found[0, 0])] == 2
+    assert 1 < counts < len(views)
+
+
+def test_points_beyond_the_border_or_at_the_outline_are_left_out():
+    views = BallViews()
+    trace, camera = views.trace(0), views.camera_to_worlds[0]
+    cells = trace.surface_points().reshape(views.height, views.width, 3)
+    nowhere = torch.zeros(views.height, views.width, dtype=torch.bool)
+    # As far beyond the right border as ten pixels are wide, at the same distance.
+    beyond = cells[40, -1] + 10 * (cells[40, -1] - cells[40, -2])
+    assert len(points_in_view(beyond[None], trace, camera[:, 3], nowhere)) == 0
+    mask = nowhere.clone()
+    mask[30:40, 10:20] = True
+    places = torch.stack([cells[35, 21], cells[35, 30]])
+    assert points_in_view(places, trace, camera[:, 3], mask).tolist() == [[30, 35]]
+
+
+def test_the_best_candidate_has_score_and_agreement():
+    def best(scores: list[float], agreements: list[float]) -> int | None:
+        return best_agreeing(torch.tensor(scores), agreements, agreements, 0.5)
+
+    assert best([0.9, 0.7, 0.8], [0.3, 0.9, 0.6]) == 1
+    assert best([0.9, 0.7, 0.8], [0.6, 0.65, 0.62]) == 0
+    assert best([0.9, 0.7, 0.8], [0.6, 0.7, 0.62]) == 1
+    assert best([0.9, 0.7, 0.8], [0.49, 0.1, 0.2]) is None
+    # Scores that are no IoUs cannot outvote the agreement.
+    assert best([30.0, 1.0], [0.6, 0.9]) == 1
+
+
+def test_what_little_is_known_of_does_not_count_as_disagreement():
+    # The left half of a square has been seen; rays have grazed the right half, and passed it.
+    square, seen = torch.zeros(20, 30, dtype=torch.bool), torch.zeros(20, 30)
+    square[5:15, 5:15] = True
+    seen[5:15, 5:10] = 1.0
+    left = square & (seen > 0)
+    certainty = torch.where(left, 1.0, 0.05)
+    whole, half = (agreement(mask, seen, EVERYWHERE, 0.5, certainty) for mask in (square, left))
+    assert (whole, half) == pytest.approx((1 / 1.05, 1.0))
+    assert agreement(square, seen, EVERYWHERE) == 0.5
 
 
 def test_agreement_ignores_what_is_unknown():

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
-from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.prompts.prompt import CandidateName, Prompt
 from sa3d_nerfstudio.segmentation.progress import print_report
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.session_views import FreeView
@@ -201,7 +201,7 @@ def test_a_given_mask_is_taken_as_it_is():
 
 def test_segmenters_see_pictures_of_training_views_and_renders_of_others():
     class Photographed(BallViews):
-        def picture(self, view: int) -> torch.Tensor:
+        def picture(self, view: int, side: int | None = None) -> torch.Tensor:
             return torch.full((self.height, self.width, 3), 0.25)
 
     class Recording(BallSegmenter):
@@ -252,6 +252,84 @@ def test_other_views_follow_the_candidate_that_the_user_has_picked(candidate: in
         height = unseen.trace(view).surface_points()[:, 2].reshape(ids.shape)
         truth = [(ids == 1) & (height > BALLS[0, 2]), ids == 1, (ids == 1) | (ids == 2)][candidate]
         assert float((mask & truth).sum() / (mask | truth).sum()) > 0.85
+
+
+@pytest.mark.parametrize(("name", "candidate"), [("small", 0), ("medium", 1), ("large", 2), ("auto", 2)])
+def test_a_candidate_is_named_by_its_size(name: CandidateName, candidate: int):
+    views = BallViews()
+    segmenter = Shuffled.of(views)
+    session = SegmentationSession(views, segmenter, MaskGrid(8), SessionSettings())
+    prompt = point_on(views, 0, 1)
+    prompt.candidate = name
+    session.prompt(0, prompt)
+    expected = PartObjectWhole.of(views).predict(0, prompt).masks[candidate]
+    assert torch.equal(session.mask_of(0), expected)
+    assert session.prompted[0].picked is (name != "auto")
+
+
+class Shuffled(PartObjectWhole):
+    """The same three with the largest first, and the single-mask answer last, which is the whole."""
+
+    def predict(self, embedding: int, prompt: Prompt) -> Candidates:
+        three = super().predict(embedding, prompt)
+        return Candidates(three.masks[[2, 0, 1, 2]], torch.tensor([0.5, 0.9, 0.8, 0.7]), single=3)
+
+
+class Fickle(PartObjectWhole):
+    """Prefers part, object and whole in turns, from view to view, but for the one that the user looks at."""
+
+    def predict(self, embedding: int, prompt: Prompt) -> Candidates:
+        scores = torch.tensor([0.7, 0.75, 0.7])
+        scores[1 if embedding == 0 else embedding % 3] = 0.95
+        return Candidates(super().predict(embedding, prompt).masks, scores)
+
+
+def test_a_fickle_favourite_does_not_mislead_the_loop():
+    views = BallViews()
+    session = SegmentationSession(views, Fickle.of(views), MaskGrid(64), SessionSettings())
+    session.prompt(0, point_on(views, 0, 1))
+    report = session.run()
+    assert iou_in_unseen_views(session, 1) > 0.9
+    assert all(record.state in ("prompt", "used") for record in report.last().values())
+
+
+class OnlyLarge(PartObjectWhole):
+    """Answers in another order where images are larger."""
+
+    def predict(self, embedding: int, prompt: Prompt) -> Candidates:
+        answer = super().predict(embedding, prompt)
+        return answer if self.views.height < 48 else Candidates(answer.masks.flip(0), answer.scores)
+
+
+def test_what_was_taken_is_found_again_in_larger_images():
+    small, large = BallViews(height=24, width=32, distance=4.0), BallViews(height=48, width=64, distance=4.0)
+    session = SegmentationSession(
+        small, OnlyLarge.of(small), MaskGrid(16), SessionSettings(max_passes=1), sized=lambda factor: (large, {})
+    )
+    prompt = point_on(small, 0, 1)
+    prompt.candidate = "small"
+    session.prompt(0, prompt)
+    session.segmenter.views = large  # type: ignore[attr-defined]
+    area = int(session.mask_of(0).sum())
+    list(session.steps())
+    assert session.prompted[0].picked
+    assert int(session.mask_of(0).sum()) == pytest.approx(4 * area, rel=0.35)
+
+
+def test_points_beside_the_object_go_along():
+    views = BallViews(24)
+    segmenter = BallSegmenter.of(views)
+    session = SegmentationSession(views, segmenter, MaskGrid(64), SessionSettings(max_passes=1))
+    on, beside = point_on(views, 0, 1).points, point_on(views, 0, 2).points
+    session.prompt(0, Prompt.from_points(views.height, views.width, on, beside))
+    session.run()
+    seen = 0
+    for name, prompt in segmenter.prompts[1:]:
+        ids = views.ids(int(name.removesuffix(".png")))
+        for x, y in prompt.negative.long().tolist():
+            assert ids[y, x] == 2, f"a point on the other ball is somewhere else in {name}"
+            seen += 1
+    assert 3 < seen < len(views)
 
 
 @pytest.mark.parametrize("method", ["embed", "predict"])

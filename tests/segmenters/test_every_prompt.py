@@ -52,7 +52,7 @@ class Scene(BallViews):
     def image_size(self, view: int) -> tuple[int, int]:
         return SCALE * self.height, SCALE * self.width
 
-    def picture(self, view: int) -> Tensor:
+    def picture(self, view: int, side: int | None = None) -> Tensor:
         """A colour each, unlike the neighbours'."""
         return torch.tensor([[0.3, 0.4, 0.3], [0.8, 0.2, 0.1], [0.2, 0.3, 0.9], [0.9, 0.8, 0.2]])[self.ids(view)]
 

@@ -48,11 +48,14 @@ def same(first: Candidates, second: Candidates) -> bool:
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
-def test_every_kind_of_prompt(segmenter: Any, kind: str):
+def test_every_kind_of_prompt(family: str, segmenter: Any, kind: str):
     answer = segmenter.predict(segmenter.embed(picture()), PROMPTS[kind])
-    assert answer.masks.shape == (3, HEIGHT, WIDTH)
+    # Three, and the single-mask answer where there is little left to choose; of SAM-HQ always that.
+    count = 1 if family == "sam-hq" else 3 if kind in ("point", "prior") else 4
+    assert answer.masks.shape == (count, HEIGHT, WIDTH)
     assert answer.masks.dtype == torch.bool
-    assert answer.scores.shape == (3,)
+    assert answer.scores.shape == (count,)
+    assert answer.single == (3 if count == 4 else None)
     assert 0 < answer.masks.sum() < answer.masks.numel()
     assert not answer.scores.requires_grad
 
@@ -77,14 +80,24 @@ def test_it_is_what_the_package_itself_answers(family: str, folder: Path, segmen
         images=to_bytes(image.rgb), input_points=[[[[20.0, 30.0], [200.0, 100.0]]]], input_labels=[[[1, 0]]],
         return_tensors="pt",
     )  # fmt: skip
-    with torch.no_grad():
-        outputs = model(**{name: inputs[name] for name in ("pixel_values", "input_points", "input_labels")})
     sizes = [inputs["original_sizes"], *([inputs["reshaped_input_sizes"]] if family == "sam-hq" else [])]
-    masks = processor.post_process_masks(outputs.pred_masks, *sizes)[0][0]
     answer = segmenter.predict(segmenter.embed(image), Prompt.from_points(SIDE, SIDE, [(20, 30)], [(200, 100)]))
-    assert torch.allclose(answer.scores, outputs.iou_scores[0, 0], atol=1e-5)
-    assert (answer.masks == masks).float().mean() > 0.9999
-    assert 0 < masks.sum() < masks.numel()
+    asked = [(False, slice(0, 1))] if family == "sam-hq" else [(True, slice(0, 3)), (False, slice(3, 4))]
+    for multimask, index in asked:
+        given = {name: inputs[name] for name in ("pixel_values", "input_points", "input_labels")}
+        with torch.no_grad():
+            outputs = model(**given, multimask_output=multimask)
+        masks = processor.post_process_masks(outputs.pred_masks, *sizes)[0][0]
+        # Embeddings are kept in half precision.
+        assert torch.allclose(answer.scores[index], outputs.iou_scores[0, 0], atol=2e-3)
+        assert (answer.masks[index] == masks).float().mean() > 0.995
+        assert 0 < masks.sum() < masks.numel()
+
+
+def test_embeddings_take_half_the_memory(segmenter: Any):
+    tensors = segmenter.to_tensors(segmenter.embed(picture()))
+    del tensors["sizes"]
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
 
 
 def asked(segmenter: Any, prompt: Prompt, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,7 +176,7 @@ def test_dense_prompts_lie_where_answers_lie(family: str, folder: Path, height: 
     embedding = dense.embed(picture(0, height, width))
     dense.predict(embedding, Prompt.from_points(height, width, [(40, 25)], prior=prior))
     handle.remove()
-    (logits,) = seen
+    logits = seen[0]
     assert logits.shape[-2:] == (SIDE // 4, SIDE // 4)
     sizes = [[(height, width)], *([inputs["reshaped_input_sizes"]] if family == "sam-hq" else [])]
     mask = dense.processor.post_process_masks(logits[None], *sizes)[0][0, 0]
@@ -215,4 +228,4 @@ def test_images_embedded_together_are_as_embedded_alone(segmenter: Any):
         expected = segmenter.to_tensors(segmenter.embed(image))
         for name, tensor in segmenter.to_tensors(found).items():
             assert tensor.shape == expected[name].shape
-            assert torch.allclose(tensor.float(), expected[name].float(), atol=1e-4)
+            assert torch.allclose(tensor.float(), expected[name].float(), atol=2e-3)

@@ -15,6 +15,7 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.files import to_bytes
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, embed_all
+from sa3d_nerfstudio.segmenters.precision import halved
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, SamEmbedding, SamSegmenter, low_res_logits
 from tests.segmenters.prompts import HEIGHT, PRIOR, PROMPTS, WIDTH
@@ -51,12 +52,17 @@ def same(first: Candidates, second: Candidates) -> bool:
 @pytest.mark.parametrize("kind", PROMPTS)
 def test_every_kind_of_prompt(segmenter: SamSegmenter, kind: str) -> None:
     answer = segmenter.predict(segmenter.embed(picture()), PROMPTS[kind])
-    assert answer.masks.shape == (3, HEIGHT, WIDTH)
+    # Beside part, object and whole, the single-mask answer where there is little left to choose.
+    count = 3 if kind in ("point", "prior") else 4
+    assert answer.masks.shape == (count, HEIGHT, WIDTH)
     assert answer.masks.dtype == torch.bool
-    assert answer.scores.shape == (3,)
+    assert answer.scores.shape == (count,)
     assert answer.scores.dtype == torch.float32
     assert 0 < answer.masks.sum() < answer.masks.numel()
-    assert torch.equal(answer.best(), answer.masks[answer.scores.argmax()])
+    assert answer.single == (3 if count == 4 else None)
+    assert torch.equal(answer.best(), answer.masks[answer.scores.argmax() if count == 3 else 3])
+    assert answer.logits is not None
+    assert torch.equal(answer.logits > 0, answer.masks)
     assert not answer.masks.requires_grad
     assert not answer.scores.requires_grad
 
@@ -90,10 +96,12 @@ def test_same_answer_as_the_predictor_at_its_own_size(segmenter: SamSegmenter) -
     assert predictor.features is not None
     predictor.features = predictor.features.half().float()
     points, labels = np.array([[20, 30], [200, 100]]), np.array([1, 0])
-    masks, scores, _ = predictor.predict(points, labels, multimask_output=True)
+    three = predictor.predict(points, labels, multimask_output=True)
+    single = predictor.predict(points, labels, multimask_output=False)
     answer = segmenter.predict(segmenter.embed(image), Prompt.from_points(256, 256, [(20, 30)], [(200, 100)]))
-    assert np.array_equal(answer.masks.numpy(), masks)
-    assert np.array_equal(answer.scores.numpy(), scores)
+    for index, (masks, scores, _) in ((slice(0, 3), three), (slice(3, 4), single)):
+        assert np.array_equal(answer.masks[index].numpy(), masks)
+        assert np.allclose(answer.scores[index].numpy(), scores, atol=1e-6)
 
 
 def test_a_prompt_means_the_same_place_at_every_size(segmenter: SamSegmenter) -> None:
@@ -273,6 +281,36 @@ def test_images_embedded_together_are_as_embedded_alone(segmenter: SamSegmenter)
     assert torch.allclose(answers[0].scores, answers[1].scores, atol=1e-3)
 
 
+@pytest.mark.parametrize("lost", [torch.nan, torch.inf])
+def test_an_encoder_that_overflows_is_run_again_in_full_precision(
+    segmenter: SamSegmenter, lost: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(pixels: torch.Tensor) -> torch.Tensor:
+        reduced = torch.is_autocast_enabled("cpu")
+        ran.append(reduced)
+        return whole(pixels) * (lost if reduced else 1.0)
+
+    ran: list[bool] = []
+    whole = segmenter.model.image_encoder.forward
+    expected = segmenter.embed(picture())
+    half = SamSegmenter(segmenter.model, dtype=torch.bfloat16)
+    assert half.fingerprint != segmenter.fingerprint, "what is kept on disk is another's"
+    monkeypatch.setattr(segmenter.model.image_encoder, "forward", forward)
+    assert torch.equal(half.embed(picture()).features, expected.features)
+    assert ran == [True, False]
+
+
+def test_damaged_weights_end_in_a_sentence(segmenter: SamSegmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmenter.model.image_encoder, "forward", lambda pixels: pixels[:, :1] * torch.nan)
+    with pytest.raises(SA3DError, match=r"embeds this image as NaN or infinity.*fetch them again"):
+        segmenter.embed(picture())
+
+
+def test_what_half_precision_cannot_hold_is_kept_as_it_is() -> None:
+    assert halved(torch.tensor([1.0, -2.0])).dtype == torch.float16
+    assert torch.equal(halved(torch.tensor([1e5, 1.0])), torch.tensor([1e5, 1.0]))
+
+
 def test_a_batch_too_large_for_the_gpu_is_halved(segmenter: SamSegmenter) -> None:
     class Small(SamSegmenter):
         def embed_all(self, images: Sequence[SegmenterImage]) -> list[SamEmbedding]:
@@ -283,7 +321,12 @@ def test_a_batch_too_large_for_the_gpu_is_halved(segmenter: SamSegmenter) -> Non
 
     sizes: list[int] = []
     images = [picture(seed) for seed in range(5)]
-    found = embed_all(Small(segmenter.model), images)
-    assert sizes == [5, 2, 3, 1, 2]
-    for image, item in zip(images, found, strict=True):
-        assert torch.allclose(item.features.float(), segmenter.embed(image).features.float(), atol=2e-3)
+    small = Small(segmenter.model)
+    found = embed_all(small, images)
+    assert sizes == [5, 2, 2, 1]
+    # What did not fit is not tried again.
+    sizes.clear()
+    embed_all(small, images[:4])
+    assert sizes == [2, 2]
+    for image, one in zip(images, found, strict=True):
+        assert torch.allclose(one.features.float(), segmenter.embed(image).features.float(), atol=2e-3)

@@ -66,6 +66,26 @@ def test_photo_and_render_share_their_pixels(config: type, lens: dict[str, float
     assert error[:, -3:].mean() < 0.3 * shifted.mean()
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(("long_side", "side", "size"), [(31, 1024, (62, 82)), (31, 50, (38, 50)), (300, 50, (38, 50))])
+def test_networks_see_photos_at_up_to_their_own_size(
+    config: type, long_side: int, side: int, size: tuple[int, int], tmp_path: Path
+):
+    """Whatever the size of the renders; and they show the same part of the scene."""
+    views = looked_at(make(config, photographed(tmp_path / "sky", (82, 63))), long_side)
+    picture = views.picture(1, side)
+    assert picture.shape[:2] == views.picture_size(1, side)
+    assert abs(picture.shape[0] - size[0]) <= 1 and picture.shape[1] == size[1]
+    trace = views.trace(1)
+    small = torch.nn.functional.interpolate(
+        picture.permute(2, 0, 1)[None], (trace.height, trace.width), mode="bilinear", antialias=True
+    )[0].permute(1, 2, 0)
+    expected = sky(views.camera(1).generate_rays(camera_indices=0, keep_shape=True).directions)
+    assert (small - expected).abs().mean() < 0.2 * (expected[:, 1:] - expected[:, :-1]).abs().mean()
+    assert views.picture_size(1) == (trace.height, trace.width)
+    assert len({views.picture_key(1, side), views.picture_key(1, 40), views.key(1)}) == 3
+
+
 def test_without_a_photo_it_is_the_render(tmp_path: Path):
     views = looked_at(make(VanillaDataManagerConfig, write_scene(tmp_path / "ring", [(20, 16)] * 3)), 20, photo=False)
     assert views.picture(0).equal(views.trace(0).rgb)

@@ -1,0 +1,335 @@
+"""A stand-in that errs as Segment Anything does, on the true instance maps; and how the loop gets on with it.
+
+    python -m benchmarks.sam_like --scene ../shared/scenes/desk --run ../shared/runs/desk/nerfacto/cpu --seeds 3
+
+SAM answers a click with a part, the object, or more than it, is led by where the points lie, and is as sharp as the
+image that it is shown. :class:`SamLike` does all of that, and nothing is random but by its seed and the view's name.
+One click each, in the view that prompts.json names; masks are scored in the test views at full size.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+import tyro
+from jaxtyping import Bool, Float
+from rich.console import Console
+from rich.table import Table
+
+import sa3d_nerfstudio as sa3d
+from benchmarks.scene import SceneUnderTest
+from benchmarks.variants import VARIANTS, settings_of
+from sa3d_nerfstudio.exports.frames import frame_of
+from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, check_prompt
+from sa3d_nerfstudio.segmenters.oracle import BACKGROUND, IdMap, OracleSegmenter
+
+PART, OBJECT, WHOLE = range(3)
+FAVOURITES = {"even": (0.34, 0.33, 0.33), "2:6:2": (0.2, 0.6, 0.2)}
+"""How often part, object and whole are the favourite for one point."""
+FITTING = 0.8
+"""How often several points or a box are answered by the level that fits them."""
+NEAR_OUTLINE = 1.5
+"""Pixels of the input from the outline within which a point may fall on the neighbour."""
+SLIP = 0.5
+"""How often it does."""
+INPUT_SIDE = 1024
+"""Longer side of the largest image that SAM sees."""
+
+SettingName = Literal["even", "2:6:2"]
+UserView = Literal["right", "picked", "auto"]
+
+
+@dataclass
+class SamLikeEmbedding:
+    """What is known of an image: all of it at the image's size."""
+
+    name: str
+    """Stem of the image."""
+    ids: IdMap
+    upper: dict[int, Bool[np.ndarray, "height width"]]
+    """For each object, which pixels see the upper half of its box, split along the longest side."""
+
+
+class SamLike(OracleSegmenter):
+    """Answers with three masks of an instance, as SAM does.
+
+    *Part* is the half of the object's box that a pixel's surface point lies in, split along its longest side; *object*
+    is the instance; *whole* is the instance with those that touch it in the image. One of them is the favourite, and
+    has the highest predicted IoU: for one point it is drawn for the view, for several it is the smallest that holds all
+    of them, or else a neighbouring one, and for a box the one that fills it best. The single-mask answer beside them is
+    the favourite once more, with an outline of its own.
+
+    A point near the outline may fall on the neighbour. Outlines wobble by a pixel of the image that is shown.
+
+    Args:
+        folder: Of the id maps.
+        objects: For each id, the corners of the object's box in the data set's frame.
+        surface: For the name of an image, the surface point of each pixel in that frame, at any size.
+        favourites: How often part, object and whole are the favourite for one point.
+        seed: What is drawn follows from it and the views' names, in whatever order they are asked for.
+        sure: Level that is the favourite in some images, whatever is drawn, by their stems.
+        stubborn: Whether the predicted IoUs keep to the level drawn for the view, however many points there are: then
+            only the single-mask answer follows the points.
+    """
+
+    input_side = INPUT_SIDE
+
+    def __init__(
+        self,
+        folder: Path,
+        objects: dict[int, tuple[Sequence[float], Sequence[float]]],
+        surface: Callable[[str], Float[np.ndarray, "height width 3"]],
+        favourites: Sequence[float] = FAVOURITES["even"],
+        seed: int = 0,
+        sure: dict[str, int] | None = None,
+        stubborn: bool = False,
+    ) -> None:
+        super().__init__(folder)
+        self.objects, self.surface, self.favourites = objects, surface, favourites
+        self.seed, self.sure, self.stubborn = seed, sure or {}, stubborn
+
+    def embed(self, image: SegmenterImage) -> SamLikeEmbedding:  # type: ignore[override]
+        """The id map at the image's size, and the halves of all objects."""
+        name = Path(image.name).stem
+        ids = super().embed(image)
+        points = self.surface(image.name)
+        rows = ((np.arange(image.height) + 0.5) * points.shape[0] / image.height).astype(int)
+        columns = ((np.arange(image.width) + 0.5) * points.shape[1] / image.width).astype(int)
+        points = points[rows[:, None], columns[None]]
+        upper = {}
+        for number in np.unique(ids).tolist():
+            if number != BACKGROUND:
+                low, high = (np.asarray(corner) for corner in self.objects[number])
+                axis = int((high - low).argmax())
+                upper[number] = points[..., axis] > (low[axis] + high[axis]) / 2
+        return SamLikeEmbedding(name, ids, upper)
+
+    def predict(self, embedding: SamLikeEmbedding, prompt: Prompt) -> Candidates:  # type: ignore[override]
+        """Part, object and whole, with predicted IoUs, and for several points or a box the single-mask answer."""
+        check_prompt(prompt, *embedding.ids.shape)
+        chance = self._chance(embedding)
+        drawn = int(chance.choice(3, p=self.favourites))
+        fits, step = chance.random() < FITTING, int(chance.choice([-1, 1]))
+        scores = chance.uniform(0.6, 0.88, 3)
+        best, single = chance.uniform(0.9, 0.97, 2)
+
+        positive = self._placed(embedding, prompt.positive, 1)
+        negative = self._placed(embedding, prompt.negative, 2)
+        levels = self._levels(embedding, prompt, positive)
+        sure = self.sure.get(embedding.name)
+        several = len(positive) + len(negative) > 1 or prompt.box is not None
+        fitting = _fitting(levels, positive, negative, prompt)
+        if not fits:
+            fitting = fitting + step if 0 <= fitting + step <= WHOLE else fitting - step
+        answered = fitting if several else drawn
+        favourite = drawn if self.stubborn else answered
+        if sure is not None:
+            answered = favourite = sure
+        scores[favourite] = best
+        masks = [self._wobbled(embedding, levels[level], level) for level in (PART, OBJECT, WHOLE)]
+        if not several:
+            return Candidates(torch.from_numpy(np.stack(masks)), torch.from_numpy(scores).float())
+        masks.append(self._wobbled(embedding, levels[answered], 3))
+        return Candidates(
+            torch.from_numpy(np.stack(masks)), torch.from_numpy(np.append(scores, single)).float(), single=3
+        )
+
+    def _chance(self, embedding: SamLikeEmbedding, *more: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, zlib.crc32(embedding.name.encode()), *more])
+
+    def _placed(self, embedding: SamLikeEmbedding, points: torch.Tensor, kind: int) -> list[tuple[int, int]]:
+        """y, x of where points fall: those near an outline on the other side, now and then."""
+        ids, places = embedding.ids, []
+        for number, (x, y) in enumerate(points.round().long().tolist()):
+            reach = int(NEAR_OUTLINE) + 1
+            top, left = max(y - reach, 0), max(x - reach, 0)
+            around = ids[top : y + reach + 1, left : x + reach + 1]
+            others = np.argwhere(around != ids[y, x]) + np.array([top, left])
+            place = (y, x)
+            if len(others):
+                distances = np.linalg.norm(others - place, axis=1)
+                # The outline lies between two pixels.
+                near = distances.min() - 0.5 <= NEAR_OUTLINE
+                if near and self._chance(embedding, kind, number).random() < SLIP:
+                    place = tuple(others[distances.argmin()].tolist())
+            places.append(place)
+        return places
+
+    def _levels(
+        self, embedding: SamLikeEmbedding, prompt: Prompt, positive: list[tuple[int, int]]
+    ) -> list[Bool[np.ndarray, "height width"]]:
+        """What the prompt points at: a part of it, it, and all that touches it."""
+        ids = embedding.ids
+        if positive:
+            votes = [int(ids[place]) for place in positive]
+            number = max(dict.fromkeys(votes), key=votes.count)
+            first = positive[votes.index(number)]
+        else:
+            assert prompt.box is not None  # check_prompt: no positive point means a box
+            found = super().predict(ids, Prompt(prompt.height, prompt.width, box=prompt.box)).masks[0].numpy()
+            number = int(ids[found][0]) if found.any() else BACKGROUND
+            first = None
+        thing = ids == number
+        if number == BACKGROUND:
+            return [thing] * 3
+        upper = embedding.upper[number]
+        side = bool(upper[first]) if first is not None else bool((upper & thing).sum() * 2 > thing.sum())
+        around = cv2.dilate(thing.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+        touching = np.setdiff1d(ids[around], [BACKGROUND])
+        return [thing & (upper == side), thing, np.isin(ids, touching)]
+
+    def _wobbled(
+        self, embedding: SamLikeEmbedding, mask: Bool[np.ndarray, "height width"], level: int
+    ) -> Bool[np.ndarray, "height width"]:
+        """A mask whose outline is moved by up to a pixel, in and out."""
+        if not mask.any() or mask.all():
+            return mask
+        inside, outside = (cv2.distanceTransform(side.astype(np.uint8), cv2.DIST_L2, 5) for side in (mask, ~mask))
+        distance = np.where(mask, inside - 0.5, 0.5 - outside)
+        noise = self._chance(embedding, 3, level).normal(size=mask.shape).astype(np.float32)
+        noise = cv2.GaussianBlur(noise, (0, 0), 3.0)
+        return distance + np.clip(noise / (2 * noise.std()), -1, 1) > 0
+
+
+def _fitting(
+    levels: list[Bool[np.ndarray, "height width"]],
+    positive: list[tuple[int, int]],
+    negative: list[tuple[int, int]],
+    prompt: Prompt,
+) -> int:
+    """The smallest level that holds all points, and no negative one; for a box alone, the one that fills it best."""
+    if not positive and prompt.box is not None:
+        return int(np.argmax([_box_iou(mask, prompt.box.numpy()) for mask in levels]))
+    spared = [level for level in range(3) if not any(levels[level][place] for place in negative)] or [PART]
+    return next((level for level in spared if all(levels[level][place] for place in positive)), spared[-1])
+
+
+def _box_iou(mask: Bool[np.ndarray, "height width"], box: Float[np.ndarray, "4"]) -> float:
+    """IoU of a mask's bounding box with a box."""
+    if not mask.any():
+        return 0.0
+    places = np.argwhere(mask)[:, ::-1]
+    low, high = places.min(axis=0), places.max(axis=0) + 1
+    shared = np.prod(np.clip(np.minimum(high, box[2:]) - np.maximum(low, box[:2]), 0, None))
+    return float(shared / (np.prod(high - low) + np.prod(box[2:] - box[:2]) - shared))
+
+
+def sam_like(scene: SceneUnderTest, **options: object) -> SamLike:
+    """The stand-in on a scene that has been traced.
+
+    Args:
+        scene: The scene, with its run.
+        options: Of :class:`SamLike`.
+    """
+    frame = frame_of(scene.pipeline, world=True)
+    points: dict[str, Float[np.ndarray, "height width 3"]] = {}
+
+    def surface(name: str) -> Float[np.ndarray, "height width 3"]:
+        if name not in points:
+            trace = scene.views.trace(scene.views.find(name))
+            points[name] = frame.points(trace.surface_points()).reshape(trace.height, trace.width, 3).cpu().numpy()
+        return points[name]
+
+    boxes = {entry["id"]: (entry["aabb_min"], entry["aabb_max"]) for entry in scene.entries}
+    return SamLike(scene.folder / "instances", boxes, surface, **options)  # type: ignore[arg-type]
+
+
+@dataclass
+class Options:
+    """Segment each object of a scene by one click, with a segmenter that errs as SAM does."""
+
+    scene: Path
+    """Scene folder with transforms.json, instances/, prompts.json and objects.json."""
+    run: Path
+    """Trained run on that scene."""
+    seeds: int = 3
+    """How many stand-ins, which differ in what they draw."""
+    settings: tuple[SettingName, ...] = ("2:6:2", "even")
+    """How often part, object and whole are the favourite for one point."""
+    variants: tuple[str, ...] = ("default",)
+    """Ways to run the loop: keys of benchmarks.variants."""
+    user: UserView = "right"
+    """The user's view: the object is the favourite there (right), it is not and the user picks it (picked), or whatever
+    is drawn for the view (auto)."""
+    stubborn: bool = False
+    """Whether the predicted IoUs stay as they are drawn for a view when there are several points."""
+    objects: tuple[str, ...] = ()
+    """Names of objects; all by default."""
+    working_size: int = 160
+    """Longer side of the images in which views are segmented."""
+    cache_dir: Path | None = None
+    """Folder to keep renders of the training views in, for the next time."""
+    output: Path | None = None
+    """JSON file to write."""
+
+
+class Benchmark:
+    """Sessions on one scene with the stand-in."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.scene = SceneUnderTest(
+            options.scene, options.run, working_size=options.working_size, cache_dir=options.cache_dir
+        )
+
+    def iou(self, name: str, setting: str, variant_name: str, seed: int) -> float:
+        """Mean IoU over the test views of an object that is segmented once; 0 if it is lost."""
+        scene, options, variant = self.scene, self.options, VARIANTS[variant_name]
+        pipeline, number = scene.pipeline, scene.prompts[name]["id"]
+        view, prompt = scene.prompt(name, "point")
+        stem = Path(scene.views.name(view)).stem
+        sure = {"right": {stem: OBJECT}, "picked": {stem: (PART, WHOLE)[seed % 2]}, "auto": {}}[options.user]
+        segmenter = variant.segmenter(
+            sam_like(scene, favourites=FAVOURITES[setting], seed=seed, sure=sure, stubborn=options.stubborn)
+        )
+        grid = variant.grid(pipeline.model.new_field(pipeline.config.resolution), pipeline.model.scene_box.aabb)
+        session = variant.session(scene.views, segmenter, grid, settings_of(pipeline.config, variant))
+        try:
+            session.prompt(view, prompt)
+            if options.user == "picked":
+                session.choose(view, OBJECT)
+            session.run()
+        except sa3d.SA3DError as error:
+            print(f"{name}: {error}")
+            return 0.0
+        assert session.lifting is not None
+        return scene.score(session.lifting, number).iou
+
+
+def main(options: Options) -> None:
+    """Print a row for each object and setting, and the mean."""
+    benchmark, console, rows = Benchmark(options), Console(width=150), []
+    for variant in options.variants:
+        for setting in options.settings:
+            for entry in benchmark.scene.entries:
+                if options.objects and entry["name"] not in options.objects:
+                    continue
+                ious = [benchmark.iou(entry["name"], setting, variant, seed) for seed in range(options.seeds)]
+                rows.append((variant, setting, entry["name"], ious))
+                figures = " ".join(f"{iou:.3f}" for iou in ious)
+                console.print(f"{variant} {setting} {entry['name']}: {figures}", highlight=False, soft_wrap=True)
+    table = Table("variant", "setting", "object", "mean IoU", "worst seed")
+    for variant, setting, name, ious in rows:
+        table.add_row(variant, setting, name, f"{np.mean(ious):.3f}", f"{min(ious):.3f}")
+    for way in dict.fromkeys(row[:2] for row in rows):
+        same = [row[3] for row in rows if row[:2] == way]
+        table.add_row(*way, "mean", f"{np.mean(same):.3f}", f"{np.min(same):.3f}")
+    console.print(table)
+    if options.output is not None:
+        keys = ("variant", "setting", "object", "ious")
+        result = [dict(zip(keys, row, strict=True)) for row in rows]
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"mean IoU {np.mean([row[3] for row in rows]):.3f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

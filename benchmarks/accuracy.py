@@ -5,7 +5,7 @@
 For every object and every segmenter, variant and prompt as chosen, one session on the run; its masks rendered in the
 test views at full size, and scored against the scene's exact instance maps. Views are traced once and shared, so times
 per object are those of a second object. The row "ceiling" lifts the true masks of all training views at once: what the
-field can hold at all.
+field can hold at all; "ceiling of averages" is the same without the likelihood.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from benchmarks.scene import PromptKind, SceneUnderTest
 from benchmarks.train_like import main as train_like
 from benchmarks.variants import VARIANTS, settings_of
 from sa3d_nerfstudio.evaluation.metrics import iou
-from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Sharpening
+from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
+from sa3d_nerfstudio.segmentation.likelihood import MaskedView, MaskLikelihood
 from sa3d_nerfstudio.segmentation.mask_depth import pixel_spacing
 from sa3d_nerfstudio.segmenters.base import Segmenter
 
@@ -52,14 +53,14 @@ class Options:
     """2D segmenters."""
     variants: tuple[VariantName, ...] = ("default",)  # type: ignore[valid-type]
     """Ways to run the loop."""
-    noises: tuple[Literal["none", "eroded", "dilated", "wrong", "corrupted"], ...] = (PERFECT,)
+    noises: tuple[Literal["none", "eroded", "dilated", "wobbling", "wrong", "corrupted"], ...] = (PERFECT,)
     """How the oracle's masks are spoilt; other segmenters make their own mistakes."""
     prompts: tuple[PromptKind, ...] = ("point",)
     """One click, all points and negative points, the box or the scribbles of prompts.json."""
     objects: tuple[str, ...] = ()
     """Names of objects; all by default."""
     ceiling: bool = True
-    """Add the row that lifts the true masks."""
+    """Add the rows that lift the true masks."""
     export: bool = False
     """Also run ns-export pointcloud, and score its points against the object's true surface."""
     working_size: int | None = None
@@ -161,8 +162,8 @@ class Benchmark:
             row.points = scene.exported(entry, num_points=5000, tolerances=(0.005, 0.01))
         return row
 
-    def ceiling(self, entry: dict[str, Any]) -> Row:
-        """Lift the true masks of all training views at once."""
+    def ceilings(self, entry: dict[str, Any]) -> list[Row]:
+        """Lift the true masks of all training views at once: as averages, and by their likelihood."""
         scene, views = self.scene, self.scene.views
         masks, spacings, points = {}, [], []
         for view in range(len(views)):
@@ -175,18 +176,20 @@ class Benchmark:
                 points.append(trace.surface_points()[mask.reshape(-1)])
         grid = scene.pipeline.model.new_field(scene.pipeline.config.resolution)
         grid.prepare(torch.cat(points), float(np.median(spacings)))
-        for _ in range(2):
+        for number in range(2):
+            # Placed around what has been prompted, and then around the object.
+            grid = grid.placed_again(float(np.median(spacings))) if number else grid
             lifting = EvidenceLifting(grid)
             for view, mask in masks.items():
                 lifting.add(views.trace(view), mask.to(grid.hit.device))
-            for _ in range(scene.pipeline.config.sharpening):
-                sweep = Sharpening(grid)
-                for view, mask in masks.items():
-                    sweep.add(views.trace(view), mask.to(grid.hit.device))
-                sweep.finish()
-            scores = scene.score(lifting, entry["id"])
-            grid = grid.placed_again(float(np.median(spacings)))
-        return Row(entry["name"], "true masks", PERFECT, "ceiling", "all", **asdict(scores))
+        averages = scene.score(lifting, entry["id"])
+        masked = (MaskedView(views.trace(view), mask.to(grid.hit.device)) for view, mask in masks.items())
+        MaskLikelihood(grid, masked).fit(scene.pipeline.config.likelihood_steps)
+        scores = {"ceiling of averages": averages, "ceiling": scene.score(lifting, entry["id"])}
+        return [
+            Row(entry["name"], "true masks", PERFECT, name, "all", **asdict(figures))
+            for name, figures in scores.items()
+        ]
 
 
 def main(options: Options) -> None:
@@ -196,7 +199,7 @@ def main(options: Options) -> None:
         if options.objects and entry["name"] not in options.objects:
             continue
         if options.ceiling:
-            rows.append(benchmark.ceiling(entry))
+            rows.extend(benchmark.ceilings(entry))
         for row in _ways(entry["name"], options):
             try:
                 rows.append(benchmark.segment(entry, row))

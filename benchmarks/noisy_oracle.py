@@ -15,7 +15,7 @@ from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
 from sa3d_nerfstudio.segmenters.oracle import BACKGROUND, IdMap, OracleSegmenter
 
-Noise = Literal["eroded", "dilated", "wrong", "corrupted"]
+Noise = Literal["eroded", "dilated", "wobbling", "wrong", "corrupted"]
 
 
 class NoisyOracle(OracleSegmenter):
@@ -23,7 +23,8 @@ class NoisyOracle(OracleSegmenter):
 
     Args:
         folder: Of the id maps.
-        noise: ``eroded`` and ``dilated``: every mask by ``pixels``. ``wrong``: in a share of the views, the mask of
+        noise: ``eroded`` and ``dilated``: every mask by ``pixels``. ``wobbling``: dilated by these in two of five views,
+            and eroded in two others. ``wrong``: in a share of the views, the mask of
             another object that is in view, or of the background. ``corrupted``: in a share of the views, in turn the
             wrong object, a half of the mask cut off, or the mask with all that lies within a quarter of its size.
         share: Of the views that are spoilt.
@@ -51,9 +52,11 @@ class NoisyOracle(OracleSegmenter):
         return Candidates(torch.from_numpy(mask)[None], torch.ones(1))
 
     def _spoil(self, ids: IdMap, mask: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        if self.noise == "wobbling":
+            change = generator.choice(["dilated", "dilated", "eroded", "eroded", "none"])
+            return mask if change == "none" else self._outlined(change, mask)
         if self.noise in ("eroded", "dilated"):
-            change = cv2.erode if self.noise == "eroded" else cv2.dilate
-            return _morph(change, mask, self.pixels)
+            return self._outlined(self.noise, mask)
         if generator.random() >= self.share:
             return mask
         kind = "wrong" if self.noise == "wrong" else generator.choice(["wrong", "half", "fat"])
@@ -66,6 +69,9 @@ class NoisyOracle(OracleSegmenter):
             kept[:, columns[len(columns) // 2] :] = False
             return kept if kept.any() else mask
         return _morph(cv2.dilate, mask, max(round(float(np.sqrt(mask.sum())) / 4), 1))
+
+    def _outlined(self, noise: str, mask: np.ndarray) -> np.ndarray:
+        return _morph(cv2.erode if noise == "eroded" else cv2.dilate, mask, self.pixels)
 
 
 def _morph(change: Callable[..., np.ndarray], mask: np.ndarray, pixels: int) -> np.ndarray:

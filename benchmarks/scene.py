@@ -19,6 +19,7 @@ from sa3d_nerfstudio.evaluation.metrics import Mask, boundary_iou, iou, pixel_ac
 from sa3d_nerfstudio.prompts.images import draw_polyline, points_of_stroke
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.lifting import Lifting
+from sa3d_nerfstudio.segmenters.oracle import read_ids, resize_nearest
 from sa3d_nerfstudio.traces.base import ViewTrace
 
 MIN_FRACTION = 0.001
@@ -71,10 +72,8 @@ class SceneUnderTest:
 
     def truth(self, stem: str, number: int, shape: tuple[int, int] | None = None) -> Mask:
         """The exact mask of an object in one image, at that image's size or at another."""
-        image = Image.open(self.folder / "instances" / f"{stem}.png")
-        if shape is not None:
-            image = image.resize((shape[1], shape[0]), Image.Resampling.NEAREST)
-        return np.asarray(image) == number
+        ids = read_ids(self.folder / "instances" / f"{stem}.png")
+        return (ids if shape is None else resize_nearest(ids, *shape)) == number
 
     def prompt(self, name: str, kind: PromptKind) -> tuple[int, Prompt]:
         """The view that prompts.json names for an object, and the prompt of that kind in it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,10 @@ MIN_EVIDENCE = 1e-3
 """Weight of rays below which a cell counts as never seen. One ray that ends in a cell leaves about 1."""
 FIRM = 0.02
 """Share of the evidence at the object's median cell below which a cell does not count by itself."""
+SHARPNESS = 8.0
+"""Logit per unit of probability, about a half, at which averages become logits: from -4 where all rays say "no" to 4."""
+LIGHT_LOGIT = -SHARPNESS / 2
+"""Logit of light that passes everything: it is known not to be the object."""
 
 
 class MaskField(nn.Module):
@@ -23,11 +28,16 @@ class MaskField(nn.Module):
     ``seen = Σ Aᵥᵀ 1``, with ``Aᵥ`` the trace of view v. ``hit / seen`` is the mean of their masks, in [0, 1].
     A cell with no evidence is unknown, which differs from "not the object".
 
+    A field that has been fitted to its masks (:mod:`sa3d_nerfstudio.segmentation.likelihood`) holds a logit per cell
+    besides, which everything is then read from. New evidence drops the logits.
+
     Cells are voxels or splats; subclasses say which cells a point in space touches.
     """
 
     hit: Float[Tensor, " num_cells"]
     seen: Float[Tensor, " num_cells"]
+    logits: Float[Tensor, " num_cells"] | None
+    """Log odds of the object in each cell; None where evidence is all there is. Absent in older checkpoints."""
     center: Float[Tensor, "3"]
     """About where the object is, in the world."""
 
@@ -35,6 +45,7 @@ class MaskField(nn.Module):
         super().__init__()
         self.register_buffer("hit", torch.zeros(num_cells))
         self.register_buffer("seen", torch.zeros(num_cells))
+        self.register_buffer("logits", None)
         self.version = 0
         """Counts the changes."""
         self._derived: dict[Any, tuple[int, Tensor]] = {}
@@ -47,7 +58,7 @@ class MaskField(nn.Module):
     @property
     def is_empty(self) -> bool:
         """Whether no cell has evidence of the object."""
-        return not self.holds_object(0.0)
+        return not bool(self.derived("highest average", lambda: self.average().amax()) > 0)
 
     def holds_object(self, threshold: float) -> bool:
         """Whether any cell is on the object with more than this probability."""
@@ -70,25 +81,66 @@ class MaskField(nn.Module):
         """Add the evidence of one view."""
         self.hit += hit
         self.seen += seen
-        self.version += 1
+        self.set_logits(None)
 
     def set(self, hit: Float[Tensor, " num_cells"], seen: Float[Tensor, " num_cells"]) -> None:
         """Replace all evidence."""
         self.hit, self.seen = hit, seen
+        self.set_logits(None)
+
+    def set_logits(self, logits: Float[Tensor, " num_cells"] | None) -> None:
+        """Replace the logits, or fall back on the evidence."""
+        self.logits = logits
         self.version += 1
 
     def cells(self) -> Float[Tensor, "num_cells 2"]:
-        """The two channels that a render of the mask composites: probability, and 1 where there is evidence."""
+        """The two channels that a render of the mask composites: logit, or else probability, and 1 where there is evidence."""
         return self.derived("cells", self._cells)
 
     def _cells(self) -> Tensor:
-        return torch.stack([self.probability(), self.known().float()]).T
+        known = self.known()
+        values = self.rendered_average() if self.logits is None else torch.where(known, self.logits, 0.0)
+        return torch.stack([values, known.float()]).T
+
+    def composited(self, mean: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Probability of a ray along which what :meth:`cells` holds has this mean."""
+        return mean.clamp(0, 1) if self.logits is None else mean.sigmoid()
+
+    def level(self, threshold: float) -> float:
+        """What the mean of a ray must exceed for its probability to exceed the threshold."""
+        if self.logits is None:
+            return threshold
+        inside = min(max(threshold, 1e-6), 1 - 1e-6)
+        return math.log(inside / (1 - inside))
+
+    @property
+    def light(self) -> float:
+        """What light that passes everything counts for in the mean of a ray."""
+        return 0.0 if self.logits is None else LIGHT_LOGIT
+
+    def start_logits(self) -> Float[Tensor, " num_cells"]:
+        """Logits whose renders are cut where those of the evidence are: ``SHARPNESS (p - 1/2)``, 0 where unknown."""
+        return torch.where(self.known(), SHARPNESS * (self.rendered_average() - 0.5), 0.0)
+
+    def bounded(self, logits: Float[Tensor, " num_cells"]) -> Float[Tensor, " num_cells"]:
+        """Logits within what each cell may hold; splats may hold any."""
+        return logits
+
+    def rendered_average(self) -> Float[Tensor, " num_cells"]:
+        """The average as renders of the mask composite it."""
+        return self.average()
 
     def known(self) -> Bool[Tensor, " num_cells"]:
         """Which cells any view has seen."""
         return self.seen > MIN_EVIDENCE
 
     def probability(self) -> Float[Tensor, " num_cells"]:
+        """Probability of the object in each cell; 0 where there is no evidence."""
+        if self.logits is None:
+            return self.average()
+        return torch.where(self.known(), self.logits.sigmoid(), 0.0)
+
+    def average(self) -> Float[Tensor, " num_cells"]:
         """``hit / seen``; 0 where there is no evidence."""
         return torch.where(self.known(), self.hit / self.seen.clamp(min=MIN_EVIDENCE), 0.0)
 
@@ -184,7 +236,9 @@ class MaskField(nn.Module):
         raise NotImplementedError
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Take the number of cells from the checkpoint, in the place of the default."""
+        """Take the number of cells from the checkpoint, in the place of the default; likewise whether there are logits."""
+        has_logits = isinstance(state_dict.get(f"{prefix}logits"), Tensor)
+        self.logits = torch.zeros_like(self.hit) if has_logits else None
         for name, buffer in self.named_buffers(recurse=False):
             stored = state_dict.get(prefix + name)
             if isinstance(stored, Tensor) and stored.shape != buffer.shape:

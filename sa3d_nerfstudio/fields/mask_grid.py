@@ -21,6 +21,8 @@ REACH = 1.5
 """How far out the object may extend, in half widths of the box; cells beyond are too coarse."""
 MOSTLY_INSIDE = 0.05
 """Share of a prompted surface that may lie outside of the box before it is widened."""
+FAR_LOGIT = -2.0
+"""Logit that cells farther out hold at most."""
 MIN_RESOLUTION = 16
 """Vertices along each axis that a grid has at least, however coarse the images are."""
 MARGIN = 0.15
@@ -120,15 +122,20 @@ class MaskGrid(MaskField):
         return grid
 
     def copy_from(self, other: MaskGrid) -> None:
-        """Take over another grid's place and evidence."""
+        """Take over another grid's place, evidence and logits."""
         self.place(other.center, other.half_extent)
         self.set(other.hit.clone(), other.seen.clone())
+        if other.logits is not None:
+            self.set_logits(other.logits.clone())
 
     def resampled(self, place: MaskGrid) -> MaskGrid:
-        """This grid's evidence read at the vertices of another."""
+        """This grid's evidence and logits read at the vertices of another."""
         grid = place.fresh()
-        hit, seen = self.gather(torch.stack([self.hit, self.seen], dim=-1), grid.cell_positions()).unbind(-1)
-        grid.set(hit.contiguous(), seen.contiguous())
+        logits = self.hit if self.logits is None else self.logits
+        values = self.gather(torch.stack([self.hit, self.seen, logits], dim=-1), grid.cell_positions()).T.contiguous()
+        grid.set(values[0], values[1])
+        if self.logits is not None:
+            grid.set_logits(grid.bounded(values[2]))
         return grid
 
     def contract(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
@@ -202,9 +209,14 @@ class MaskGrid(MaskField):
         firm = super().object_cells(threshold)
         return self.derived(("near object", threshold), lambda: firm & self._near())
 
-    def _cells(self) -> Tensor:
-        # Far out a cell is as large as the object, and rays that graze it leave blobs on the background.
-        return torch.stack([self.probability() * self._near(), self.known().float()]).T
+    def rendered_average(self) -> Float[Tensor, " num_cells"]:
+        """The average, 0 in vertices too far out to hold the object."""
+        # There a cell is as large as the object, and rays that graze it leave blobs on the background.
+        return self.average() * self._near()
+
+    def bounded(self, logits: Float[Tensor, " num_cells"]) -> Float[Tensor, " num_cells"]:
+        """Logits, of which those of vertices too far out to hold the object are at most ``FAR_LOGIT``."""
+        return torch.where(self._near(), logits, logits.clamp(max=FAR_LOGIT))
 
     def _near(self) -> Bool[Tensor, " num_cells"]:
         """Vertices no farther out than ``REACH``; an object that outgrows its box moves it in the next pass."""
@@ -359,10 +371,10 @@ def may_show(
 ) -> Bool[Tensor, " num_rays"]:
     """Which rays would show the object without occluders.
 
-    The mask of a ray is a mean of the probabilities along it, weighted by what is known there. So it exceeds the
-    threshold only where a probability does, somewhere on the ray: that is tested once a cell, in cells near the object.
+    The mask of a ray follows from the mean of what the cells along it hold, weighted by what is known there. So it
+    exceeds the threshold only where a cell does, somewhere on the ray: tested once a cell, in cells near the object.
     """
-    steps = 1
+    steps, level = 1, grid.level(threshold)
 
     def values() -> Tensor:
         return torch.cat([grid.cells(), grid.object_cells(threshold)[:, None].float()], dim=-1)
@@ -373,7 +385,7 @@ def may_show(
     along = grid.derived(("probability, known, object", threshold), values)
     return _any_along(
         grid, origins, directions, threshold, 1, steps, along,
-        lambda values: (values[..., 0] > threshold * values[..., 1]) & (values[..., 2] > threshold / 2),
+        lambda values: (values[..., 0] > level * values[..., 1]) & (values[..., 2] > threshold / 2),
     )  # fmt: skip
 
 

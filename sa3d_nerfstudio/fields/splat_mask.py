@@ -58,6 +58,8 @@ class SplatMask(MaskField):
         """Take over another field's evidence."""
         self.center = other.center.clone()
         self.set(other.hit.clone(), other.seen.clone())
+        if other.logits is not None:
+            self.set_logits(other.logits.clone())
 
     def object_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], Float[Tensor, " num"]]:
         """World positions of the splats on the object, with the weight of the rays on the object."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
 from statistics import median
 
@@ -11,10 +12,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sa3d_nerfstudio.fields.base import MaskField
-from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, Sharpening, Weight
+from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, Weight
+from sa3d_nerfstudio.segmentation.likelihood import LikelihoodReport, MaskedView, MaskLikelihood
 from sa3d_nerfstudio.segmentation.mask_depth import in_one_piece, pixel_spacing, sees_past, surface_of
 from sa3d_nerfstudio.segmentation.session_views import PromptedMask, SessionViews, ViewKey
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
+
+
+@dataclass
+class LiftedMask:
+    """What has been lifted of one view."""
+
+    mask: Bool[Tensor, " num_rays"]
+    weight: float
+    """What its rays count."""
+    prompted: bool
+    """Whether the user has prompted the view."""
 
 
 class MaskLifter:
@@ -31,7 +44,7 @@ class MaskLifter:
         self.views = views
         self.settings = settings
         self.ray_weight = ray_weight
-        self._lifted: dict[ViewKey, tuple[Bool[Tensor, " num_rays"], float]] = {}
+        self._lifted: dict[ViewKey, LiftedMask] = {}
         self._spacings: dict[ViewKey, float] = {}
         self._places: Callable[[], Float[Tensor, "num_places 3"]] | None = None
         """Where the object is in space, by the pass before."""
@@ -39,7 +52,7 @@ class MaskLifter:
     @property
     def masks(self) -> dict[ViewKey, Bool[Tensor, " num_rays"]]:
         """The masks of the newest pass, by view."""
-        return {view: mask for view, (mask, _) in self._lifted.items()}
+        return {view: lifted.mask for view, lifted in self._lifted.items()}
 
     def spacing(self) -> float:
         """Distance between the rays of neighbouring pixels at the object; the median over the views that showed it."""
@@ -74,7 +87,7 @@ class MaskLifter:
         if isinstance(lifting, EvidenceLifting):
             corrected = prompted.correcting * settings.correction_weight * len(self.views.training)
             weight = max(settings.prompt_weight, corrected)
-        self._lift(lifting, view, self._solid(view, prompted), weight)
+        self._lift(lifting, view, self._solid(view, prompted), weight, prompted=True)
 
     def lift_self_prompted(
         self,
@@ -97,15 +110,15 @@ class MaskLifter:
             solid = in_one_piece(trace, mask, self._gap, spacing, known=known, between=self._places)
         self._lift(lifting, view, solid, spacing=spacing)
 
-    def sharpen(self, field: MaskField) -> None:
-        """Bring the renders of a field closer to the masks of the newest pass, which it has been made from."""
-        for _ in range(self.settings.sharpening):
-            sweep = Sharpening(field)
-            for view, (mask, weight) in self._lifted.items():
-                trace = self.views.trace(view)
-                with self.views.report.timed("lift"):
-                    sweep.add(trace, mask, weight)
-            sweep.finish()
+    def fit(self, field: MaskField) -> LikelihoodReport:
+        """Give a field the logits that explain the masks of the newest pass, which its evidence is made of."""
+        views = (
+            MaskedView(self.views.trace(view), lifted.mask, lifted.weight, lifted.prompted)
+            for view, lifted in self._lifted.items()
+        )
+        likelihood = MaskLikelihood(field, views)
+        with self.views.report.timed("lift"):
+            return likelihood.fit(self.settings.likelihood_steps)
 
     def _lift(
         self,
@@ -114,6 +127,7 @@ class MaskLifter:
         mask: Bool[Tensor, "height width"],
         weight: float = 1.0,
         spacing: float | None = None,
+        prompted: bool = False,
     ) -> None:
         trace = self.views.trace(view)
         with self.views.report.timed("lift"):
@@ -125,8 +139,8 @@ class MaskLifter:
                 if self.settings.trim_outline:
                     counted = weight * ~sees_past(trace, mask, spacing).reshape(-1)
             lifting.add(trace, mask.reshape(-1), counted)
-            # All of the mask: sharpening is to bring the renders to it.
-            self._lifted[view] = (mask.reshape(-1), weight)
+            # All of the mask: the field is to explain it.
+            self._lifted[view] = LiftedMask(mask.reshape(-1), weight, prompted)
 
     def _solid(self, view: ViewKey, prompted: PromptedMask) -> Bool[Tensor, "height width"]:
         """The mask of a prompted view, without what is elsewhere in space. One that the user gave stays as it is."""

@@ -10,6 +10,8 @@ from typing import Literal
 
 import torch
 
+from sa3d_nerfstudio.segmentation.likelihood import LikelihoodReport
+
 ViewState = Literal["prompt", "used", "rejected", "skipped"]
 
 
@@ -47,6 +49,8 @@ class SessionReport:
     seconds: dict[str, float] = field(default_factory=lambda: {"render": 0.0, "segment": 0.0, "lift": 0.0})
     """Time spent in "render", "segment" and "lift"."""
     converged: bool = False
+    likelihood: LikelihoodReport | None = None
+    """How the field was fitted to the masks at the end."""
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:

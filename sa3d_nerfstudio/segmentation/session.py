@@ -156,8 +156,9 @@ class SegmentationSession:
             raise SA3DError("nothing to segment: prompt a view first.")
         self._choose_size()
         yield from self._passes()
-        if self.settings.lifting == "evidence" and self.lifting is not None and self._lifter.masks:
-            self._lifter.sharpen(self.lifting.field)
+        fits = self.settings.lifting == "evidence" and self.settings.likelihood_steps > 0
+        if fits and self.lifting is not None and self._lifter.masks:
+            self.report.likelihood = self._lifter.fit(self.lifting.field)
             if self.lifting.field is not self.grid:
                 self.grid.copy_from(self.lifting.field)
 

@@ -91,10 +91,15 @@ def read_ids(path: Path) -> IdMap:
 
 
 def resize_nearest(ids: IdMap, height: int, width: int) -> IdMap:
-    """The id map at another size: each pixel takes the id under its centre."""
-    rows = ((np.arange(height) + 0.5) * ids.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * ids.shape[1] / width).astype(int)
-    return ids[rows[:, None], columns[None, :]]
+    """The id map at another size: each pixel takes the id under its centre.
+
+    A centre between two pixels, as all are at half the size, takes the one before or the one after it in turns. Always
+    the same one would move every outline by half a pixel, in all views alike.
+    """
+    row, column = np.mgrid[:height, :width]
+    y, x = (row + 0.5) * ids.shape[0] / height, (column + 0.5) * ids.shape[1] / width
+    least = 1e-6
+    return ids[(y - least * (column % 2)).astype(int), (x - least * (row % 2)).astype(int)]
 
 
 def _ids_under(ids: IdMap, points: torch.Tensor) -> Int[np.ndarray, " num"]:

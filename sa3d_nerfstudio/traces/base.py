@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sa3d_nerfstudio.fields.base import MaskField
+
+
+class TraceRows(Protocol):
+    """The rows of ``A`` that belong to some rays, for one field: to be multiplied with many times."""
+
+    def render(self, values: Float[Tensor, " num_cells"]) -> Float[Tensor, " num_rows"]:
+        """``A x``."""
+        ...
+
+    def backproject(self, image: Float[Tensor, " num_rows"], out: Float[Tensor, " num_cells"]) -> None:
+        """Add ``Aᵀ y`` to ``out``."""
+        ...
 
 
 class RayTrace(Protocol):
@@ -29,6 +42,10 @@ class RayTrace(Protocol):
 
     def backproject(self, field: Any, image: Float[Tensor, "num_rays channels"]) -> Float[Tensor, "num_cells channels"]:
         """``Aᵀ y``: spread the rays' values over the cells of ``field`` that they saw."""
+        ...
+
+    def rows(self, field: Any, rays: Int[Tensor, " num_rows"]) -> TraceRows:
+        """The rows of ``A`` of some rays, for that field as it is placed now."""
         ...
 
 
@@ -53,6 +70,25 @@ class ViewTrace(RayTrace, Protocol):
         ...
 
 
+@dataclass
+class PickedRows:
+    """Some rows of a trace that computes all of them at a time."""
+
+    trace: RayTrace
+    field: MaskField
+    rays: Int[Tensor, " num_rows"]
+
+    def render(self, values: Float[Tensor, " num_cells"]) -> Float[Tensor, " num_rows"]:
+        """``A x``."""
+        return self.trace.render(self.field, values[:, None])[self.rays, 0]
+
+    def backproject(self, image: Float[Tensor, " num_rows"], out: Float[Tensor, " num_cells"]) -> None:
+        """Add ``Aᵀ y`` to ``out``."""
+        every = image.new_zeros(len(self.trace.accumulation), 1)
+        every[self.rays, 0] = image
+        out += self.trace.backproject(self.field, every)[:, 0]
+
+
 MIN_KNOWN = 0.05
 """Share of a ray's weight that must lie in cells with evidence for its mask to count as known."""
 
@@ -62,13 +98,15 @@ def render_probability(
 ) -> tuple[Float[Tensor, " num_rays"], Bool[Tensor, " num_rays"]]:
     """Render the object's probability.
 
-    ``M = Σ w p / (Σ w + 1 - Σ all w)`` with the first two sums over the samples in cells with evidence: weight that
-    lies where nothing is known says nothing, while light that passes everything is known not to be the object.
+    ``M = (Σ w v + l light) / (Σ w + light)`` with both sums over the samples in cells with evidence, and ``light`` =
+    1 - Σ all w: weight that lies where nothing is known says nothing, while light that passes everything is known not
+    to be the object. Cells hold a probability v, and l = 0; or a logit v, l is one as well, and the probability is σ(M).
 
     Returns:
         The probability of each ray, 0 where nothing is known, and where anything is known.
     """
-    mass, weight = trace.render(field, field.cells()).unbind(-1)
-    evidence = weight + (1 - trace.accumulation).clamp(min=0)
+    total, weight = trace.render(field, field.cells()).unbind(-1)
+    light = (1 - trace.accumulation).clamp(min=0)
+    evidence = weight + light
     known = evidence > MIN_KNOWN
-    return (mass / evidence.clamp(min=MIN_KNOWN)).clamp(0, 1) * known, known
+    return field.composited((total + field.light * light) / evidence.clamp(min=MIN_KNOWN)) * known, known

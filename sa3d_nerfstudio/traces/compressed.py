@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Union
 
 import torch
-from jaxtyping import Float, Int16, UInt8
+from jaxtyping import Float, Int, Int16, UInt8
 from torch import Tensor
 
 from sa3d_nerfstudio.fields import trilinear
@@ -166,6 +166,29 @@ class ViewRays:
         return sum(each.numel() * each.element_size() for each in own)
 
 
+@dataclass
+class AtomRows:
+    """Rows of a trace over a mask grid, as weights of atoms and the places of these in the grid."""
+
+    parts: list[tuple[Tensor, Tensor, trilinear.Fractions]]
+    """Of some rays at a time: weights [atoms, rays], first vertices of the blocks, and where in these."""
+    resolution: int
+
+    def render(self, values: Float[Tensor, " num_cells"]) -> Float[Tensor, " num_rows"]:
+        """``A x``."""
+        sums = [
+            trilinear.read(values, index, fractions, self.resolution).reshape(weights.shape).mul_(weights).sum(0)
+            for weights, index, fractions in self.parts
+        ]
+        return torch.cat(sums) if sums else values.new_zeros(0)
+
+    def backproject(self, image: Float[Tensor, " num_rows"], out: Float[Tensor, " num_cells"]) -> None:
+        """Add ``Aᵀ y`` to ``out``."""
+        sizes = [weights.shape[1] for weights, _, _ in self.parts]
+        for values, (weights, index, fractions) in zip(image.split(sizes), self.parts, strict=True):
+            trilinear.add(out, (weights * values).reshape(-1), index, fractions, self.resolution)
+
+
 @dataclass(eq=False)
 class CompressedTrace:
     """The trace of all pixels of a view of a NeRF, as atoms of weight; its cells are the vertices of a MaskGrid.
@@ -296,6 +319,10 @@ class CompressedTrace:
                 trilinear.add(out, values.reshape(-1), index, fractions, field.resolution)
             channels.append(out)
         return torch.stack(channels).T
+
+    def rows(self, field: MaskGrid, rays: Int[Tensor, " num_rows"]) -> AtomRows:
+        """The rows of ``A`` of some rays: where their atoms lie in the grid, some 200 to 300 bytes a ray."""
+        return AtomRows([located[1:] for located in self._along(field, rays)], field.resolution)
 
     # How it is kept.
 

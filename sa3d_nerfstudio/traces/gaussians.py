@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.splat_mask import SplatMask
+from sa3d_nerfstudio.traces.base import PickedRows
 
 RASTERIZATION = "rasterization"
 """Name by which models call gsplat's function."""
@@ -84,6 +85,10 @@ class GaussianTrace:
         if self.rasterization is None:
             return image.new_zeros(field.num_cells, image.shape[1])
         return self.rasterization.adjoint(image, field.num_cells)
+
+    def rows(self, field: SplatMask, rays: Int[Tensor, " num_rows"]) -> PickedRows:
+        """The rows of ``A`` of some rays; all are rasterised for them."""
+        return PickedRows(self, field, rays)
 
 
 @dataclass

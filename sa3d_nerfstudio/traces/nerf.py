@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.traces.base import PickedRows
 
 DEPTH_OUTPUTS = ("depth", "depth_fine", "expected_depth")
 ACCUMULATION_OUTPUTS = ("accumulation", "accumulation_fine")
@@ -45,6 +46,16 @@ class WeightedSamples:
         return dataclasses.replace(
             self, positions=self.positions[keep], weights=self.weights[keep], ray_indices=self.ray_indices[keep]
         )
+
+    def of_rays(self, rays: Int[Tensor, " num"]) -> WeightedSamples:
+        """The samples of some rays, which are numbered anew in that order."""
+        numbers = torch.full_like(self.accumulation, -1, dtype=torch.long)
+        numbers[rays] = torch.arange(len(rays), device=rays.device)
+        ray_indices = numbers[self.ray_indices]
+        keep = ray_indices >= 0
+        depth = None if self.depth is None else self.depth[rays]
+        accumulation = self.accumulation[rays]
+        return WeightedSamples(self.positions[keep], self.weights[keep], ray_indices[keep], accumulation, depth)
 
     def composite(self, values: Float[Tensor, "num_samples channels"]) -> Float[Tensor, "num_rays channels"]:
         """Σ w v along each ray."""
@@ -177,6 +188,11 @@ class NerfTrace:
     ) -> Float[Tensor, "num_cells channels"]:
         """``Aᵀ y``: spread rays over their samples, and those over the grid."""
         return field.scatter(self.samples.spread(image), self.samples.positions)
+
+    def rows(self, field: MaskGrid, rays: Int[Tensor, " num_rows"]) -> PickedRows:
+        """The rows of ``A`` of some rays."""
+        part = NerfTrace(self.samples.of_rays(rays))
+        return PickedRows(part, field, torch.arange(len(rays), device=rays.device))
 
 
 @dataclass

@@ -68,7 +68,7 @@ class SceneMasks:
             prompts, segmented = (), True
         if not prompts:
             return replace(entry, evidence=known)
-        return replace(entry, prompts=prompts, loaded=known if segmented else None)
+        return replace(entry, prompts=prompts, total=known if segmented else None)
 
     def follow(self, before: SceneState, state: SceneState) -> None:
         """Make the model's masks what a state says; objects that do not change keep their grids."""
@@ -107,14 +107,13 @@ class SceneMasks:
         session = self.free_views.session(total.fresh(), prompts)
         session.lift_prompts(total.fresh())
         evidence = total.fresh()
-        # Sharpening has moved what the views said, so that more may be left of the object than of all.
         seen = (total.seen - session.grid.seen).clamp(min=0)
         evidence.set((total.hit - session.grid.hit).clamp(min=0).minimum(seen), seen)
         return evidence
 
     def _lifted(self, entry: ObjectState) -> MaskField:
-        if entry.loaded is not None:
-            return entry.loaded
+        if entry.total is not None:
+            return entry.total
         if entry.evidence is not None and not entry.prompts:
             return entry.evidence
         grid = self.free_views.model.new_field(self.resolution)
@@ -126,7 +125,7 @@ class SceneMasks:
 
 def _evidence_of(entry: ObjectState) -> tuple[object, ...]:
     """What an object's mask follows from."""
-    return entry.prompts, entry.evidence, entry.loaded
+    return entry.prompts, entry.evidence, entry.total
 
 
 SCRIBBLE_STEP = 0.04
@@ -238,7 +237,7 @@ class Editor:
     def clear(self) -> None:
         """Begin the selected object again."""
         current = self._current()
-        self._go_to(self.state.replacing(current.name, replace(current, prompts=(), evidence=None, loaded=None)))
+        self._go_to(self.state.replacing(current.name, replace(current, prompts=(), evidence=None, total=None)))
 
     # Objects.
 
@@ -310,10 +309,9 @@ class Editor:
                     shown = time.monotonic()
                 yield progress
         finally:
-            # Split into the user's part, which may still change, and the other views'.
+            # As it is, until a prompt changes: fitted to all masks, which what is left without one of them is not.
             if session.report.records:
-                evidence = self.masks.without(current.prompts, session.grid)
-                self._go_to(self.state.replacing(current.name, replace(current, evidence=evidence, loaded=None)))
+                self._go_to(self.state.replacing(current.name, replace(current, evidence=None, total=session.grid)))
         if session.grid.is_empty:
             raise SA3DError(f"{current.name} is empty: no surface lies behind what is prompted; prompt another view.")
 
@@ -373,10 +371,10 @@ class Editor:
         self._go_to(state.replacing(current.name, current.prompted(replace(prompt, context=context))))
 
     def _split(self, current: ObjectState) -> ObjectState:
-        """Tell what the prompts of a loaded object say from what the other views do, which takes looking again."""
-        if current.loaded is None:
+        """Tell what an object's prompts say from what the other views do: averages, until it is segmented again."""
+        if current.total is None:
             return current
-        return replace(current, evidence=self.masks.without(current.prompts, current.loaded), loaded=None)
+        return replace(current, evidence=self.masks.without(current.prompts, current.total), total=None)
 
     def _go_to(self, state: SceneState) -> None:
         self._follow(state)

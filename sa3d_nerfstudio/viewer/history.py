@@ -22,8 +22,9 @@ class ObjectState:
     prompts: tuple[ViewPrompt, ...] = ()
     evidence: MaskField | None = None
     """Of the views that the user has not prompted. Shared by many states, hence never changed."""
-    loaded: MaskField | None = None
-    """Instead of that, all evidence in one, the prompts' included, as a run holds it; split when a prompt changes."""
+    total: MaskField | None = None
+    """Instead of that, all evidence in one, the prompts' included, fitted to its masks, as a run or a session leaves it;
+    split when a prompt changes."""
 
     @property
     def is_empty(self) -> bool:
@@ -33,7 +34,7 @@ class ObjectState:
     @property
     def is_segmented(self) -> bool:
         """Whether views beside the prompted ones have contributed evidence."""
-        return self.evidence is not None or self.loaded is not None
+        return self.evidence is not None or self.total is not None
 
     def prompt_in(self, view: str) -> ViewPrompt:
         """The prompt in a view, empty if there is none."""

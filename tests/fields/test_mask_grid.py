@@ -202,3 +202,61 @@ def test_resampling_in_the_same_place_changes_nothing():
     inner = torch.ones(9, 9, 9, dtype=torch.bool)
     inner[[0, -1]] = inner[:, [0, -1]] = inner[:, :, [0, -1]] = False
     assert torch.allclose(again.probability()[inner.reshape(-1)], saved.probability()[inner.reshape(-1)], atol=1e-4)
+
+
+def with_logits(resolution: int = 7) -> MaskGrid:
+    grid = placed_grid(resolution)
+    grid.add(torch.rand(resolution**3), torch.ones(resolution**3))
+    grid.set_logits(grid.bounded(torch.randn(resolution**3) * 3))
+    return grid
+
+
+def test_logits_are_saved_and_those_of_older_runs_are_absent():
+    torch.manual_seed(0)
+    saved, older = with_logits(), placed_grid(7)
+    older.add(torch.rand(343), torch.ones(343))
+    assert "logits" not in older.state_dict()
+    grid = MaskGrid(4)
+    grid.load_state_dict(saved.state_dict())
+    assert grid.logits is not None and torch.equal(grid.cells(), saved.cells())
+    grid.load_state_dict(older.state_dict())
+    assert grid.logits is None and torch.equal(grid.cells(), older.cells())
+
+
+def test_everything_is_read_from_logits_until_there_is_new_evidence():
+    torch.manual_seed(0)
+    grid = with_logits()
+    assert grid.logits is not None
+    assert torch.equal(grid.probability(), grid.logits.sigmoid())
+    assert (grid.object_cells() <= (grid.logits > 0)).all()
+    copy = grid.fresh()
+    assert copy.logits is None
+    copy.copy_from(grid)
+    assert torch.equal(copy.cells(), grid.cells())
+    again = grid.resampled(grid.fresh())
+    inner = torch.zeros(7, 7, 7, dtype=torch.bool)
+    inner[1:-1, 1:-1, 1:-1] = True
+    assert again.logits is not None
+    assert torch.allclose(again.logits[inner.reshape(-1)], grid.logits[inner.reshape(-1)], atol=1e-3)
+    grid.add(torch.zeros(343), torch.ones(343))
+    assert grid.logits is None and torch.equal(grid.probability(), grid.average())
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**31), threshold=st.sampled_from([0.2, 0.5, 0.8]))
+def test_no_ray_that_shows_an_object_by_its_logits_is_left_out(seed: int, threshold: float):
+    generator = torch.Generator().manual_seed(seed)
+    grid = MaskGrid(9)
+    grid.add(torch.rand(729, generator=generator), torch.ones(729))
+    on = grid.cell_positions().norm(dim=-1) < 0.5
+    grid.set_logits(torch.where(on, 4.0, -4.0) + torch.randn(729, generator=generator))
+    origins = torch.randn(200, 3, generator=generator) * 3
+    directions = torch.nn.functional.normalize(torch.randn(200, 3, generator=generator) - origins / 3, dim=-1)
+    steps = torch.arange(0, 6, 0.05)
+    positions = origins[:, None] + directions[:, None] * steps[:, None]
+    weights = torch.rand(200, len(steps), generator=generator) ** 8
+    weights /= weights.sum(-1, keepdim=True)
+    ray = torch.arange(200)[:, None].expand_as(weights).reshape(-1)
+    trace = NerfTrace(WeightedSamples(positions.reshape(-1, 3), weights.reshape(-1), ray, torch.ones(200)))
+    shown = render_probability(trace, grid)[0] > threshold
+    assert (shown <= grid.may_show(origins, directions, threshold)).all()

@@ -62,6 +62,21 @@ def test_splat_is_the_adjoint_of_render(seed: int, resolution: int, on: float):
     assert float(forward) == pytest.approx(float(adjoint), rel=1e-5, abs=1e-6)
 
 
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**31), on=st.floats(0, 1))
+def test_rows_are_those_of_the_trace(seed: int, on: float):
+    grid, generator = MaskGrid(9), torch.Generator().manual_seed(seed)
+    rays = (torch.rand(48, generator=generator) < on).nonzero()[:, 0]
+    values, image = torch.rand(grid.num_cells, 1, generator=generator), torch.zeros(48, 1)
+    image[rays, 0] = torch.rand(len(rays), generator=generator)
+    for trace in (pack(foggy(seed)), foggy(seed)):
+        rows = trace.rows(grid, rays)
+        assert torch.allclose(rows.render(values[:, 0]), trace.render(grid, values)[rays, 0], atol=1e-5)
+        out = torch.ones(grid.num_cells)
+        rows.backproject(image[rays, 0], out)
+        assert torch.allclose(out - 1, trace.backproject(grid, image)[:, 0], atol=1e-5)
+
+
 def test_render_and_splat_are_those_of_the_atoms():
     """Against the plain trace with the same atoms as samples, in chunks and in another place remembered before."""
     trace = pack(foggy(3))

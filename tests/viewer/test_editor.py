@@ -367,7 +367,7 @@ def test_a_loaded_object_is_refined_as_if_it_had_never_been_saved(views: ViewsOf
     item, other = editor.model.masks["object"], again.model.masks["object"]
     assert torch.allclose(item.hit, other.hit, atol=1e-4) and torch.allclose(item.seen, other.seen, atol=1e-4)
     again.undo()
-    assert torch.equal(again.model.masks["object"].hit, again.state.objects[0].loaded.hit)  # type: ignore[union-attr]
+    assert torch.equal(again.model.masks["object"].hit, again.state.objects[0].total.hit)  # type: ignore[union-attr]
     assert len(list(again.segment())) > 8
 
 

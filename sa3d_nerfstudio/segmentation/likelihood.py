@@ -1,0 +1,207 @@
+"""Likelihood lifting: the field whose renders explain the masks best.
+
+Rendering a mask is linear in the field, so a mask is explained by logistic regression whose design matrix is the trace.
+With a logit ``v`` in each cell, a ray has the logit ``M = (A v + l light) / known`` of
+:func:`sa3d_nerfstudio.traces.base.render_probability` and the probability ``σ(M)``, and the masks m the negative log
+likelihood
+
+    L(v) = Σ w (log(1 + exp M) - m M),    ∇L = Aᵀ w (σ(M) - m) / known,
+
+which is convex. ``hit / seen`` averages over rays and blurs where rays that end on the object share cells with rays
+that pass it; the likelihood has no bounds to v, and puts the outline where most pixels agree with it.
+
+Each step divides the gradient by ``seen / 4`` cell by cell: the curvature of a logistic loss is at most 1/4 (D. Böhning,
+B. Lindsay, "Monotonicity of quadratic-approximation algorithms", Ann. Inst. Statist. Math. 40, 1988), and a row of A sums
+to at most one, so that ``A D⁻¹ Aᵀ`` is bounded as in the separable surrogates of emission tomography (H. Erdoğan,
+J. Fessler, "Ordered subsets algorithms for transmission tomography", Phys. Med. Biol. 44, 1999): no step can overshoot.
+Nesterov's acceleration restarts where it would climb (B. O'Donoghue, E. Candès, "Adaptive restart for accelerated
+gradient schemes", Found. Comput. Math. 15, 2015). The steps begin at the averages, and few of them are taken: what the
+masks leave open stays as the averages have it.
+
+Views err: the segmenter takes another object there, or a part of it. Before some of the steps each view is weighed anew by
+how much of its mask the renders leave unexplained, with a redescending weight as in robust regression (P. Holland,
+R. Welsch, "Robust regression using iteratively reweighted least-squares", Commun. Stat. 6, 1977), of whole views instead
+of single observations: within a view, errors come together. The scale is the median over the views.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sa3d_nerfstudio.fields.base import LIGHT_LOGIT, MIN_EVIDENCE, MaskField
+from sa3d_nerfstudio.traces.base import MIN_KNOWN, TraceRows, ViewTrace
+
+OPEN = 2e-3
+"""Difference of a ray's probability from its mask above which its answer is open."""
+NEIGHBORS = 3
+"""Pixels around open rays that take part as well."""
+MARGIN = 8
+"""Pixels around a mask that take part, in an image of 160."""
+WEIGHED = (0, 5, 10)
+"""Steps before which the views are weighed."""
+TOLERATED = 3.0
+"""How many times as much as the median view a view may leave unexplained until it has lost half of its weight."""
+LEAST_MISFIT = 0.02
+"""Median misfit below which it is taken for this: where renders are exact, all views are trusted."""
+FEW_PIXELS = 4.0
+"""Views in which mask and render together have no more pixels than this say too little to be weighed."""
+DAMPING = 0.05
+"""Evidence that every cell is taken to have besides its own, as a share of the median: cells seen least move least."""
+
+
+@dataclass
+class MaskedView:
+    """The mask of one view, which the field is to explain."""
+
+    trace: ViewTrace
+    mask: Bool[Tensor, " num_rays"]
+    weight: Float[Tensor, " num_rays"] | float = 1.0
+    """What its rays count, as when they were lifted."""
+    prompted: bool = False
+    """Whether the user has prompted it: then it keeps its weight, however little the field explains it."""
+
+
+@dataclass
+class LikelihoodReport:
+    """How a fit went."""
+
+    num_rays: int
+    """Rays that took part."""
+    losses: list[float]
+    """Negative log likelihood before each step and after the last."""
+    trust: list[float] = field(default_factory=list)
+    """Share of its weight that each view has kept."""
+
+
+@dataclass
+class _Equations:
+    """The rays of one view that take part."""
+
+    rows: TraceRows
+    mask: Float[Tensor, " num"]
+    light: Float[Tensor, " num"]
+    """Logit of the light that passes everything, times its share of the ray."""
+    known: Float[Tensor, " num"]
+    """Share of the ray's weight that lies in cells with evidence, light that passes everything included."""
+    weight: Float[Tensor, " num"]
+    prompted: bool
+    trust: float = 1.0
+
+    def logits(self, cells: Float[Tensor, " num_cells"]) -> Float[Tensor, " num"]:
+        """Of the rays."""
+        return (self.rows.render(cells) + self.light) / self.known
+
+
+class MaskLikelihood:
+    """The likelihood of masks as a function of a field's logits.
+
+    Args:
+        field: Holds the evidence of these views; it is left alone until :meth:`fit`.
+        views: The masks. Of their rays take part those whose answer is open by the evidence or that pass near the object.
+    """
+
+    def __init__(self, field: MaskField, views: Iterable[MaskedView]) -> None:
+        self.field = field
+        self.start = field.start_logits()
+        cells = torch.stack([self.start, field.known().float()]).T
+        self._equations = [self._of(view, cells) for view in views]
+
+    def _of(self, view: MaskedView, cells: Float[Tensor, "num_cells 2"]) -> _Equations:
+        trace = view.trace
+        total, weight = trace.render(self.field, cells).unbind(-1)
+        share = (1 - trace.accumulation).clamp(min=0)
+        known, light = weight + share, LIGHT_LOGIT * share
+        mask = view.mask.to(total)
+        is_open = ((total + light) / known.clamp(min=MIN_KNOWN)).sigmoid().sub(mask).abs() > OPEN
+        shape = (trace.height, trace.width)
+        margin = round(MARGIN * max(max(shape) / 160, 1))
+        near = _widened(is_open.reshape(shape), NEIGHBORS) | _widened(view.mask.reshape(shape), margin)
+        counted = torch.as_tensor(view.weight, dtype=mask.dtype, device=mask.device).expand(mask.shape)
+        rays = (near.reshape(-1) & (known > MIN_KNOWN) & (counted > 0)).nonzero()[:, 0]
+        rows = trace.rows(self.field, rays)
+        return _Equations(rows, mask[rays], light[rays], known[rays], counted[rays], view.prompted)
+
+    @property
+    def num_rays(self) -> int:
+        """How many rays take part."""
+        return sum(len(equations.mask) for equations in self._equations)
+
+    def loss(self, logits: Float[Tensor, " num_cells"]) -> float:
+        """Negative log likelihood of the masks: a convex function."""
+        return float(sum(self._loss(equations, equations.logits(logits)) for equations in self._equations))
+
+    def gradient(self, logits: Float[Tensor, " num_cells"]) -> Float[Tensor, " num_cells"]:
+        """Derivative of the loss: the adjoint of what the renders have too much of the masks."""
+        return self._evaluated(logits)[1]
+
+    def _evaluated(self, logits: Float[Tensor, " num_cells"]) -> tuple[float, Float[Tensor, " num_cells"]]:
+        loss, gradient = logits.new_zeros(()), torch.zeros_like(logits)
+        for equations in self._equations:
+            rays = equations.logits(logits)
+            loss += self._loss(equations, rays)
+            excess = (rays.sigmoid() - equations.mask) * equations.weight * (equations.trust / equations.known)
+            equations.rows.backproject(excess, gradient)
+        return float(loss), gradient
+
+    @staticmethod
+    def _loss(equations: _Equations, rays: Float[Tensor, " num"]) -> Tensor:
+        each = F.binary_cross_entropy_with_logits(rays, equations.mask, equations.weight, reduction="sum")
+        return equations.trust * each
+
+    def weigh(self, logits: Float[Tensor, " num_cells"]) -> None:
+        """Trust each view as far as renders of the logits explain its mask: ``1 / (1 + (misfit / tolerated)^4)``.
+
+        The misfit is what render and mask have apart, over what they have in common. Views that the user has prompted
+        are trusted: what they say, the user has seen.
+        """
+        sums = []
+        for equations in self._equations:
+            probability = equations.logits(logits).sigmoid()
+            common = torch.minimum(probability, equations.mask).sum()
+            sums.append(torch.stack([torch.maximum(probability, equations.mask).sum(), common]))
+        if not sums:
+            return
+        union, common = torch.stack(sums).unbind(-1)
+        shown = union > FEW_PIXELS
+        if not bool(shown.any()):
+            return
+        misfit = (union - common) / common.clamp(min=1e-6)
+        tolerated = TOLERATED * misfit[shown].median().clamp(min=LEAST_MISFIT)
+        trust = torch.where(shown, 1 / (1 + (misfit / tolerated) ** 4), 1.0)
+        for equations, share in zip(self._equations, trust.tolist(), strict=True):
+            equations.trust = 1.0 if equations.prompted else share
+
+    def fit(self, steps: int) -> LikelihoodReport:
+        """Descend for some steps, and give the field the logits."""
+        field = self.field
+        known = field.known()
+        typical = field.seen[known].median() if bool(known.any()) else field.seen.new_tensor(MIN_EVIDENCE)
+        length = torch.where(known, 4 / (field.seen + DAMPING * typical), 0.0)
+        logits = ahead = self.start
+        momentum, losses = 1.0, []
+        for step in range(steps):
+            if step in WEIGHED:
+                self.weigh(ahead)
+            loss, gradient = self._evaluated(ahead)
+            losses.append(loss)
+            new = field.bounded(ahead - length * gradient)
+            if float(((ahead - new) * (new - logits)).sum()) > 0:
+                momentum = 1.0
+            following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+            ahead = new + (momentum - 1) / following * (new - logits)
+            logits, momentum = new, following
+        losses.append(self.loss(logits))
+        field.set_logits(logits)
+        return LikelihoodReport(self.num_rays, losses, [equations.trust for equations in self._equations])
+
+
+def _widened(mask: Bool[Tensor, "height width"], pixels: int) -> Bool[Tensor, "height width"]:
+    """The pixels of a mask, and those around."""
+    return F.max_pool2d(mask[None].float(), 2 * pixels + 1, stride=1, padding=pixels)[0] > 0

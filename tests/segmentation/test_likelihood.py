@@ -1,0 +1,151 @@
+"""The likelihood: its gradient, its descent, whom it trusts, and the field that it leaves behind."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sa3d_nerfstudio.fields.mask_grid import FAR_LOGIT, MaskGrid
+from sa3d_nerfstudio.segmentation.likelihood import MaskedView, MaskLikelihood
+from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
+from sa3d_nerfstudio.segmentation.mask_depth import pixel_spacing, surface_of
+from sa3d_nerfstudio.traces import compressed
+from sa3d_nerfstudio.traces.base import render_probability
+from tests.traces.test_compressed import pack
+from tests.analytic import BALLS, BallViews
+
+VIEWS = BallViews(height=36, width=48, noise=0.03)
+TRACES = [pack(VIEWS.trace(view)) for view in range(len(VIEWS))]
+IDS = [VIEWS.ids(view) for view in range(len(VIEWS))]
+
+
+def lifted_ball(ball: int, spoilt: dict[int, torch.Tensor] | None = None) -> tuple[MaskGrid, list[MaskedView]]:
+    """A grid too coarse for the ball, with the masks of all views lifted to it, and these."""
+    masks = {view: ids == ball for view, ids in enumerate(IDS)}
+    shown = [view for view, mask in masks.items() if mask.any()]
+    grid = MaskGrid(32)
+    places = [surface_of(TRACES[view], masks[view], VIEWS.camera_to_worlds[view][:, 3]) for view in shown]
+    grid.prepare(torch.cat(places), 2 * pixel_spacing(TRACES[shown[0]], masks[shown[0]]))
+    masks |= spoilt or {}
+    views = [MaskedView(TRACES[view], mask.reshape(-1)) for view, mask in masks.items()]
+    for view in views:
+        EvidenceLifting(grid).add(view.trace, view.mask)
+    return grid, views
+
+
+def wrong_mask(view: int) -> torch.Tensor:
+    """Another ball, where the first is asked for."""
+    return IDS[view] == 3
+
+
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 2**31), ball=st.integers(1, len(BALLS)))
+def test_the_gradient_is_that_of_the_loss(seed: int, ball: int):
+    grid, views = lifted_ball(ball)
+    likelihood = MaskLikelihood(grid, views)
+    generator = torch.Generator().manual_seed(seed)
+    logits = likelihood.start + torch.randn(grid.num_cells, generator=generator)
+    direction = torch.randn(grid.num_cells, generator=generator) * grid.known()
+    slope = float((likelihood.gradient(logits).double() * direction).sum())
+    step = 1e-2
+    difference = (likelihood.loss(logits + step * direction) - likelihood.loss(logits - step * direction)) / (2 * step)
+    assert slope == pytest.approx(difference, rel=1e-2, abs=0.05)
+
+
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 2**31))
+def test_the_loss_is_convex(seed: int):
+    grid, views = lifted_ball(1)
+    likelihood = MaskLikelihood(grid, views)
+    generator = torch.Generator().manual_seed(seed)
+    one, other = (torch.randn(grid.num_cells, generator=generator) * 4 for _ in range(2))
+    assert likelihood.loss((one + other) / 2) <= (likelihood.loss(one) + likelihood.loss(other)) / 2 + 1e-3
+
+
+@pytest.mark.parametrize("ball", range(1, len(BALLS) + 1))
+def test_steps_go_down(ball: int):
+    grid, views = lifted_ball(ball)
+    likelihood = MaskLikelihood(grid, views)
+    losses = likelihood.fit(12).losses
+    assert all(after < before for before, after in itertools.pairwise(losses[:3]))
+    assert losses[-1] == pytest.approx(likelihood.loss(grid.logits), rel=1e-5)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("ball", range(1, len(BALLS) + 1))
+def test_unseen_views_are_explained_better_than_by_averages(ball: int):
+    unseen = BallViews(count=7, height=36, width=48, noise=0.03)
+    grid, views = lifted_ball(ball)
+
+    def iou() -> float:
+        scores = []
+        for view in range(len(unseen)):
+            truth = unseen.ids(view).reshape(-1) == ball
+            on = render_probability(unseen.trace(view), grid)[0] > 0.5
+            scores.append(float((on & truth).sum() / (on | truth).sum()))
+        return sum(scores) / len(scores)
+
+    averages = iou()
+    MaskLikelihood(grid, views).fit(15)
+    assert iou() > averages + 0.003
+
+
+def test_the_order_of_views_and_the_size_of_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch):
+    grid, views = lifted_ball(2)
+    other = grid.fresh()
+    other.copy_from(grid)
+    MaskLikelihood(grid, views).fit(5)
+    monkeypatch.setattr(compressed, "CPU_RAYS", 100)
+    compressed.forget()
+    MaskLikelihood(other, reversed(views)).fit(5)
+    assert grid.logits is not None and other.logits is not None
+    assert torch.allclose(grid.logits, other.logits, atol=1e-3)
+
+
+def test_a_view_that_counts_thrice_is_one_that_is_there_three_times():
+    once, views = lifted_ball(2)
+    thrice = once.fresh()
+    thrice.copy_from(once)
+    EvidenceLifting(once).add(views[0].trace, views[0].mask, 2.0)
+    EvidenceLifting(thrice).add(views[0].trace, views[0].mask, 2.0)
+    heavy = MaskedView(views[0].trace, views[0].mask, 3.0)
+    MaskLikelihood(once, [*views[1:], heavy]).fit(6)
+    MaskLikelihood(thrice, [*views[1:], *[views[0]] * 3]).fit(6)
+    assert once.logits is not None and thrice.logits is not None
+    assert torch.allclose(once.logits, thrice.logits, atol=1e-3)
+
+
+def test_views_that_err_lose_their_weight_unless_the_user_prompted_them():
+    wrong = {view: wrong_mask(view) for view in (2, 7)}
+    clean, right = lifted_ball(1)
+    grid, views = lifted_ball(1, wrong)
+    report = MaskLikelihood(grid, views).fit(12)
+    trust = torch.tensor(report.trust)
+    assert (trust[[2, 7]] < 0.05).all() and trust[[view for view in range(12) if view not in wrong]].min() > 0.5
+    MaskLikelihood(clean, right).fit(12)
+    shown = [[render_probability(trace, field)[0] > 0.5 for trace in TRACES] for field in (grid, clean)]
+    for one, other in zip(*shown, strict=True):
+        assert float((one & other).sum() / (one | other).sum()) > 0.97
+    views[2].prompted = True
+    assert MaskLikelihood(grid, views).fit(12).trust[2] == 1
+
+
+def test_cells_too_far_out_never_hold_the_object():
+    grid, views = lifted_ball(1)
+    everything = [MaskedView(view.trace, torch.ones_like(view.mask)) for view in views]
+    MaskLikelihood(grid, everything).fit(10)
+    assert grid.logits is not None
+    far = ~grid._near() & grid.known()
+    assert far.any() and grid.logits[far].max() <= FAR_LOGIT < grid.logits[~far].max()
+
+
+def test_cells_that_no_view_has_seen_say_nothing():
+    grid, views = lifted_ball(1)
+    MaskLikelihood(grid, views).fit(4)
+    assert grid.logits is not None
+    unknown = ~grid.known()
+    assert unknown.any() and not grid.logits[unknown].any() and not grid.probability()[unknown].any()

@@ -57,7 +57,7 @@ class MaskObjects(nn.Module):
         self.parents: dict[str, str | None] = {}
         """Of objects that are known to be parts of others, or to be parts of nothing; see fields/object_tree.py."""
         self.scene: dict[str, Any] = {}
-        """Of a scene that is being taken apart, what is needed to go on; see scene_job.py. Plain lists and strings."""
+        """Of a scene that is being taken apart, what is needed to go on; see jobs.py. Plain lists and strings."""
 
     def __len__(self) -> int:
         return len(self.fields)

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from sa3d_nerfstudio.base_run.checkpoint import allow_nerfstudio_checkpoints
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.jobs import take_apart
 from sa3d_nerfstudio.pipeline import SA3DPipeline
 from sa3d_nerfstudio.prompts.prompt import CANDIDATES, CandidateName, Prompt
+from sa3d_nerfstudio.segmentation.everything import SceneReport
 from sa3d_nerfstudio.segmentation.report import SessionReport
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.trainer import SA3DTrainer, default_config
@@ -140,6 +142,17 @@ class Run:
         report = self._session.run()
         self.pipeline.remember(self._name, self._session)
         return report
+
+    def segment_everything(self) -> SceneReport:
+        """Take the whole scene apart: all objects that the segmenter proposes, or the rest of them.
+
+        What bounds it are the options ``everything_*`` of :func:`load`. Objects are there one by one, as they are
+        finished; those that are parts or wholes of others are hidden.
+
+        Returns:
+            What came of it.
+        """
+        return take_apart(self.pipeline, self.pipeline.make_segmenter())
 
     def mask(self, camera: Cameras | str | int) -> Float[Tensor, "height width"]:
         """The objects' probability as any camera sees it.

@@ -1,23 +1,31 @@
-"""Which objects of a run are finished, and what a continued run still has to do."""
+"""Which objects of a run are finished, and what a continued run still has to do, of a whole scene too."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from sa3d_nerfstudio.base_run.find import BaseRun, find_run
-from sa3d_nerfstudio.pipeline import SA3DPipelineConfig
+from sa3d_nerfstudio.fields.objects import MaskObjects
+from sa3d_nerfstudio.files import digest
+from sa3d_nerfstudio.pipeline import SA3DPipeline, SA3DPipelineConfig
 from sa3d_nerfstudio.prompts.config import ObjectPrompts
+from sa3d_nerfstudio.segmentation.everything import SceneObject, SceneReport, SceneSegmentation
+from sa3d_nerfstudio.segmentation.everything_progress import print_scene_report, run_scene_with_progress
+from sa3d_nerfstudio.segmenters.base import Segmenter
 from sa3d_nerfstudio.terminal import say
 
 _NO_PART_OF_A_JOB = frozenset(
     {"_target", "datamanager", "model", "base", "prompt", "object_name", "object_background", "save_base", "redo"}
     | {"cache_gb", "keep_cache", "cache_dir", "sam_download", "encode_batch"}
+    | {"everything", "everything_views", "everything_min_share", "everything_max_objects", "everything_max_minutes"}
 )
 
 
@@ -33,13 +41,13 @@ def job_digest(prompts: ObjectPrompts, config: SA3DPipelineConfig) -> str:
         for field in dataclasses.fields(config)
         if field.name not in _NO_PART_OF_A_JOB
     }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    sums = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for view in sorted(prompts.views):
         prompt = prompts.views[view]
         for name, value in [("view", view), *vars(prompt).items()]:
             plain = value.tolist() if isinstance(value, torch.Tensor) else value
-            digest.update(json.dumps([name, plain]).encode())
-    return digest.hexdigest()
+            sums.update(json.dumps([name, plain]).encode())
+    return sums.hexdigest()
 
 
 def unfinished_run(folder: Path, base_checkpoint: Path) -> BaseRun | None:
@@ -72,3 +80,131 @@ def print_progress_so_far(kept: Sequence[str], to_do: Sequence[str], there: Sequ
     for word, (names, why) in lines.items():
         if names:
             say(f"{word:11} {', '.join(names)}: {why}")
+
+
+SAVING_SHARE = 0.05
+"""Share of the time that saving may take: where a checkpoint is large, several objects are finished between two."""
+
+
+def scene_digest(config: SA3DPipelineConfig) -> str:
+    """What a scene is taken apart by, all settings but the bounds, as a checksum."""
+    settings = job_digest(ObjectPrompts("everything"), config)
+    return digest([settings, config.everything_views, config.everything_min_share])
+
+
+class SceneJob:
+    """A scene that is being taken apart in a run.
+
+    ``masks.scene`` holds what a checkpoint needs for the job to go on: ``job``, a checksum of the settings; ``names``
+    of the objects that it has found; ``tried``, the proposals that need not be looked at again, as pairs of view and
+    number; and whether it is ``done``.
+
+    Args:
+        pipeline: The run.
+    """
+
+    def __init__(self, pipeline: SA3DPipeline) -> None:
+        self.pipeline = pipeline
+        self.digest = scene_digest(pipeline.config)
+
+    @property
+    def masks(self) -> MaskObjects:
+        """The objects of the run."""
+        return self.pipeline.model.masks
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run holds all that would come of it."""
+        return bool(self.masks.scene.get("done")) and self.is_same and not self.pipeline.config.redo
+
+    @property
+    def is_same(self) -> bool:
+        """Whether what the run holds of such a job was made with the same settings."""
+        return self.masks.scene.get("job") == self.digest
+
+    def begin(self, segmenter: Segmenter) -> SceneSegmentation:
+        """The scene, with all objects that stay; those that the job found with other settings are dropped."""
+        masks = self.masks
+        if not self.is_same or self.pipeline.config.redo:
+            for name in masks.scene.get("names", ()):
+                # One that was worked on meanwhile is the user's.
+                if name in masks and name in masks.finished:
+                    del masks[name]
+            masks.scene = {}
+        scene = self.pipeline.scene(segmenter)
+        there = {name: masks[name] for name in masks.names if masks[name].holds_object(masks.threshold)}
+        scene.resume(there, [(view, index) for view, index in masks.scene.get("tried", ())])
+        return scene
+
+    def keep(self, scene: SceneSegmentation, found: SceneObject) -> None:
+        """Take up an object, and say in the run how far the job is by now."""
+        masks = self.masks
+        if found.name not in masks:
+            masks[found.name] = found.field
+            masks.finished[found.name] = self.digest
+        self.note(scene)
+
+    def note(self, scene: SceneSegmentation) -> None:
+        """Say in the run how far the job is by now, and hide what is a part or a whole of objects that are shown."""
+        masks = self.masks
+        names = [name for name in scene.objects if masks.finished.get(name) == self.digest]
+        done = scene.report.ending == "nothing is left"
+        tried = [list(key) for key in scene.tried]
+        masks.scene = {"job": self.digest, "names": names, "tried": tried, "done": done}
+        masks.parents = dict(scene.tree.parents)
+        masks.hidden = (masks.hidden - set(names)) | (set(names) - set(scene.cut))
+
+
+def take_apart(pipeline: SA3DPipeline, segmenter: Segmenter) -> SceneReport:
+    """Take a run's scene apart, without a word.
+
+    Args:
+        pipeline: The run; objects that it holds already are kept, and count as explained.
+        segmenter: Proposes objects, and segments them in all views.
+    """
+    job = SceneJob(pipeline)
+    if job.is_done:
+        return SceneReport(ending="nothing is left")
+    scene = job.begin(segmenter)
+    for step in scene.steps():
+        if step.found is not None:
+            job.keep(scene, step.found)
+    job.note(scene)
+    return scene.report
+
+
+def run_scene_job(
+    pipeline: SA3DPipeline, segmenter: Callable[[], Segmenter], save: Callable[[], None], console: Console
+) -> SceneReport | None:
+    """Take a run's scene apart, or go on with that, under a progress bar.
+
+    Args:
+        pipeline: The run; objects that it holds already are kept, and count as explained.
+        segmenter: Builds the segmenter, where there is anything to do.
+        save: Writes the run as it is.
+        console: Where it is told.
+
+    Returns:
+        What came of it; None where it had been finished before.
+    """
+    job = SceneJob(pipeline)
+    if job.is_done:
+        say("kept        the scene was taken apart before, by the same settings (--pipeline.redo True does it again)")
+        return None
+    scene = job.begin(segmenter())
+    saved = time.monotonic()
+    took = 0.0
+
+    def keep(found: SceneObject) -> None:
+        nonlocal saved, took
+        job.keep(scene, found)
+        if time.monotonic() - saved >= took / SAVING_SHARE:
+            begun = time.monotonic()
+            save()
+            saved = time.monotonic()
+            took = saved - begun
+
+    run_scene_with_progress(scene, console, keep)
+    job.note(scene)
+    print_scene_report(scene, console)
+    return scene.report

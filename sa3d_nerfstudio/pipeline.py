@@ -27,8 +27,12 @@ from sa3d_nerfstudio.files import atomic_path, cannot_write, digest
 from sa3d_nerfstudio.models.attach import with_masks
 from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.prompts.config import ObjectPrompts, PromptConfig, read_prompts
+from sa3d_nerfstudio.segmentation.everything import SceneSegmentation, SceneSettings
+from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
+from sa3d_nerfstudio.segmentation.report import SessionReport
 from sa3d_nerfstudio.segmentation.saved_prompts import write_session_prompts
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.session_views import SessionViews
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterImage, SegmenterOptions, input_side
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
@@ -106,6 +110,16 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     """What lies behind the object in object_rgb."""
     save_base: bool = True
     """Store the base model's weights in the checkpoint; else refer to the base run, which must then stay in place."""
+    everything: bool = False
+    """Take the whole scene apart: segment all objects that the segmenter proposes in some views."""
+    everything_views: int = SceneSettings.num_views
+    """Views whose masks are the proposals."""
+    everything_min_share: float = SceneSettings.min_share
+    """Of an image's pixels, what a proposal must cover."""
+    everything_max_objects: int = SceneSettings.max_objects
+    """Objects at most, parts and wholes included."""
+    everything_max_minutes: float | None = None
+    """Time after which no further object is segmented; the same command goes on with the rest."""
     redo: bool = False
     """Segment objects again that the run holds already, finished with the same prompts and settings."""
 
@@ -262,6 +276,28 @@ class SA3DPipeline(VanillaPipeline):
         if register:
             self.model.masks[name] = grid
         return session
+
+    def scene(self, segmenter: Segmenter | None = None) -> SceneSegmentation:
+        """Begin to take the whole scene apart. What is found is there once the caller puts it to the model's masks.
+
+        Args:
+            segmenter: The segmenter, if it has been built before.
+        """
+        config = self.config
+        segmenter = segmenter or self.make_segmenter()
+        views, embeddings = self.sized(segmenter)
+        minutes = config.everything_max_minutes
+        settings = SceneSettings(
+            num_views=config.everything_views,
+            min_share=config.everything_min_share,
+            max_objects=config.everything_max_objects,
+            max_seconds=None if minutes is None else 60 * minutes,
+            threshold=config.threshold,
+            min_agreement=config.min_agreement,
+            part_gap=config.part_gap,
+        )
+        predictor = MaskPredictor(segmenter, SessionViews(views, {}, SessionReport()), embeddings)
+        return SceneSegmentation(views, predictor, partial(self.session, None, segmenter, register=False), settings)
 
     def text_options(self) -> TextOptions:
         """What finds words in images."""

@@ -25,9 +25,10 @@ from sa3d_nerfstudio.base_run.checkpoint import load_checkpoint
 from sa3d_nerfstudio.base_run.find import BaseRun, find_run
 from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
 from sa3d_nerfstudio.files import atomic_path, check_writable
-from sa3d_nerfstudio.jobs import job_digest, print_progress_so_far, unfinished_run
+from sa3d_nerfstudio.jobs import job_digest, print_progress_so_far, run_scene_job, unfinished_run
 from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
 from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineConfig
+from sa3d_nerfstudio.segmentation.everything import SceneReport
 from sa3d_nerfstudio.segmentation.progress import print_report, run_with_progress
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
@@ -149,10 +150,10 @@ class SA3DTrainer(Trainer):
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Restore the run."""
-        if not self.config.is_viewer_enabled() and not self.config.pipeline.prompt.is_given:
+        if not self.config.is_viewer_enabled() and not self._has_job:
             raise SA3DError(
                 "there is nothing to do: give a prompt (--pipeline.prompt.view IMAGE --pipeline.prompt.points X Y), "
-                "or open the viewer with --vis viewer."
+                "take the whole scene apart (--pipeline.everything True), or open the viewer with --vis viewer."
             )
         self.restore(test_mode)
 
@@ -191,8 +192,10 @@ class SA3DTrainer(Trainer):
         self.training_state = "completed"
         if self.config.pipeline.prompt.is_given:
             self.segment()
-            if self.config.viewer.quit_on_train_completion:
-                return
+        if self.config.pipeline.everything:
+            self.segment_everything()
+        if self._has_job and self.config.viewer.quit_on_train_completion:
+            return
         # After the job, which changes masks that a viewer would be rendering.
         if self.config.is_viewer_enabled():
             self._open_viewer()
@@ -203,6 +206,27 @@ class SA3DTrainer(Trainer):
             finally:
                 # Ctrl-C is how one leaves; what runs stops at the next view, and what it has found is saved.
                 self.pipeline.segment_panel.close()
+
+    @property
+    def _has_job(self) -> bool:
+        """Whether there is anything to segment before a viewer is opened."""
+        return self.config.pipeline.prompt.is_given or self.config.pipeline.everything
+
+    def segment_everything(self) -> SceneReport | None:
+        """Take the whole scene apart, or go on with that; each object is saved as it is finished.
+
+        Returns:
+            What came of it; None where it had been finished before.
+
+        Raises:
+            SA3DError: The run cannot be saved, or the segmenter lacks its weights.
+        """
+        check_writable(self.base_dir, self.pipeline.checkpoint_bytes())
+        report = run_scene_job(self.pipeline, self._segmenter, lambda: self.save(last=False), CONSOLE)
+        self.save()
+        if not self.pipeline.model.masks.scene["done"]:
+            say(f"unfinished  the same command goes on from here with --load-dir {shlex.quote(str(self.base_dir))}")
+        return report
 
     def segment(self) -> dict[str, SegmentationSession]:
         """Segment what the configuration prompts, one object after the other, each with a progress bar.

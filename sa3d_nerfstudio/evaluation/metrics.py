@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.spatial import KDTree
 
 Mask = Bool[np.ndarray, "height width"]
@@ -70,3 +71,73 @@ def point_scores(
     near = KDTree(surface).query(points)[0] <= tolerance
     covered = KDTree(points).query(surface)[0] <= tolerance
     return PointScores(float(near.mean()), float(covered.mean()))
+
+
+IdMap = Int[np.ndarray, "height width"]
+
+MATCH_IOU = 0.5
+"""IoU above which two segments are the same: none has more than one such match."""
+
+
+@dataclass
+class PanopticScores:
+    """How well id maps agree, whatever the ids are called (Panoptic Segmentation, arXiv 1801.00868)."""
+
+    matched: int
+    """True segments that a predicted one matches."""
+    missed: int
+    """True segments that none does."""
+    wrong: int
+    """Predicted segments that match none."""
+    total_iou: float
+    """Of all matches."""
+
+    @property
+    def quality(self) -> float:
+        """Panoptic quality: Σ IoU / (matched + missed / 2 + wrong / 2); 1 where there is nothing at all."""
+        count = self.matched + (self.missed + self.wrong) / 2
+        return self.total_iou / count if count else 1.0
+
+    @property
+    def segmentation(self) -> float:
+        """Segmentation quality: the mean IoU of the matches."""
+        return self.total_iou / self.matched if self.matched else 0.0
+
+    @property
+    def recognition(self) -> float:
+        """Recognition quality: the F1 score of the matches."""
+        count = self.matched + (self.missed + self.wrong) / 2
+        return self.matched / count if count else 1.0
+
+
+def panoptic_scores(pairs: Sequence[tuple[IdMap, IdMap]], min_share: float = 0.001) -> PanopticScores:
+    """Compare id maps, image by image.
+
+    What is 0 in the truth is unlabelled: a predicted segment that lies there for the most part is neither right nor
+    wrong, as an object may well be there. In a match, such pixels count against it like any others.
+
+    Args:
+        pairs: The predicted and the true id map of each image, 0 for none.
+        min_share: Of an image's pixels, what a segment must cover to be looked for, or to be wrong.
+    """
+    scores = PanopticScores(0, 0, 0, 0.0)
+    for predicted, truth in pairs:
+        least = max(min_share * truth.size, 1)
+        found = set()
+        for number in np.unique(truth[truth > 0]):
+            mask = truth == number
+            if mask.sum() < least:
+                continue
+            rivals = {int(other): iou(predicted == other, mask) for other in np.unique(predicted[mask]) if other > 0}
+            best = max(rivals, key=rivals.__getitem__, default=0)
+            if rivals.get(best, 0.0) > MATCH_IOU:
+                found.add(best)
+                scores.matched += 1
+                scores.total_iou += rivals[best]
+            else:
+                scores.missed += 1
+        for number in np.unique(predicted[predicted > 0]):
+            mask = predicted == number
+            if number not in found and mask.sum() >= least and (truth[mask] > 0).mean() > 0.5:
+                scores.wrong += 1
+    return scores

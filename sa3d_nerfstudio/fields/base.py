@@ -56,6 +56,11 @@ class MaskField(nn.Module):
         return self.hit.shape[0]
 
     @property
+    def num_bytes(self) -> int:
+        """What the evidence takes in memory, and about what it takes in a checkpoint."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.hit, self.seen))
+
+    @property
     def is_empty(self) -> bool:
         """Whether no cell has evidence of the object."""
         return not bool(self.derived("highest average", lambda: self.average().amax()) > 0)
@@ -76,6 +81,10 @@ class MaskField(nn.Module):
         if kept is None or kept[0] != self.version or kept[1].device != self.hit.device:
             kept = self._derived[key] = (self.version, compute())
         return kept[1]
+
+    def forget_derived(self) -> None:
+        """Let go of what was computed from the evidence; it is several times as large."""
+        self._derived.clear()
 
     def add(self, hit: Float[Tensor, " num_cells"], seen: Float[Tensor, " num_cells"]) -> None:
         """Add the evidence of one view."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import colorsys
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +21,17 @@ PALETTE = (
     (0.95, 0.85, 0.15),
 )
 """Colours that mark objects, in the order in which they are made."""
+GOLDEN_RATIO = 0.618034
+"""Of the circle of hues, how far each further colour is from the last: no two of hundreds are the same."""
+
+
+def next_color(used: Collection[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """The colour for one more object: of :data:`PALETTE` while there is one left, then ever new hues."""
+    free = [color for color in PALETTE if color not in used]
+    if free:
+        return free[0]
+    number = len(used)
+    return colorsys.hsv_to_rgb(number * GOLDEN_RATIO % 1.0, (0.9, 0.65)[number % 2], (1.0, 0.8)[number // 2 % 2])
 
 
 class MaskObjects(nn.Module):
@@ -41,6 +53,10 @@ class MaskObjects(nn.Module):
         """The prompts of each object, in a form that checkpoints hold; see segmentation/saved_prompts.py."""
         self.finished: dict[str, str] = {}
         """Checksum of prompts and settings of each object that a job has finished."""
+        self.parents: dict[str, str | None] = {}
+        """Of objects that are known to be parts of others, or to be parts of nothing; see fields/object_tree.py."""
+        self.scene: dict[str, Any] = {}
+        """Of a scene that is being taken apart, what is needed to go on; see jobs.py. Plain lists and strings."""
 
     def __len__(self) -> int:
         return len(self.fields)
@@ -57,8 +73,7 @@ class MaskObjects(nn.Module):
         self.prompts.pop(name, None)
         self.finished.pop(name, None)
         if name not in self.colors:
-            used = list(self.colors.values())
-            self.colors[name] = min(PALETTE, key=used.count)
+            self.colors[name] = next_color(list(self.colors.values()))
 
     def __delitem__(self, name: str) -> None:
         del self.fields[_key(name)]
@@ -66,6 +81,8 @@ class MaskObjects(nn.Module):
         self.hidden.discard(name)
         del self.colors[name]
         self.prompts.pop(name, None)
+        above = self.parents.pop(name, None)
+        self.parents = {other: above if parent == name else parent for other, parent in self.parents.items()}
 
     def replace(
         self,
@@ -73,8 +90,14 @@ class MaskObjects(nn.Module):
         hidden: set[str],
         colors: Mapping[str, tuple[float, float, float]],
         prompts: Mapping[str, Any],
+        parents: Mapping[str, str | None] | None = None,
     ) -> None:
-        """Replace all objects by these, in this order."""
+        """Replace all objects by these, in this order; without ``parents``, those that stay keep theirs."""
+        if parents is not None:
+            self.parents = dict(parents)
+        for name in set(self.parents) - set(fields):
+            above = self.parents.pop(name)
+            self.parents = {other: above if parent == name else parent for other, parent in self.parents.items()}
         self.fields = nn.ModuleDict({_key(name): field for name, field in fields.items()})
         self.hidden, self.colors, self.prompts = set(hidden), dict(colors), dict(prompts)
         self.finished = {}  # they may have been worked on
@@ -137,6 +160,8 @@ class MaskObjects(nn.Module):
             "colors": colors,
             "prompts": self.prompts,
             "finished": finished,
+            "parents": {name: self.parents[name] for name in self.names if name in self.parents},
+            "scene": self.scene,
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -147,6 +172,8 @@ class MaskObjects(nn.Module):
         self.prompts = dict(prompts) if isinstance(prompts, dict) else dict.fromkeys(self.names, prompts)
         self.colors.update({name: tuple(color) for name, color in state.get("colors", {}).items()})
         self.finished = dict(state.get("finished", {}))
+        self.parents = dict(state.get("parents", {}))
+        self.scene = dict(state.get("scene", {}))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Make the fields that the checkpoint holds before torch fills them."""

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, check_prompt
+from sa3d_nerfstudio.segmenters.proposals import no_proposals
 
 BACKGROUND = 0
 """The id that is no object."""
@@ -66,6 +67,12 @@ class OracleSegmenter:
             chosen = _best_boxed(embedding, prompt.box.numpy(), vetoed)
         mask = (embedding == chosen) & (embedding != BACKGROUND)
         return Candidates(torch.from_numpy(mask)[None], torch.ones(1))
+
+    def propose(self, embedding: IdMap) -> Candidates:
+        """All instances of the image, each with score 1."""
+        ids = [number for number in np.unique(embedding).tolist() if number != BACKGROUND]
+        masks = torch.from_numpy(np.stack([embedding == number for number in ids])) if ids else None
+        return no_proposals(*embedding.shape) if masks is None else Candidates(masks, torch.ones(len(ids)))
 
 
 def read_ids(path: Path) -> IdMap:

@@ -9,8 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+import numpy as np
 import torch
+<<<<<<< HEAD
 from jaxtyping import Float
+=======
+from jaxtyping import Float
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor
+>>>>>>> everything
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
@@ -18,7 +24,11 @@ from torch import Tensor
 from sa3d_nerfstudio.files import digest, to_bytes
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage, SegmenterOptions, check_prompt
+<<<<<<< HEAD
 from sa3d_nerfstudio.segmenters.precision import encoded, encoder_dtype, halved
+=======
+from sa3d_nerfstudio.segmenters.proposals import no_proposals
+>>>>>>> everything
 from sa3d_nerfstudio.segmenters.weights import find_checkpoint, load_sam
 
 MAX_LOGIT = 8.0
@@ -110,6 +120,21 @@ class SamSegmenter:
         logits = logits - model.mask_threshold
         return Candidates(logits > 0, scores[0, tokens].cpu(), logits, single=len(tokens) - 1 if several else None)
 
+    def propose(self, embedding: SamEmbedding) -> Candidates:
+        """All masks of the image by the authors' generator: a grid of points, filtered by quality and stability."""
+        height, width = embedding.original_size
+        generator = SamAutomaticMaskGenerator(self.model)
+        generator.predictor = _EmbeddedPredictor(self.model, embedding)
+        try:
+            # Of the image, which has been embedded, the generator asks for the size alone.
+            found = generator.generate(np.zeros((height, width, 3), np.uint8))
+        except IndexError:  # how it takes it that no mask is good enough
+            found = []
+        if not found:
+            return no_proposals(height, width)
+        masks = torch.from_numpy(np.stack([item["segmentation"] for item in found]))
+        return Candidates(masks, torch.tensor([item["predicted_iou"] for item in found]))
+
     @cached_property
     def fingerprint(self) -> str:
         """Stands for the weights, and the precision of the encoder."""
@@ -132,8 +157,28 @@ class SamSegmenter:
         return low_res_logits(prompt.prior, self.model.prompt_encoder.mask_input_size[0])[None].to(self.model.device)
 
 
+<<<<<<< HEAD
 def fingerprint_of(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> str:
     """Stands for a network's weights, the beginning of each tensor and its sum, and for the encoder's precision."""
+=======
+class _EmbeddedPredictor(SamPredictor):
+    """A predictor whose image has been embedded before."""
+
+    def __init__(self, model: Sam, embedding: SamEmbedding) -> None:
+        super().__init__(model)
+        self._embedding = embedding
+
+    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+        """Take the image that has been embedded, whatever is given."""
+        self.original_size = self._embedding.original_size
+        self.input_size = self._embedding.input_size
+        self.features = self._embedding.features.to(self.model.device).float()
+        self.is_image_set = True
+
+
+def fingerprint_of(model: torch.nn.Module) -> str:
+    """Stands for a network's weights: the beginning of each tensor, and its sum."""
+>>>>>>> everything
     state = model.state_dict()
     parts = [(name, state[name].reshape(-1)[:256], float(state[name].double().sum())) for name in sorted(state)]
     return digest([str(dtype), *(each for part in parts for each in part)])

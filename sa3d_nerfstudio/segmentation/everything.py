@@ -1,0 +1,301 @@
+"""Taking a whole scene apart: proposals of a few views, each segmented by the ordinary loop, until little is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.fields.object_tree import ObjectTree, TreeBuilder
+from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.segmentation.mask_depth import in_one_piece, pixel_spacing
+from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
+from sa3d_nerfstudio.segmentation.proposals import Proposal, ProposalPool, Rendered
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.session_views import Views
+from sa3d_nerfstudio.segmentation.view_selection import covering_views
+from sa3d_nerfstudio.segmenters.base import Candidates
+from sa3d_nerfstudio.segmenters.proposals import propose
+from sa3d_nerfstudio.traces.base import render_probability
+
+Stage = Literal["proposals", "object", "kept", "dropped"]
+Ending = Literal["nothing is left", "as many objects as wanted", "out of time"]
+
+
+@dataclass
+class SceneSettings:
+    """How a scene is taken apart."""
+
+    num_views: int = 8
+    """Views whose masks are the proposals."""
+    min_share: float = 0.001
+    """Of an image's pixels, what a proposal must cover."""
+    max_objects: int = 200
+    """Objects at most, parts and wholes included."""
+    max_seconds: float | None = None
+    """Time after which no new object is begun, and the one at hand is given up."""
+    threshold: float = 0.5
+    """Probability above which something is on an object."""
+    min_agreement: float = 0.5
+    """An object is kept if its renders agree with proposals of the views by this IoU in the mean."""
+    part_gap: float = 0.1
+    """Parts of a proposal that are farther from the rest in space than this share of its size are left out."""
+
+
+@dataclass
+class SceneObject:
+    """One object of a scene that has been taken apart."""
+
+    name: str
+    field: MaskField
+    support: float
+    """Mean IoU of its renders with the proposals that fit them best: how well the views agree that it is an object."""
+    area: int
+    """Pixels that it covers in all views with proposals."""
+
+
+@dataclass
+class SceneProgress:
+    """How far a scene has been taken apart."""
+
+    stage: Stage
+    explained: float
+    """Share of all that has been proposed that objects cover."""
+    objects: int
+    """How many have been found."""
+    note: str = ""
+    """What is being done, for people."""
+    found: SceneObject | None = None
+    """The object that has just been finished."""
+
+
+@dataclass
+class SceneReport:
+    """What came of it."""
+
+    sessions: int = 0
+    """Proposals that were segmented."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Why objects were not kept, and how many for each reason."""
+    ending: Ending | None = None
+    """Why it ended; None where it was stopped."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Time spent in "render", "segment" and "lift", of all sessions, and in "proposals"."""
+
+
+class SceneSegmentation:
+    """Takes a scene apart, one proposal after another.
+
+    Each object is segmented by an ordinary session, from the mask that was proposed. Whoever iterates over
+    :meth:`steps` may stop at any step, and go on later with :meth:`resume`.
+
+    Args:
+        views: The training views, at the size at which proposals are made.
+        predictor: Embeds them.
+        new_session: Begins the session of an object.
+        settings: How to go about it.
+    """
+
+    def __init__(
+        self,
+        views: Views,
+        predictor: MaskPredictor,
+        new_session: Callable[[], SegmentationSession],
+        settings: SceneSettings,
+    ) -> None:
+        self.views = views
+        self.settings = settings
+        self.objects: dict[str, SceneObject] = {}
+        """What has been found, by name."""
+        self.report = SceneReport()
+        self.pool = ProposalPool(settings.min_share, settings.threshold, settings.min_agreement)
+        self._predictor = predictor
+        self._new_session = new_session
+        self._builder = TreeBuilder(settings.threshold)
+        self._known: dict[str, MaskField] = {}
+        self._struck: list[tuple[int, int]] = []
+        self._taken: set[str] = set()
+
+    @property
+    def tree(self) -> ObjectTree:
+        """What is a part of what."""
+        return self._builder.tree()
+
+    @property
+    def cut(self) -> list[str]:
+        """Names of the objects that the scene falls into, none of which is a part of another."""
+        return self.tree.cut({item.name: item.support * item.area for item in self.objects.values()})
+
+    @property
+    def tried(self) -> list[tuple[int, int]]:
+        """View and number of all proposals that need not be looked at again, for :meth:`resume`."""
+        return [item.key for item in self.pool.proposals if item.tried]
+
+    def resume(self, fields: Mapping[str, MaskField], tried: Iterable[tuple[int, int]] = ()) -> None:
+        """Take over objects that are there already, before the first step.
+
+        Args:
+            fields: By name, in the order in which they were found.
+            tried: What :attr:`tried` said when they were.
+        """
+        self._known = dict(fields)
+        self._struck = list(tried)
+
+    def run(self) -> SceneReport:
+        """Do all steps and return the report."""
+        for _ in self.steps():
+            pass
+        return self.report
+
+    def steps(self) -> Generator[SceneProgress, None, None]:
+        """Take the scene apart, a view at a time. What is unfinished when the iteration stops is left out."""
+        begun = time.monotonic()
+        limit = self.settings.max_seconds
+
+        def is_late() -> bool:
+            return limit is not None and time.monotonic() - begun > limit
+
+        for view in self._proposal_views():
+            with self._timed("proposals"):
+                self.pool.add(view, self._proposals(view))
+            yield self._progress("proposals", f"{len(self.pool.proposals)} masks in {len(self.pool.views)} views")
+        self.pool.strike(self._struck)
+        for name, mask_field in self._known.items():
+            yield self._progress("kept", f"{name} is there already", self._add(name, mask_field))
+        self.report.ending = None
+        while (proposal := self.pool.next(self._support)) is not None:
+            if len(self.objects) >= self.settings.max_objects or is_late():
+                self.report.ending = "out of time" if is_late() else "as many objects as wanted"
+                return
+            session = self._prompted(proposal)
+            name = self._next_name()
+            for record in session.steps():
+                yield self._progress("object", f"{name}: pass {record.number_of_pass}, {record.name}")
+                if is_late():
+                    self.report.ending = "out of time"
+                    return
+            yield self._finish(proposal, session, name)
+        self.report.ending = "nothing is left"
+
+    def _proposal_views(self) -> list[int]:
+        """Views all around what the cameras look at."""
+        poses = self.views.camera_to_worlds
+        return covering_views(poses, focus(poses), [], self.settings.num_views)
+
+    def _proposals(self, view: int) -> Candidates:
+        """What the segmenter proposes in a view, on the pixels of its trace, without what is elsewhere in space."""
+        trace, picture = self.views.trace(view), self.views.picture(view)
+        found = propose(self._predictor.segmenter, self._predictor.embed(view), picture.shape[0], picture.shape[1])
+        masks = _resized(found.masks.to(trace.depth.device), trace.height, trace.width)
+        masks = [
+            in_one_piece(trace, mask, self.settings.part_gap, pixel_spacing(trace, mask)) if mask.any() else mask
+            for mask in masks
+        ]
+        empty = torch.zeros(0, trace.height, trace.width, dtype=torch.bool, device=trace.depth.device)
+        return Candidates(torch.stack(masks) if masks else empty, found.scores)
+
+    def _prompted(self, proposal: Proposal) -> SegmentationSession:
+        session = self._new_session()
+        session.prompt(proposal.view, Prompt(*proposal.size, mask=proposal.mask.cpu()))
+        return session
+
+    def _support(self, proposal: Proposal) -> float | None:
+        """How well the other views with proposals confirm one, by what its view alone says of 3D."""
+        session = self._prompted(proposal)
+        session.lift_prompts()
+        return self.pool.support_of(self._rendered(session.grid), but=proposal.view)
+
+    def _finish(self, proposal: Proposal, session: SegmentationSession, name: str) -> SceneProgress:
+        """Keep what a session has found, or say why not."""
+        proposal.tried = True
+        self.report.sessions += 1
+        for what, seconds in session.report.seconds.items():
+            self.report.seconds[what] = self.report.seconds.get(what, 0.0) + seconds
+        if not session.grid.holds_object(self.settings.threshold):
+            return self._drop("empty")
+        rendered = self._rendered(session.grid)
+        support = self.pool.support_of(rendered)
+        if support is None or support < self.settings.min_agreement:
+            return self._drop("other views show something else there")
+        if (same := self._builder.same(session.grid)) is not None:
+            self.pool.explain(rendered)
+            return self._drop("found before", f"the same as {same}")
+        self._taken.add(name)
+        return self._progress("kept", name, self._add(name, session.grid, rendered))
+
+    def _drop(self, reason: str, note: str = "") -> SceneProgress:
+        self.report.dropped[reason] = self.report.dropped.get(reason, 0) + 1
+        return self._progress("dropped", note or reason)
+
+    def _add(self, name: str, mask_field: MaskField, rendered: Rendered | None = None) -> SceneObject:
+        rendered = self._rendered(mask_field) if rendered is None else rendered
+        support, area = self.pool.support_of(rendered), self.pool.explain(rendered)
+        self._builder.add(name, mask_field)
+        found = self.objects[name] = SceneObject(name, mask_field, support or 0.0, area)
+        mask_field.forget_derived()
+        return found
+
+    def _rendered(self, mask_field: MaskField) -> Rendered:
+        """An object in all views with proposals."""
+        rendered = {}
+        for view in self.pool.views:
+            trace = self.views.trace(view)
+            probability, known = render_probability(trace, mask_field)
+            shape = (trace.height, trace.width)
+            rendered[view] = (probability.reshape(shape), known.reshape(shape))
+        return rendered
+
+    def _next_name(self) -> str:
+        number = len(self.objects) + 1
+        while f"object {number}" in self.objects or f"object {number}" in self._taken:
+            number += 1
+        return f"object {number}"
+
+    def _progress(self, stage: Stage, note: str = "", found: SceneObject | None = None) -> SceneProgress:
+        return SceneProgress(stage, self.pool.explained, len(self.objects), note, found)
+
+    def _timed(self, what: str) -> _Timer:
+        return _Timer(self.report.seconds, what)
+
+
+class _Timer:
+    """Adds the time that something takes to an account."""
+
+    def __init__(self, accounts: dict[str, float], name: str) -> None:
+        self._accounts, self._name = accounts, name
+
+    def __enter__(self) -> None:
+        self._begun = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._accounts[self._name] = self._accounts.get(self._name, 0.0) + time.perf_counter() - self._begun
+
+
+def focus(camera_to_worlds: Float[Tensor, "num_views 3 4"]) -> Float[Tensor, "3"]:
+    """The point that cameras look at: the nearest to all their axes, in the sense of least squares.
+
+    Where the axes are parallel there is none, and the middle of the cameras is as good as any.
+
+    Args:
+        camera_to_worlds: Poses, in nerfstudio's frame.
+    """
+    position, axis = camera_to_worlds[:, :, 3], camera_to_worlds[:, :, 2]
+    across = torch.eye(3).to(axis) - axis[:, :, None] * axis[:, None, :]
+    normal = across.sum(0)
+    if torch.linalg.eigvalsh(normal)[0] < 1e-3 * len(axis):
+        return position.mean(0)
+    return torch.linalg.solve(normal, (across @ position[:, :, None]).sum(0))[:, 0]
+
+
+def _resized(masks: Tensor, height: int, width: int) -> list[Tensor]:
+    """Masks on other pixels: set where most of what a pixel covers is."""
+    if len(masks) == 0 or masks.shape[1:] == (height, width):
+        return list(masks)
+    small = torch.nn.functional.interpolate(masks[:, None].float(), (height, width), mode="bilinear", antialias=True)
+    return list(small[:, 0] > 0.5)

@@ -96,14 +96,14 @@ class Run:
         """Point at an object in one training view. More views may be prompted before :meth:`segment` is called.
 
         Args:
-            view: The image's file name, or its index among the training views; words alone are looked for in the
-                first one.
+            view: The image's file name, or its index among the training views; words alone are looked for in several
+                from all around.
             points: (x, y) pairs on the object, in pixels of the original image from the top left.
             negative_points: (x, y) pairs on something else.
             box: x0, y0, x1, y1 around the object.
             name: Name of the object; a new name begins a new object.
             text: Words for the object, such as "a mug", instead of a box.
-            box_index: Which place to take if the words fit several.
+            box_index: Which place to take if the words fit several, and not the best.
             candidate: Which mask to take where the segmenter answers with several: its own choice, or the "small",
                 "medium" or "large" one.
 
@@ -111,16 +111,17 @@ class Run:
             The 2D mask, at the working size.
 
         Raises:
-            SA3DError: The view is unknown, or the prompt selects nothing, or the words fit nothing or several places.
+            SA3DError: The view is unknown, or the prompt selects nothing, or the words fit nothing.
         """
         views = self.pipeline.views
         if view is None and (text is None or len(np.asarray(points)) or len(np.asarray(negative_points))):
             raise SA3DError("points and boxes need a view: name the image that they are in.")
-        index = 0 if view is None else views.find(view)
+        index = None if view is None else views.find(view)
         if text is not None:
             if box is not None:
                 raise SA3DError(f'give a box, or words to find one ("{text}"), not both.')
-            box = self.pipeline.find_box(index, text, box_index)
+            index, box = self.pipeline.text_finder().box(index, text, box_index)
+        assert index is not None
         if self._session is None or name not in (None, self._name):
             self._name = name or self.pipeline.config.object_name
             self._session = self.pipeline.session(self._name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -34,9 +34,10 @@ from sa3d_nerfstudio.segmentation.saved_prompts import write_session_prompts
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.session_views import SessionViews
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
-from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterImage, SegmenterOptions, input_side
+from sa3d_nerfstudio.segmentation.text_finder import TextFinder
+from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterOptions, input_side
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
-from sa3d_nerfstudio.segmenters.text import TextOptions, choose_box, find_boxes
+from sa3d_nerfstudio.segmenters.text import GROUNDING_DINO, SAM_3_CONCEPTS, TextOptions
 from sa3d_nerfstudio.viewer.panel import SegmentPanel
 from sa3d_nerfstudio.views.cache import Embeddings, ViewCache, default_budget
 from sa3d_nerfstudio.views.disk import DiskStore
@@ -44,6 +45,9 @@ from sa3d_nerfstudio.views.training_views import TrainingViews, learnt_poses
 
 CPU_RAYS_PER_CHUNK = 1024
 """On a CPU, chunks that stay in its caches render twice as fast as nerfstudio's default of 32768."""
+
+INSTANCE_CELLS = 64
+"""Vertices along each axis of the grids by which instances in several views are matched."""
 
 MOVING = "the scene changes with time, and a mask holds for one moment only: give --load-dir a run of a still scene."
 
@@ -80,10 +84,11 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     object_name: str = "object"
     """Name that the segmented object is saved under."""
     segmenter: str = "sam-vit-h"
-    """2D segmenter: sam-vit-h, sam-vit-l, sam-vit-b, sam (of any size), mobile-sam, sam2, sam-hq, grabcut (which needs
-    no weights), oracle (for benchmarks), or a plugin's."""
+    """2D segmenter: sam-vit-h, sam-vit-l, sam-vit-b, sam (of any size), mobile-sam, sam2, sam3, sam-hq, grabcut (which
+    needs no weights), oracle (for benchmarks), or a plugin's."""
     sam_checkpoint: Path | None = None
-    """Weights of the Segment Anything model: a file, or for sam2 and sam-hq a folder or a name on Hugging Face."""
+    """Weights of the Segment Anything model: a file, or for sam2, sam3 and sam-hq a folder or a name on Hugging
+    Face."""
     sam_download: bool = True
     """Download published weights on first use; else a sentence says where they are to be had."""
     dense_prompts: bool = False
@@ -91,8 +96,9 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     image_source: Literal["photo", "render"] = "photo"
     """What segmenters see of a training view: the image that it was trained with, where there is one, or the base
     model's render. Networks see photos at up to their own size, whatever the working size."""
-    text_model: str = TextOptions.model
-    """For text prompts: a Grounding DINO model's folder, or its name on the Hugging Face hub."""
+    text_model: str = "auto"
+    """For text prompts: folder of a Grounding DINO or SAM 3 model, or its name on the Hugging Face hub; by default
+    SAM 3 where that is the segmenter, and Grounding DINO beside others."""
     oracle_instances: Path | None = None
     """For the oracle: folder of id maps named like the images."""
     resolution: int = 128
@@ -301,28 +307,23 @@ class SA3DPipeline(VanillaPipeline):
 
     def text_options(self) -> TextOptions:
         """What finds words in images."""
-        return TextOptions(self.config.text_model, device=str(self.device), download=self.config.sam_download)
+        config = self.config
+        model = config.text_model
+        if model == "auto":
+            own = config.segmenter == "sam3"
+            named = config.sam_checkpoint if own and config.sam_checkpoint is not None else SAM_3_CONCEPTS.published
+            model = str(named) if own else GROUNDING_DINO.published
+        return TextOptions(model, device=str(self.device), download=config.sam_download)
 
-    def find_box(self, view: int, text: str, index: int | None = None) -> tuple[float, ...]:
-        """Where in a training view the words are.
+    def text_finder(self) -> TextFinder:
+        """What looks for words in the training views."""
 
-        Args:
-            view: Index of the view.
-            text: The words.
-            index: Which box to take, where the words fit several.
+        def predictor(views: SessionViews) -> MaskPredictor:
+            segmenter = self.make_segmenter()
+            return MaskPredictor(segmenter, views, self.sized(segmenter)[1])
 
-        Returns:
-            x0, y0, x1, y1 in pixels of the original image.
-
-        Raises:
-            SA3DError: The words fit nothing, or several places, or the text detector cannot be had.
-        """
-        views = self.views
-        found = find_boxes(SegmenterImage(views.picture(view), views.name(view)), text, self.text_options())
-        shown, (height, width) = views.trace(view), views.image_size(view)
-        scale = (width / shown.width, height / shown.height) * 2
-        found = [replace(item, box=tuple(a * b for a, b in zip(item.box, scale, strict=True))) for item in found]
-        return choose_box(found, text, views.name(view), index).box
+        new_field = partial(self.model.new_field, INSTANCE_CELLS)
+        return TextFinder(self.views, self.text_options(), predictor, new_field, self.config.threshold)
 
     def prompts_from_config(self) -> list[ObjectPrompts]:
         """The prompts that the configuration gives, by object and view.
@@ -330,7 +331,8 @@ class SA3DPipeline(VanillaPipeline):
         Raises:
             SA3DError: A view is unknown, a point lies outside its image, or a file cannot be read.
         """
-        return read_prompts(self.config.prompt, self.views, self.config.object_name, self.find_box)
+        config = self.config
+        return read_prompts(config.prompt, self.views, config.object_name, self.text_finder())
 
     def remember(self, name: str, session: SegmentationSession) -> None:
         """Keep what prompted an object with its mask, so that the viewer can go on from there."""

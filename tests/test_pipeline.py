@@ -48,27 +48,39 @@ def test_words_prompt_as_the_box_does_that_they_find(tiny_run: Path, tmp_path: P
     run = load(tiny_run, tmp_path / "out", text_model=str(model))
     monkeypatch.setattr(run.pipeline, "make_segmenter", Boxed)
     views = run.pipeline.views
-    image = SegmenterImage(views.picture(1), views.name(1))
+    # Photos of 32 pixels, whatever the working size.
+    image = SegmenterImage(views.picture(1, 1333), views.name(1))
+    assert image.width == 32
     found = find_boxes(image, "a mug", TextOptions(str(model)))
     assert len(found) > 1
     for index in (0, 1):
-        # Images are 32 pixels wide, and seen at 16.
-        box = [2 * value for value in found[index].box]
-        assert run.pipeline.find_box(1, "a mug", index) == pytest.approx(box, abs=1e-4)
+        box = list(found[index].box)
+        view, by_index = run.pipeline.text_finder().box(1, "a mug", index)
+        assert view == 1 and by_index == pytest.approx(box, abs=1e-4)
         by_words = run.prompt(1, text="a mug", box_index=index, name="text")
         assert torch.equal(by_words, run.prompt(1, box=box, name="box"))
-    with pytest.raises(sa3d.SA3DError, match=rf"places in {views.name(0)} look like .* --pipeline\.prompt\.box-index"):
-        run.prompt(text="a mug", name="text")
+    # Without a view, the best match of several: no view that is looked at has a better one.
+    view, best = run.pipeline.text_finder().box(None, "a mug")
+    scores = {
+        each: find_boxes(SegmenterImage(views.picture(each, 1333), ""), "a mug", TextOptions(str(model)))[0].score
+        for each in range(len(views))
+    }
+    assert sum(score > scores[view] for score in scores.values()) <= len(views) - 6
     with pytest.raises(sa3d.SA3DError, match="not both"):
         run.prompt(1, box=box, text="a mug")
     with pytest.raises(sa3d.SA3DError, match="need a view"):
         run.prompt(points=[(3, 4)], text="a mug")
-    run.pipeline.config.prompt = PromptConfig(text="a mug", box_index=0)
+    run.pipeline.config.prompt = PromptConfig(text="a mug")
     (prompted,) = run.pipeline.prompts_from_config()
-    assert list(prompted.views) == [0]
-    box = prompted.views[0].box
+    assert list(prompted.views) == [view]
+    box = prompted.views[view].box
     assert box is not None
-    assert box.tolist() == pytest.approx(run.pipeline.find_box(0, "a mug", 0))
+    assert box.tolist() == pytest.approx(best)
+    # All that the words fit, each with its masks in the views that show it.
+    run.pipeline.config.prompt = PromptConfig(text="a mug", instances="all")
+    every = run.pipeline.prompts_from_config()
+    assert [entry.name for entry in every][:2] == ["object", "object 2"]
+    assert all(prompt.mask is not None for entry in every for prompt in entry.views.values())
 
 
 @pytest.mark.parametrize("working_size", [32, 16])

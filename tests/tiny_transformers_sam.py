@@ -1,13 +1,18 @@
-"""Real, random and very small SAM 2 and SAM-HQ models, in folders as the transformers package saves them."""
+"""Real, random and very small SAM 2, SAM 3 and SAM-HQ models, in folders as the transformers package saves them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from sa3d_nerfstudio.segmenters.huggingface import SAM_3, transformers_available
+
+HAS_SAM3 = transformers_available(SAM_3.oldest)
+"""Whether the transformers package that is installed has SAM 3."""
 SIDE = 256
 """Of the square that both encoders see."""
 PROMPTS = {"hidden_size": 32, "image_size": SIDE, "mask_input_channels": 8}
@@ -38,6 +43,57 @@ def save_tiny_sam2(folder: Path, seed: int = 0) -> Path:
     name = "Sam2ImageProcessor" if hasattr(transformers, "Sam2ImageProcessor") else "Sam2ImageProcessorFast"
     images = getattr(transformers, name)
     Sam2Processor(images(size=size, mask_size=size)).save_pretrained(folder)
+    return folder
+
+
+def _sam3_vision() -> dict[str, Any]:
+    """Two blocks, one windowed and one global, on a grid of 16 x 16 patches."""
+    backbone = {
+        "model_type": "sam3_vit_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "image_size": SIDE, "patch_size": 16, "window_size": 8, "global_attn_indexes": [1],
+        "pretrain_image_size": 128,
+    }  # fmt: skip
+    sizes = [[SIDE // 4] * 2, [SIDE // 8] * 2, [SIDE // 16] * 2]
+    return {"backbone_config": backbone, "fpn_hidden_size": 32, "backbone_feature_sizes": sizes}
+
+
+def save_tiny_sam3(folder: Path, seed: int = 0) -> Path:
+    """SAM 3's tracker, which takes points, boxes and masks."""
+    from transformers import Sam3ImageProcessor, Sam3TrackerConfig, Sam3TrackerModel, Sam3TrackerProcessor
+
+    prompts = {**PROMPTS, "patch_size": 16}
+    config = Sam3TrackerConfig(vision_config=_sam3_vision(), prompt_encoder_config=prompts, mask_decoder_config=DECODER)
+    _random(lambda: Sam3TrackerModel(config), seed).save_pretrained(folder)
+    size = {"height": SIDE, "width": SIDE}
+    Sam3TrackerProcessor(Sam3ImageProcessor(size=size, mask_size=size)).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_sam3_concepts(folder: Path, seed: int = 0) -> Path:
+    """SAM 3's detector, which takes words, with twelve queries and a tokenizer of a few."""
+    from transformers import CLIPTokenizer, Sam3Config, Sam3ImageProcessor, Sam3Model, Sam3Processor
+
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=32)
+    layers = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
+    config = Sam3Config(
+        vision_config=_sam3_vision(),
+        text_config={
+            "model_type": "clip_text_model", "vocab_size": len(words), "hidden_size": 32, "intermediate_size": 32,
+            "projection_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32,
+        },
+        geometry_encoder_config={**layers, "num_layers": 1},
+        detr_encoder_config={**layers, "num_layers": 1},
+        detr_decoder_config={**layers, "num_layers": 2, "num_queries": 12},
+        mask_decoder_config={"hidden_size": 32, "num_attention_heads": 2},
+    )  # fmt: skip
+    _random(lambda: Sam3Model(config), seed).save_pretrained(folder)
+    size = {"height": SIDE, "width": SIDE}
+    Sam3Processor(Sam3ImageProcessor(size=size, mask_size=size), tokenizer).save_pretrained(folder)
     return folder
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.prompts.images import draw_polyline, points_of_stroke, read_mask, read_scribble
@@ -20,9 +18,20 @@ from sa3d_nerfstudio.prompts.prompt import CANDIDATES, CandidateName, Prompt
 
 Kind = Literal["points", "box", "scribble", "mask", "text"]
 
-BoxFinder = Callable[[int, str, "int | None"], Sequence[float]]
-"""From a training view, words, and which of the boxes (None if the words fit one place only) to x0, y0, x1, y1 in the
-original image."""
+Instances = Literal["best", "all"]
+
+
+class WordFinder(Protocol):
+    """Finds what words name in the training views; in several of them where none is given."""
+
+    def box(self, view: int | None, text: str, index: int | None = None) -> tuple[int, Sequence[float]]:
+        """The view, and x0, y0, x1, y1 in its original image, of the best match or of that with an index."""
+        ...
+
+    def objects(self, view: int | None, text: str, every: bool) -> list[dict[int, Prompt]] | None:
+        """The masks of each object, by view; None where a box will do."""
+        ...
+
 
 _BESIDE_NO_FILE = ("view", "text", "points", "negative_points", "box", "scribble", "mask")
 """Options that a prompt file replaces."""
@@ -53,9 +62,12 @@ class PromptConfig:
     """Which mask to take where the segmenter answers with several: its own choice, or the small, medium or large one
     (for SAM about a part, the object, and more than it)."""
     text: str | None = None
-    """Words for the object, such as "a mug"; without a view, they are looked for in the first one."""
+    """Words for the object, such as "a mug"; without a view, they are looked for in several from all around."""
+    instances: Instances = "best"
+    """Whether the words mean the best match, or all objects that they fit, which are then numbered: mug, mug 2, ..."""
     box_index: int | None = None
-    """Which place to take if the words fit several; the message that lists them counts from 0."""
+    """Which place to take if the words fit several in a view, and not the best; the note that lists them counts from
+    0."""
 
     @property
     def is_given(self) -> bool:
@@ -87,7 +99,7 @@ class NamedViews(Protocol):
 
 
 def read_prompts(
-    config: PromptConfig, views: NamedViews, object_name: str, find_box: BoxFinder | None = None
+    config: PromptConfig, views: NamedViews, object_name: str, finder: WordFinder | None = None
 ) -> list[ObjectPrompts]:
     """The prompts of all objects that the configuration names.
 
@@ -95,7 +107,7 @@ def read_prompts(
         config: Options and files.
         views: The training views.
         object_name: Name of the object that the options prompt.
-        find_box: Finds what words name; without it, words are no prompt.
+        finder: Finds what words name; without it, words are no prompt.
 
     Raises:
         SA3DError: A view is unknown, a number out of place, or a file cannot be read.
@@ -105,19 +117,22 @@ def read_prompts(
         if beside:
             other = beside[0].replace("_", "-")
             raise SA3DError(f"give either --pipeline.prompt.file or --pipeline.prompt.{other}, not both.")
-        return _read_file(config.file, views, config.kinds, find_box)
+        return _read_file(config.file, views, config.kinds, finder)
     if config.view is None and (config.text is None or config.needs_view):
         raise SA3DError("points, boxes, scribbles and masks need a view: name one with --pipeline.prompt.view.")
-    view = 0 if config.view is None else views.find(config.view)
+    view = None if config.view is None else views.find(config.view)
     entry = {
         "points": _pairs(config.points, "points"),
         "negative_points": _pairs(config.negative_points, "negative-points"),
         "box": list(config.box) or None,
         "text": config.text,
         "box_index": config.box_index,
+        "instances": config.instances,
         "candidate": config.candidate,
     }
-    prompt = _prompt(entry, views, view, find_box=find_box)
+    if not config.needs_view and (named := _named_objects(entry, view, finder)) is not None:
+        return _numbered(object_name, named)
+    view, prompt = _prompt(entry, views, view, finder=finder)
     height, width = views.image_size(view)
     if config.scribble is not None:
         positive, negative = read_scribble(config.scribble, height, width)
@@ -136,7 +151,7 @@ _IN_A_VIEW = frozenset({"points", "negative_points", "box", "scribble", "backgro
 """Prompts in pixels, which need a view."""
 
 
-def _read_file(path: Path, views: NamedViews, kinds: Sequence[Kind], find_box: BoxFinder | None) -> list[ObjectPrompts]:
+def _read_file(path: Path, views: NamedViews, kinds: Sequence[Kind], finder: WordFinder | None) -> list[ObjectPrompts]:
     try:
         content = json.loads(path.read_text("utf8"))
     except FileNotFoundError:
@@ -151,13 +166,16 @@ def _read_file(path: Path, views: NamedViews, kinds: Sequence[Kind], find_box: B
     objects: dict[str, ObjectPrompts] = {}
     for entry in entries:
         name, view_name = entry.get("name"), entry.get("view", entry.get("frame"))
-        if view_name is None and "text" in entry and not _IN_A_VIEW & set(entry):
-            view_name = views.name(0)
-        if not isinstance(name, str) or not name or not isinstance(view_name, (str, int)):
+        only_words = "text" in entry and not _IN_A_VIEW & set(entry)
+        known_view = isinstance(view_name, (str, int)) or (view_name is None and only_words)
+        if not isinstance(name, str) or not name or not known_view:
             raise SA3DError(f'every entry of {path} needs a "name" and a "view".')
         try:
-            view = views.find(view_name)
-            prompt = _prompt(entry, views, view, kinds, find_box)
+            view = None if view_name is None else views.find(view_name)
+            if only_words and "text" in kinds and (named := _named_objects(entry, view, finder)) is not None:
+                objects |= {found.name: found for found in _numbered(name, named)}
+                continue
+            view, prompt = _prompt(entry, views, view, kinds, finder)
             if "mask" in kinds and "mask" in entry:
                 mask_path = path.parent / str(entry["mask"])
                 prompt.mask = torch.from_numpy(read_mask(mask_path, *views.image_size(view)))
@@ -175,10 +193,19 @@ def _read_file(path: Path, views: NamedViews, kinds: Sequence[Kind], find_box: B
 def _prompt(
     entry: dict[str, Any],
     views: NamedViews,
-    view: int,
+    view: int | None,
     kinds: Sequence[Kind] = ("points", "box", "scribble", "text"),
-    find_box: BoxFinder | None = None,
-) -> Prompt:
+    finder: WordFinder | None = None,
+) -> tuple[int, Prompt]:
+    """The prompt of an entry and its view, which is found with the words where none is given."""
+    found: Sequence[float] | None = None
+    has_text = "text" in kinds and entry.get("text") is not None
+    if has_text and entry.get("box") is not None and "box" in kinds:
+        raise SA3DError(
+            f'there are two boxes, one given and one around "{entry["text"]}": give the box or the words, not both.'
+        )
+    if view is None:
+        view, found = _box_of_text(entry, None, finder) if has_text else (0, None)
     height, width = views.image_size(view)
     size = (views.name(view), height, width)
     positive, negative, box = np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32), None
@@ -205,21 +232,46 @@ def _prompt(
             )
         prompt = _with_points(prompt, *strokes)
     # Last, for a network looks for it.
-    if "text" in kinds and entry.get("text") is not None:
-        prompt.box = _box_of_text(entry, view, prompt, find_box)
-    return prompt
+    if has_text:
+        found = _box_of_text(entry, view, finder)[1] if found is None else found
+        prompt.box = torch.tensor([float(value) for value in found])
+    return view, prompt
 
 
-def _box_of_text(entry: dict[str, Any], view: int, prompt: Prompt, find_box: BoxFinder | None) -> Float[Tensor, "4"]:
-    """Where the words of an entry are, in the original image."""
+def _text_of(entry: dict[str, Any], finder: WordFinder | None) -> tuple[str, int | None, WordFinder]:
+    """The words of an entry, which place is meant, and what looks for them."""
     text, index = entry["text"], entry.get("box_index")
     if not isinstance(text, str) or not (index is None or isinstance(index, int)):
         raise SA3DError(f"a text is made of words, and a box_index is a whole number, and not {text!r} and {index!r}.")
-    if prompt.box is not None:
-        raise SA3DError(f'there are two boxes, one given and one around "{text}": give the box or the words, not both.')
-    if find_box is None:
+    if finder is None:
         raise SA3DError(f'words cannot be looked for here: point at "{text}", or give a box around it.')
-    return torch.tensor([float(value) for value in find_box(view, text, index)])
+    return text, index, finder
+
+
+def _box_of_text(entry: dict[str, Any], view: int | None, finder: WordFinder | None) -> tuple[int, Sequence[float]]:
+    """Where the words of an entry are: the view, and the box in its original image."""
+    text, index, finder = _text_of(entry, finder)
+    return finder.box(view, text, index)
+
+
+def _named_objects(
+    entry: dict[str, Any], view: int | None, finder: WordFinder | None
+) -> list[dict[int, Prompt]] | None:
+    """The objects that the words of an entry name, where they are masks; None where a box will do."""
+    if entry.get("text") is None:
+        return None
+    text, index, finder = _text_of(entry, finder)
+    instances = entry.get("instances", "best")
+    if instances not in get_args(Instances):
+        raise SA3DError(f"instances are one of {', '.join(get_args(Instances))}, and not {str(instances)[:40]!r}.")
+    if instances == "all" and index is not None:
+        raise SA3DError("a box-index means one of several places, and instances all of them: give one of the two.")
+    return None if index is not None else finder.objects(view, text, instances == "all")
+
+
+def _numbered(name: str, named: list[dict[int, Prompt]]) -> list[ObjectPrompts]:
+    """Objects called by a name and numbers from the second on."""
+    return [ObjectPrompts(f"{name} {number}" if number > 1 else name, views) for number, views in enumerate(named, 1)]
 
 
 def _with_points(prompt: Prompt, positive: NDArray[np.float32], negative: NDArray[np.float32]) -> Prompt:

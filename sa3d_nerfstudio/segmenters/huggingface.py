@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError, one_line
+from sa3d_nerfstudio.files import to_bytes
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, check_prompt
 from sa3d_nerfstudio.segmenters.precision import encoded, encoder_dtype, halved
@@ -44,15 +45,21 @@ class PretrainedKind:
     """How the user names another model."""
     otherwise: str
     """What works without it, as the end of a sentence."""
+    oldest: tuple[int, int] = OLDEST
+    """Of the transformers package."""
+    tied: tuple[tuple[str, str], ...] = ()
+    """Pairs of tensors that are the same, of which folders written by transformers 4 hold one."""
+    licence: str = ""
+    """Of weights that are given on request only."""
 
 
-def transformers_available() -> bool:
+def transformers_available(oldest: tuple[int, int] = OLDEST) -> bool:
     """Whether the transformers package is installed, and recent enough."""
     try:
         found = re.findall(r"\d+", version("transformers"))
     except PackageNotFoundError:
         return False
-    return tuple(int(part) for part in found[:2]) >= OLDEST
+    return tuple(int(part) for part in found[:2]) >= oldest
 
 
 def load_pretrained(kind: PretrainedKind, name: str | Path | None = None, download: bool = True) -> tuple[Any, Any]:
@@ -67,9 +74,9 @@ def load_pretrained(kind: PretrainedKind, name: str | Path | None = None, downlo
         MissingWeightsError: The weights are not there and could not be had.
         SA3DError: The transformers package is not there, or the weights are none of this kind or do not fit.
     """
-    if not transformers_available():
+    if not transformers_available(kind.oldest):
         raise SA3DError(
-            f"{kind.name} needs the package transformers {OLDEST[0]}.{OLDEST[1]} or newer: "
+            f"{kind.name} needs the package transformers {kind.oldest[0]}.{kind.oldest[1]} or newer: "
             f"pip install 'sa3d-nerfstudio[{kind.extra}]', or {kind.otherwise}."
         )
     import transformers
@@ -98,6 +105,12 @@ def load_pretrained(kind: PretrainedKind, name: str | Path | None = None, downlo
     except OSError as error:
         if folder.is_dir():
             raise SA3DError(f"{kind.name} in {name} cannot be read ({one_line(error)}): {remedy}.") from error
+        if kind.licence:
+            raise MissingWeightsError(
+                f"the weights of {kind.name} are not there, and are given on request under the {kind.licence}: ask for "
+                f"them at https://huggingface.co/{kind.published}, log in by `hf auth login`, and try again, or "
+                f"{kind.otherwise}."
+            ) from error
         reason = "are not there, and may not be downloaded" if offline else f"cannot be had ({one_line(error, 60)})"
         raise MissingWeightsError(
             f"the weights of {kind.name} {reason}: put model.safetensors and the .json and .txt files of "
@@ -106,18 +119,31 @@ def load_pretrained(kind: PretrainedKind, name: str | Path | None = None, downlo
     # What the package raises for damaged files and settings that contradict each other has no class of its own.
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
         raise SA3DError(f"{kind.name} in {name} cannot be read ({one_line(error)}): {remedy}.") from error
-    if fit["missing_keys"] or fit["mismatched_keys"]:
+    missing = _without_tied(model, set(fit["missing_keys"]), kind.tied)
+    if missing or fit["mismatched_keys"]:
         raise SA3DError(
-            f"the weights in {name} do not fit together ({len(fit['missing_keys'])} tensors are missing, "
+            f"the weights in {name} do not fit together ({len(missing)} tensors are missing, "
             f"{len(fit['mismatched_keys'])} have another shape): {remedy}."
         )
     return model.eval().requires_grad_(False), processor
+
+
+def _without_tied(model: Any, missing: set[str], tied: tuple[tuple[str, str], ...]) -> set[str]:
+    """The tensors that are still missing once those are filled in whose twins are there."""
+    state = model.state_dict()
+    for pair in tied:
+        for lacking, held in (pair, pair[::-1]):
+            if lacking in missing and held in state and held not in missing:
+                state[lacking].copy_(state[held])
+                missing = missing - {lacking}
+    return missing
 
 
 _COMMON = {
     "option": "--pipeline.sam-checkpoint",
     "otherwise": "choose --pipeline.segmenter grabcut, which works without weights",
 }
+_TIED = (("shared_image_embedding.positional_embedding", "prompt_encoder.shared_embedding.positional_embedding"),)
 SAM_2 = PretrainedKind(
     name="SAM 2",
     model_class="Sam2Model",
@@ -126,6 +152,7 @@ SAM_2 = PretrainedKind(
     model_types=("sam2", "sam2_video"),
     published="facebook/sam2.1-hiera-large",
     extra="sam2",
+    tied=_TIED,
     **_COMMON,
 )
 SAM_HQ = PretrainedKind(
@@ -135,7 +162,23 @@ SAM_HQ = PretrainedKind(
     model_types=("sam_hq",),
     published="syscv-community/sam-hq-vit-huge",
     extra="sam-hq",
+    tied=_TIED,
     **_COMMON,
+)
+SAM_3 = PretrainedKind(
+    name="SAM 3",
+    # Points, boxes and masks go to its tracker; words to its detector, of which segmenters/text.py knows.
+    model_class="Sam3TrackerModel",
+    processor_class="Sam3TrackerProcessor",
+    # The published model is the one for videos, which holds both.
+    model_types=("sam3_tracker", "sam3_video"),
+    published="facebook/sam3",
+    extra="sam3",
+    option="--pipeline.sam-checkpoint",
+    otherwise="choose --pipeline.segmenter sam2, whose weights anybody may fetch",
+    oldest=(5, 0),
+    tied=_TIED,
+    licence="SAM License",
 )
 
 
@@ -273,6 +316,12 @@ class Sam2Segmenter:
         return self.processor.post_process_masks(logits, [embedding.original_size], binarize=False)[0][0]
 
 
+class Sam3Segmenter(Sam2Segmenter):
+    """Segments with the tracker of SAM 3, whose prompts and images are those of SAM 2."""
+
+    NAME = "SAM 3"
+
+
 class SamHQSegmenter(Sam2Segmenter):
     """Segments with SAM-HQ, whose image is padded to a square as in SAM.
 
@@ -313,6 +362,16 @@ def build_sam2(options: SegmenterOptions) -> Sam2Segmenter:
     """
     model, processor = load_pretrained(SAM_2, _named(options), options.sam_download)
     return Sam2Segmenter(model.to(options.device), processor, options.sam_dense_prompts)
+
+
+def build_sam3(options: SegmenterOptions) -> Sam3Segmenter:
+    """Build SAM 3 from the folder that the options or the environment name, or the published model.
+
+    Raises:
+        SA3DError: The package or the weights are not there, or are no SAM 3.
+    """
+    model, processor = load_pretrained(SAM_3, _named(options), options.sam_download)
+    return Sam3Segmenter(model.to(options.device), processor, options.sam_dense_prompts)
 
 
 def build_sam_hq(options: SegmenterOptions) -> SamHQSegmenter:

@@ -25,6 +25,7 @@ _BUILT_IN = {
     "sam": "sa3d_nerfstudio.segmenters.sam:build",
     "mobile-sam": "sa3d_nerfstudio.segmenters.mobile_sam:build",
     "sam2": "sa3d_nerfstudio.segmenters.huggingface:build_sam2",
+    "sam3": "sa3d_nerfstudio.segmenters.huggingface:build_sam3",
     "sam-hq": "sa3d_nerfstudio.segmenters.huggingface:build_sam_hq",
     "grabcut": "sa3d_nerfstudio.segmenters.grabcut.segmenter:build",
     "oracle": "sa3d_nerfstudio.segmenters.oracle:build",

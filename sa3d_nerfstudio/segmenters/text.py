@@ -1,17 +1,22 @@
-"""From words to boxes: Grounding DINO, whose boxes then prompt the segmenter.
+"""From words to places in an image: boxes by Grounding DINO, or masks by SAM 3.
 
-S. Liu et al., "Grounding DINO: Marrying DINO with Grounded Pre-Training for Open-Set Object Detection", ECCV 2024; the
-network and its processing are those of the transformers package.
+S. Liu et al., "Grounding DINO: Marrying DINO with Grounded Pre-Training for Open-Set Object Detection", ECCV 2024;
+N. Carion et al., "SAM 3: Segment Anything with Concepts", 2025. Networks and processing are those of the transformers
+package.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 from torchvision.ops import nms
 
 from sa3d_nerfstudio.errors import SA3DError
@@ -30,6 +35,19 @@ GROUNDING_DINO = PretrainedKind(
     option="--pipeline.text-model",
     otherwise="prompt with --pipeline.prompt.points or a box, which take no words",
 )
+SAM_3_CONCEPTS = PretrainedKind(
+    name="SAM 3",
+    model_class="Sam3Model",
+    processor_class="Sam3Processor",
+    # The published model is the one for videos, which holds this one.
+    model_types=("sam3", "sam3_video"),
+    published="facebook/sam3",
+    extra="sam3",
+    option="--pipeline.text-model",
+    otherwise=f"choose --pipeline.text-model {GROUNDING_DINO.published}, whose weights anybody may fetch",
+    oldest=(5, 0),
+    licence="SAM License",
+)
 SAME_BOX = 0.8
 """Boxes with a larger IoU are one object, found twice; as in the code of Grounded SAM."""
 SHOWN = 6
@@ -41,11 +59,14 @@ class TextOptions:
     """What the text detector needs; the thresholds are those published with it."""
 
     model: str = GROUNDING_DINO.published
-    """Folder of a Grounding DINO model as the transformers package saves it, or its name on the Hugging Face hub."""
+    """Folder of a Grounding DINO or SAM 3 model as the transformers package saves it, or its name on the Hugging Face
+    hub."""
     box_threshold: float = 0.35
     """Boxes must match the words better than this."""
     text_threshold: float = 0.25
     """Words that a box matches better than this make its label."""
+    mask_threshold: float = 0.5
+    """Instances of SAM 3 must match the words better than this."""
     device: str = "cpu"
     """Where the network runs."""
     download: bool = True
@@ -62,11 +83,25 @@ class TextBox:
     """How well it matches, from 0 to 1."""
     label: str
     """The words that it matches."""
+    mask: Bool[Tensor, "height width"] | None = field(default=None, compare=False)
+    """The thing itself, where the network tells."""
 
 
 def text_available() -> bool:
     """Whether the package that text prompts need is installed; the weights may still be missing."""
     return transformers_available()
+
+
+def gives_masks(options: TextOptions) -> bool:
+    """Whether the model is one that answers words with masks, and not with boxes."""
+    folder = Path(options.model).expanduser()
+    if not folder.is_dir():
+        return "sam3" in options.model.lower()
+    try:
+        return json.loads((folder / "config.json").read_text("utf8")).get("model_type") in SAM_3_CONCEPTS.model_types
+    except (OSError, ValueError, AttributeError):
+        # Loading it says what is wrong with it.
+        return False
 
 
 def find_boxes(image: SegmenterImage, text: str, options: TextOptions | None = None) -> list[TextBox]:
@@ -89,7 +124,10 @@ def find_boxes(image: SegmenterImage, text: str, options: TextOptions | None = N
     words = " ".join(text.lower().split()).rstrip(".")
     if not any(character.isalnum() for character in words):
         raise SA3DError('the text prompt holds no words: name the object, as in "a mug".')
-    model, processor = _load(options.model, options.device, options.download)
+    kind = SAM_3_CONCEPTS if gives_masks(options) else GROUNDING_DINO
+    model, processor = _load(kind, options.model, options.device, options.download)
+    if kind is SAM_3_CONCEPTS:
+        return _instances(image, words, model, processor, options)
     # The model was trained on phrases that end in full stops.
     inputs = processor(images=to_bytes(image.rgb), text=f"{words}.", return_tensors="pt").to(options.device)
     with torch.no_grad():
@@ -111,8 +149,26 @@ def find_boxes(image: SegmenterImage, text: str, options: TextOptions | None = N
     return [TextBox(tuple(boxes[index].tolist()), float(scores[index]), labels[index]) for index in kept]
 
 
+def _instances(image: SegmenterImage, words: str, model: Any, processor: Any, options: TextOptions) -> list[TextBox]:
+    """What SAM 3 finds, from the best match to the worst."""
+    inputs = processor(images=to_bytes(image.rgb), text=words, return_tensors="pt").to(options.device)
+    with torch.no_grad():
+        outputs = model(**{name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")})
+    found = processor.post_process_instance_segmentation(
+        outputs, threshold=options.mask_threshold, target_sizes=[(image.height, image.width)]
+    )[0]
+    matches = []
+    for index in found["scores"].argsort(descending=True).tolist():
+        mask = found["masks"][index].bool().cpu()
+        y, x = mask.nonzero(as_tuple=True)
+        if len(x):
+            box = tuple(float(value) for value in (x.min(), y.min(), x.max() + 1, y.max() + 1))
+            matches.append(TextBox(box, float(found["scores"][index]), words, mask))
+    return matches
+
+
 def choose_box(boxes: Sequence[TextBox], text: str, view: str, index: int | None = None) -> TextBox:
-    """The box that is meant: the one of that index, or the only one.
+    """The box that is meant: the one of that index, or the best.
 
     Args:
         boxes: What :func:`find_boxes` has found.
@@ -121,28 +177,29 @@ def choose_box(boxes: Sequence[TextBox], text: str, view: str, index: int | None
         index: Which one, counted from 0.
 
     Raises:
-        SA3DError: There is none, or none of that index, or it takes the user to choose.
+        SA3DError: There is none, or none of that index.
     """
     if not boxes:
         raise SA3DError(
             f'nothing in {view} looks like "{text}": try other words or another view, or point at it with '
             "--pipeline.prompt.points."
         )
-    if index is None and len(boxes) == 1:
-        return boxes[0]
-    if index is not None and 0 <= index < len(boxes):
-        return boxes[index]
+    if 0 <= (index or 0) < len(boxes):
+        return boxes[index or 0]
+    raise SA3DError(
+        f"{describe_boxes(boxes, text, view)}: there is no box {index}, choose one with --pipeline.prompt.box-index."
+    )
+
+
+def describe_boxes(boxes: Sequence[TextBox], text: str, view: str) -> str:
+    """The places in a view that match the words, as the beginning of a sentence."""
     listed = "; ".join(
         f"{number}: {found.label} {found.score:.2f} at {' '.join(f'{value:.0f}' for value in found.box)}"
         for number, found in enumerate(boxes[:SHOWN])
     )
     more = f"; and {len(boxes) - SHOWN} more" if len(boxes) > SHOWN else ""
-    asked = "choose" if index is None else f"there is no box {index}, choose"
     count = "one place" if len(boxes) == 1 else f"{len(boxes)} places"
-    raise SA3DError(
-        f'{count} in {view} look{"s" * (len(boxes) == 1)} like "{text}" ({listed}{more}): '
-        f"{asked} one with --pipeline.prompt.box-index."
-    )
+    return f'{count} in {view} look{"s" * (len(boxes) == 1)} like "{text}" ({listed}{more})'
 
 
 def _label(decoded: str, special: Sequence[str]) -> str:
@@ -153,6 +210,6 @@ def _label(decoded: str, special: Sequence[str]) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(name: str, device: str, download: bool) -> tuple[Any, Any]:
-    model, processor = load_pretrained(GROUNDING_DINO, name, download)
+def _load(kind: PretrainedKind, name: str, device: str, download: bool) -> tuple[Any, Any]:
+    model, processor = load_pretrained(kind, name, download)
     return model.to(device), processor

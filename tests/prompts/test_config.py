@@ -257,38 +257,67 @@ def test_resizing_keeps_points_on_their_pixels():
     assert prompt.box is not None and torch.allclose(prompt.box, torch.tensor([1.0, 3.0, 5.0, 15.0]))
 
 
-def find_box(view: int, text: str, index: int | None) -> tuple[float, ...]:
-    """In the place of the detector: a box that tells what was asked."""
-    return view, len(text), 20, 10 + (index or 0)
+class Boxes:
+    """In the place of a detector that knows of boxes only: a box that tells what was asked; b.png fits best."""
+
+    def box(self, view: int | None, text: str, index: int | None = None) -> tuple[int, tuple[float, ...]]:
+        view = 1 if view is None else view
+        return view, (view, len(text), 20, 10 + (index or 0))
+
+    def objects(self, view: int | None, text: str, every: bool) -> list[dict[int, Prompt]] | None:
+        return None
+
+
+class Masks(Boxes):
+    """In the place of one that knows masks: two objects, each in both views, or in the one that is named."""
+
+    def objects(self, view: int | None, text: str, every: bool) -> list[dict[int, Prompt]] | None:
+        views = (0, 1) if view is None else (view,)
+        found = [{each: Prompt(30, 40, mask=torch.ones(30, 40, dtype=torch.bool)) for each in views} for _ in range(2)]
+        return found if every else found[:1]
 
 
 def box_of_words(**options: Any) -> tuple[int, list[float]]:
     """The view and the box that come of words."""
-    (entry,) = read_prompts(PromptConfig(**options), TwoViews(), "thing", find_box)
+    (entry,) = read_prompts(PromptConfig(**options), TwoViews(), "thing", Boxes())
     ((view, prompt),) = entry.views.items()
     assert prompt.box is not None
     return view, prompt.box.tolist()
 
 
 def test_words_become_a_box():
-    assert box_of_words(text="a mug") == (0, [0, 5, 20, 10])
+    assert box_of_words(text="a mug") == (1, [1, 5, 20, 10]), "without a view, the best of several is taken"
     assert box_of_words(text="a mug", view="b.png", box_index=2) == (1, [1, 5, 20, 12])
     assert PromptConfig(text="a mug").is_given
-    (entry,) = read_prompts(PromptConfig("a.png", (1, 2), text="a mug"), TwoViews(), "thing", find_box)
+    (entry,) = read_prompts(PromptConfig("a.png", (1, 2), text="a mug"), TwoViews(), "thing", Boxes())
     assert entry.views[0].positive.tolist() == [[1, 2]], "points go with words"
 
 
 def test_words_in_a_file(tmp_path: Path):
     objects = [{"name": "mug", "text": "a mug"}, {"name": "book", "view": "b.png", "text": "red", "box_index": 1}]
     file = write_file(tmp_path, {"objects": objects})
-    mug, book = read_prompts(PromptConfig(file=file), TwoViews(), "unused", find_box)
-    assert mug.views[0].box is not None and mug.views[0].box.tolist() == [0, 5, 20, 10]
+    mug, book = read_prompts(PromptConfig(file=file), TwoViews(), "unused", Boxes())
+    assert mug.views[1].box is not None and mug.views[1].box.tolist() == [1, 5, 20, 10]
     assert book.views[1].box is not None and book.views[1].box.tolist() == [1, 3, 20, 11]
+
+
+def test_words_become_objects_where_masks_are_known(tmp_path: Path):
+    (best,) = read_prompts(PromptConfig(text="mug"), TwoViews(), "thing", Masks())
+    assert (best.name, list(best.views)) == ("thing", [0, 1])
+    both = read_prompts(PromptConfig("b.png", text="mug", instances="all"), TwoViews(), "mug", Masks())
+    assert [(entry.name, list(entry.views)) for entry in both] == [("mug", [1]), ("mug 2", [1])]
+    file = write_file(tmp_path, {"objects": [{"name": "cup", "text": "mug", "instances": "all"}]})
+    assert [entry.name for entry in read_prompts(PromptConfig(file=file), TwoViews(), "-", Masks())] == ["cup", "cup 2"]
+    # Points say which one is meant, and a place that is chosen by its number is a box.
+    (pointed,) = read_prompts(PromptConfig("a.png", (1, 2), text="mug"), TwoViews(), "thing", Masks())
+    assert pointed.views[0].mask is None and pointed.views[0].box is not None
+    assert box_of_words(text="a mug", box_index=2)[1] == [1, 5, 20, 12]
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"text": "a mug", "instances": "all", "box_index": 1}, "give one of the two"),
         ({"text": "a mug", "view": "a.png", "box": (0, 0, 4, 5)}, "give the box or the words"),
         ({"text": "a mug", "points": (1, 2)}, "need a view"),
         ({"text": "a mug", "negative_points": (1, 2)}, "need a view"),
@@ -299,13 +328,14 @@ def test_words_in_a_file(tmp_path: Path):
 )
 def test_words_out_of_place(options: dict[str, Any], words: str):
     with pytest.raises(SA3DError, match=words):
-        read_prompts(PromptConfig(**options), TwoViews(), "thing", find_box)
+        read_prompts(PromptConfig(**options), TwoViews(), "thing", Boxes())
 
 
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
         ({"text": 3}, "made of words"),
+        ({"text": "a mug", "instances": 3}, "one of best, all, and not '3'"),
         ({"text": "a mug", "box_index": "second"}, "whole number"),
         ({"text": "a mug", "points": [[1, 2]]}, 'needs a "name" and a "view"'),
     ],
@@ -313,4 +343,4 @@ def test_words_out_of_place(options: dict[str, Any], words: str):
 def test_words_out_of_place_in_a_file(tmp_path: Path, entry: dict[str, Any], words: str):
     file = write_file(tmp_path, {"objects": [{"name": "mug", **entry}]})
     with pytest.raises(SA3DError, match=words):
-        read_prompts(PromptConfig(file=file), TwoViews(), "thing", find_box)
+        read_prompts(PromptConfig(file=file), TwoViews(), "thing", Boxes())

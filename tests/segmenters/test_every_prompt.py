@@ -18,15 +18,18 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.prompts.config import PromptConfig, read_prompts
 from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.session_views import SessionViews
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
-from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterImage, SegmenterOptions
+from sa3d_nerfstudio.segmentation.text_finder import TextFinder
+from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterOptions
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
-from sa3d_nerfstudio.segmenters.text import TextOptions, choose_box, find_boxes
+from sa3d_nerfstudio.segmenters.text import TextOptions
 from tests.analytic import BallViews
 from tests.tiny_dino import save_tiny_dino
 from tests.tiny_sam import save_mobile_sam, save_tiny_sam
-from tests.tiny_transformers_sam import save_tiny_sam2, save_tiny_sam_hq
+from tests.tiny_transformers_sam import HAS_SAM3, save_tiny_sam2, save_tiny_sam3, save_tiny_sam_hq
 
 BALL, SCALE = 3, 2
 """The ball that is prompted; prompts are for images of twice the size that segmenters see."""
@@ -35,10 +38,13 @@ RANDOM: dict[str, Callable[[Path], Path]] = {
     "mobile-sam": lambda folder: save_mobile_sam(folder / "mobile_sam.pt"),
     "sam2": lambda folder: save_tiny_sam2(folder / "sam2"),
     "sam-hq": lambda folder: save_tiny_sam_hq(folder / "sam-hq"),
+    "sam3": lambda folder: save_tiny_sam3(folder / "sam3"),
 }
 """Networks of the real classes with random weights, tiny where there is such a one: they answer something, and not the
 object."""
-EXTRAS = {"sam2": "transformers", "sam-hq": "transformers", "mobile-sam": "mobile_sam"}
+if not HAS_SAM3:
+    del RANDOM["sam3"]
+EXTRAS = {"sam3": "transformers", "sam2": "transformers", "sam-hq": "transformers", "mobile-sam": "mobile_sam"}
 SEEING = ("grabcut", "oracle")
 KINDS = ("point", "points", "box", "scribble", "polyline", "mask", "text", "all")
 
@@ -94,10 +100,10 @@ def prompt_of(tmp_path: Path, scene: Scene, weights: dict[str, Path]) -> Callabl
     entry = {"name": "x", "view": "000.png", "scribble": stroke, "background_scribble": [[5, 5], [60, 5]]}
     (tmp_path / "prompts.json").write_text(json.dumps([entry]))
 
-    def find_box(view: int, text: str, index: int | None) -> tuple[float, ...]:
-        image = SegmenterImage(scene.picture(view), scene.name(view))
-        found = find_boxes(image, text, TextOptions(str(weights["text"])))
-        return tuple(SCALE * value for value in choose_box(found, text, image.name, index).box)
+    def predictor(views: SessionViews) -> MaskPredictor:
+        raise AssertionError("one box needs no mask")
+
+    finder = TextFinder(scene, TextOptions(str(weights["text"])), predictor, lambda: MaskGrid(8))
 
     options: dict[str, dict[str, Any]] = {
         "point": {"points": middle},
@@ -114,7 +120,7 @@ def prompt_of(tmp_path: Path, scene: Scene, weights: dict[str, Path]) -> Callabl
             config = PromptConfig(file=tmp_path / "prompts.json")
         else:
             config = PromptConfig(view="000.png", **options[kind])
-        (prompted,) = read_prompts(config, scene, "thing", find_box)
+        (prompted,) = read_prompts(config, scene, "thing", finder)
         return prompted.views[0]
 
     return read

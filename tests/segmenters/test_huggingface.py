@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,30 @@ from sa3d_nerfstudio.files import to_bytes
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, StorableSegmenter
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
+from sa3d_nerfstudio.segmenters.text import TextOptions, find_boxes, gives_masks
 from sa3d_nerfstudio.segmenters.weights import CHECKPOINT_VARIABLE
 from tests.segmenters.prompts import HEIGHT, PRIOR, PROMPTS, WIDTH
-from tests.tiny_transformers_sam import SIDE, save_tiny_sam2, save_tiny_sam_hq
+from tests.tiny_transformers_sam import (
+    HAS_SAM3,
+    SIDE,
+    save_tiny_sam2,
+    save_tiny_sam3,
+    save_tiny_sam3_concepts,
+    save_tiny_sam_hq,
+)
 
 transformers = pytest.importorskip("transformers", reason="SAM 2 and SAM-HQ need the extras [sam2] and [sam-hq]")
 FAMILIES = {
     "sam2": (save_tiny_sam2, "Sam2Model", "Sam2Processor"),
+    "sam3": (save_tiny_sam3, "Sam3TrackerModel", "Sam3TrackerProcessor"),
     "sam-hq": (save_tiny_sam_hq, "SamHQModel", "SamHQProcessor"),
 }
+needs_sam3 = pytest.mark.skipif(not HAS_SAM3, reason="SAM 3 needs transformers 5: the extra [sam3]")
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=needs_sam3 if name == "sam3" else ()) for name in FAMILIES]
+)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -120,7 +133,7 @@ def test_a_prompt_means_the_same_place_at_every_size(family: str, segmenter: Any
     assert torch.allclose(box + 0.5, torch.tensor([0.0, 32.0, 64.0, 256.0]))
     # SAM 2 stretches what SAM-HQ pads.
     points, _ = asked(segmenter, Prompt.from_points(32, 64, [(10, 20)], box=[0, 8, 16, 32]), 32, 64)
-    assert torch.allclose(points + 0.5, torch.tensor([[42.0, 164.0 if family == "sam2" else 82.0]]))
+    assert torch.allclose(points + 0.5, torch.tensor([[42.0, 82.0 if family == "sam-hq" else 164.0]]))
 
 
 def test_encoder_runs_once_per_image(segmenter: Any):
@@ -206,7 +219,7 @@ def test_the_environment_names_a_folder(family: str, folder: Path, tmp_path: Pat
 
 
 def test_weights_of_the_other_family(family: str, tmp_path: Path):
-    other = next(name for name in FAMILIES if name != family)
+    other = "sam2" if family == "sam-hq" else "sam-hq"
     FAMILIES[other][0](tmp_path)
     with pytest.raises(SA3DError, match=r"holds a sam\w+ model, and no SAM"):
         make_segmenter(family, SegmenterOptions(sam_checkpoint=tmp_path))
@@ -216,10 +229,74 @@ def test_published_names(family: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(CHECKPOINT_VARIABLE, raising=False)
     with pytest.raises(MissingWeightsError) as caught:
         make_segmenter(family)
-    published = {"sam2": "facebook/sam2.1-hiera-large", "sam-hq": "syscv-community/sam-hq-vit-huge"}[family]
+    published = {
+        "sam2": "facebook/sam2.1-hiera-large", "sam3": "facebook/sam3", "sam-hq": "syscv-community/sam-hq-vit-huge",
+    }[family]  # fmt: skip
     assert f"https://huggingface.co/{published}" in str(caught.value)
-    assert "--pipeline.segmenter grabcut" in str(caught.value)
+    assert f"--pipeline.segmenter {'sam2' if family == 'sam3' else 'grabcut'}" in str(caught.value)
     assert "\n" not in str(caught.value)
+    if family == "sam3":
+        assert "SAM License" in str(caught.value) and "`hf auth login`" in str(caught.value)
+
+
+@needs_sam3
+def test_weights_that_are_refused_name_licence_and_login(monkeypatch: pytest.MonkeyPatch):
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
+
+    monkeypatch.setattr(transformers.PretrainedConfig, "get_config_dict", refused)
+    monkeypatch.delenv("SA3D_NO_DOWNLOAD", raising=False)
+    with pytest.raises(MissingWeightsError, match=r"SAM License: ask for them at .*facebook/sam3, log in by `hf auth"):
+        make_segmenter("sam3")
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_tensor_that_an_older_package_has_stored_once(family: str, folder: Path, tmp_path: Path, kept: int):
+    from safetensors.torch import load_file, save_file
+
+    twins = ["shared_image_embedding.positional_embedding", "prompt_encoder.shared_embedding.positional_embedding"]
+    shutil.copytree(folder, tmp_path / "old")
+    state = load_file(tmp_path / "old" / "model.safetensors")
+    same = state[twins[kept]]
+    for name in twins:
+        state.pop(name, None)
+    save_file({**state, twins[kept]: same}, tmp_path / "old" / "model.safetensors", {"format": "pt"})
+    old: Any = make_segmenter(family, SegmenterOptions(sam_checkpoint=tmp_path / "old"))
+    for name in twins:
+        assert torch.equal(old.model.state_dict()[name], same)
+    # Without both, or without another one, it is no model.
+    save_file(state, tmp_path / "old" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SA3DError, match="tensors are missing"):
+        make_segmenter(family, SegmenterOptions(sam_checkpoint=tmp_path / "old"))
+
+
+@needs_sam3
+def test_words_become_masks_by_sam3(tmp_path: Path):
+    folder = save_tiny_sam3_concepts(tmp_path / "concepts")
+    options = TextOptions(str(folder), mask_threshold=0.0)
+    assert gives_masks(options)
+    assert gives_masks(TextOptions("facebook/sam3")) and not gives_masks(TextOptions())
+    image = picture(0, 60, 80)
+    found = find_boxes(image, "A  mug.", options)
+    assert len(found) == 12
+    assert [match.score for match in found] == sorted((match.score for match in found), reverse=True)
+    # What the package itself answers, instance by instance.
+    model = transformers.Sam3Model.from_pretrained(folder).eval()
+    processor = transformers.Sam3Processor.from_pretrained(folder)
+    inputs = processor(images=to_bytes(image.rgb), text="a mug", return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**{name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")})
+    expected = processor.post_process_instance_segmentation(outputs, threshold=0.0, target_sizes=[(60, 80)])[0]
+    order = expected["scores"].argsort(descending=True)
+    for match, index in zip(found, order, strict=True):
+        assert match.mask is not None
+        assert torch.equal(match.mask, expected["masks"][index].bool())
+        assert match.score == pytest.approx(float(expected["scores"][index]))
+        y, x = match.mask.nonzero(as_tuple=True)
+        assert match.box == (x.min(), y.min(), x.max() + 1, y.max() + 1)
+    other = find_boxes(image, "red plate", options)
+    assert [match.score for match in other] != [match.score for match in found]
+    assert find_boxes(image, "a mug", TextOptions(str(folder), mask_threshold=1.0)) == []
 
 
 def test_images_embedded_together_are_as_embedded_alone(segmenter: Any):

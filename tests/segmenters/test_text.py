@@ -12,7 +12,15 @@ import torch
 from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
 from sa3d_nerfstudio.segmenters import huggingface as pretrained
 from sa3d_nerfstudio.segmenters.base import SegmenterImage
-from sa3d_nerfstudio.segmenters.text import GROUNDING_DINO, TextBox, TextOptions, choose_box, find_boxes, text_available
+from sa3d_nerfstudio.segmenters.text import (
+    GROUNDING_DINO,
+    TextBox,
+    TextOptions,
+    choose_box,
+    describe_boxes,
+    find_boxes,
+    text_available,
+)
 from tests.tiny_dino import save_tiny_dino
 
 pytest.importorskip("transformers", reason="text prompts need the extra [text]")
@@ -104,15 +112,12 @@ def test_one_of_several_is_chosen():
     assert choose_box(TWO, "mug", "a.png", 1) is TWO[1]
 
 
-def test_several_are_listed():
-    with pytest.raises(SA3DError) as caught:
-        choose_box(TWO, "mug", "a.png")
-    assert str(caught.value) == (
-        '2 places in a.png look like "mug" (0: mug 0.80 at 1 2 30 40; 1: red mug 0.40 at 5 6 8 9): '
-        "choose one with --pipeline.prompt.box-index."
+def test_the_best_of_several_is_meant_and_all_are_listed():
+    assert choose_box(TWO, "mug", "a.png") is TWO[0]
+    assert describe_boxes(TWO, "mug", "a.png") == (
+        '2 places in a.png look like "mug" (0: mug 0.80 at 1 2 30 40; 1: red mug 0.40 at 5 6 8 9)'
     )
-    with pytest.raises(SA3DError, match=r"0\.80 at 1 2 30 40; and 14 more\)"):
-        choose_box(TWO[:1] * 20, "mug", "a.png")
+    assert describe_boxes(TWO[:1] * 20, "mug", "a.png").endswith("0.80 at 1 2 30 40; and 14 more)")
 
 
 @pytest.mark.parametrize("index", [2, -1])

@@ -1,0 +1,145 @@
+"""The instances that were found in several views, each by itself, matched in 3D."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
+from sa3d_nerfstudio.segmentation.mask_depth import pixel_spacing, surface_of
+from sa3d_nerfstudio.segmentation.self_prompting import agreement, certainty_of
+from sa3d_nerfstudio.segmentation.session_views import SessionViews
+from sa3d_nerfstudio.segmentation.view_selection import covering_views, view_order
+
+SAME_OBJECT = 0.5
+"""IoU with its rendered mask from which on an instance in a view is an object that other views have shown."""
+
+
+@dataclass
+class ObjectInstance:
+    """One object, with the views in which it was found."""
+
+    field: MaskField
+    """What these views say of it."""
+    masks: dict[int, Bool[Tensor, "height width"]] = field(default_factory=dict)
+    """By training view, on the pixels of its trace."""
+    score: float = 0.0
+    """Sum of the scores in these views."""
+
+
+def match_instances(
+    views: SessionViews,
+    found: Mapping[int, Sequence[tuple[Bool[Tensor, "height width"], float]]],
+    new_field: Callable[[], MaskField],
+    threshold: float = 0.5,
+) -> list[ObjectInstance]:
+    """Tell which instances in several views are the same object.
+
+    View after view, each instance goes to the object whose rendered mask it agrees with best, one to each (H. Kuhn,
+    "The Hungarian method for the assignment problem", 1955), and is lifted; one that agrees with none is a new object.
+    Objects that turn out to be the same, as when one view has seen the front and another the back, are joined.
+
+    Args:
+        views: The training views.
+        found: In each view, masks on the pixels of its trace with their scores; in the order of visiting.
+        new_field: Makes an empty field.
+        threshold: Probability above which something is on the object.
+
+    Returns:
+        From the highest score to the lowest.
+    """
+    objects: list[ObjectInstance] = []
+    for view, instances in found.items():
+        trace = views.trace(view)
+        masks = [(mask.to(trace.depth.device), score) for mask, score in instances if bool(mask.any())]
+        agreements = np.zeros((len(masks), len(objects)))
+        for column, known_object in enumerate(objects):
+            probability, known = _rendered(views, view, known_object.field)
+            certainty = certainty_of(trace, known_object.field, known & (probability > threshold))
+            for row, (mask, _) in enumerate(masks):
+                agreements[row, column] = agreement(mask, probability, known, threshold, certainty)
+        rows, columns = linear_sum_assignment(agreements, maximize=True)
+        same = {row: objects[column] for row, column in zip(rows, columns, strict=True)}
+        for row, (mask, score) in enumerate(masks):
+            matched = same.get(row)
+            if matched is None or agreements[row, columns[list(rows).index(row)]] < SAME_OBJECT:
+                matched = ObjectInstance(new_field())
+                surface = surface_of(trace, mask, views.pose(view)[:, 3])
+                matched.field.prepare(surface, pixel_spacing(trace, mask))
+                objects.append(matched)
+            _add(matched, views, view, mask, score)
+    return sorted(_joined(views, objects, list(found), threshold), key=lambda each: -each.score)
+
+
+def spread_views(views: SessionViews, count: int) -> list[int]:
+    """Training views from all around what the cameras look at, each near to one before it."""
+    poses = views.training.camera_to_worlds
+    center = common_target(poses)
+    chosen = covering_views(poses, center, [], min(count, len(poses)))
+    order = view_order(poses[chosen], center, [0])
+    return [chosen[0], *(chosen[index] for index in order)]
+
+
+def common_target(poses: Float[Tensor, "num_views 3 4"]) -> Float[Tensor, "3"]:
+    """The point that is nearest to all cameras' axes; in front of them where these are parallel."""
+    position, ahead = poses[:, :, 3].double(), -poses[:, :, 2].double()
+    across = torch.eye(3, dtype=torch.float64, device=poses.device) - ahead[:, :, None] * ahead[:, None]
+    # A little of a point ahead of their middle, which decides where the axes do not.
+    spread = (position - position.mean(0)).norm(dim=-1).max().clamp(min=1e-3)
+    prior = position.mean(0) + ahead.mean(0) * spread
+    matrix = across.sum(0) + 1e-2 * torch.eye(3, dtype=torch.float64, device=poses.device)
+    offset = (across @ position[:, :, None])[:, :, 0].sum(0) + 1e-2 * prior
+    return torch.linalg.solve(matrix, offset).to(poses.dtype)
+
+
+def _add(
+    instance: ObjectInstance, views: SessionViews, view: int, mask: Bool[Tensor, "height width"], score: float
+) -> None:
+    EvidenceLifting(instance.field).add(views.trace(view), mask.reshape(-1))
+    instance.masks[view] = mask
+    instance.score += score
+
+
+def _rendered(
+    views: SessionViews, view: int, mask_field: MaskField
+) -> tuple[Float[Tensor, "height width"], Bool[Tensor, "height width"]]:
+    trace = views.trace(view)
+    probability, known = EvidenceLifting(mask_field).render(trace)
+    return probability.reshape(trace.height, trace.width), known.reshape(trace.height, trace.width)
+
+
+def _joined(
+    views: SessionViews, objects: list[ObjectInstance], visited: list[int], threshold: float
+) -> list[ObjectInstance]:
+    """Join objects that no view has told apart, and whose rendered masks agree."""
+    while True:
+        pair = next((pair for pair in combinations(objects, 2) if _are_same(views, *pair, visited, threshold)), None)
+        if pair is None:
+            return objects
+        first, second = sorted(pair, key=lambda each: -each.score)
+        for view, mask in second.masks.items():
+            _add(first, views, view, mask, 0.0)
+        first.score += second.score
+        objects = [each for each in objects if each is not second]
+
+
+def _are_same(
+    views: SessionViews, first: ObjectInstance, second: ObjectInstance, visited: list[int], threshold: float
+) -> bool:
+    if first.masks.keys() & second.masks.keys():
+        return False
+    shared = either = 0
+    for view in visited:
+        one, other = (_rendered(views, view, each.field) for each in (first, second))
+        known = one[1] & other[1]
+        a, b = (known & (probability > threshold) for probability, _ in (one, other))
+        shared, either = shared + int((a & b).sum()), either + int((a | b).sum())
+    return either > 0 and shared / either >= SAME_OBJECT

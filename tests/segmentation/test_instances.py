@@ -1,0 +1,86 @@
+"""Instances that were found view by view, matched in 3D."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.segmentation.instances import ObjectInstance, common_target, match_instances, spread_views
+from sa3d_nerfstudio.segmentation.report import SessionReport
+from sa3d_nerfstudio.segmentation.session_views import SessionViews
+from tests.analytic import BallViews
+
+VIEWS = (0, 2, 4, 6, 8, 10)
+
+
+@pytest.fixture(scope="module")
+def balls() -> BallViews:
+    return BallViews()
+
+
+def found_in(balls: BallViews, view: int, numbers: tuple[int, ...] = (1, 2, 3)) -> list[tuple[Tensor, float]]:
+    """The balls in a view, in an order of its own."""
+    ids = balls.ids(view)
+    turned = [numbers[(place + view) % len(numbers)] for place in range(len(numbers))]
+    return [(ids == number, 0.5 + number / 10) for number in turned if (ids == number).any()]
+
+
+def matched(balls: BallViews, found: dict[int, list[tuple[Tensor, float]]]) -> list[ObjectInstance]:
+    return match_instances(SessionViews(balls, {}, SessionReport()), found, lambda: MaskGrid(32))
+
+
+def ball_of(balls: BallViews, instance: ObjectInstance) -> int:
+    """Which ball all of its masks are of."""
+    numbers = {int(balls.ids(view)[mask].unique().item()) for view, mask in instance.masks.items()}
+    assert len(numbers) == 1, "different things in different views"
+    return numbers.pop()
+
+
+def test_each_ball_is_one_object_in_all_views(balls: BallViews):
+    objects = matched(balls, {view: found_in(balls, view) for view in VIEWS})
+    assert sorted(ball_of(balls, each) for each in objects) == [1, 2, 3]
+    for each in objects:
+        assert len(each.masks) >= 5
+    assert [each.score for each in objects] == sorted((each.score for each in objects), reverse=True)
+
+
+def test_what_is_missing_or_too_much_in_a_view_misleads_nobody(balls: BallViews):
+    found = {view: found_in(balls, view) for view in VIEWS}
+    found[4] = found_in(balls, 4, (1, 3))
+    # The floor, which is no ball.
+    found[6].append((balls.ids(6) == 0, 0.4))
+    objects = matched(balls, found)
+    assert [len(each.masks) for each in objects[:3]] >= [5, 4, 4]
+    assert sorted(ball_of(balls, each) for each in objects[:3]) == [1, 2, 3]
+    assert len(objects) == 4 and list(objects[3].masks) == [6]
+
+
+def test_front_and_back_are_joined(balls: BallViews):
+    """Opposite views share next to nothing; a third one, that sees both sides, does not make two objects of one."""
+    objects = matched(balls, {view: found_in(balls, view, (3,)) for view in (0, 6, 3, 9)})
+    assert len(objects) == 1
+    assert sorted(objects[0].masks) == [0, 3, 6, 9]
+
+
+def test_nothing_found(balls: BallViews):
+    assert matched(balls, {0: [], 3: [(torch.zeros(48, 64, dtype=torch.bool), 0.9)]}) == []
+
+
+def test_views_to_look_in_are_spread_and_each_near_to_another(balls: BallViews):
+    chosen = spread_views(SessionViews(balls, {}, SessionReport()), 4)
+    assert len(set(chosen)) == 4
+    gaps = sorted((b - a) % 12 for a, b in zip(sorted(chosen), [*sorted(chosen)[1:], sorted(chosen)[0]], strict=True))
+    assert gaps[-1] <= 4
+    assert len(spread_views(SessionViews(balls, {}, SessionReport()), 99)) == 12
+
+
+def test_what_cameras_look_at(balls: BallViews):
+    assert (common_target(balls.camera_to_worlds) - torch.tensor([0.0, 0.1, 0.2])).norm() < 0.05
+    # Cameras that all look the same way meet nowhere: somewhere ahead will do.
+    poses = torch.eye(4)[:3].repeat(5, 1, 1)
+    poses[:, 0, 3] = torch.arange(5.0)
+    target = common_target(poses)
+    assert target.isfinite().all()
+    assert target[2] < 0

@@ -190,8 +190,9 @@ class SceneSegmentation:
 
     def _proposals(self, view: int) -> Candidates:
         """What the segmenter proposes in a view, on the pixels of its trace, without what is elsewhere in space."""
-        trace, picture = self.views.trace(view), self.views.picture(view)
-        found = propose(self._predictor.segmenter, self._predictor.embed(view), picture.shape[0], picture.shape[1])
+        trace, predictor = self.views.trace(view), self._predictor
+        height, width = self.views.picture_size(view, predictor.side)
+        found = propose(predictor.segmenter, predictor.embed(view), height, width)
         masks = _resized(found.masks.to(trace.depth.device), trace.height, trace.width)
         masks = [
             in_one_piece(trace, mask, self.settings.part_gap, pixel_spacing(trace, mask)) if mask.any() else mask

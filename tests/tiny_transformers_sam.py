@@ -11,7 +11,7 @@ import torch
 
 from sa3d_nerfstudio.segmenters.huggingface import SAM_3, transformers_available
 
-HAS_SAM3 = transformers_available(SAM_3.oldest)
+HAS_SAM3 = transformers_available(SAM_3.since)
 """Whether the transformers package that is installed has SAM 3."""
 SIDE = 256
 """Of the square that both encoders see."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from sa3d_nerfstudio.fields.base import MaskField
@@ -19,7 +18,7 @@ from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
 from sa3d_nerfstudio.segmentation.proposals import Proposal, ProposalPool, Rendered
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.session_views import Views
-from sa3d_nerfstudio.segmentation.view_selection import covering_views
+from sa3d_nerfstudio.segmentation.view_selection import covering_views, focus
 from sa3d_nerfstudio.segmenters.base import Candidates
 from sa3d_nerfstudio.segmenters.proposals import propose
 from sa3d_nerfstudio.traces.base import render_probability
@@ -276,22 +275,6 @@ class _Timer:
 
     def __exit__(self, *_: object) -> None:
         self._accounts[self._name] = self._accounts.get(self._name, 0.0) + time.perf_counter() - self._begun
-
-
-def focus(camera_to_worlds: Float[Tensor, "num_views 3 4"]) -> Float[Tensor, "3"]:
-    """The point that cameras look at: the nearest to all their axes, in the sense of least squares.
-
-    Where the axes are parallel there is none, and the middle of the cameras is as good as any.
-
-    Args:
-        camera_to_worlds: Poses, in nerfstudio's frame.
-    """
-    position, axis = camera_to_worlds[:, :, 3], camera_to_worlds[:, :, 2]
-    across = torch.eye(3).to(axis) - axis[:, :, None] * axis[:, None, :]
-    normal = across.sum(0)
-    if torch.linalg.eigvalsh(normal)[0] < 1e-3 * len(axis):
-        return position.mean(0)
-    return torch.linalg.solve(normal, (across @ position[:, :, None]).sum(0))[:, 0]
 
 
 def _resized(masks: Tensor, height: int, width: int) -> list[Tensor]:

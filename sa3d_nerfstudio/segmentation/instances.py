@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -17,7 +16,7 @@ from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
 from sa3d_nerfstudio.segmentation.mask_depth import pixel_spacing, surface_of
 from sa3d_nerfstudio.segmentation.self_prompting import agreement, certainty_of
 from sa3d_nerfstudio.segmentation.session_views import SessionViews
-from sa3d_nerfstudio.segmentation.view_selection import covering_views, view_order
+from sa3d_nerfstudio.segmentation.view_selection import covering_views, focus, view_order
 
 SAME_OBJECT = 0.5
 """IoU with its rendered mask from which on an instance in a view is an object that other views have shown."""
@@ -82,22 +81,10 @@ def match_instances(
 def spread_views(views: SessionViews, count: int) -> list[int]:
     """Training views from all around what the cameras look at, each near to one before it."""
     poses = views.training.camera_to_worlds
-    center = common_target(poses)
+    center = focus(poses)
     chosen = covering_views(poses, center, [], min(count, len(poses)))
     order = view_order(poses[chosen], center, [0])
     return [chosen[0], *(chosen[index] for index in order)]
-
-
-def common_target(poses: Float[Tensor, "num_views 3 4"]) -> Float[Tensor, "3"]:
-    """The point that is nearest to all cameras' axes; in front of them where these are parallel."""
-    position, ahead = poses[:, :, 3].double(), -poses[:, :, 2].double()
-    across = torch.eye(3, dtype=torch.float64, device=poses.device) - ahead[:, :, None] * ahead[:, None]
-    # A little of a point ahead of their middle, which decides where the axes do not.
-    spread = (position - position.mean(0)).norm(dim=-1).max().clamp(min=1e-3)
-    prior = position.mean(0) + ahead.mean(0) * spread
-    matrix = across.sum(0) + 1e-2 * torch.eye(3, dtype=torch.float64, device=poses.device)
-    offset = (across @ position[:, :, None])[:, :, 0].sum(0) + 1e-2 * prior
-    return torch.linalg.solve(matrix, offset).to(poses.dtype)
 
 
 def _add(

@@ -44,6 +44,22 @@ IN_VIEW = 0.7
 """Cosine of the angle to a camera's axis up to which an object is taken to be in its image."""
 
 
+def focus(camera_to_worlds: Float[Tensor, "num_views 3 4"]) -> Float[Tensor, "3"]:
+    """The point that cameras look at: the nearest to all their axes, in the sense of least squares.
+
+    Where the axes are parallel there is none, and the middle of the cameras is as good as any.
+
+    Args:
+        camera_to_worlds: Poses, in nerfstudio's frame.
+    """
+    position, axis = camera_to_worlds[:, :, 3], camera_to_worlds[:, :, 2]
+    across = torch.eye(3).to(axis) - axis[:, :, None] * axis[:, None, :]
+    normal = across.sum(0)
+    if torch.linalg.eigvalsh(normal)[0] < 1e-3 * len(axis):
+        return position.mean(0)
+    return torch.linalg.solve(normal, (across @ position[:, :, None]).sum(0))[:, 0]
+
+
 def covering_views(
     camera_to_worlds: Float[Tensor, "num_views 3 4"], center: Float[Tensor, "3"], start: list[int], count: int
 ) -> list[int]:

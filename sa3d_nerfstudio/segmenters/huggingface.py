@@ -45,21 +45,21 @@ class PretrainedKind:
     """How the user names another model."""
     otherwise: str
     """What works without it, as the end of a sentence."""
-    oldest: tuple[int, int] = OLDEST
-    """Of the transformers package."""
+    since: tuple[int, int] = (0, 0)
+    """Version of the transformers package that has it, where that is newer than :data:`OLDEST`."""
     tied: tuple[tuple[str, str], ...] = ()
     """Pairs of tensors that are the same, of which folders written by transformers 4 hold one."""
     licence: str = ""
     """Of weights that are given on request only."""
 
 
-def transformers_available(oldest: tuple[int, int] = OLDEST) -> bool:
+def transformers_available(since: tuple[int, int] = (0, 0)) -> bool:
     """Whether the transformers package is installed, and recent enough."""
     try:
         found = re.findall(r"\d+", version("transformers"))
     except PackageNotFoundError:
         return False
-    return tuple(int(part) for part in found[:2]) >= oldest
+    return tuple(int(part) for part in found[:2]) >= max(OLDEST, since)
 
 
 def load_pretrained(kind: PretrainedKind, name: str | Path | None = None, download: bool = True) -> tuple[Any, Any]:
@@ -74,9 +74,10 @@ def load_pretrained(kind: PretrainedKind, name: str | Path | None = None, downlo
         MissingWeightsError: The weights are not there and could not be had.
         SA3DError: The transformers package is not there, or the weights are none of this kind or do not fit.
     """
-    if not transformers_available(kind.oldest):
+    if not transformers_available(kind.since):
+        oldest = max(OLDEST, kind.since)
         raise SA3DError(
-            f"{kind.name} needs the package transformers {kind.oldest[0]}.{kind.oldest[1]} or newer: "
+            f"{kind.name} needs the package transformers {oldest[0]}.{oldest[1]} or newer: "
             f"pip install 'sa3d-nerfstudio[{kind.extra}]', or {kind.otherwise}."
         )
     import transformers
@@ -176,7 +177,7 @@ SAM_3 = PretrainedKind(
     extra="sam3",
     option="--pipeline.sam-checkpoint",
     otherwise="choose --pipeline.segmenter sam2, whose weights anybody may fetch",
-    oldest=(5, 0),
+    since=(5, 0),
     tied=_TIED,
     licence="SAM License",
 )

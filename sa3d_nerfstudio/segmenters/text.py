@@ -45,7 +45,7 @@ SAM_3_CONCEPTS = PretrainedKind(
     extra="sam3",
     option="--pipeline.text-model",
     otherwise=f"choose --pipeline.text-model {GROUNDING_DINO.published}, whose weights anybody may fetch",
-    oldest=(5, 0),
+    since=(5, 0),
     licence="SAM License",
 )
 SAME_BOX = 0.8

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
-from sa3d_nerfstudio.segmentation.instances import ObjectInstance, common_target, match_instances, spread_views
+from sa3d_nerfstudio.segmentation.instances import ObjectInstance, match_instances, spread_views
 from sa3d_nerfstudio.segmentation.report import SessionReport
 from sa3d_nerfstudio.segmentation.session_views import SessionViews
 from tests.analytic import BallViews
@@ -74,13 +74,3 @@ def test_views_to_look_in_are_spread_and_each_near_to_another(balls: BallViews):
     gaps = sorted((b - a) % 12 for a, b in zip(sorted(chosen), [*sorted(chosen)[1:], sorted(chosen)[0]], strict=True))
     assert gaps[-1] <= 4
     assert len(spread_views(SessionViews(balls, {}, SessionReport()), 99)) == 12
-
-
-def test_what_cameras_look_at(balls: BallViews):
-    assert (common_target(balls.camera_to_worlds) - torch.tensor([0.0, 0.1, 0.2])).norm() < 0.05
-    # Cameras that all look the same way meet nowhere: somewhere ahead will do.
-    poses = torch.eye(4)[:3].repeat(5, 1, 1)
-    poses[:, 0, 3] = torch.arange(5.0)
-    target = common_target(poses)
-    assert target.isfinite().all()
-    assert target[2] < 0

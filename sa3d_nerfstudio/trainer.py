@@ -40,6 +40,8 @@ LOCAL = "127.0.0.1"
 """Where the viewer of ``ns-train sa3d`` listens by default: to this machine only."""
 OVERVIEW_VIEWS = 12
 """Views in the grid of overview.png."""
+QUICK_ON_A_CPU = ("mobile-sam", "grabcut", "oracle")
+"""Segmenters that a CPU is quick enough for: 1.5 s a view for MobileSAM, 18 s for sam-vit-b."""
 
 
 def _default_machine() -> MachineConfig:
@@ -114,7 +116,9 @@ class SA3DTrainerConfig(TrainerConfig):
         if self.resumed:
             say(f"continued   {self.load_dir}")
         say(f"data        {self.data or 'no images'}")
-        say(f"segmenter   {self.pipeline.segmenter} on {self.machine.device_type}")
+        slow = self.machine.device_type == "cpu" and self.pipeline.segmenter not in QUICK_ON_A_CPU
+        hint = " (slow there: --pipeline.segmenter mobile-sam embeds a view ten times as fast)" if slow else ""
+        say(f"segmenter   {self.pipeline.segmenter} on {self.machine.device_type}{hint}")
 
     def save_config(self) -> None:
         """Nothing yet: ``ns-train`` calls this before anything has been tried; see :meth:`SA3DTrainer.save`."""

@@ -142,7 +142,7 @@ class Extra:
 
 EXTRAS = (
     Extra(
-        "transformers", ("transformers",), "text prompts, sam2 and sam-hq", "text",
+        "transformers", ("transformers",), "text prompts, sam2, sam3 (from 5.0 on) and sam-hq", "text",
         lambda v: (4, 57) <= v < (6,),
     ),
     Extra("mobile_sam", ("mobilesam-mirror", "mobile_sam"), "mobile-sam", "mobile-sam"),

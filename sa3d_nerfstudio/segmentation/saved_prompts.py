@@ -87,7 +87,9 @@ def write_session_prompts(session: SegmentationSession) -> dict[str, Any]:
         if prompt.box is not None:
             x0, y0, x1, y1 = prompt.box.tolist()
             box = (x0 / trace.width, y0 / trace.height, min(x1 / trace.width, 1.0), min(y1 / trace.height, 1.0))
-        prompts.append({"view": session.name(view)} | _plain(ViewPrompt(session.name(view), tuple(marks), box)))
+        choice = prompted.choice if prompted.picked else None
+        saved = ViewPrompt(session.name(view), tuple(marks), box, choice=choice)
+        prompts.append({"view": session.name(view)} | _plain(saved))
     return {"segmented": bool(session.report.records), "prompts": prompts}
 
 

@@ -31,6 +31,7 @@ from sa3d_nerfstudio.evaluation.metrics import IdMap, PanopticScores, iou, panop
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.fields.objects import MaskObjects
 from sa3d_nerfstudio.segmentation.everything import SceneSegmentation, SceneSettings
+from sa3d_nerfstudio.segmentation.everything_progress import print_scene_report, run_scene_with_progress
 from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
 from sa3d_nerfstudio.segmentation.report import SessionReport
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
@@ -38,7 +39,6 @@ from sa3d_nerfstudio.segmentation.session_views import SessionViews
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates
 from sa3d_nerfstudio.segmenters.oracle import resize_nearest
-from sa3d_nerfstudio.terminal import print_scene_report, run_scene_with_progress
 from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
 from sa3d_nerfstudio.views.training_views import TrainingViews
 from tests.analytic import BallSegmenter, BallViews

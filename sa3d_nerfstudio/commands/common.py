@@ -40,7 +40,7 @@ class OfRun:
 
         from sa3d_nerfstudio.api import load
         from sa3d_nerfstudio.base_run.checkpoint import quiet_nerfstudio
-        from sa3d_nerfstudio.exports.objects import left_out, select
+        from sa3d_nerfstudio.exports.objects import left_out, listed, select
         from sa3d_nerfstudio.files import check_writable
 
         check_writable(output)
@@ -52,9 +52,9 @@ class OfRun:
             CONSOLE.quiet = False
         masks = pipeline.model.masks
         objects = select(masks, self.object)
-        say(f"objects     {', '.join(f'{item.name} ({item.id})' for item in objects)}")
+        say(f"objects     {listed([f'{item.name} ({item.id})' for item in objects])}")
         hidden = left_out(masks, objects)
         if hidden:
-            say(f"left out    {', '.join(hidden)}: hidden; name them with --object")
+            say(f"left out    {listed(hidden)}: hidden; name them with --object")
         say(f"device      {pipeline.device}")
         return pipeline, objects

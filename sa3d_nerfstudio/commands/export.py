@@ -1,4 +1,4 @@
-"""``sa3d export``: points, meshes, splats and boxes of objects."""
+"""``sa3d export``: points, meshes, splats and boxes of objects, and a table of them all."""
 
 from __future__ import annotations
 
@@ -142,6 +142,26 @@ class Box(OfRun):
         say(f"saved       {path}")
 
 
+@dataclass(kw_only=True)
+class Table(OfRun):
+    """Write objects.json: all objects, hidden ones included, with what they are parts of, their boxes and sizes."""
+
+    output_dir: Path
+    """Folder to write it to."""
+    save_world_frame: bool = False
+    """Place boxes in the data set's frame, not in nerfstudio's, which is turned and scaled."""
+
+    def main(self) -> None:
+        """Write it."""
+        pipeline, _ = self.load(self.output_dir)
+        from sa3d_nerfstudio.exports.frames import frame_of
+        from sa3d_nerfstudio.exports.scene_table import write_object_table
+
+        path = self.output_dir / "objects.json"
+        write_object_table(path, pipeline.model.masks, frame_of(pipeline, self.save_world_frame))
+        say(f"saved       {path}")
+
+
 def _whose(world: bool) -> str:
     return "data set" if world else "run (nerfstudio's)"
 
@@ -151,12 +171,13 @@ Exports = Union[
     Annotated[Mesh, tyro.conf.subcommand(name="mesh")],
     Annotated[Splats, tyro.conf.subcommand(name="splats")],
     Annotated[Box, tyro.conf.subcommand(name="box")],
+    Annotated[Table, tyro.conf.subcommand(name="table")],
 ]
 
 
 @dataclass
 class Export:
-    """Write objects in 3D: points, mesh, splats or box."""
+    """Write objects in 3D: points, mesh, splats, box or a table of all."""
 
     what: Exports
 

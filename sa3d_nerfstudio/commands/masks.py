@@ -42,7 +42,7 @@ class Masks(OfRun):
         chosen = on_path or cameras.dataset_cameras(pipeline, self.split)
         maps = masks.id_maps(pipeline.model, chosen, objects, pipeline.config.threshold)
         if self.format == "coco":
-            masks.write_coco(self.output_dir / "annotations.json", maps, objects)
+            masks.write_coco(self.output_dir / "annotations.json", maps, objects, pipeline.model.masks.parents)
             say(f"saved       {self.output_dir / 'annotations.json'}")
             return
         if self.format == "id-map":

@@ -3,8 +3,9 @@ from .dataset import DataSetFiles, NamedCamera, dataset_cameras, path_cameras
 from .frames import Frame, frame_of
 from .masks import id_maps, write_coco, write_id_maps, write_masks
 from .meshes import marching_cubes_mesh, poisson_mesh, tsdf_mesh, write_mesh
-from .objects import ExportObject, left_out, select
+from .objects import ExportObject, all_objects, left_out, select
 from .points import ObjectPoints, object_points, write_points
+from .scene_table import object_table, write_object_table
 from .splats import write_splats
 from .turntable import orbit, write_video
 
@@ -15,6 +16,7 @@ __all__ = [
     "Frame",
     "NamedCamera",
     "ObjectPoints",
+    "all_objects",
     "dataset_cameras",
     "frame_of",
     "id_maps",
@@ -22,6 +24,7 @@ __all__ = [
     "marching_cubes_mesh",
     "object_box",
     "object_points",
+    "object_table",
     "orbit",
     "path_cameras",
     "poisson_mesh",
@@ -31,6 +34,7 @@ __all__ = [
     "write_id_maps",
     "write_masks",
     "write_mesh",
+    "write_object_table",
     "write_points",
     "write_splats",
     "write_video",

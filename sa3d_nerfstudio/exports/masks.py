@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,22 +91,29 @@ def write_id_maps(folder: Path, maps: Iterable[tuple[NamedCamera, IdMap]], objec
     for item, ids in maps:
         write_png(folder / "ids" / item.name, ids.astype(kind))
     path = folder / "objects.json"
-    write_json(path, {"background_id": 0, "objects": object_table(objects)})
+    colors = {item.id: [round(255 * value) for value in item.color] for item in objects}
+    table = [{"id": item.id, "name": item.name, "color": colors[item.id]} for item in objects]
+    write_json(path, {"background_id": 0, "objects": table})
     return path
 
 
-def object_table(objects: Sequence[ExportObject]) -> list[dict[str, Any]]:
-    """Ids, names and colours, for JSON."""
-    return [
-        {"id": item.id, "name": item.name, "color": [round(255 * value) for value in item.color]} for item in objects
-    ]
-
-
-def write_coco(path: Path, maps: Iterable[tuple[NamedCamera, IdMap]], objects: Sequence[ExportObject]) -> None:
+def write_coco(
+    path: Path,
+    maps: Iterable[tuple[NamedCamera, IdMap]],
+    objects: Sequence[ExportObject],
+    parents: Mapping[str, str | None] | None = None,
+) -> None:
     """Write annotations as COCO has them, with masks as compressed run lengths; ``pycocotools`` reads them.
 
     An object's category is its id. Images are named by their full paths; on a camera path, as their masks would be.
+
+    Args:
+        path: The file.
+        maps: See :func:`id_maps`.
+        objects: The objects.
+        parents: What objects are parts of: the category's "supercategory", which is "object" for all others.
     """
+    parents = parents or {}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, (item, ids) in enumerate(maps, start=1):
@@ -129,7 +136,8 @@ def write_coco(path: Path, maps: Iterable[tuple[NamedCamera, IdMap]], objects: S
                     "iscrowd": 0,
                 }
             )
-    categories = [{"id": each.id, "name": each.name, "supercategory": "object"} for each in objects]
+    above = {each.name: parents.get(each.name) or "object" for each in objects}
+    categories = [{"id": each.id, "name": each.name, "supercategory": above[each.name]} for each in objects]
     with atomic_path(path) as temporary:
         content = {"images": images, "annotations": annotations, "categories": categories}
         temporary.write_text(json.dumps(content), "utf8")

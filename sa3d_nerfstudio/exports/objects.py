@@ -27,6 +27,16 @@ class ExportObject:
     """The colour that marks it, each channel in [0, 1]."""
 
 
+def all_objects(masks: MaskObjects) -> list[ExportObject]:
+    """All objects of a run that hold anything, hidden ones included, in its order; ids count the empty ones too."""
+    stems = _stems(masks.names)
+    return [
+        ExportObject(name, number, stems[number - 1], masks[name], masks.colors[name])
+        for number, name in enumerate(masks.names, start=1)
+        if masks[name].holds_object(masks.threshold)
+    ]
+
+
 def select(masks: MaskObjects, names: Sequence[str] = ()) -> list[ExportObject]:
     """The objects to export, in the order of the run.
 
@@ -39,22 +49,25 @@ def select(masks: MaskObjects, names: Sequence[str] = ()) -> list[ExportObject]:
     """
     unknown = [name for name in names if name not in masks]
     if unknown and masks.names:
-        raise SA3DError(f"there is no object {unknown[0]!r} in this run: it has {', '.join(masks.names)}.")
-    stems = _stems(masks.names)
-    chosen = []
-    for number, name in enumerate(masks.names, start=1):
-        if name not in names and (names or name in masks.hidden):
-            continue
-        if not masks[name].holds_object(masks.threshold):
-            if name in names:
-                raise SA3DError(f"the object {name!r} is empty: segment it again with another prompt.")
-            continue
-        chosen.append(ExportObject(name, number, stems[number - 1], masks[name], masks.colors[name]))
-    if not chosen and any(masks[name].holds_object(masks.threshold) for name in masks.names):
-        raise SA3DError(f"all objects of this run are hidden: name those to export, --object {' '.join(masks.names)}.")
+        raise SA3DError(f"there is no object {unknown[0]!r} in this run: it has {listed(masks.names)}.")
+    there = all_objects(masks)
+    empty = [name for name in names if name not in {item.name for item in there}]
+    if empty and masks.names:
+        raise SA3DError(f"the object {empty[0]!r} is empty: segment it again with another prompt.")
+    chosen = [item for item in there if (item.name in names if names else item.name not in masks.hidden)]
+    if not chosen and there:
+        raise SA3DError(
+            f"all objects of this run are hidden: name those to export, --object {listed(masks.names, ' ')}."
+        )
     if not chosen:
         raise SA3DError(NO_OBJECT)
     return chosen
+
+
+def listed(names: Sequence[str], between: str = ", ", limit: int = 12) -> str:
+    """Names in a row, for people: the first few of hundreds, and how many there are besides."""
+    more = len(names) - limit
+    return between.join([*names[:limit], *([f"... ({more} more)"] if more > 0 else [])])
 
 
 def left_out(masks: MaskObjects, chosen: Sequence[ExportObject]) -> list[str]:

@@ -1,3 +1,4 @@
+from .everything import SceneObject, SceneReport, SceneSegmentation, SceneSettings
 from .lifting import EvidenceLifting, GradientLifting
 from .mask_lifter import MaskLifter
 from .predictor import MaskPredictor
@@ -14,6 +15,10 @@ __all__ = [
     "MaskLifter",
     "MaskPredictor",
     "PromptedMask",
+    "SceneObject",
+    "SceneReport",
+    "SceneSegmentation",
+    "SceneSettings",
     "SegmentationSession",
     "SessionReport",
     "SessionSettings",

@@ -141,9 +141,9 @@ class ProposalPool:
                     ious[proposal.index] = iou = shared / (area + proposal.area - shared)
                     proposal.explained |= iou >= EXPLAINED_IOU
                     proposal.new = int((proposal.part & ~self._covered[view][proposal.window]).sum())
+            matched = max([MATCHED_IOU, *ious.values()])
             for proposal in self._of_view[view]:
-                if ious.get(proposal.index, 0.0) >= max(MATCHED_IOU, *ious.values()):
-                    proposal.explained = True
+                proposal.explained |= ious.get(proposal.index, 0.0) >= matched
         return total
 
     def support_of(self, rendered: Rendered, but: int | None = None) -> float | None:

@@ -8,6 +8,7 @@ from .base import (
     check_prompt,
 )
 from .oracle import OracleSegmenter
+from .proposals import ProposalSegmenter, propose
 from .registry import make_segmenter, segmenter_names
 from .sam import SamSegmenter
 from .text import TextOptions, find_boxes
@@ -16,6 +17,7 @@ __all__ = [
     "BatchSegmenter",
     "Candidates",
     "OracleSegmenter",
+    "ProposalSegmenter",
     "SamSegmenter",
     "Segmenter",
     "SegmenterImage",
@@ -25,5 +27,6 @@ __all__ = [
     "check_prompt",
     "find_boxes",
     "make_segmenter",
+    "propose",
     "segmenter_names",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
-from sa3d_nerfstudio.fields.objects import PALETTE
+from sa3d_nerfstudio.fields.objects import next_color
 from sa3d_nerfstudio.prompts.view_prompt import Mark, ViewPrompt
 from sa3d_nerfstudio.segmentation.saved_prompts import read_prompts, write_prompts
 from sa3d_nerfstudio.segmentation.self_prompting import self_prompt
@@ -55,7 +55,7 @@ class SceneMasks:
 
     def _taken_over(self, name: str, grid: MaskField) -> ObjectState:
         masks = self.objects
-        entry = ObjectState(name, masks.colors[name], name in masks.hidden)
+        entry = ObjectState(name, masks.colors[name], name in masks.hidden, parent=masks.parents.get(name))
         known = None
         if not grid.is_empty:
             # A grid that has been loaded would never become finer than it is.
@@ -93,7 +93,10 @@ class SceneMasks:
             for entry in state
             if entry.prompts
         }
-        self.objects.replace(grids, hidden, {entry.name: entry.color for entry in state}, prompts)
+        # Whatever is known of none has no place in the tree yet.
+        in_tree = self.objects.parents.keys() | {entry.parent for entry in state}
+        parents = {entry.name: entry.parent for entry in state if entry.parent is not None or entry.name in in_tree}
+        self.objects.replace(grids, hidden, {entry.name: entry.color for entry in state}, prompts, parents)
         self._published = grids
         self.changes += 1
 
@@ -243,7 +246,7 @@ class Editor:
 
     def add_object(self, name: str | None = None) -> str:
         """Make an object, and let prompts go to it."""
-        entry = self._new_object(name)
+        entry = self.new_object(name)
         self._go_to(self.state.adding(entry))
         return entry.name
 
@@ -315,6 +318,10 @@ class Editor:
         if session.grid.is_empty:
             raise SA3DError(f"{current.name} is empty: no surface lies behind what is prompted; prompt another view.")
 
+    def change(self, state: SceneState) -> None:
+        """Go to another state in one step, which undo takes back."""
+        self._go_to(state)
+
     # How it is done.
 
     def _current(self) -> ObjectState:
@@ -323,15 +330,19 @@ class Editor:
             raise SA3DError("there is no object yet: choose '+ point' and click on one.")
         return current
 
-    def _new_object(self, name: str | None = None) -> ObjectState:
+    def new_object(self, name: str | None = None) -> ObjectState:
+        """An object of a new name and colour, which is not there yet.
+
+        Raises:
+            SA3DError: The name is taken, or is none.
+        """
         if name is None:
             number = len(self.state.objects) + 1
             while f"object {number}" in self.state.names:
                 number += 1
             name = f"object {number}" if self.state.objects else "object"
         self._check_name(name)
-        used = [entry.color for entry in self.state]
-        return ObjectState(name, min(PALETTE, key=used.count))
+        return ObjectState(name, next_color([entry.color for entry in self.state]))
 
     def _check_name(self, name: str) -> None:
         if not name.strip():
@@ -365,7 +376,7 @@ class Editor:
         state, current = self.state, self.state.current
         if current is None:
             # In the same step as its first prompt, so that one which fails leaves no empty object behind.
-            current = self._new_object()
+            current = self.new_object()
             state = state.adding(current)
         current = self._split(current)
         self._go_to(state.replacing(current.name, current.prompted(replace(prompt, context=context))))

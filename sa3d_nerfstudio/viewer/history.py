@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.fields.object_tree import ObjectTree
 from sa3d_nerfstudio.prompts.view_prompt import ViewPrompt
 
 Color = tuple[float, float, float]
@@ -25,6 +26,8 @@ class ObjectState:
     total: MaskField | None = None
     """Instead of that, all evidence in one, the prompts' included, fitted to its masks, as a run or a session leaves it;
     split when a prompt changes."""
+    parent: str | None = None
+    """The object that this one is a part of."""
 
     @property
     def is_empty(self) -> bool:
@@ -35,6 +38,10 @@ class ObjectState:
     def is_segmented(self) -> bool:
         """Whether views beside the prompted ones have contributed evidence."""
         return self.evidence is not None or self.total is not None
+
+    def below(self, parent: str, other: str | None) -> ObjectState:
+        """With another parent, if it had this one."""
+        return replace(self, parent=other) if self.parent == parent and other != parent else self
 
     def prompt_in(self, view: str) -> ViewPrompt:
         """The prompt in a view, empty if there is none."""
@@ -66,6 +73,12 @@ class SceneState:
         """The selected object."""
         return next((entry for entry in self if entry.name == self.selected), None)
 
+    @property
+    def tree(self) -> ObjectTree:
+        """Which objects are parts of which."""
+        names = set(self.names)
+        return ObjectTree({entry.name: entry.parent if entry.parent in names else None for entry in self})
+
     def selecting(self, name: str) -> SceneState:
         """With another object selected.
 
@@ -82,13 +95,14 @@ class SceneState:
 
     def replacing(self, name: str, entry: ObjectState) -> SceneState:
         """With one object in the place of another; if that was selected, it is, too."""
-        objects = tuple(entry if other.name == name else other for other in self)
+        objects = tuple(entry if other.name == name else other.below(name, entry.name) for other in self)
         return SceneState(objects, entry.name if self.selected == name else self.selected)
 
     def removing(self, name: str) -> SceneState:
         """Without an object; the one before it is selected."""
         index = self.names.index(name)
-        objects = self.objects[:index] + self.objects[index + 1 :]
+        above = self.objects[index].parent
+        objects = tuple(other.below(name, above) for other in self.objects[:index] + self.objects[index + 1 :])
         return SceneState(objects, objects[max(index - 1, 0)].name if objects else None)
 
 

@@ -17,6 +17,7 @@ from sa3d_nerfstudio.viewer.free_views import FreeViews
 from sa3d_nerfstudio.viewer.nerfstudio_viewer import NerfstudioViewer, PanelPipeline
 from sa3d_nerfstudio.viewer.object_section import NameSection, ViewSection
 from sa3d_nerfstudio.viewer.prompt_section import EditSection, PromptSection, TextSection
+from sa3d_nerfstudio.viewer.scene_section import SceneSection
 from sa3d_nerfstudio.viewer.segment_section import SegmentSection
 
 
@@ -46,7 +47,8 @@ class SegmentPanel(ViewerControl):
             segmenting = SegmentSection(context, self._prompting)
             self._job = segmenting.job
             viewing = ViewSection(context, self._prompting)
-            context.sections = [self._prompting, *wording, editing, segmenting, viewing]
+            scene = SceneSection(context)
+            context.sections = [self._prompting, *wording, editing, segmenting, viewing, scene]
             context.sections += [NameSection(context), ExportSection(context, self._job)]
         self.viser_server.on_client_connect(self._came)
         self.viser_server.on_client_disconnect(self._prompting.left)

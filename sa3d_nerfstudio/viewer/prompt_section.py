@@ -6,6 +6,7 @@ import viser
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.viewer.context import PanelContext, add_choice
+from sa3d_nerfstudio.viewer.scene_objects import SceneObjects
 from sa3d_nerfstudio.viewer.viser_compat import EscapeKey, literal
 
 TOOLS = {
@@ -13,7 +14,11 @@ TOOLS = {
     "− point": "Click on what is not the object.",
     "box": "Drag a rectangle around the object.",
     "scribble": "Click along the object: the points are joined.",
+    "pick": "Click on an object to select it.",
+    "split off": "Click on a piece of the selected object to make it an object of its own.",
 }
+WITHOUT_SEGMENTER = ("pick", "split off")
+"""Tools that look at objects which are there already: nothing is embedded, and no weights are needed."""
 NO_OBJECT = "(none yet)"
 DONE = "Done: move the camera again"
 
@@ -32,7 +37,10 @@ class PromptSection:
         # Two rows: four labels do not fit into one.
         hint = "Then point at it in the picture; press again, or Done, to end that"
         add_choice(gui, "Prompt", list(TOOLS)[:2], lambda tool, client: context.do(self._use, tool, client), hint)
-        add_choice(gui, "with", list(TOOLS)[2:], lambda tool, client: context.do(self._use, tool, client), hint)
+        add_choice(gui, "with", list(TOOLS)[2:4], lambda tool, client: context.do(self._use, tool, client), hint)
+        self._objects = SceneObjects(editor)
+        use = lambda tool, client: context.do(self._use, tool, client)  # noqa: E731
+        self._tools = add_choice(gui, "Objects", list(WITHOUT_SEGMENTER), use, "Then click in the picture")
         self._done = gui.add_button(DONE, color="green", visible=False)
         self._done.on_click(lambda _: context.do(self.put_down))
         self._escape = EscapeKey(lambda: context.do(self.put_down))
@@ -47,7 +55,10 @@ class PromptSection:
         state = self._context.editor.state
         self._object.options = state.names or [NO_OBJECT]
         self._object.value = state.selected or NO_OBJECT
-        if self._tool is not None:
+        self._tools.visible = bool(state.objects)
+        if self._tool in WITHOUT_SEGMENTER:
+            self._context.say(f"**{self._tool}** is on. {TOOLS[self._tool]} **Done** to move the camera.")
+        elif self._tool is not None:
             self._context.say(
                 f"**{self._tool}** is on. {TOOLS[self._tool]} Then **Segment**, or **Done** to move the camera."
             )
@@ -77,7 +88,7 @@ class PromptSection:
         camera = context.camera(client)
         view = context.editor.free_views.known(camera)
         if view is None:
-            view = context.editor.look(camera)
+            view = self._objects.look(camera) if self._tool in WITHOUT_SEGMENTER else context.editor.look(camera)
             context.viewer.hold(client)
             context.viewer.send(client, context.editor.picture(view))
         return view
@@ -117,6 +128,11 @@ class PromptSection:
             return
         view = self.look(context.holder)
         x, y = event.screen_pos[0]
+        if self._tool in WITHOUT_SEGMENTER:
+            name = (self._objects.pick if self._tool == "pick" else self._objects.split)(view, x, y)
+            context.refresh()
+            context.say(f"**{literal(name)}** is selected. {self._objects.describe(name)}")
+            return
         context.editor.mark(view, x, y, on_object=self._tool != "− point", joined=self._tool == "scribble")
         context.refresh()
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.exports.objects import left_out, only, select
+from sa3d_nerfstudio.exports.frames import Frame
+from sa3d_nerfstudio.exports.objects import left_out, listed, only, select
+from sa3d_nerfstudio.exports.scene_table import write_object_table
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.fields.objects import MaskObjects
 from tests.models.test_rays import ball
@@ -66,3 +71,29 @@ def test_a_checkpoint_remembers_what_is_finished():
     again["cup"] = ball(0.3)
     assert again.finished == {}
     assert torch.equal(masks["pot"].hit, again["pot"].hit)
+
+
+def test_a_table_holds_the_tree_boxes_and_sizes(tmp_path: Path):
+    masks = objects("table", "cup", "handle", "nothing")
+    masks["nothing"] = MaskGrid(8)
+    masks.parents = {"table": None, "cup": "table", "handle": "cup"}
+    masks.hidden = {"table", "handle"}
+    frame = Frame(torch.eye(3, 4), 0.5, world=True)
+    write_object_table(tmp_path / "objects.json", masks, frame)
+    content = json.loads((tmp_path / "objects.json").read_text())
+    assert content["frame"] == "dataset"
+    table = {entry["name"]: entry for entry in content["objects"]}
+    assert list(table) == ["table", "cup", "handle"]
+    assert [entry["level"] for entry in table.values()] == ["whole", "object", "part"]
+    assert [(entry["parent"], entry["children"]) for entry in table.values()] == [(None, [2]), (1, [3]), (2, [])]
+    cup = table["cup"]
+    assert cup["cells"] == int(masks["cup"].object_cells().sum())
+    points = masks["cup"].object_points()[0] * frame.length
+    assert torch.allclose(torch.tensor(cup["box"]["center"]), (points.amax(0) + points.amin(0)) / 2, atol=0.1)
+    assert min(cup["box"]["size"]) > 0.8 * float((points.amax(0) - points.amin(0)).min())
+
+
+def test_hundreds_of_names_are_told_in_one_line():
+    assert listed(["cup", "pot"]) == "cup, pot"
+    many = listed([f"object {number}" for number in range(200)])
+    assert many.endswith("object 11, ... (188 more)")

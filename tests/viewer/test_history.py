@@ -73,3 +73,10 @@ def test_a_new_change_forgets_what_was_undone():
     history.push(SceneState().adding(ObjectState("lid", RED)))
     with pytest.raises(SA3DError):
         history.redo()
+
+
+def test_parts_follow_their_objects_name_and_outlive_it():
+    state = SceneState().adding(ObjectState("cup", RED)).adding(ObjectState("handle", BLUE, parent="cup"))
+    renamed = state.replacing("cup", ObjectState("mug", RED))
+    assert renamed.tree.parents == {"mug": None, "handle": "mug"}
+    assert state.removing("cup").tree.parents == {"handle": None}

@@ -1,0 +1,74 @@
+"""The section about all objects of a scene: the list, the tree, and what takes two of them."""
+
+from __future__ import annotations
+
+import viser
+
+from sa3d_nerfstudio.viewer.context import PanelContext, add_choice
+from sa3d_nerfstudio.viewer.history import ObjectState
+from sa3d_nerfstudio.viewer.scene_objects import SceneObjects
+from sa3d_nerfstudio.viewer.viser_compat import literal
+
+LISTED = 20
+"""Objects that the list shows at once; the filter finds the others."""
+NOTHING = "(none)"
+
+
+class SceneSection:
+    """A list with a filter, smaller and larger, merge, and show all. There once there are two objects."""
+
+    def __init__(self, context: PanelContext) -> None:
+        self._context = context
+        self._objects = objects = SceneObjects(context.editor)
+        gui = context.gui
+        self._folder = gui.add_folder("All objects", expand_by_default=False, visible=False)
+        with self._folder:
+            self._filter = gui.add_text("Filter", initial_value="", hint="Part of a name; the list shows what has it")
+            self._filter.on_update(lambda _: self.refresh())
+            self._list = gui.add_markdown("")
+            walks = {"smaller": objects.smaller, "larger": objects.larger}
+            hint = "Show the parts of the selected object, or what it is a part of"
+            add_choice(gui, "Level", list(walks), lambda walk, _: context.change(walks[walk]), hint)
+            self._other = gui.add_dropdown("With", options=[NOTHING], hint="What to merge the selected object with")
+            merge = gui.add_button("Merge", color="gray", icon=viser.Icon.ARROWS_JOIN, hint="Undo takes it back")
+            merge.on_click(lambda _: context.change(self._merge))
+            shows = {"all": set[str](), "none": None}
+            choose = lambda show, _: context.change(self._show, shows[show])  # noqa: E731
+            add_choice(gui, "Show", list(shows), choose, "All objects that are parts of nothing, or none")
+
+    def refresh(self) -> None:
+        """Show the list of what there is now."""
+        state = self._context.editor.state
+        self._folder.visible = len(state.objects) > 1
+        wanted = self._filter.value.strip().casefold()
+        found = [entry for entry in state if wanted in entry.name.casefold()]
+        # What is shown comes first: parts and wholes of it are hidden.
+        found.sort(key=lambda entry: entry.hidden)
+        lines = [self._line(entry) for entry in found[:LISTED]]
+        if len(found) > LISTED:
+            lines.append(f"… and {len(found) - LISTED} more")
+        self._list.content = "\n".join(f"- {line}" for line in lines) or "No object has such a name."
+        others = [NOTHING, *(entry.name for entry in found if entry.name != state.selected)]
+        if tuple(self._other.options) != tuple(others):
+            self._other.options = others
+
+    def _line(self, entry: ObjectState) -> str:
+        name, tree = literal(entry.name), self._context.editor.state.tree
+        notes = [f"part of {literal(entry.parent)}"] if entry.parent else []
+        parts = len(tree.children(entry.name))
+        notes += [f"{parts} parts"] if parts else []
+        notes += ["hidden"] if entry.hidden else []
+        shown = f"**{name}**" if entry.name == self._context.editor.state.selected else name
+        return f"{shown} ({', '.join(notes)})" if notes else shown
+
+    def _merge(self) -> None:
+        state = self._context.editor.state
+        self._objects.merge([name for name in (state.selected, self._other.value) if name and name != NOTHING])
+
+    def _show(self, hidden: set[str] | None) -> None:
+        editor = self._context.editor
+        if hidden is None:
+            editor.show(set(editor.state.names))
+        else:
+            tree = editor.state.tree
+            editor.show(set(tree) - set(tree.roots))

@@ -1,0 +1,78 @@
+"""Which proposals objects explain, and which comes next."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sa3d_nerfstudio.segmentation.proposals import Proposal, ProposalPool
+from sa3d_nerfstudio.segmenters.base import Candidates
+
+
+def mask(left: int, right: int) -> Tensor:
+    """Columns of an image of 10 x 20."""
+    image = torch.zeros(10, 20, dtype=torch.bool)
+    image[:, left:right] = True
+    return image
+
+
+def rendered(*masks: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+    return {view: (image.float(), torch.ones_like(image)) for view, image in enumerate(masks)}
+
+
+@pytest.fixture
+def pool() -> ProposalPool:
+    pool = ProposalPool(min_share=0.02)
+    pool.add(0, Candidates(torch.stack([mask(0, 4), mask(4, 8), mask(0, 8), mask(15, 20)]), torch.ones(4)))
+    pool.add(1, Candidates(torch.stack([mask(0, 5), mask(5, 10)]), torch.ones(2)))
+    pool.add(2, Candidates(torch.zeros(0, 10, 20, dtype=torch.bool), torch.zeros(0)))
+    return pool
+
+
+def always(proposal: Proposal) -> float:
+    return 1.0
+
+
+def test_the_most_that_is_new_comes_first(pool: ProposalPool):
+    first = pool.next(always)
+    assert first is not None and first.key == (0, 2)
+    assert torch.equal(first.mask, mask(0, 8))
+
+
+def test_what_other_views_contradict_comes_last_or_not_at_all(pool: ProposalPool):
+    first = pool.next(lambda proposal: 0.6 if proposal.key == (0, 2) else 0.9)
+    assert first is not None and first.key == (0, 3)
+    pool.next(lambda proposal: 0.3 if proposal.key == (0, 2) else 0.9)
+    left = [item.key for item in pool.proposals if not item.tried]
+    assert len(left) == 6
+    assert pool.next(lambda proposal: 0.1) is not None  # those that were asked keep their answers
+
+
+def test_an_object_explains_the_proposal_that_fits_it_best(pool: ProposalPool):
+    area = pool.explain(rendered(mask(0, 4), mask(0, 4), mask(0, 20)))
+    assert area == 40 + 40 + 200
+    assert [item.key for item in pool.proposals if item.explained] == [(0, 0), (1, 0)]
+    whole = pool.proposals[2]
+    assert (whole.new, whole.is_new) == (40, True)
+    assert pool.explained == pytest.approx(80 / 230)
+
+
+def test_support_is_the_mean_over_the_views_that_show_it(pool: ProposalPool):
+    assert pool.support_of(rendered(mask(0, 4), mask(0, 5))) == 1.0
+    assert pool.support_of(rendered(mask(0, 4), mask(0, 0))) == 1.0
+    assert pool.support_of(rendered(mask(0, 4), mask(0, 5)), but=0) == 1.0
+    assert pool.support_of(rendered(mask(0, 4), mask(10, 15))) == 0.5
+    assert pool.support_of(rendered(mask(0, 0), mask(0, 0))) is None
+
+
+def test_what_has_been_tried_is_not_tried_again(pool: ProposalPool):
+    pool.strike([(0, 2), (0, 3), (9, 9)])
+    first = pool.next(always)
+    assert first is not None and first.key == (1, 0)
+
+
+def test_specks_are_left_out():
+    pool = ProposalPool(min_share=0.1)
+    pool.add(0, Candidates(torch.stack([mask(0, 1), mask(3, 6)]), torch.ones(2)))
+    assert [item.index for item in pool.proposals] == [1]

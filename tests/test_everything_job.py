@@ -1,0 +1,143 @@
+"""The job that takes a scene apart: what it leaves in a run, and how it goes on."""
+
+from __future__ import annotations
+
+import io
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import sa3d_nerfstudio as sa3d
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.fields.objects import PALETTE, MaskObjects, next_color
+from sa3d_nerfstudio.jobs import SceneJob, run_scene_job, take_apart
+from sa3d_nerfstudio.pipeline import SA3DPipelineConfig
+from sa3d_nerfstudio.segmentation.everything import SceneSegmentation
+from sa3d_nerfstudio.segmenters.oracle import OracleSegmenter
+from sa3d_nerfstudio.trainer import SA3DTrainer, default_config
+from tests.analytic import BallViews
+from tests.segmentation.test_everything import scene_of
+
+
+@dataclass
+class Masked:
+    """What of a model a job touches."""
+
+    masks: MaskObjects
+
+
+class BallPipeline:
+    """What of a pipeline a job touches, with the balls for a scene."""
+
+    def __init__(self, **options: Any) -> None:
+        self.config = SA3DPipelineConfig(**options)
+        self.model = Masked(MaskObjects(lambda cells: MaskGrid(round(cells ** (1 / 3)))))
+
+    def scene(self, segmenter: object = None) -> SceneSegmentation:
+        return scene_of(BallViews(), max_objects=self.config.everything_max_objects)[0]
+
+    def reloaded(self, **options: Any) -> BallPipeline:
+        """The same run, saved and loaded."""
+        file = io.BytesIO()
+        torch.save(self.model.masks.state_dict(), file)
+        file.seek(0)
+        other = BallPipeline(**options)
+        other.model.masks.load_state_dict(torch.load(file, weights_only=True))
+        return other
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def test_a_job_that_was_bounded_goes_on_and_is_done_once():
+    saved: list[int] = []
+    first: Any = BallPipeline(everything_max_objects=1)
+    run_scene_job(first, lambda: None, lambda: saved.append(len(first.model.masks)), quiet())  # type: ignore[arg-type, return-value]
+    assert saved[:1] == [1]
+    assert not first.model.masks.scene["done"]
+    second: Any = first.reloaded()
+    report = take_apart(second, None)  # type: ignore[arg-type]
+    assert report.sessions == 2
+    assert second.model.masks.names == ["object 1", "object 2", "object 3"]
+    assert set(second.model.masks.parents.values()) == {None}
+    assert second.model.masks.hidden == set()
+    third: Any = second.reloaded()
+    assert SceneJob(third).is_done
+    assert run_scene_job(third, lambda: pytest.fail("nothing is to be segmented"), lambda: None, quiet()) is None
+
+
+def test_other_settings_begin_again_and_leave_the_users_objects():
+    pipeline: Any = BallPipeline(everything_max_objects=2)
+    take_apart(pipeline, None)  # type: ignore[arg-type]
+    masks = pipeline.model.masks
+    # Whoever works on an object in the viewer takes it out of the job.
+    del masks.finished["object 1"]
+    again: Any = pipeline.reloaded(everything_max_objects=2, everything_min_share=0.002)
+    job = SceneJob(again)
+    assert not job.is_done
+    scene = job.begin(None)  # type: ignore[arg-type]
+    assert again.model.masks.names == ["object 1"]
+    for step in scene.steps():
+        if step.found is not None:
+            job.keep(scene, step.found)
+    assert len(again.model.masks) == 2
+    assert again.model.masks.scene["names"] == [again.model.masks.names[1]]
+
+
+def test_hundreds_of_objects_differ_in_colour():
+    colors: list[tuple[float, float, float]] = []
+    for _ in range(200):
+        colors.append(next_color(colors))
+    assert tuple(colors[: len(PALETTE)]) == PALETTE
+    assert len(set(colors)) == 200
+
+
+def trainer_of(run: Path, scene: Path, output: Path) -> SA3DTrainer:
+    """What ``ns-train sa3d --pipeline.everything True`` makes."""
+    config = default_config()
+    config.load_dir, config.output_dir, config.vis, config.timestamp = run, output, "tensorboard", "E"
+    config.pipeline.everything, config.pipeline.everything_views = True, 3
+    config.pipeline.segmenter, config.pipeline.oracle_instances = "oracle", scene / "instances"
+    config.pipeline.working_size, config.pipeline.resolution = 32, 24
+    config.set_timestamp()
+    trainer = SA3DTrainer(config)
+    trainer.setup()
+    return trainer
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
+    tiny_run, tiny_scene, tmp_path, monkeypatch, capsys
+):
+    answers = OracleSegmenter.predict
+    stopped: list[int] = []
+    trainer = trainer_of(tiny_run, tiny_scene, tmp_path)
+
+    def predict(self: Any, *arguments: Any) -> Any:
+        if trainer.pipeline.model.masks.names and not stopped:
+            stopped.append(1)
+            signal.raise_signal(signal.SIGINT)
+        return answers(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OracleSegmenter, "predict", predict)
+        trainer.train()
+    printed = capsys.readouterr().out
+    assert "stopped by Ctrl-C" in printed
+    assert "unfinished" in printed
+    assert sa3d.load(trainer.base_dir).objects == ["object 1"]
+    rest = trainer_of(tiny_run, tiny_scene, tmp_path)
+    rest.train()
+    printed = capsys.readouterr().out
+    assert "object 1 is there already" in printed or "explained" in printed
+    loaded = sa3d.load(rest.base_dir)
+    assert len(loaded.objects) >= 3
+    assert loaded.pipeline.model.masks.parents.keys() == set(loaded.objects)
+    trainer_of(tiny_run, tiny_scene, tmp_path).train()
+    assert "taken apart before" in capsys.readouterr().out

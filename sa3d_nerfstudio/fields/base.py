@@ -16,7 +16,7 @@ MIN_EVIDENCE = 1e-3
 FIRM = 0.02
 """Share of the evidence at the object's median cell below which a cell does not count by itself."""
 SHARPNESS = 8.0
-"""Logit per unit of probability, about a half, at which averages become logits: from -4 where all rays say "no" to 4."""
+"""Logit per unit of probability at which averages become logits: from -4, where all rays say "no", to 4."""
 LIGHT_LOGIT = -SHARPNESS / 2
 """Logit of light that passes everything: it is known not to be the object."""
 

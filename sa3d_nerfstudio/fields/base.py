@@ -94,7 +94,7 @@ class MaskField(nn.Module):
         self.version += 1
 
     def cells(self) -> Float[Tensor, "num_cells 2"]:
-        """The two channels that a render of the mask composites: logit, or else probability, and 1 where there is evidence."""
+        """What a render of the mask composites: logit, or else probability, and 1 where there is evidence."""
         return self.derived("cells", self._cells)
 
     def _cells(self) -> Tensor:
@@ -236,7 +236,7 @@ class MaskField(nn.Module):
         raise NotImplementedError
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Take the number of cells from the checkpoint, in the place of the default; likewise whether there are logits."""
+        """Take the number of cells from the checkpoint, in the place of the default, and logits if it has any."""
         has_logits = isinstance(state_dict.get(f"{prefix}logits"), Tensor)
         self.logits = torch.zeros_like(self.hit) if has_logits else None
         for name, buffer in self.named_buffers(recurse=False):

@@ -1,3 +1,4 @@
+from .likelihood import MaskedView, MaskLikelihood
 from .lifting import EvidenceLifting, GradientLifting
 from .mask_lifter import MaskLifter
 from .predictor import MaskPredictor
@@ -12,7 +13,9 @@ __all__ = [
     "EvidenceLifting",
     "GradientLifting",
     "MaskLifter",
+    "MaskLikelihood",
     "MaskPredictor",
+    "MaskedView",
     "PromptedMask",
     "SegmentationSession",
     "SessionReport",

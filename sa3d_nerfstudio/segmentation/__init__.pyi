@@ -1,5 +1,5 @@
-from .likelihood import MaskedView, MaskLikelihood
 from .lifting import EvidenceLifting, GradientLifting
+from .likelihood import MaskedView, MaskLikelihood
 from .mask_lifter import MaskLifter
 from .predictor import MaskPredictor
 from .progress import print_report, run_with_progress

@@ -131,31 +131,31 @@ class MaskLikelihood:
             object.
     """
 
-    def __init__(self, field: MaskField, views: Iterable[MaskedView]) -> None:
+    def __init__(self, field: MaskField, views: Iterable[MaskedView] = ()) -> None:
         self.field = field
         self.start = field.start_logits()
-        cells = torch.stack([self.start, field.known().float()]).T
-        self._rest = field.fresh()
-        """The evidence of the views that are not left out."""
-        hit, seen = field.hit.clone(), field.seen.clone()
+        self._cells = torch.stack([self.start, field.known().float()]).T
+        self._hit, self._seen = field.hit.clone(), field.seen.clone()
+        """Evidence of the views that are not left out."""
         self._equations: list[_Equations] = []
-        for number, view in enumerate(views):
-            equations = self._of(view, cells)
-            if number % HELD_OUT == HELD_OUT // 2 and not view.prompted:
-                equations.held_out = True
-                counted = torch.as_tensor(view.weight, dtype=hit.dtype, device=hit.device).expand(view.mask.shape)
-                image = torch.stack([counted * view.mask, counted], dim=-1)
-                own_hit, own_seen = view.trace.backproject(field, image).unbind(-1)
-                hit -= own_hit
-                seen -= own_seen
-            self._equations.append(equations)
-        # What has been lifted may have left out a pixel here and there that is counted now.
-        seen = torch.where(seen > MIN_EVIDENCE, seen, 0.0)
-        self._rest.set(hit.clamp(min=0).minimum(seen), seen)
+        for view in views:
+            self.add(view)
 
-    def _of(self, view: MaskedView, cells: Float[Tensor, "num_cells 2"]) -> _Equations:
+    def add(self, view: MaskedView) -> None:
+        """Let a view take part."""
+        equations = self._of(view)
+        if len(self._equations) % HELD_OUT == HELD_OUT // 2 and not view.prompted:
+            equations.held_out = True
+            counted = torch.as_tensor(view.weight, dtype=torch.float32, device=view.mask.device)
+            image = torch.stack([counted * view.mask, counted.expand(view.mask.shape)], dim=-1)
+            hit, seen = view.trace.backproject(self.field, image).unbind(-1)
+            self._hit -= hit
+            self._seen -= seen
+        self._equations.append(equations)
+
+    def _of(self, view: MaskedView) -> _Equations:
         trace = view.trace
-        total, weight = trace.render(self.field, cells).unbind(-1)
+        total, weight = trace.render(self.field, self._cells).unbind(-1)
         share = (1 - trace.accumulation).clamp(min=0)
         known, light = weight + share, LIGHT_LOGIT * share
         mask = view.mask.to(total)
@@ -247,8 +247,12 @@ class MaskLikelihood:
         out = [equations for equations in self._equations if equations.held_out]
         if len(self._equations) < FEWEST_VIEWS or not out or not rest:
             return []
+        evidence = self.field.fresh()
+        # What has been lifted may lack a pixel here and there that takes part.
+        seen = torch.where(self._seen > MIN_EVIDENCE, self._seen, 0.0)
+        evidence.set(self._hit.clamp(min=0).minimum(seen), seen)
         losses: list[float] = []
-        for step, (_, logits) in enumerate(self._descent(self._rest, rest)):
+        for step, (_, logits) in enumerate(self._descent(evidence, rest)):
             losses.append(self._loss(out, logits))
             if step == most_steps or step - losses.index(min(losses)) >= PATIENCE:
                 break

@@ -43,7 +43,7 @@ def wrong_mask(view: int) -> torch.Tensor:
     return IDS[view] == 3
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=4)
 @given(seed=st.integers(0, 2**31), ball=st.integers(1, len(BALLS)))
 def test_the_gradient_is_that_of_the_loss(seed: int, ball: int):
     grid, views = lifted_ball(ball)
@@ -57,7 +57,7 @@ def test_the_gradient_is_that_of_the_loss(seed: int, ball: int):
     assert slope == pytest.approx(difference, rel=1e-2, abs=0.05)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=4)
 @given(seed=st.integers(0, 2**31))
 def test_the_loss_is_convex(seed: int):
     grid, views = lifted_ball(1)

@@ -282,4 +282,7 @@ class MaskLikelihood:
 
 def _widened(mask: Bool[Tensor, "height width"], pixels: int) -> Bool[Tensor, "height width"]:
     """The pixels of a mask, and those around."""
-    return F.max_pool2d(mask[None].float(), 2 * pixels + 1, stride=1, padding=pixels)[0] > 0
+    wide, side = mask[None].float(), 2 * pixels + 1
+    for kernel, padding in (((side, 1), (pixels, 0)), ((1, side), (0, pixels))):
+        wide = F.max_pool2d(wide, kernel, stride=1, padding=padding)
+    return wide[0] > 0

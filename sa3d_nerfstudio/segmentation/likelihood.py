@@ -39,15 +39,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sa3d_nerfstudio.fields.base import LIGHT_LOGIT, MIN_EVIDENCE, MaskField
+from sa3d_nerfstudio.fields.base import LIGHT_LOGIT, MIN_EVIDENCE, SHARPNESS, MaskField
 from sa3d_nerfstudio.traces.base import MIN_KNOWN, TraceRows, ViewTrace
 
-OPEN = 2e-3
-"""Difference of a ray's probability from its mask above which its answer is open."""
+OPEN = 0.1
+"""Difference of a ray's averaged probability from its mask above which its answer is open."""
 NEIGHBORS = 3
 """Pixels around open rays that take part as well."""
 MARGIN = 8
-"""Pixels around a mask that take part, in an image of 160."""
+"""Pixels on either side of a mask's outline that take part, in an image of 160."""
 WEIGHED = (0, 5, 10)
 """Steps before which the views are weighed."""
 TOLERATED = 3.0
@@ -159,10 +159,11 @@ class MaskLikelihood:
         share = (1 - trace.accumulation).clamp(min=0)
         known, light = weight + share, LIGHT_LOGIT * share
         mask = view.mask.to(total)
-        is_open = ((total + light) / known.clamp(min=MIN_KNOWN)).sigmoid().sub(mask).abs() > OPEN
-        shape = (trace.height, trace.width)
-        margin = round(MARGIN * max(max(shape) / 160, 1))
-        near = _widened(is_open.reshape(shape), NEIGHBORS) | _widened(view.mask.reshape(shape), margin)
+        average = 0.5 + (total + light) / known.clamp(min=MIN_KNOWN) / SHARPNESS
+        image = view.mask.reshape(trace.height, trace.width)
+        margin = round(MARGIN * max(max(image.shape) / 160, 1))
+        near = _widened(((average - mask).abs() > OPEN).reshape(image.shape), NEIGHBORS)
+        near |= _widened(image, margin) & _widened(~image, margin)
         counted = torch.as_tensor(view.weight, dtype=mask.dtype, device=mask.device).expand(mask.shape)
         rays = (near.reshape(-1) & (known > MIN_KNOWN) & (counted > 0)).nonzero()[:, 0]
         rows = trace.rows(self.field, rays)

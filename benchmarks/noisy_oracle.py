@@ -23,10 +23,10 @@ class NoisyOracle(OracleSegmenter):
 
     Args:
         folder: Of the id maps.
-        noise: ``eroded`` and ``dilated``: every mask by ``pixels``. ``wobbling``: dilated by these in two of five views,
-            and eroded in two others. ``wrong``: in a share of the views, the mask of
-            another object that is in view, or of the background. ``corrupted``: in a share of the views, in turn the
-            wrong object, a half of the mask cut off, or the mask with all that lies within a quarter of its size.
+        noise: ``eroded`` and ``dilated``: every mask by ``pixels``. ``wobbling``: dilated by these in two of five views
+            and eroded in two others. ``wrong``: in a share of the views, the mask of another
+            object that is in view, or of the background. ``corrupted``: in a share of the views, in turn the wrong
+            object, a half of the mask cut off, or the mask with all that lies within a quarter of its size.
         share: Of the views that are spoilt.
         pixels: By how much masks are eroded or dilated.
         seed: Which views are spoilt follows from it and their names, in whatever order they are asked for.

@@ -37,7 +37,9 @@ PARTS = {
     "segmenter": ["segmenters.oracle:OracleSegmenter.embed", "segmenters.oracle:OracleSegmenter.predict"],
     "masks are rendered": ["segmentation.lifting:EvidenceLifting.render"],
     "masks are lifted": ["segmentation.lifting:EvidenceLifting.add"],
-    "masks are explained": ["segmentation.likelihood:MaskLikelihood.__init__", "segmentation.likelihood:MaskLikelihood.fit"],
+    "masks are explained": [
+        *("segmentation.likelihood:MaskLikelihood.__init__", "segmentation.likelihood:MaskLikelihood.fit"),
+    ],
     "prompts are chosen": ["segmentation.session:self_prompt", "segmentation.session:agreement"],
     "masks are checked by depth": ["segmentation.mask_lifter:in_one_piece", "segmentation.mask_lifter:sees_past"],
     "surfaces and their spacing": ["segmentation.mask_lifter:pixel_spacing", "segmentation.mask_lifter:surface_of"],

@@ -39,8 +39,9 @@ class UndividedLifting(EvidenceLifting):
 
     def render(self, trace: RayTrace) -> tuple[Float[Tensor, " num_rays"], Bool[Tensor, " num_rays"]]:
         """``Σ w p``, as if what no view has seen were not the object."""
-        mass, weight = trace.render(self.field, self.field.cells()).unbind(-1)
-        return mass.clamp(0, 1), weight > 0
+        total, weight = trace.render(self.field, self.field.cells()).unbind(-1)
+        light = (1 - trace.accumulation).clamp(min=0)
+        return self.field.composited(total + self.field.light * light), weight > 0
 
 
 class UndividedSession(SegmentationSession):

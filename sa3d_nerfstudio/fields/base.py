@@ -16,7 +16,7 @@ MIN_EVIDENCE = 1e-3
 FIRM = 0.02
 """Share of the evidence at the object's median cell below which a cell does not count by itself."""
 SHARPNESS = 8.0
-"""Logit per unit of probability, about a half, at which averages become logits: from -4 where all rays say "no" to 4."""
+"""Logit per unit of probability at which averages become logits: from -4, where all rays say "no", to 4."""
 LIGHT_LOGIT = -SHARPNESS / 2
 """Logit of light that passes everything: it is known not to be the object."""
 
@@ -103,7 +103,7 @@ class MaskField(nn.Module):
         self.version += 1
 
     def cells(self) -> Float[Tensor, "num_cells 2"]:
-        """The two channels that a render of the mask composites: logit, or else probability, and 1 where there is evidence."""
+        """What a render of the mask composites: logit, or else probability, and 1 where there is evidence."""
         return self.derived("cells", self._cells)
 
     def _cells(self) -> Tensor:
@@ -245,7 +245,7 @@ class MaskField(nn.Module):
         raise NotImplementedError
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Take the number of cells from the checkpoint, in the place of the default; likewise whether there are logits."""
+        """Take the number of cells from the checkpoint, in the place of the default, and logits if it has any."""
         has_logits = isinstance(state_dict.get(f"{prefix}logits"), Tensor)
         self.logits = torch.zeros_like(self.hit) if has_logits else None
         for name, buffer in self.named_buffers(recurse=False):

@@ -1,5 +1,6 @@
 from .everything import SceneObject, SceneReport, SceneSegmentation, SceneSettings
 from .lifting import EvidenceLifting, GradientLifting
+from .likelihood import MaskedView, MaskLikelihood
 from .mask_lifter import MaskLifter
 from .predictor import MaskPredictor
 from .progress import print_report, run_with_progress
@@ -13,7 +14,9 @@ __all__ = [
     "EvidenceLifting",
     "GradientLifting",
     "MaskLifter",
+    "MaskLikelihood",
     "MaskPredictor",
+    "MaskedView",
     "PromptedMask",
     "SceneObject",
     "SceneReport",

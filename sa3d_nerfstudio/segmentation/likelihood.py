@@ -10,24 +10,28 @@ likelihood
 which is convex. ``hit / seen`` averages over rays and blurs where rays that end on the object share cells with rays
 that pass it; the likelihood has no bounds to v, and puts the outline where most pixels agree with it.
 
-Each step divides the gradient by ``seen / 4`` cell by cell: the curvature of a logistic loss is at most 1/4 (D. Böhning,
-B. Lindsay, "Monotonicity of quadratic-approximation algorithms", Ann. Inst. Statist. Math. 40, 1988), and a row of A sums
-to at most one, so that ``A D⁻¹ Aᵀ`` is bounded as in the separable surrogates of emission tomography (H. Erdoğan,
-J. Fessler, "Ordered subsets algorithms for transmission tomography", Phys. Med. Biol. 44, 1999): no step can overshoot.
+Steps divide the gradient by ``seen / 4`` cell by cell: the curvature of a logistic loss is at most 1/4 (D. Böhning,
+B. Lindsay, "Monotonicity of quadratic-approximation algorithms", Ann. Inst. Statist. Math. 40, 1988), and a row of A
+sums to at most one, so that ``seen / 4`` bounds the Hessian as in the separable surrogates of tomography (H. Erdoğan,
+J. Fessler, "Ordered subsets algorithms for transmission tomography", Phys. Med. Biol. 44, 1999): no step overshoots.
 Nesterov's acceleration restarts where it would climb (B. O'Donoghue, E. Candès, "Adaptive restart for accelerated
-gradient schemes", Found. Comput. Math. 15, 2015). The steps begin at the averages, and few of them are taken: what the
-masks leave open stays as the averages have it.
+gradient schemes", Found. Comput. Math. 15, 2015).
 
-Views err: the segmenter takes another object there, or a part of it. Before some of the steps each view is weighed anew by
-how much of its mask the renders leave unexplained, with a redescending weight as in robust regression (P. Holland,
-R. Welsch, "Robust regression using iteratively reweighted least-squares", Commun. Stat. 6, 1977), of whole views instead
-of single observations: within a view, errors come together. The scale is the median over the views.
+The steps begin at the averages, and end before the field learns the masks' noise by heart: with every fifth view left
+out, as many are taken as explain the views left out, and then as many with all views. Exact outlines bear some twenty,
+those that wobble from view to view a few.
+
+Views err: the segmenter takes another object there, or a part of it. Before some of the steps each view is weighed
+anew by how much of its mask the renders leave unexplained, with a redescending weight as in robust regression
+(P. Holland, R. Welsch, "Robust regression using iteratively reweighted least-squares", Commun. Stat. 6, 1977), of whole
+views instead of single observations: within a view, errors come together. The scale is the median over the views.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,15 +39,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sa3d_nerfstudio.fields.base import LIGHT_LOGIT, MIN_EVIDENCE, MaskField
+from sa3d_nerfstudio.fields.base import LIGHT_LOGIT, MIN_EVIDENCE, SHARPNESS, MaskField
 from sa3d_nerfstudio.traces.base import MIN_KNOWN, TraceRows, ViewTrace
 
-OPEN = 2e-3
-"""Difference of a ray's probability from its mask above which its answer is open."""
+OPEN = 0.1
+"""Difference of a ray's averaged probability from its mask above which its answer is open."""
 NEIGHBORS = 3
 """Pixels around open rays that take part as well."""
 MARGIN = 8
-"""Pixels around a mask that take part, in an image of 160."""
+"""Pixels on either side of a mask's outline that take part, in an image of 160."""
 WEIGHED = (0, 5, 10)
 """Steps before which the views are weighed."""
 TOLERATED = 3.0
@@ -52,6 +56,15 @@ LEAST_MISFIT = 0.02
 """Median misfit below which it is taken for this: where renders are exact, all views are trusted."""
 FEW_PIXELS = 4.0
 """Views in which mask and render together have no more pixels than this say too little to be weighed."""
+HELD_OUT = 5
+"""Of so many views one is left out to tell how many steps to take."""
+FEWEST_VIEWS = 8
+"""Views that there must be for that; where there are fewer, ``UNCHECKED`` steps are taken."""
+UNCHECKED = 8
+GOOD_ENOUGH = 1.01
+"""The least steps are taken after which the loss in the views left out is no more than so many times the lowest."""
+PATIENCE = 3
+"""Steps that are taken in search of a lower loss."""
 DAMPING = 0.05
 """Evidence that every cell is taken to have besides its own, as a share of the median: cells seen least move least."""
 
@@ -72,12 +85,15 @@ class MaskedView:
 class LikelihoodReport:
     """How a fit went."""
 
+    steps: int
     num_rays: int
     """Rays that took part."""
     losses: list[float]
     """Negative log likelihood before each step and after the last."""
     trust: list[float] = field(default_factory=list)
     """Share of its weight that each view has kept."""
+    held_out: list[float] = field(default_factory=list)
+    """Loss in views left out, before the first step and after each, of a fit without them; empty if there was none."""
 
 
 @dataclass
@@ -92,11 +108,18 @@ class _Equations:
     """Share of the ray's weight that lies in cells with evidence, light that passes everything included."""
     weight: Float[Tensor, " num"]
     prompted: bool
+    held_out: bool = False
+    """Whether it is left out to tell how many steps to take."""
     trust: float = 1.0
 
     def logits(self, cells: Float[Tensor, " num_cells"]) -> Float[Tensor, " num"]:
         """Of the rays."""
         return (self.rows.render(cells) + self.light) / self.known
+
+    def loss(self, rays: Float[Tensor, " num"]) -> Float[Tensor, ""]:
+        """Of the rays' logits."""
+        each = F.binary_cross_entropy_with_logits(rays, self.mask, self.weight, reduction="sum")
+        return self.trust * each
 
 
 class MaskLikelihood:
@@ -104,25 +127,43 @@ class MaskLikelihood:
 
     Args:
         field: Holds the evidence of these views; it is left alone until :meth:`fit`.
-        views: The masks. Of their rays take part those whose answer is open by the evidence or that pass near the object.
+        views: The masks. Of their rays, those take part whose answer is open by the evidence or that pass near the
+            object.
     """
 
-    def __init__(self, field: MaskField, views: Iterable[MaskedView]) -> None:
+    def __init__(self, field: MaskField, views: Iterable[MaskedView] = ()) -> None:
         self.field = field
         self.start = field.start_logits()
-        cells = torch.stack([self.start, field.known().float()]).T
-        self._equations = [self._of(view, cells) for view in views]
+        self._cells = torch.stack([self.start, field.known().float()]).T
+        self._hit, self._seen = field.hit.clone(), field.seen.clone()
+        """Evidence of the views that are not left out."""
+        self._equations: list[_Equations] = []
+        for view in views:
+            self.add(view)
 
-    def _of(self, view: MaskedView, cells: Float[Tensor, "num_cells 2"]) -> _Equations:
+    def add(self, view: MaskedView) -> None:
+        """Let a view take part."""
+        equations = self._of(view)
+        if len(self._equations) % HELD_OUT == HELD_OUT // 2 and not view.prompted:
+            equations.held_out = True
+            counted = torch.as_tensor(view.weight, dtype=torch.float32, device=view.mask.device)
+            image = torch.stack([counted * view.mask, counted.expand(view.mask.shape)], dim=-1)
+            hit, seen = view.trace.backproject(self.field, image).unbind(-1)
+            self._hit -= hit
+            self._seen -= seen
+        self._equations.append(equations)
+
+    def _of(self, view: MaskedView) -> _Equations:
         trace = view.trace
-        total, weight = trace.render(self.field, cells).unbind(-1)
+        total, weight = trace.render(self.field, self._cells).unbind(-1)
         share = (1 - trace.accumulation).clamp(min=0)
         known, light = weight + share, LIGHT_LOGIT * share
         mask = view.mask.to(total)
-        is_open = ((total + light) / known.clamp(min=MIN_KNOWN)).sigmoid().sub(mask).abs() > OPEN
-        shape = (trace.height, trace.width)
-        margin = round(MARGIN * max(max(shape) / 160, 1))
-        near = _widened(is_open.reshape(shape), NEIGHBORS) | _widened(view.mask.reshape(shape), margin)
+        average = 0.5 + (total + light) / known.clamp(min=MIN_KNOWN) / SHARPNESS
+        image = view.mask.reshape(trace.height, trace.width)
+        margin = round(MARGIN * max(max(image.shape) / 160, 1))
+        near = _widened(((average - mask).abs() > OPEN).reshape(image.shape), NEIGHBORS)
+        near |= _widened(image, margin) & _widened(~image, margin)
         counted = torch.as_tensor(view.weight, dtype=mask.dtype, device=mask.device).expand(mask.shape)
         rays = (near.reshape(-1) & (known > MIN_KNOWN) & (counted > 0)).nonzero()[:, 0]
         rows = trace.rows(self.field, rays)
@@ -135,31 +176,38 @@ class MaskLikelihood:
 
     def loss(self, logits: Float[Tensor, " num_cells"]) -> float:
         """Negative log likelihood of the masks: a convex function."""
-        return float(sum(self._loss(equations, equations.logits(logits)) for equations in self._equations))
+        return self._loss(self._equations, logits)
 
     def gradient(self, logits: Float[Tensor, " num_cells"]) -> Float[Tensor, " num_cells"]:
         """Derivative of the loss: the adjoint of what the renders have too much of the masks."""
-        return self._evaluated(logits)[1]
+        return self._gradient(self._equations, logits)[1]
 
-    def _evaluated(self, logits: Float[Tensor, " num_cells"]) -> tuple[float, Float[Tensor, " num_cells"]]:
+    @staticmethod
+    def _loss(used: Sequence[_Equations], logits: Float[Tensor, " num_cells"]) -> float:
+        return float(sum(equations.loss(equations.logits(logits)) for equations in used))
+
+    @staticmethod
+    def _gradient(
+        used: Sequence[_Equations], logits: Float[Tensor, " num_cells"]
+    ) -> tuple[float, Float[Tensor, " num_cells"]]:
+        """Loss and gradient."""
         loss, gradient = logits.new_zeros(()), torch.zeros_like(logits)
-        for equations in self._equations:
+        for equations in used:
             rays = equations.logits(logits)
-            loss += self._loss(equations, rays)
+            loss += equations.loss(rays)
             excess = (rays.sigmoid() - equations.mask) * equations.weight * (equations.trust / equations.known)
             equations.rows.backproject(excess, gradient)
         return float(loss), gradient
 
-    @staticmethod
-    def _loss(equations: _Equations, rays: Float[Tensor, " num"]) -> Tensor:
-        each = F.binary_cross_entropy_with_logits(rays, equations.mask, equations.weight, reduction="sum")
-        return equations.trust * each
-
-    def weigh(self, logits: Float[Tensor, " num_cells"]) -> None:
+    def weigh(self, logits: Float[Tensor, " num_cells"], held_out: bool = True) -> None:
         """Trust each view as far as renders of the logits explain its mask: ``1 / (1 + (misfit / tolerated)^4)``.
 
         The misfit is what render and mask have apart, over what they have in common. Views that the user has prompted
         are trusted: what they say, the user has seen.
+
+        Args:
+            logits: Of the cells.
+            held_out: Whether to weigh views that are left out, too.
         """
         sums = []
         for equations in self._equations:
@@ -176,32 +224,66 @@ class MaskLikelihood:
         tolerated = TOLERATED * misfit[shown].median().clamp(min=LEAST_MISFIT)
         trust = torch.where(shown, 1 / (1 + (misfit / tolerated) ** 4), 1.0)
         for equations, share in zip(self._equations, trust.tolist(), strict=True):
-            equations.trust = 1.0 if equations.prompted else share
+            if held_out or not equations.held_out:
+                equations.trust = 1.0 if equations.prompted else share
 
-    def fit(self, steps: int) -> LikelihoodReport:
-        """Descend for some steps, and give the field the logits."""
-        field = self.field
-        known = field.known()
-        typical = field.seen[known].median() if bool(known.any()) else field.seen.new_tensor(MIN_EVIDENCE)
-        length = torch.where(known, 4 / (field.seen + DAMPING * typical), 0.0)
-        logits = ahead = self.start
-        momentum, losses = 1.0, []
-        for step in range(steps):
-            if step in WEIGHED:
-                self.weigh(ahead)
-            loss, gradient = self._evaluated(ahead)
+    def fit(self, most_steps: int) -> LikelihoodReport:
+        """Descend for at most so many steps, and give the field the logits."""
+        held_out = self._held_out_losses(most_steps)
+        best = min(held_out, default=0.0)
+        enough = next((step for step, loss in enumerate(held_out) if loss <= GOOD_ENOUGH * best), UNCHECKED)
+        steps, losses, logits = min(enough, most_steps), [], self.start
+        for step, (loss, found) in enumerate(self._descent(self.field, self._equations)):
             losses.append(loss)
-            new = field.bounded(ahead - length * gradient)
+            logits = found
+            if step == steps:
+                break
+        self.field.set_logits(logits)
+        trust = [equations.trust for equations in self._equations]
+        return LikelihoodReport(steps, self.num_rays, losses, trust, held_out)
+
+    def _held_out_losses(self, most_steps: int) -> list[float]:
+        """Loss in the views that are left out, after each step of a descent without them."""
+        rest = [equations for equations in self._equations if not equations.held_out]
+        out = [equations for equations in self._equations if equations.held_out]
+        if len(self._equations) < FEWEST_VIEWS or not out or not rest:
+            return []
+        evidence = self.field.fresh()
+        # What has been lifted may lack a pixel here and there that takes part.
+        seen = torch.where(self._seen > MIN_EVIDENCE, self._seen, 0.0)
+        evidence.set(self._hit.clamp(min=0).minimum(seen), seen)
+        losses: list[float] = []
+        for step, (_, logits) in enumerate(self._descent(evidence, rest)):
+            losses.append(self._loss(out, logits))
+            if step == most_steps or step - losses.index(min(losses)) >= PATIENCE:
+                break
+        return losses
+
+    def _descent(
+        self, evidence: MaskField, used: Sequence[_Equations]
+    ) -> Iterator[tuple[float, Float[Tensor, " num_cells"]]]:
+        """Losses and logits after 0, 1, ... steps from the averages; the losses are those of the point ahead."""
+        known = evidence.known()
+        typical = evidence.seen[known].median() if bool(known.any()) else evidence.seen.new_tensor(MIN_EVIDENCE)
+        length = torch.where(known, 4 / (evidence.seen + DAMPING * typical), 0.0)
+        logits = ahead = evidence.start_logits()
+        momentum = 1.0
+        for step in itertools.count():
+            if step in WEIGHED:
+                self.weigh(ahead, held_out=step == 0 or used is self._equations)
+            loss, gradient = self._gradient(used, ahead)
+            yield loss, logits
+            new = evidence.bounded(ahead - length * gradient)
             if float(((ahead - new) * (new - logits)).sum()) > 0:
                 momentum = 1.0
             following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
             ahead = new + (momentum - 1) / following * (new - logits)
             logits, momentum = new, following
-        losses.append(self.loss(logits))
-        field.set_logits(logits)
-        return LikelihoodReport(self.num_rays, losses, [equations.trust for equations in self._equations])
 
 
 def _widened(mask: Bool[Tensor, "height width"], pixels: int) -> Bool[Tensor, "height width"]:
     """The pixels of a mask, and those around."""
-    return F.max_pool2d(mask[None].float(), 2 * pixels + 1, stride=1, padding=pixels)[0] > 0
+    wide, side = mask[None].float(), 2 * pixels + 1
+    for kernel, padding in (((side, 1), (pixels, 0)), ((1, side), (0, pixels))):
+        wide = F.max_pool2d(wide, kernel, stride=1, padding=padding)
+    return wide[0] > 0

@@ -24,6 +24,8 @@ class LiftedMask:
     """What has been lifted of one view."""
 
     mask: Bool[Tensor, " num_rays"]
+    doubtful: Bool[Tensor, " num_rays"]
+    """Pixels that are the object by the segmenter, and not by their depth."""
     weight: float
     """What its rays count."""
     prompted: bool
@@ -87,7 +89,7 @@ class MaskLifter:
         if isinstance(lifting, EvidenceLifting):
             corrected = prompted.correcting * settings.correction_weight * len(self.views.training)
             weight = max(settings.prompt_weight, corrected)
-        self._lift(lifting, view, self._solid(view, prompted), weight, prompted=True)
+        self._lift(lifting, view, prompted.mask, self._solid(view, prompted), weight, prompted=True)
 
     def lift_self_prompted(
         self,
@@ -108,15 +110,16 @@ class MaskLifter:
         with self.views.report.timed("lift"):
             spacing = pixel_spacing(trace, mask)
             solid = in_one_piece(trace, mask, self._gap, spacing, known=known, between=self._places)
-        self._lift(lifting, view, solid, spacing=spacing)
+        self._lift(lifting, view, mask, solid, spacing=spacing)
 
     def fit(self, field: MaskField) -> LikelihoodReport:
         """Give a field the logits that explain the masks of the newest pass, which its evidence is made of."""
-        views = (
-            MaskedView(self.views.trace(view), lifted.mask, lifted.weight, lifted.prompted)
-            for view, lifted in self._lifted.items()
-        )
-        likelihood = MaskLikelihood(field, views)
+        likelihood = MaskLikelihood(field)
+        for view, lifted in self._lifted.items():
+            trace = self.views.trace(view)
+            with self.views.report.timed("lift"):
+                weight = lifted.weight * ~lifted.doubtful
+                likelihood.add(MaskedView(trace, lifted.mask, weight, lifted.prompted))
         with self.views.report.timed("lift"):
             return likelihood.fit(self.settings.likelihood_steps)
 
@@ -124,23 +127,26 @@ class MaskLifter:
         self,
         lifting: Lifting,
         view: ViewKey,
+        found: Bool[Tensor, "height width"],
         mask: Bool[Tensor, "height width"],
         weight: float = 1.0,
         spacing: float | None = None,
         prompted: bool = False,
     ) -> None:
+        """Lift ``mask``, which depth has left of what the segmenter has ``found``."""
         trace = self.views.trace(view)
         with self.views.report.timed("lift"):
-            mask = mask.to(trace.depth.device)
+            found, mask = found.to(trace.depth.device), mask.to(trace.depth.device)
             self._spacings[view] = spacing = pixel_spacing(trace, mask) if spacing is None else spacing
             counted: Weight = weight
+            doubtful = (found & ~mask).reshape(-1)
             if isinstance(lifting, EvidenceLifting):
                 counted = weight = weight * self.ray_weight
                 if self.settings.trim_outline:
-                    counted = weight * ~sees_past(trace, mask, spacing).reshape(-1)
+                    past = sees_past(trace, mask, spacing).reshape(-1)
+                    counted, doubtful = weight * ~past, doubtful | past
             lifting.add(trace, mask.reshape(-1), counted)
-            # All of the mask: the field is to explain it.
-            self._lifted[view] = LiftedMask(mask.reshape(-1), weight, prompted)
+            self._lifted[view] = LiftedMask(mask.reshape(-1), doubtful, weight, prompted)
 
     def _solid(self, view: ViewKey, prompted: PromptedMask) -> Bool[Tensor, "height width"]:
         """The mask of a prompted view, without what is elsewhere in space. One that the user gave stays as it is."""

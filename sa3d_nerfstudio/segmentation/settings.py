@@ -38,8 +38,8 @@ class SessionSettings:
     """Passes over the views, at most."""
     view_order: Literal["overlap", "file"] = "overlap"
     """Visit views by their overlap with those visited before, or in the order of the data set."""
-    likelihood_steps: int = 15
-    """Steps at the end towards the field that explains all masks best; 0 keeps averages ('evidence' lifting only)."""
+    likelihood_steps: int = 25
+    """Steps towards the field that explains all masks best, at most; 0 keeps averages ('evidence' lifting only)."""
     num_views: int | None = None
     """Segment in so many views beside the prompted ones, chosen all around the object; by default in all."""
     encode_batch: int | None = None

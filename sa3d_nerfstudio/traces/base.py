@@ -100,7 +100,7 @@ def render_probability(
 
     ``M = (Σ w v + l light) / (Σ w + light)`` with both sums over the samples in cells with evidence, and ``light`` =
     1 - Σ all w: weight that lies where nothing is known says nothing, while light that passes everything is known not
-    to be the object. Cells hold a probability v, and l = 0; or a logit v, l is one as well, and the probability is σ(M).
+    to be the object. Cells hold probabilities v, and l = 0; or logits v, with l a logit and σ(M) the probability.
 
     Returns:
         The probability of each ray, 0 where nothing is known, and where anything is known.

@@ -24,8 +24,8 @@ class ObjectState:
     evidence: MaskField | None = None
     """Of the views that the user has not prompted. Shared by many states, hence never changed."""
     total: MaskField | None = None
-    """Instead of that, all evidence in one, the prompts' included, fitted to its masks, as a run or a session leaves it;
-    split when a prompt changes."""
+    """Instead of that, all evidence in one, the prompts' included, fitted to its masks, as a run or a session leaves
+    it; split when a prompt changes."""
     parent: str | None = None
     """The object that this one is a part of."""
 

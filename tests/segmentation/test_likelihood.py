@@ -6,12 +6,13 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sa3d_nerfstudio.fields.mask_grid import FAR_LOGIT, MaskGrid
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
-from sa3d_nerfstudio.segmentation.likelihood import MaskedView, MaskLikelihood
+from sa3d_nerfstudio.segmentation.likelihood import UNCHECKED, MaskedView, MaskLikelihood
 from sa3d_nerfstudio.segmentation.mask_depth import pixel_spacing, surface_of
 from sa3d_nerfstudio.traces import compressed
 from sa3d_nerfstudio.traces.base import render_probability
@@ -42,7 +43,7 @@ def wrong_mask(view: int) -> torch.Tensor:
     return IDS[view] == 3
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=4)
 @given(seed=st.integers(0, 2**31), ball=st.integers(1, len(BALLS)))
 def test_the_gradient_is_that_of_the_loss(seed: int, ball: int):
     grid, views = lifted_ball(ball)
@@ -56,7 +57,7 @@ def test_the_gradient_is_that_of_the_loss(seed: int, ball: int):
     assert slope == pytest.approx(difference, rel=1e-2, abs=0.05)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=4)
 @given(seed=st.integers(0, 2**31))
 def test_the_loss_is_convex(seed: int):
     grid, views = lifted_ball(1)
@@ -70,10 +71,12 @@ def test_the_loss_is_convex(seed: int):
 def test_steps_go_down(ball: int):
     grid, views = lifted_ball(ball)
     likelihood = MaskLikelihood(grid, views)
-    losses = likelihood.fit(12).losses
-    assert all(after < before for before, after in itertools.pairwise(losses[:3]))
-    assert losses[-1] == pytest.approx(likelihood.loss(grid.logits), rel=1e-5)
-    assert losses[-1] < 0.8 * losses[0]
+    before = likelihood.loss(likelihood.start)
+    report = likelihood.fit(12)
+    assert all(after < earlier for earlier, after in itertools.pairwise(report.losses[:3]))
+    assert grid.logits is not None and likelihood.loss(grid.logits) < 0.9 * before
+    assert len(report.losses) == report.steps + 1 <= 13
+    assert report.held_out[report.steps] < report.held_out[0]
 
 
 @pytest.mark.parametrize("ball", range(1, len(BALLS) + 1))
@@ -94,14 +97,34 @@ def test_unseen_views_are_explained_better_than_by_averages(ball: int):
     assert iou() > averages + 0.003
 
 
+def test_outlines_that_wobble_are_not_learnt_by_heart():
+    generator = torch.Generator().manual_seed(0)
+    wobbling = {}
+    for view, ids in enumerate(IDS):
+        wide = F.max_pool2d((ids == 1)[None].float(), 3, stride=1, padding=1)[0] > 0
+        narrow = F.max_pool2d((ids != 1)[None].float(), 3, stride=1, padding=1)[0] == 0
+        wobbling[view] = wide if torch.rand((), generator=generator) < 0.5 else narrow
+    exact = MaskLikelihood(*lifted_ball(1)).fit(25)
+    assert MaskLikelihood(*lifted_ball(1, wobbling)).fit(25).steps < exact.steps
+
+
+def test_few_views_are_all_used():
+    grid, views = lifted_ball(1)
+    few = grid.fresh()
+    for view in views[:5]:
+        EvidenceLifting(few).add(view.trace, view.mask)
+    report = MaskLikelihood(few, views[:5]).fit(25)
+    assert report.steps == UNCHECKED and not report.held_out
+
+
 def test_the_order_of_views_and_the_size_of_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch):
     grid, views = lifted_ball(2)
     other = grid.fresh()
     other.copy_from(grid)
-    MaskLikelihood(grid, views).fit(5)
+    MaskLikelihood(grid, views[:7]).fit(5)
     monkeypatch.setattr(compressed, "CPU_RAYS", 100)
     compressed.forget()
-    MaskLikelihood(other, reversed(views)).fit(5)
+    MaskLikelihood(other, reversed(views[:7])).fit(5)
     assert grid.logits is not None and other.logits is not None
     assert torch.allclose(grid.logits, other.logits, atol=1e-3)
 
@@ -113,8 +136,8 @@ def test_a_view_that_counts_thrice_is_one_that_is_there_three_times():
     EvidenceLifting(once).add(views[0].trace, views[0].mask, 2.0)
     EvidenceLifting(thrice).add(views[0].trace, views[0].mask, 2.0)
     heavy = MaskedView(views[0].trace, views[0].mask, 3.0)
-    MaskLikelihood(once, [*views[1:], heavy]).fit(6)
-    MaskLikelihood(thrice, [*views[1:], *[views[0]] * 3]).fit(6)
+    MaskLikelihood(once, [*views[1:5], heavy]).fit(6)
+    MaskLikelihood(thrice, [*views[1:5], *[views[0]] * 3]).fit(6)
     assert once.logits is not None and thrice.logits is not None
     assert torch.allclose(once.logits, thrice.logits, atol=1e-3)
 

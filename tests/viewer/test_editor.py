@@ -281,10 +281,25 @@ def test_stopping_keeps_what_is_there(editor: Editor, views: ViewsOfBalls):
     assert editor.masks.changes > shown
     steps.close()
     current = editor.state.current
-    assert current is not None and current.evidence is not None and not editor.model.masks["object"].is_empty
+    assert current is not None and current.is_segmented and not editor.model.masks["object"].is_empty
     assert iou(editor, views.elsewhere, 0, [1]) > 0.9
     editor.undo()
-    assert editor.state.objects[0].evidence is None
+    assert not editor.state.objects[0].is_segmented
+
+
+def test_segmenting_fits_the_field_and_a_click_goes_back_to_averages(editor: Editor, views: ViewsOfBalls):
+    click(editor, views, 1)
+    assert editor.model.masks["object"].logits is None
+    list(editor.segment())
+    fitted = editor.model.masks["object"]
+    assert fitted.logits is not None and iou(editor, views.elsewhere, 0, [1]) > 0.9
+    click(editor, views, 2, view=1)
+    assert editor.model.masks["object"].logits is None
+    editor.undo()
+    assert editor.model.masks["object"] is fitted
+    editor.redo()
+    list(editor.segment())
+    assert editor.model.masks["object"].logits is not None
 
 
 def test_objects_have_names_colors_and_masks_of_their_own(editor: Editor, views: ViewsOfBalls):

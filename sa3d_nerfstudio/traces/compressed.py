@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sa3d_nerfstudio.fields import trilinear
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.gpu_memory import LIFTED, reclaim_from, with_smaller_chunks
 from sa3d_nerfstudio.traces.nerf import WeightedSamples
 
 ATOMS = 10
@@ -23,6 +24,16 @@ NEAREST = 1e-6
 
 class NotOnRays(ValueError):
     """The samples of a model do not lie on its rays, so that distances along these do not say where they are."""
+
+
+def rotated(vectors: Float[Tensor, "num 3"], matrix: Float[Tensor, "3 3"]) -> Float[Tensor, "num 3"]:
+    """A matrix times each of some vectors, in full precision.
+
+    A product of matrices on CUDA may be one of 10 bits (TF32), as some containers set it: half a pixel of an image of
+    a thousand.
+    """
+    x, y, z = (vectors[:, axis, None] for axis in range(3))
+    return torch.addcmul(torch.addcmul(x * matrix[:, 0], y, matrix[:, 1]), z, matrix[:, 2])
 
 
 def pixel_angle(directions: Float[Tensor, "height width 3"]) -> float:
@@ -91,8 +102,8 @@ def atoms_of(
 
 LEVELS = 255
 """A ray's weight is dealt out to its atoms in so many parts."""
-CPU_RAYS, CUDA_RAYS = 8192, 1 << 19
-"""Rays that are worked on at a time: on a CPU as many as its caches hold."""
+CPU_RAYS = 8192
+"""Rays that are worked on at a time on a CPU: as many as its caches hold."""
 
 LENSES = 8
 """Lenses whose directions views may share. Where each view has its own, nothing is shared and much is searched."""
@@ -135,8 +146,8 @@ class ViewRays:
                 added, if there are not too many.
         """
         rotation = rotation.to(directions)
-        local = directions @ rotation
-        if not torch.allclose(local @ rotation.T, directions, atol=1e-5):
+        local = rotated(directions, rotation.T)
+        if not torch.allclose(rotated(local, rotation), directions, atol=1e-5):
             rotation, local = torch.eye(3).to(directions), directions
         if torch.equal(origins, origins[:1].expand_as(origins)):
             origins = origins[:1].clone()
@@ -157,7 +168,7 @@ class ViewRays:
 
     def directions_of(self, part: Part) -> Float[Tensor, "num_rays 3"]:
         """Where some of the rays go."""
-        return self.local[part] @ self.rotation.T
+        return rotated(self.local[part], self.rotation)
 
     @property
     def num_bytes(self) -> int:
@@ -295,6 +306,11 @@ class CompressedTrace:
         self, field: MaskGrid, values: Float[Tensor, "num_cells channels"]
     ) -> Float[Tensor, "num_rays channels"]:
         """``A x``: read the grid at the atoms, add up along the rays."""
+        return with_smaller_chunks(LIFTED, lambda: self._render(field, values))
+
+    def _render(
+        self, field: MaskGrid, values: Float[Tensor, "num_cells channels"]
+    ) -> Float[Tensor, "num_rays channels"]:
         channels = [channel.contiguous() for channel in values.unbind(-1)]
         told = [trilinear.single_valued(channel, field.resolution) for channel in channels]
         out = values.new_zeros(values.shape[1], len(self.coverage))
@@ -308,6 +324,11 @@ class CompressedTrace:
         self, field: MaskGrid, image: Float[Tensor, "num_rays channels"]
     ) -> Float[Tensor, "num_cells channels"]:
         """``Aᵀ y``: spread rays over their atoms, and those over the grid. Rays that are 0 cost nothing."""
+        return with_smaller_chunks(LIFTED, lambda: self._backproject(field, image))
+
+    def _backproject(
+        self, field: MaskGrid, image: Float[Tensor, "num_rays channels"]
+    ) -> Float[Tensor, "num_cells channels"]:
         channels = []
         for channel in image.unbind(-1):
             out = image.new_zeros(field.num_cells)
@@ -354,13 +375,13 @@ class CompressedTrace:
     def _located(self, field: MaskGrid, part: Part) -> tuple[Tensor, trilinear.Fractions]:
         distances = self._decoded(self.distances[:, part])
         offset = (self.rays.origins_of(part) - field.center) / field.half_extent
-        slope = (self.rays.rotation / field.half_extent[:, None]) @ self.rays.local[part].T
-        x, y, z = (torch.addcmul(offset[:, axis], slope[axis], distances) for axis in range(3))
+        slope = rotated(self.rays.local[part], self.rays.rotation / field.half_extent[:, None])
+        x, y, z = (torch.addcmul(offset[:, axis], slope[:, axis].contiguous(), distances) for axis in range(3))
         return field.located(x, y, z)
 
     def _along(self, field: MaskGrid, rays: Tensor | None) -> Iterator[Located]:
         """The atoms of some rays, or of all, in a grid; some at a time."""
-        step = CUDA_RAYS if self.coverage.device.type == "cuda" else CPU_RAYS
+        step = LIFTED.eval_num_rays_per_chunk if self.coverage.device.type == "cuda" else CPU_RAYS
         total = len(self.coverage) if rays is None else len(rays)
         for start in range(0, total, step):
             part = slice(start, min(start + step, total))
@@ -388,6 +409,20 @@ class CompressedTrace:
 
 _newest: tuple[weakref.ref[CompressedTrace], tuple[float, ...], list[Located]] | None = None
 """The trace that was worked on last, the place of the grid, and its atoms there."""
+
+
+class _Remembered:
+    """What is remembered, to be asked for its memory."""
+
+    def reclaim(self) -> int:
+        """Let go of it; how many bytes it was."""
+        held = [] if _newest is None else [part for located in _newest[2] for part in (*located[1:3], *located[3])]
+        forget()
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+_REMEMBERED = _Remembered()
+reclaim_from(_REMEMBERED)
 
 
 def forget() -> None:

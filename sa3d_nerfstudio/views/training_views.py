@@ -26,6 +26,8 @@ CAMERA_PARTS = (
     *("distortion_params", "camera_type", "times", "metadata"),
 )
 """All that nerfstudio's cameras are made of."""
+PHOTOS_AHEAD = 4
+"""Photos that are held, having been read ahead; those of views that were passed over go first."""
 
 Kept = TypeVar("Kept")
 
@@ -66,6 +68,7 @@ class TrainingViews:
         self._keys: dict[int, str] = {}
         self._known_sizes: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
         self._directions: list[Tensor] = []
+        self._photos: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.filenames)
@@ -77,7 +80,8 @@ class TrainingViews:
         if side <= self.long_side:
             return self
         views = copy.copy(self)
-        views.long_side, views._keys, views._known_sizes, views._directions = side, {}, {}, []
+        views.long_side, views._keys, views._known_sizes = side, {}, {}
+        views._directions, views._photos = [], {}
         return views
 
     @property
@@ -130,9 +134,18 @@ class TrainingViews:
             SA3DError: The photo cannot be read.
         """
         self.known_trace(view)
-        key = f"photo-{self.key(view)}"
-        if picture and self.photo is not None and self.cache.get(key) is None:
-            self.cache.put(key, self.photo(view))
+        if picture and self.photo is not None and view not in self._photos:
+            self._photos[view] = self.photo(view)
+            for other in list(self._photos)[:-PHOTOS_AHEAD]:
+                self._photos.pop(other, None)
+
+    def begin_pass(self) -> None:
+        """Told that all views are about to be visited in turn."""
+        self.cache.begin_pass()
+
+    def end_pass(self) -> None:
+        """Told that they have been."""
+        self.cache.end_pass()
 
     def key(self, view: int) -> str:
         """Stands for the view's camera at the working size."""
@@ -165,9 +178,7 @@ class TrainingViews:
         """
         if self.photo is None:
             return self.trace(view).rgb
-        key = f"photo-{self.key(view)}"
-        preloaded = self.cache.get(key)
-        self.cache.drop(key)
+        preloaded = self._photos.pop(view, None)
         photo = self.photo(view) if preloaded is None else preloaded
         full, render = self._sizes(view)
         photo = photo.to(self.model.device, torch.float32)
@@ -214,7 +225,9 @@ def learnt_poses(model: MaskOutputs, cameras: Cameras) -> Cameras:
     moved = optimizer.get_correction_matrices().to(cameras.camera_to_worlds)
     given = cameras.camera_to_worlds
     # As nerfstudio's optimiser moves rays: directions are turned, and origins shifted, in the world.
-    poses = torch.cat([moved[:, :, :3] @ given[:, :, :3], given[:, :, 3:] + moved[:, :, 3:]], dim=-1)
+    # Turned without a product of matrices, which CUDA may be set to do in 10 bits.
+    turned = (moved[:, :, :3, None] * given[:, None, :, :3]).sum(2)
+    poses = torch.cat([turned, given[:, :, 3:] + moved[:, :, 3:]], dim=-1)
     if torch.equal(poses, given):
         return cameras
     cameras = copy.copy(cameras)

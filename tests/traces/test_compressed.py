@@ -246,3 +246,25 @@ def test_views_of_one_lens_share_their_directions_and_others_count_their_own():
     assert views[0].local is views[1].local
     assert len(known) == packed.LENSES
     assert [rays.num_bytes for rays in views] == [0] * 9 + [6 * 8 * 3 * 4] * 2
+
+
+def test_rays_are_those_of_full_precision_whatever_products_of_matrices_are(monkeypatch: pytest.MonkeyPatch):
+    """As in containers that allow TF32, where products of matrices have 10 bits."""
+    model, view = masked(small_model("nerfacto")), camera(12, 16)
+    view.camera_to_worlds[0, :, :3] = torch.linalg.qr(torch.rand(3, 3, generator=torch.Generator().manual_seed(0)))[0]
+    trace = model.compressed_view(view)
+    assert isinstance(trace, CompressedTrace)
+    expected, field = trace.rays.directions_of(slice(None)), MaskGrid(16)
+    image = torch.rand(192, 1)
+    lifted = trace.backproject(field, image)
+    packed.forget()
+    product = torch.Tensor.__matmul__
+
+    def tf32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return product(*(x.half().to(x) if x.dtype == torch.float32 else x for x in (a, b)))
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", tf32)
+    rays = camera_rays(view)
+    assert torch.allclose(rays.directions_of(slice(None)), expected, atol=1e-6)
+    assert torch.allclose(trace.rays.directions_of(slice(None)), expected, atol=1e-6)
+    assert torch.allclose(trace.backproject(field, image), lifted, atol=1e-5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Union
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sa3d_nerfstudio.fields import trilinear
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
-from sa3d_nerfstudio.gpu_memory import LIFTED, reclaim_from, with_smaller_chunks
+from sa3d_nerfstudio.gpu_memory import LIFTED, free_bytes, reclaim_from, with_smaller_chunks
 from sa3d_nerfstudio.traces.nerf import WeightedSamples
 
 ATOMS = 10
@@ -109,6 +109,8 @@ LENSES = 8
 """Lenses whose directions views may share. Where each view has its own, nothing is shared and much is searched."""
 REMEMBERED = 1 << 24
 """Atoms of a view whose places in a grid are remembered, at most."""
+SHARE_OF_EVERY_RAY = 0.1
+"""Of the memory that is free, what may be kept of all rays of views in grids."""
 
 Part = Union[slice, Tensor]
 Located = tuple[Part, Tensor, Tensor, trilinear.Fractions]
@@ -315,9 +317,9 @@ class CompressedTrace:
         told = [trilinear.single_valued(channel, field.resolution) for channel in channels]
         out = values.new_zeros(values.shape[1], len(self.coverage))
         for part, weights, index, fractions in self._everywhere(field):
-            for number, channel in enumerate(channels):
-                sums = trilinear.read_sums(channel, told[number], weights, index, fractions, field.resolution)
-                out[number, part] = sums
+            sums = trilinear.read_sums(channels, told, weights, index, fractions, field.resolution)
+            for number, total in enumerate(sums):
+                out[number, part] = total
         return out.T
 
     def backproject(
@@ -343,7 +345,16 @@ class CompressedTrace:
 
     def rows(self, field: MaskGrid, rays: Int[Tensor, " num_rows"]) -> AtomRows:
         """The rows of ``A`` of some rays: where their atoms lie in the grid, some 200 to 300 bytes a ray."""
-        return AtomRows([located[1:] for located in self._along(field, rays)], field.resolution)
+        return with_smaller_chunks(
+            LIFTED, lambda: AtomRows([located[1:] for located in self._along(field, rays)], field.resolution)
+        )
+
+    def backproject_all(self, field: MaskGrid) -> Float[Tensor, " num_cells"]:
+        """``Aᵀ 1``: how much of all rays each cell has; kept for as long as the field's cells are where they are."""
+        place = field.placement()
+        return _EVERY_RAY.get(
+            self, place, lambda: self.backproject(field, self.accumulation.new_ones(len(self.depths), 1))[:, 0]
+        )
 
     # How it is kept.
 
@@ -391,7 +402,7 @@ class CompressedTrace:
     def _everywhere(self, field: MaskGrid) -> Iterator[Located]:
         """The atoms of all rays in a grid, remembered if asked for last: a view is rendered, and then lifted."""
         global _newest  # noqa: PLW0603
-        place = (*field.center.tolist(), *field.half_extent.tolist(), field.resolution)
+        place = field.placement()
         newest = _newest
         if newest is not None and newest[0]() is self and newest[1] == place:
             yield from newest[2]
@@ -421,8 +432,42 @@ class _Remembered:
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
-_REMEMBERED = _Remembered()
-reclaim_from(_REMEMBERED)
+class _EveryRay:
+    """``Aᵀ 1`` of traces, by the place of a grid; no more than a share of the memory that is free."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[weakref.ref[CompressedTrace], tuple[float, ...], Tensor]] = {}
+        self._budget: int | None = None
+
+    def get(self, trace: CompressedTrace, place: tuple[float, ...], compute: Callable[[], Tensor]) -> Tensor:
+        """What is kept, or is computed; it is kept where there is room when those of other places have left."""
+        kept = self._kept.get(id(trace))
+        if kept is not None and kept[0]() is trace and kept[1] == place:
+            return kept[2]
+        self._kept.pop(id(trace), None)
+        value = compute()
+        if self._budget is None:
+            self._budget = int((free_bytes(value.device) or 0) * SHARE_OF_EVERY_RAY)
+        if self.num_bytes + value.numel() * 4 > self._budget:
+            self._kept = {key: kept for key, kept in self._kept.items() if kept[0]() is not None and kept[1] == place}
+        if self.num_bytes + value.numel() * 4 <= self._budget:
+            self._kept[id(trace)] = (weakref.ref(trace), place, value)
+        return value
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(value.numel() * value.element_size() for _, _, value in self._kept.values())
+
+    def reclaim(self) -> int:
+        """Let go of it all, and keep none from now on; how many bytes it was."""
+        num_bytes, self._kept, self._budget = self.num_bytes, {}, 0
+        return num_bytes
+
+
+_REMEMBERED, _EVERY_RAY = _Remembered(), _EveryRay()
+for _holder in (_REMEMBERED, _EVERY_RAY):
+    reclaim_from(_holder)
 
 
 def forget() -> None:

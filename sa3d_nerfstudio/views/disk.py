@@ -116,4 +116,3 @@ def _entries(folder: Path) -> list[tuple[Path, int, float]]:
 
 def _folders(entries: list[tuple[Path, int, float]]) -> set[Path]:
     return {path.parent for path, _, _ in entries}
-

@@ -75,9 +75,6 @@ class Traces:
     def begin_pass(self) -> None:
         """All of it stays there."""
 
-    def end_pass(self) -> None:
-        """All of it stays there."""
-
 
 def packed(trace: NerfViewTrace, count: int) -> CompressedTrace:
     """A plain trace in so many atoms a ray."""

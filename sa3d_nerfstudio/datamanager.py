@@ -208,7 +208,10 @@ class FrozenImages(Filtered):
     _undistorted: dict[str, Cameras] | None = None
 
     def setup_train(self) -> None:
-        """Nothing: no images, no processes (which nerfstudio's main branch starts for images that it keeps on disk)."""
+        """No images, no processes, which nerfstudio's main branch starts for images that it keeps on disk."""
+        base = super().setup_train
+        if getattr(base, "__func__", None) is not FullImageDatamanager.setup_train:
+            base()
 
     def training_cameras(self) -> Cameras:
         """The cameras that the model was trained with: those of the images without their distortion."""

@@ -52,8 +52,8 @@ _SAID: set[str] = set()
 class _Limits:
     """What has been found out about chunks or batches."""
 
-    fits: int = 0
-    """The largest that has fitted."""
+    at_first: int = 0
+    """The chunk before any was raised."""
     too_large: int = 1 << 62
     """The smallest that has not, or must not be tried."""
 
@@ -140,7 +140,7 @@ def map_chunks(config: Any, num_rays: int, function: Callable[[slice], Result], 
 def _raise_chunk(config: Any) -> None:
     """A whole chunk has fitted: try twice as many rays, unless so many have failed."""
     limits, rays = _limits(config), config.eval_num_rays_per_chunk
-    limits.fits = max(limits.fits, rays)
+    limits.at_first = limits.at_first or rays
     if 2 * rays < min(limits.too_large, MOST_RAYS + 1):
         config.eval_num_rays_per_chunk = 2 * rays
 
@@ -148,7 +148,7 @@ def _raise_chunk(config: Any) -> None:
 def with_smaller_chunks(config: Any, attempt: Callable[[], Result]) -> Result:
     """Call a function that reads ``config.eval_num_rays_per_chunk``, halved each time memory runs out.
 
-    Caches shrink first, but for a chunk that has been raised to a size at which none has fitted before.
+    Caches shrink first, but for a chunk that has been raised.
 
     Raises:
         SA3DError: Not even the smallest chunk fits.
@@ -162,7 +162,7 @@ def with_smaller_chunks(config: Any, attempt: Callable[[], Result]) -> Result:
             failed = error.with_traceback(None)
         # Not in the handler, where the traceback still holds the tensors that did not fit.
         limits, rays = _limits(config), config.eval_num_rays_per_chunk
-        raised = 0 < limits.fits < rays
+        raised = 0 < limits.at_first < rays
         if not raised and reclaim():
             continue
         if torch.cuda.is_available():
@@ -173,7 +173,6 @@ def with_smaller_chunks(config: Any, attempt: Callable[[], Result]) -> Result:
                 "--machine.device-type cpu."
             ) from failed
         limits.too_large = min(limits.too_large, rays)
-        limits.fits = min(limits.fits, rays // 2)
         config.eval_num_rays_per_chunk = max(FEWEST_RAYS, rays // 2)
         if not raised:
             CONSOLE.print(

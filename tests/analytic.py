@@ -106,9 +106,6 @@ class BallViews:
     def begin_pass(self) -> None:
         self.passes += 1
 
-    def end_pass(self) -> None:
-        pass
-
     def _cast(self, view: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         pose = self.poses[view]
         y, x = torch.meshgrid(torch.arange(self.height) + 0.5, torch.arange(self.width) + 0.5, indexing="ij")

@@ -213,7 +213,9 @@ def test_views_are_lifted_and_packed_in_little_memory(step: str, cache: Cache, m
         "pack": trace.depth,
     }
     forget()
-    torn = {"render": (trilinear, "read_sums"), "backproject": (trilinear, "add"), "pack": (torch, "cat")}[step]
+    torn = {"render": (trilinear, "read_sums"), "backproject": (trilinear, "add"), "pack": (CompressedTrace, "pack")}[
+        step
+    ]
     original = getattr(*torn)
 
     def once(*args: Any, **kwargs: Any) -> Any:

@@ -167,11 +167,8 @@ class MaskPredictor:
     def prefetching(self) -> Iterator[Prefetcher]:
         """Get views ready on another thread, as they come, for as long as this lasts."""
         self._views.training.begin_pass()
-        try:
-            with Prefetcher(self._preload, max(2, self.batch)) as self._ahead:
-                yield self._ahead
-        finally:
-            self._views.training.end_pass()
+        with Prefetcher(self._preload, max(2, self.batch)) as self._ahead:
+            yield self._ahead
 
     def _preload(self, view: int) -> None:
         self._views.training.preload(view, picture=view not in self._embeddings)

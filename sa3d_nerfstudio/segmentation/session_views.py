@@ -56,10 +56,6 @@ class Views(Protocol):
         """Told that all views are about to be visited in turn, so that it can be seen to what is kept of them."""
         ...
 
-    def end_pass(self) -> None:
-        """Told that they have been."""
-        ...
-
 
 @dataclass
 class FreeView:

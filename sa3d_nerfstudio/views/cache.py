@@ -7,14 +7,14 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.gpu_memory import free_bytes, reclaim_from
+from sa3d_nerfstudio.gpu_memory import free_bytes, reclaim_from, within_memory
 from sa3d_nerfstudio.segmenters.base import Segmenter, StorableSegmenter
 from sa3d_nerfstudio.terminal import say
 from sa3d_nerfstudio.views.disk import DiskStore
@@ -30,6 +30,7 @@ IN_USE = 12
 _NUMBERS = itertools.count()
 """For segmenters that cannot be told by their weights."""
 
+Value = TypeVar("Value")
 Stored = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 
 
@@ -57,6 +58,11 @@ def size_of(value: Any) -> int:
     return 64
 
 
+def restored(make: Callable[[], Value]) -> Value:
+    """What has been read from disk, brought to where it is needed."""
+    return within_memory(make, "keep less in it (--pipeline.cache-gb), or close other programs that use it")
+
+
 @dataclasses.dataclass
 class _Entry:
     value: Any
@@ -70,10 +76,10 @@ class _Entry:
 class ViewCache:
     """Values by key. When the budget is exceeded some leave: to disk if they can, else for good.
 
-    While views are visited in passes, one after another, whatever has been used least lately is what is needed next,
-    and room for all views but one would be worth nothing. So in a pass the latest leave first (those in use apart),
-    and as many views as there is room for stay from pass to pass. What no pass has used lately, and between passes
-    whatever has been used least lately, leaves before.
+    Where views are visited in passes, one after another, whatever has been used least lately is what is needed next,
+    and room for all views but one would be worth nothing. So there the latest leave first (those in use apart), and as
+    many views as there is room for stay from pass to pass; but what the last two passes have not used leaves before.
+    Until there is a pass, whatever has been used least lately leaves.
 
     Args:
         budget: Bytes that values may take together. The newest is kept however large it is.
@@ -89,7 +95,6 @@ class ViewCache:
         """How many values have been computed, instead of being found."""
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._pass = 0
-        self._in_pass = False
         self._lock = threading.RLock()
         reclaim_from(self)
 
@@ -97,12 +102,6 @@ class ViewCache:
         """From now on, views are visited in turn, each once."""
         with self._lock:
             self._pass += 1
-            self._in_pass = True
-
-    def end_pass(self) -> None:
-        """From now on, they are not."""
-        with self._lock:
-            self._in_pass = False
 
     def get(self, key: str, restore: Callable[[dict[str, Tensor], dict[str, Any]], Any] | None = None) -> Any | None:
         """A value that is in memory, or on disk; None if there is none.
@@ -159,7 +158,7 @@ class ViewCache:
         """Which value is to leave; never the newest."""
         keys = list(self._entries)
         oldest = keys[0]
-        if not self._in_pass or self._entries[oldest].number_of_pass < self._pass - 1:
+        if not self._pass or self._entries[oldest].number_of_pass < self._pass - 1:
             return oldest
         in_use = min(IN_USE, len(keys) // 2)
         return keys[-1 - max(in_use, 1)]
@@ -218,7 +217,7 @@ class Embeddings(MutableMapping):
 
     def __getitem__(self, view: int | str) -> Any:
         storable = self._segmenter if isinstance(view, int) else None
-        restore = None if storable is None else (lambda tensors, _: storable.from_tensors(tensors))
+        restore = None if storable is None else (lambda tensors, _: restored(lambda: storable.from_tensors(tensors)))
         value = self._cache.get(self._key(view), restore)
         if value is None:
             raise KeyError(view)

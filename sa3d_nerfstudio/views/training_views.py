@@ -18,7 +18,7 @@ from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.models.rays import camera_rays
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.compressed import CompressedTrace
-from sa3d_nerfstudio.views.cache import ViewCache, default_budget
+from sa3d_nerfstudio.views.cache import ViewCache, default_budget, restored
 from sa3d_nerfstudio.views.names import find_view
 
 CAMERA_PARTS = (
@@ -143,10 +143,6 @@ class TrainingViews:
         """Told that all views are about to be visited in turn."""
         self.cache.begin_pass()
 
-    def end_pass(self) -> None:
-        """Told that they have been."""
-        self.cache.end_pass()
-
     def key(self, view: int) -> str:
         """Stands for the view's camera at the working size."""
         if view not in self._keys:
@@ -162,7 +158,7 @@ class TrainingViews:
         return digest([self.key(view), self.name(view), state.st_size, state.st_mtime_ns, side])
 
     def _restored(self, view: int, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> CompressedTrace:
-        tensors = {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
+        tensors = restored(lambda: {name: tensor.to(self.model.device) for name, tensor in tensors.items()})
         return CompressedTrace.restored(tensors, numbers, camera_rays(self.camera(view), self._directions))
 
     def look(self, camera: Cameras) -> ViewTrace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -186,6 +187,7 @@ def test_all_objects_are_rendered_in_one_rasterisation(monkeypatch: pytest.Monke
     calls = 0
     original = rasterizer.rasterization
 
+    @functools.wraps(original)
     def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1

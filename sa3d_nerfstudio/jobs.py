@@ -89,9 +89,9 @@ SAVING_SHARE = 0.05
 """Share of the time that saving may take: where a checkpoint is large, several objects are finished between two."""
 
 
-def scene_digest(config: SA3DPipelineConfig) -> str:
-    """What a scene is taken apart by, all settings but the bounds, as a checksum."""
-    settings = job_digest(ObjectPrompts("everything"), config)
+def scene_digest(config: SA3DPipelineConfig, working_size: int) -> str:
+    """What a scene is taken apart by, all settings but the bounds, as a checksum; see :func:`job_digest`."""
+    settings = job_digest(ObjectPrompts("everything"), config, working_size)
     return digest([settings, config.everything_views, config.everything_min_share])
 
 
@@ -108,7 +108,7 @@ class SceneJob:
 
     def __init__(self, pipeline: SA3DPipeline) -> None:
         self.pipeline = pipeline
-        self.digest = scene_digest(pipeline.config)
+        self.digest = scene_digest(pipeline.config, pipeline.views.long_side)
 
     @property
     def masks(self) -> MaskObjects:

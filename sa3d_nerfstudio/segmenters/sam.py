@@ -11,12 +11,8 @@ from functools import cached_property, partial
 
 import numpy as np
 import torch
-<<<<<<< HEAD
-from jaxtyping import Float
-=======
 from jaxtyping import Float
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
->>>>>>> everything
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
@@ -24,11 +20,8 @@ from torch import Tensor
 from sa3d_nerfstudio.files import digest, to_bytes
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage, SegmenterOptions, check_prompt
-<<<<<<< HEAD
 from sa3d_nerfstudio.segmenters.precision import encoded, encoder_dtype, halved
-=======
 from sa3d_nerfstudio.segmenters.proposals import no_proposals
->>>>>>> everything
 from sa3d_nerfstudio.segmenters.weights import find_checkpoint, load_sam
 
 MAX_LOGIT = 8.0
@@ -157,10 +150,6 @@ class SamSegmenter:
         return low_res_logits(prompt.prior, self.model.prompt_encoder.mask_input_size[0])[None].to(self.model.device)
 
 
-<<<<<<< HEAD
-def fingerprint_of(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> str:
-    """Stands for a network's weights, the beginning of each tensor and its sum, and for the encoder's precision."""
-=======
 class _EmbeddedPredictor(SamPredictor):
     """A predictor whose image has been embedded before."""
 
@@ -176,9 +165,8 @@ class _EmbeddedPredictor(SamPredictor):
         self.is_image_set = True
 
 
-def fingerprint_of(model: torch.nn.Module) -> str:
-    """Stands for a network's weights: the beginning of each tensor, and its sum."""
->>>>>>> everything
+def fingerprint_of(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> str:
+    """Stands for a network's weights, the beginning of each tensor and its sum, and for the encoder's precision."""
     state = model.state_dict()
     parts = [(name, state[name].reshape(-1)[:256], float(state[name].double().sum())) for name in sorted(state)]
     return digest([str(dtype), *(each for part in parts for each in part)])

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sa3d_nerfstudio.fields.mask_grid import FAR_LOGIT, MaskGrid
-from sa3d_nerfstudio.segmentation.likelihood import MaskedView, MaskLikelihood
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
+from sa3d_nerfstudio.segmentation.likelihood import MaskedView, MaskLikelihood
 from sa3d_nerfstudio.segmentation.mask_depth import pixel_spacing, surface_of
 from sa3d_nerfstudio.traces import compressed
 from sa3d_nerfstudio.traces.base import render_probability
-from tests.traces.test_compressed import pack
 from tests.analytic import BALLS, BallViews
+from tests.traces.test_compressed import pack
 
 VIEWS = BallViews(height=36, width=48, noise=0.03)
 TRACES = [pack(VIEWS.trace(view)) for view in range(len(VIEWS))]

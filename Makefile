@@ -11,7 +11,7 @@ ARGS :=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test
+.PHONY: demo test test-main
 
 demo: $(VENV)/.installed
 	$(BIN)/sa3d demo $(ARGS)
@@ -24,6 +24,17 @@ test: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+# The same tests with nerfstudio's main branch, from a folder that holds it: make test-main NERFSTUDIO=../nerfstudio. It
+# pins other versions than the release does, so it gets an environment of its own.
+test-main: export OMP_NUM_THREADS ?= 1
+test-main:
+	@test -f "$(NERFSTUDIO)/pyproject.toml" || \
+		{ echo "name the folder of nerfstudio's main branch: make test-main NERFSTUDIO=FOLDER" >&2; exit 2; }
+	$(MAKE) VENV=.venv-main .venv-main/.installed
+	.venv-main/bin/python -m pip install --editable "$(NERFSTUDIO)"
+	.venv-main/bin/python -m pip install --editable '.[dev]'
+	.venv-main/bin/pytest --numprocesses 2 --dist loadfile
 
 # Installed anew when the dependencies change. Where ensurepip is not installed, the machine's own pip fills the
 # environment.

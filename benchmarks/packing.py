@@ -72,6 +72,9 @@ class Traces:
     def preload(self, view: int, picture: bool) -> None:
         """All of it is in memory."""
 
+    def begin_pass(self) -> None:
+        """All of it stays there."""
+
 
 def packed(trace: NerfViewTrace, count: int) -> CompressedTrace:
     """A plain trace in so many atoms a ray."""

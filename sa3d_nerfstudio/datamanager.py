@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.datamanagers import full_images_datamanager
 from nerfstudio.data.datamanagers.base_datamanager import DataManager, VanillaDataManager
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager
 from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManager
@@ -19,7 +22,7 @@ from nerfstudio.data.datamanagers.random_cameras_datamanager import RandomCamera
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
 from nerfstudio.model_components.ray_generators import RayGenerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.object_pixels import PixelCells, RayFilter
@@ -155,9 +158,14 @@ class FrozenRays(Filtered):
         if name in _MADE_BY_SETUP_EVAL and self.__dict__.get("_eval_is_pending"):
             self._eval_is_pending = False
             super().setup_eval()
-            self.to(self.device)
+            # A module is one of torch's up to nerfstudio 1.1.5; on its main branch a data manager only has some.
+            for module in self.modules() if isinstance(self, nn.Module) else vars(self).values():
+                if isinstance(module, nn.Module) and module is not self:
+                    module.to(self.device)
             return getattr(self, name)
-        return super().__getattr__(name)
+        if isinstance(self, nn.Module):
+            return super().__getattr__(name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
         """Random rays of the training cameras.
@@ -197,30 +205,50 @@ class FrozenRays(Filtered):
 class FrozenImages(Filtered):
     """To be mixed into a data manager of full images."""
 
-    cached_train: Any
+    _undistorted: dict[str, Cameras] | None = None
+
+    def setup_train(self) -> None:
+        """No images, no processes, which nerfstudio's main branch starts for images that it keeps on disk."""
+        base = super().setup_train
+        if getattr(base, "__func__", None) is not FullImageDatamanager.setup_train:
+            base()
 
     def training_cameras(self) -> Cameras:
-        """The cameras that the model was trained with: those of the images without their distortion.
+        """The cameras that the model was trained with: those of the images without their distortion."""
+        return self.undistorted_cameras("train")
 
-        nerfstudio takes the distortion out when it loads the images, and writes what comes of it into the data set's
-        cameras, once. So the images are loaded, and kept, if there is any distortion.
+    def undistorted_cameras(self, split: Literal["train", "eval"]) -> Cameras:
+        """The cameras of the images of a split as the model renders them, without distortion.
+
+        nerfstudio takes the distortion out when it loads all images, keeps these, and writes what comes of it into the
+        data set's cameras. Here it is told what comes of it, a camera at a time, and no image is loaded.
         """
-        assert self.train_dataset is not None
-        distortion = self.train_dataset.cameras.distortion_params
-        if distortion is not None and bool((distortion != 0).any()):
-            try:
-                _ = self.cached_train
-            except OSError as error:
-                raise SA3DError(f"a training image cannot be read ({one_line(error)}): restore it.") from error
-        return self.train_dataset.cameras
+        dataset = self.train_dataset if split == "train" else self.eval_dataset
+        assert dataset is not None
+        if not _is_distorted(dataset.cameras) or f"cached_{split}" in vars(self):
+            return dataset.cameras
+        if self._undistorted is None:
+            self._undistorted = {}
+        if split not in self._undistorted:
+            cameras = copy.deepcopy(dataset.cameras)
+            for index in range(len(cameras)):
+                size = int(cameras.height[index]), int(cameras.width[index])
+                matrix, image = _undistort(dataset.cameras, index, np.zeros((*size, 3), dtype=np.uint8))
+                cameras.fx[index], cameras.fy[index] = float(matrix[0, 0]), float(matrix[1, 1])
+                cameras.cx[index], cameras.cy[index] = float(matrix[0, 2]), float(matrix[1, 2])
+                cameras.height[index], cameras.width[index] = image.shape[:2]
+            self._undistorted[split] = cameras
+        return self._undistorted[split]
 
     def training_photo(self, index: int) -> Float[Tensor, "height width 3"]:
         """As in the base class, but without the distortion that the cameras have not either."""
+        photo = super().training_photo(index)
         assert self.train_dataset is not None
-        distortion = self.train_dataset.cameras.distortion_params
-        if distortion is not None and bool((distortion != 0).any()):
-            return as_colours(self.cached_train[index]["image"])
-        return super().training_photo(index)
+        if not _is_distorted(self.train_dataset.cameras):
+            return photo
+        if "cached_train" in vars(self):  # by a tool of nerfstudio's; the data set's cameras have changed with it
+            return as_colours(vars(self)["cached_train"][index]["image"])
+        return torch.from_numpy(_undistort(self.train_dataset.cameras, index, photo.numpy())[1])
 
     def get_train_rays_per_batch(self) -> int:
         """Pixels of a training image, told without loading the images."""
@@ -269,6 +297,21 @@ class FrozenRandomCameras(FrozenRays):
 
     def _rays_per_batch(self) -> int:
         return self.config.train_resolution**2
+
+
+def _is_distorted(cameras: Cameras) -> bool:
+    return cameras.distortion_params is not None and bool((cameras.distortion_params != 0).any())
+
+
+def _undistort(cameras: Cameras, index: int, image: Any) -> tuple[Any, Any]:
+    """A camera's 3 x 3 matrix and its image, [height, width, channels], both without distortion, by nerfstudio."""
+    camera = cameras[index].reshape(())
+    matrix = camera.get_intrinsics_matrices().numpy()
+    if camera.distortion_params is None or not bool((camera.distortion_params != 0).any()):
+        return matrix, image
+    parameters = camera.distortion_params.numpy()
+    matrix, image, _ = full_images_datamanager._undistort_image(camera, parameters, {}, image, matrix)
+    return matrix, image
 
 
 def as_colours(image: Tensor) -> Float[Tensor, "height width 3"]:

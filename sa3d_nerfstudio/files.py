@@ -28,13 +28,14 @@ _CLEANED: set[tuple[int, Path]] = set()
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, sync: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the context ends without an error.
 
     Temporary files of killed processes in its folder are removed.
 
     Args:
         path: The file to write; its folder is made if need be.
+        sync: Whether to wait until it is on the disk, so that it is there even if the machine stops right afterwards.
 
     Raises:
         SA3DError: It cannot be written: no room, no permission, no such drive.
@@ -46,10 +47,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(path.parent)
             yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
+            if sync:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
             temporary.replace(path)
-            _sync_folder(path.parent)
+            if sync:
+                _sync_folder(path.parent)
         finally:
             if os.path.lexists(temporary):
                 temporary.unlink()

@@ -24,23 +24,26 @@ from sa3d_nerfstudio.terminal import say
 
 _NO_PART_OF_A_JOB = frozenset(
     {"_target", "datamanager", "model", "base", "prompt", "object_name", "object_background", "save_base", "redo"}
-    | {"cache_gb", "keep_cache", "cache_dir", "sam_download", "encode_batch"}
+    | {"cache_gb", "cache_disk_gb", "keep_cache", "cache_dir", "sam_download", "encode_batch"}
     | {"everything", "everything_views", "everything_min_share", "everything_max_objects", "everything_max_minutes"}
 )
 
 
-def job_digest(prompts: ObjectPrompts, config: SA3DPipelineConfig) -> str:
+def job_digest(prompts: ObjectPrompts, config: SA3DPipelineConfig, working_size: int) -> str:
     """Checksum of an object's prompts and of all settings: equal ones give equal objects.
 
     Args:
         prompts: The object's prompts.
         config: The settings.
+        working_size: Longer side of the images, which the settings may leave to the machine: an object that has been
+            segmented in the small images of a CPU is not what a GPU would make of it.
     """
     settings = {
         field.name: str(getattr(config, field.name))
         for field in dataclasses.fields(config)
         if field.name not in _NO_PART_OF_A_JOB
     }
+    settings["long_side"] = str(working_size)
     sums = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for view in sorted(prompts.views):
         prompt = prompts.views[view]
@@ -86,9 +89,9 @@ SAVING_SHARE = 0.05
 """Share of the time that saving may take: where a checkpoint is large, several objects are finished between two."""
 
 
-def scene_digest(config: SA3DPipelineConfig) -> str:
-    """What a scene is taken apart by, all settings but the bounds, as a checksum."""
-    settings = job_digest(ObjectPrompts("everything"), config)
+def scene_digest(config: SA3DPipelineConfig, working_size: int) -> str:
+    """What a scene is taken apart by, all settings but the bounds, as a checksum; see :func:`job_digest`."""
+    settings = job_digest(ObjectPrompts("everything"), config, working_size)
     return digest([settings, config.everything_views, config.everything_min_share])
 
 
@@ -105,7 +108,7 @@ class SceneJob:
 
     def __init__(self, pipeline: SA3DPipeline) -> None:
         self.pipeline = pipeline
-        self.digest = scene_digest(pipeline.config)
+        self.digest = scene_digest(pipeline.config, pipeline.views.long_side)
 
     @property
     def masks(self) -> MaskObjects:

@@ -49,6 +49,7 @@ CPU_RAYS_PER_CHUNK = 1024
 INSTANCE_CELLS = 64
 """Vertices along each axis of the grids by which instances in several views are matched."""
 
+ONE_DEVICE = "sa3d uses one device: leave out --machine.num-devices and --machine.num-machines."
 MOVING = "the scene changes with time, and a mask holds for one moment only: give --load-dir a run of a still scene."
 
 
@@ -107,9 +108,11 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     """Longer side of the images in which views are segmented; by default 1008 on CUDA and 160 on a CPU, and up to twice
     that for objects that would cover less than a tenth of it, as far as the training images are larger."""
     cache_gb: float | None = None
-    """Memory for renders and embeddings of views, in GB; by default a quarter of the GPU's, or of the machine's."""
+    """Memory for renders and embeddings of views, in GB; by default half of what is free on the GPU, or the machine."""
     keep_cache: bool = True
     """Keep renders and embeddings of views on disk for the next run, once one is saved or when memory is short."""
+    cache_disk_gb: float = 50.0
+    """Disk space for them, in GB, for all runs that keep them in one folder; those of other runs leave first."""
     cache_dir: Path | None = None
     """Folder to keep them in; by default the folder "cache" beside the runs of sa3d."""
     object_background: Literal["white", "black"] = "white"
@@ -151,7 +154,7 @@ class SA3DPipeline(VanillaPipeline):
         if config.base is None:
             raise SA3DError("there is no run to segment: give one with --load-dir outputs/SCENE/METHOD/TIME.")
         if world_size > 1:
-            raise SA3DError("sa3d uses one device: drop --machine.num-devices.")
+            raise SA3DError(ONE_DEVICE)
         if getattr(config.model, "enable_temporal_distortion", False):
             raise SA3DError(MOVING)
         # nerfstudio's tools put sa3d's own here, and ns-render dataset builds another data manager from it afterwards.
@@ -216,7 +219,9 @@ class SA3DPipeline(VanillaPipeline):
     def _make_cache(self) -> ViewCache:
         config = self.config
         folder = config.cache_dir or self.cache_folder
-        disk = DiskStore(lambda: folder / self.base_digest()) if folder is not None and config.keep_cache else None
+        disk = None
+        if folder is not None and config.keep_cache:
+            disk = DiskStore(lambda: folder / self.base_digest(), int(config.cache_disk_gb * 1e9))
         budget = default_budget(self.device) if config.cache_gb is None else int(config.cache_gb * 1e9)
         return ViewCache(budget, disk)
 

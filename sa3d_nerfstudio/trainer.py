@@ -27,7 +27,7 @@ from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
 from sa3d_nerfstudio.files import atomic_path, check_writable
 from sa3d_nerfstudio.jobs import job_digest, print_progress_so_far, run_scene_job, unfinished_run
 from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
-from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineConfig
+from sa3d_nerfstudio.pipeline import ONE_DEVICE, BaseReference, SA3DPipeline, SA3DPipelineConfig
 from sa3d_nerfstudio.segmentation.everything import SceneReport
 from sa3d_nerfstudio.segmentation.progress import print_report, run_with_progress
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
@@ -83,6 +83,8 @@ class SA3DTrainerConfig(TrainerConfig):
         Raises:
             SA3DError: There is no such run, or no CUDA device.
         """
+        if self.machine.num_devices * self.machine.num_machines > 1:
+            raise SA3DError(ONE_DEVICE)
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
             raise SA3DError("CUDA was asked for, but torch finds no CUDA device: use --machine.device-type cpu.")
         if self.load_dir is None:
@@ -163,7 +165,9 @@ class SA3DTrainer(Trainer):
 
     def restore(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build the pipeline and load the base run's checkpoint, or that of a sa3d run with its objects."""
-        self.pipeline = self.config.pipeline.setup(device=self.device, test_mode=test_mode)
+        self.pipeline = self.config.pipeline.setup(
+            device=self.device, test_mode=test_mode, world_size=self.world_size, local_rank=self.local_rank
+        )
         assert self.config.load_dir is not None
         loaded = load_checkpoint(self.config.load_dir / f"step-{self.config.load_step:09d}.ckpt")
         self.pipeline.load_pipeline(loaded["pipeline"], loaded["step"])
@@ -246,7 +250,8 @@ class SA3DTrainer(Trainer):
         """
         masks = self.pipeline.model.masks
         prompts = {prompted.name: prompted for prompted in self.pipeline.prompts_from_config()}
-        jobs = {name: job_digest(prompted, self.config.pipeline) for name, prompted in prompts.items()}
+        size = self.pipeline.views.long_side
+        jobs = {name: job_digest(prompted, self.config.pipeline, size) for name, prompted in prompts.items()}
         kept = [name for name in jobs if masks.finished.get(name) == jobs[name] and not self.config.pipeline.redo]
         sessions: dict[str, SegmentationSession] = {}
         todo = [name for name in prompts if name not in kept]

@@ -51,6 +51,7 @@ class BallViews:
         self.poses = torch.stack([_look_at_middle(2 * math.pi * i / count, distance) for i in range(count)])
         self.traced: list[int] = []
         self.preloaded: list[tuple[int, bool]] = []
+        self.passes = 0
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -101,6 +102,9 @@ class BallViews:
 
     def preload(self, view: int, picture: bool) -> None:
         self.preloaded.append((view, picture))
+
+    def begin_pass(self) -> None:
+        self.passes += 1
 
     def _cast(self, view: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         pose = self.poses[view]

@@ -323,6 +323,8 @@ def pretended_device(autograd: bool = False) -> Iterator[None]:
         "manual_seed": None,
         "manual_seed_all": None,
         "mem_get_info": (MEMORY // 2, MEMORY),
+        "memory_reserved": 0,
+        "memory_allocated": 0,
         "get_device_name": "a pretended device",
         "get_device_capability": (8, 0),
         "get_device_properties": SimpleNamespace(total_memory=MEMORY, name="a pretended device", major=8, minor=0),

@@ -24,7 +24,7 @@ from pathos.helpers import mp
 from PIL import Image
 from torch import Tensor
 
-from sa3d_nerfstudio.datamanager import frozen_datamanager
+from sa3d_nerfstudio.datamanager import as_colours, frozen_datamanager
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.object_pixels import RayFilter
 
@@ -418,6 +418,13 @@ def test_full_images_are_looked_at_as_they_were_trained_on(tmp_path: Path) -> No
         assert torch.equal(getattr(cameras, name), getattr(trained.train_dataset.cameras, name)), name
     # It is done once.
     assert torch.equal(frozen.training_cameras().fx, cameras.fx)
+    photo = as_colours(trained.cached_train[1]["image"].cpu())
+    assert torch.allclose(frozen.training_photo(1), photo, atol=1 / 255)
+    assert "cached_train" not in vars(frozen), "all images are kept"
+    # nerfstudio's own tools may load them all the same.
+    _ = frozen.cached_train
+    assert torch.equal(frozen.training_cameras().fx, cameras.fx)
+    assert torch.equal(frozen.training_photo(1).cpu(), photo)
 
 
 def test_undistorted_images_are_not_loaded_for_their_cameras(ring: Path) -> None:

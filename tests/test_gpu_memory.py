@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from nerfstudio.field_components.mlp import MLP
 
+from sa3d_nerfstudio import gpu_memory
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.gpu_memory import map_chunks, within_memory
+from sa3d_nerfstudio.fields import trilinear
+from sa3d_nerfstudio.gpu_memory import map_batches, map_chunks, reclaim_from, within_memory
+from sa3d_nerfstudio.traces.compressed import CompressedTrace, forget
 from tests.models.test_rays import ball
 from tests.small_models import camera, masked, small_model
 
@@ -58,8 +64,8 @@ def test_other_errors_are_not_taken_for_it():
 
     with pytest.raises(RuntimeError, match="scalar type"):
         map_chunks(SimpleNamespace(eval_num_rays_per_chunk=1000), 1777, work)
-    with pytest.raises(RuntimeError, match="scalar type"), within_memory("do something"):
-        work(slice(0, 1))
+    with pytest.raises(RuntimeError, match="scalar type"):
+        within_memory(lambda: work(slice(0, 1)), "do something")
 
 
 def test_what_can_never_fit_ends_in_a_sentence():
@@ -97,3 +103,131 @@ def test_a_model_goes_on_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch, c
     assert model.config.eval_num_rays_per_chunk == 140
     for name in ("rgb", "mask", "object_rgb"):
         assert torch.allclose(outputs[name], image[name], atol=1e-4), name
+
+
+class Cache:
+    """Holds 300 bytes, and lets go of 100 at a time."""
+
+    def __init__(self) -> None:
+        self.held = 300
+        reclaim_from(self)
+
+    def reclaim(self) -> int:
+        freed = min(self.held, 100)
+        self.held -= freed
+        return freed
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch) -> Cache:
+    monkeypatch.setattr(gpu_memory, "_RECLAIMABLE", weakref.WeakSet())
+    monkeypatch.setattr(gpu_memory, "_SAID", set())
+    return Cache()
+
+
+def full(words: str = "CUDA out of memory") -> RuntimeError:
+    return torch.cuda.OutOfMemoryError(words)
+
+
+def test_caches_shrink_before_chunks_do(cache: Cache, capsys: pytest.CaptureFixture[str]):
+    config = SimpleNamespace(eval_num_rays_per_chunk=1000)
+
+    def work(part: slice) -> int:
+        if cache.held > 100 or part.stop - part.start > 600:
+            raise full()
+        return part.stop - part.start
+
+    assert sum(map_chunks(config, 1777, work)) == 1777
+    assert cache.held == 0
+    assert config.eval_num_rays_per_chunk == 500
+    assert capsys.readouterr().out.count("less is kept") == 1
+
+
+def test_what_cannot_be_cut_is_tried_again_until_caches_are_empty(cache: Cache):
+    done = []
+
+    def work() -> str:
+        done.append(cache.held)
+        if cache.held > 0:
+            raise full()
+        return "done"
+
+    assert within_memory(work, "close other programs") == "done"
+    assert done == [300, 200, 100, 0]
+
+    def never() -> None:
+        raise full()
+
+    with pytest.raises(SA3DError, match="memory is full: close other programs"):
+        within_memory(never, "close other programs")
+
+
+def test_chunks_are_raised_until_memory_ends(cache: Cache, capsys: pytest.CaptureFixture[str]):
+    config, sizes = SimpleNamespace(eval_num_rays_per_chunk=1000), []
+
+    def work(part: slice) -> int:
+        if part.stop - part.start > 5000:
+            raise full()
+        sizes.append(part.stop - part.start)
+        return sizes[-1]
+
+    for _ in range(2):
+        assert sum(map_chunks(config, 40_000, work, on_cuda=True)) == 40_000
+    assert sizes[:4] == [1000, 2000, 4000, 4000]
+    assert config.eval_num_rays_per_chunk == 4000
+    # Trying for more is not running out of memory.
+    assert cache.held == 300
+    assert capsys.readouterr().out == ""
+    assert sum(map_chunks(config, 40_000, work)) == 40_000
+    assert sizes[-1] == 4000, "not raised on a CPU"
+
+
+def test_the_batch_that_fits_is_remembered(cache: Cache):
+    cache.held = 0
+    owner, tried = object(), []
+
+    def embed(items: Sequence[int]) -> list[int]:
+        tried.append(len(items))
+        if len(items) > 2:
+            raise full()
+        return [item * 10 for item in items]
+
+    assert map_batches(owner, [1, 2, 3, 4, 5], embed) == [10, 20, 30, 40, 50]
+    assert map_batches(owner, [6, 7, 8, 9], embed) == [60, 70, 80, 90]
+    assert tried == [5, 2, 2, 1, 2, 2]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        map_batches(owner, [1], lambda items: embed([1, 2, 3]))
+
+
+@pytest.mark.parametrize("step", ["render", "backproject", "pack"])
+def test_views_are_lifted_and_packed_in_little_memory(step: str, cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    """Memory runs out once in each of these; caches shrink, and nothing differs."""
+    model = masked(small_model("nerfacto"))
+    field, view = ball(0.7), camera(12, 16)
+    trace = model.compressed_view(view)
+    assert isinstance(trace, CompressedTrace)
+    mask = torch.rand(192, 1) > 0.5
+    expected = {
+        "render": trace.render(field, field.cells()),
+        "backproject": trace.backproject(field, mask.float()),
+        "pack": trace.depth,
+    }
+    forget()
+    torn = {"render": (trilinear, "read_sums"), "backproject": (trilinear, "add"), "pack": (CompressedTrace, "pack")}[
+        step
+    ]
+    original = getattr(*torn)
+
+    def once(*args: Any, **kwargs: Any) -> Any:
+        if cache.held == 300:
+            raise full()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(*torn, once)
+    again = {
+        "render": lambda: trace.render(field, field.cells()),
+        "backproject": lambda: trace.backproject(field, mask.float()),
+        "pack": lambda: model.compressed_view(view).depth,
+    }[step]()
+    assert torch.equal(again, expected[step])
+    assert cache.held == 200

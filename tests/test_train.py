@@ -11,9 +11,12 @@ import open3d
 import pytest
 import torch
 import yaml
+from nerfstudio.configs.base_config import MachineConfig
 from PIL import Image
 
 import sa3d_nerfstudio as sa3d
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.trainer import default_config
 from tests.subprocesses import run, succeed
 
 pytestmark = pytest.mark.slow
@@ -206,3 +209,12 @@ def test_each_fault_of_a_prompt_has_its_sentence(tiny_run: Path, tmp_path: Path,
 def test_cuda_that_is_not_there_is_refused(tiny_run: Path):
     with pytest.raises(sa3d.SA3DError, match=r"--machine\.device-type cpu"):
         sa3d.load(tiny_run, device="cuda")
+
+
+@pytest.mark.parametrize("machine", [MachineConfig(num_devices=2), MachineConfig(num_machines=2)])
+def test_more_than_one_device_is_refused_before_anything_runs(machine: MachineConfig, tmp_path: Path):
+    config = default_config()
+    config.machine, config.load_dir = machine, tmp_path
+    with pytest.raises(SA3DError, match="sa3d uses one device"):
+        config.set_timestamp()
+    assert list(tmp_path.iterdir()) == []

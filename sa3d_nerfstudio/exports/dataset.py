@@ -169,10 +169,9 @@ def path_cameras(path: Path) -> list[NamedCamera]:
 
 
 def _undistorted(datamanager: Any, which: str, dataset: InputDataset) -> Cameras:
-    """The cameras as the model renders them; see :meth:`FrozenImages.training_cameras`."""
-    distortion = dataset.cameras.distortion_params
-    if isinstance(datamanager, FrozenImages) and distortion is not None and bool((distortion != 0).any()):
-        _ = datamanager.cached_train if which == "train" else datamanager.cached_eval
+    """The cameras as the model renders them; see :meth:`FrozenImages.undistorted_cameras`."""
+    if isinstance(datamanager, FrozenImages):
+        return datamanager.undistorted_cameras("train" if which == "train" else "eval")
     return dataset.cameras
 
 

@@ -5,8 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch import Tensor
+
+ROUNDS = 24
+"""Of :func:`part_of_each`: in each, parts join their neighbours, and so grow at least as powers of two."""
 
 
 def label_parts(region: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
@@ -17,6 +24,28 @@ def label_parts(region: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
     """
     labels: Any = ndimage.label(region, structure=np.ones((3,) * region.ndim))
     return labels
+
+
+def part_of_each(region: Bool[Tensor, "x y z"]) -> Int[Tensor, "x y z"]:
+    """Which connected part of a region each cell belongs to, without a wait for the device.
+
+    As :func:`label_parts`, for regions that lie on a GPU. Parts hook onto their neighbours and point to their roots
+    (Y. Zhang, A. Azad, Z. Hu, "FastSV", SIAM PP 2020), in a fixed number of rounds.
+
+    Returns:
+        The lowest flat index of the part's cells; outside of the region, the cell's own.
+    """
+    count, shape = region.numel(), region.shape
+    inside, nowhere = region.reshape(-1), torch.full((), float(count), device=region.device)
+    parent = torch.arange(count, device=region.device)
+    for _ in range(ROUNDS):
+        root = parent[parent]
+        # Flat indices are whole numbers that single precision holds, up to 2^24.
+        lowest = -F.max_pool3d(-torch.where(region, root.reshape(shape).float(), nowhere)[None], 3, 1, 1)[0]
+        lowest = torch.where(inside, lowest.reshape(-1).long(), root)
+        parent = parent.scatter_reduce(0, parent, lowest, "amin")
+        parent = torch.minimum(torch.minimum(parent, lowest), root)
+    return parent[parent].reshape(shape)
 
 
 def large_parts(region: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:

@@ -50,6 +50,7 @@ class MaskGrid(MaskField):
     def __init__(self, resolution: int = 128) -> None:
         super().__init__(resolution**3)
         self.max_resolution = resolution
+        self._placement: tuple[list[tuple[Tensor, int]], tuple[float, ...]] | None = None
         self.register_buffer("center", torch.zeros(3))
         self.register_buffer("half_extent", torch.ones(3))
 
@@ -137,6 +138,18 @@ class MaskGrid(MaskField):
         if self.logits is not None:
             grid.set_logits(grid.bounded(values[2]))
         return grid
+
+    def placement(self) -> tuple[float, ...]:
+        """Center, half extent and resolution as numbers, which stand for the place of all vertices.
+
+        Read once from where they lie, however often they are asked for.
+        """
+        tensors = self.center, self.half_extent
+        kept = self._placement
+        if kept is None or any(a is not b or a._version != v for a, (b, v) in zip(tensors, kept[0], strict=True)):
+            numbers = torch.cat(tensors).tolist()
+            kept = self._placement = [(tensor, tensor._version) for tensor in tensors], (*numbers, self.resolution)
+        return kept[1]
 
     def contract(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
         """World positions to grid coordinates in (-1, 1).

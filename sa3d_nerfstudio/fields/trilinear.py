@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -52,32 +54,36 @@ def read(
 
 
 def read_sums(
-    values: Float[Tensor, " num_cells"],
-    single: Float[Tensor, " num_cells"],
+    channels: Sequence[Float[Tensor, " num_cells"]],
+    single: Sequence[Float[Tensor, " num_cells"]],
     weights: Float[Tensor, "atoms num_rays"],
     index: Int[Tensor, " num"],
     fractions: Fractions,
     resolution: int,
-) -> Float[Tensor, " num_rays"]:
-    """Read a channel at the atoms of rays, and add up each ray's: Σ w v.
+) -> list[Float[Tensor, " num_rays"]]:
+    """Read channels at the atoms of rays, and add up each ray's: Σ w v of each channel.
 
     Args:
-        values: At the vertices.
-        single: See :func:`single_valued`. Rays whose blocks are all finite there read one vertex for eight.
+        channels: At the vertices.
+        single: Of each channel; see :func:`single_valued`. Rays that never come where any of it is infinite read one
+            vertex for eight.
         weights: Of the atoms.
         index: First vertices of their blocks, [atoms, num_rays] in a row.
         fractions: Where in the blocks.
         resolution: Vertices along each axis.
     """
-    sums = single.index_select(0, index).reshape(weights.shape).mul_(weights).sum(0)
-    mixed = (~sums.isfinite()).nonzero()[:, 0]
+    sums = [part.index_select(0, index).reshape(weights.shape).mul_(weights).sum(0) for part in single]
+    # Once for all channels: the host waits for it.
+    mixed = (~sum(sums[1:], start=sums[0]).isfinite()).nonzero()[:, 0]
     if len(mixed):
         # Of all atoms in a row: many times faster than columns of a table.
         each = torch.arange(0, len(index), weights.shape[1], device=index.device)
         atoms = (each[:, None] + mixed).reshape(-1)
         x, y, z, weight = (part.index_select(0, atoms) for part in (*fractions, weights.reshape(-1)))
-        read_values = read(values, index.index_select(0, atoms), (x, y, z), resolution)
-        sums.index_copy_(0, mixed, read_values.mul_(weight).reshape(-1, len(mixed)).sum(0))
+        first = index.index_select(0, atoms)
+        for values, total in zip(channels, sums, strict=True):
+            read_values = read(values, first, (x, y, z), resolution)
+            total.index_copy_(0, mixed, read_values.mul_(weight).reshape(-1, len(mixed)).sum(0))
     return sums
 
 

@@ -86,6 +86,9 @@ class Observation:
     """Which rays were rendered: those that pass through an object."""
 
 
+MASK_OUTPUTS = ("mask", "mask_overlay")
+OBJECT_OUTPUTS = ("object_rgb", "object_depth", "object_accumulation")
+BACKGROUND_OUTPUTS = ("background_rgb",)
 TINT = 0.6
 """How much of an object's colour goes into ``mask_overlay``."""
 SOLID = 0.5
@@ -189,7 +192,7 @@ class MaskOutputs(_Base):
         directions = camera.generate_rays(camera_indices=0, keep_shape=True).directions
         trace = self.trace_view(camera)
         shape = (trace.height, trace.width)
-        probability = torch.stack([render_probability(trace, field)[0] for field in fields])
+        probability = torch.stack(self.probabilities(trace, fields))
         return Observation(
             probability.reshape(-1, *shape),
             trace.rgb,
@@ -205,8 +208,26 @@ class MaskOutputs(_Base):
 
     def with_mask(self, outputs: dict[str, Any], rgb: Tensor, trace: RayTrace) -> dict[str, Any]:
         """The base model's outputs, with the mask and its overlay in the form of its image."""
+        return {**outputs, **self.mask_outputs(rgb, trace)}
+
+    def mask_outputs(self, rgb: Tensor, trace: RayTrace) -> dict[str, Tensor]:
+        """The mask and its overlay in the form of the base model's image."""
         mask, overlay = self.render_overlay(trace, rgb.reshape(-1, 3))
-        return {**outputs, "mask": mask.reshape(*rgb.shape[:-1], 1), "mask_overlay": overlay.reshape(rgb.shape)}
+        return {"mask": mask.reshape(*rgb.shape[:-1], 1), "mask_overlay": overlay.reshape(rgb.shape)}
+
+    def lazy_outputs(
+        self, outputs: dict[str, Any], rgb: Tensor, later: dict[tuple[str, ...], Callable[[], dict[str, Tensor]]]
+    ) -> LazyOutputs:
+        """The base model's outputs, and others, computed when they are read; zeros if a viewer does not show them."""
+        ready = dict(outputs)
+        if self.wanted_outputs is not None:
+            wanted = self.wanted_outputs()
+            for names in [names for names in later if wanted.isdisjoint(names)]:
+                ready |= {
+                    name: torch.zeros_like(rgb if name.endswith(("rgb", "overlay")) else rgb[..., :1]) for name in names
+                }
+                del later[names]
+        return LazyOutputs(ready, later)
 
     def require_object(self) -> None:
         """Check that there is an object to export.
@@ -217,11 +238,15 @@ class MaskOutputs(_Base):
         if not self.masks.shown:
             raise SA3DError(NO_OBJECT)
 
+    def probabilities(self, trace: RayTrace, fields: Sequence[MaskField]) -> list[Float[Tensor, " num_rays"]]:
+        """Probability of each of some objects along rays that have been traced."""
+        return [render_probability(trace, field)[0] for field in fields]
+
     def render_mask(self, trace: RayTrace) -> Float[Tensor, " num_rays"]:
         """Probability of the shown objects along rays that have been traced."""
         mask = torch.zeros_like(trace.accumulation)
-        for field in self.masks.shown:
-            mask = torch.maximum(mask, render_probability(trace, field)[0])
+        for probability in self.probabilities(trace, self.masks.shown):
+            mask = torch.maximum(mask, probability)
         return mask
 
     def render_overlay(
@@ -229,8 +254,9 @@ class MaskOutputs(_Base):
     ) -> tuple[Float[Tensor, " num_rays"], Float[Tensor, "num_rays 3"]]:
         """Probability of the shown objects along rays that have been traced, and their colours tinted by it."""
         mask, color = torch.zeros_like(trace.accumulation), torch.zeros_like(rgb)
-        for field, its_color in self.masks.shown_colored:
-            probability = render_probability(trace, field)[0]
+        shown = self.masks.shown_colored
+        probabilities = self.probabilities(trace, [field for field, _ in shown])
+        for probability, (_, its_color) in zip(probabilities, shown, strict=True):
             color = torch.where((probability > mask)[:, None], rgb.new_tensor(its_color), color)
             mask = torch.maximum(mask, probability)
         tint = TINT * (mask > self.mask_threshold).float()[:, None]

@@ -20,18 +20,35 @@ from torch import Tensor
 
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
-from sa3d_nerfstudio.gpu_memory import map_chunks, with_smaller_chunks
-from sa3d_nerfstudio.models.gating import Gate, gated_density
-from sa3d_nerfstudio.models.outputs import SOLID, LazyOutputs, MaskOutputs, Observation
+from sa3d_nerfstudio.gpu_memory import map_chunks, with_smaller_chunks, within_memory
+from sa3d_nerfstudio.models.gating import Gate, gated_density, install_gates, on_black
+from sa3d_nerfstudio.models.outputs import (
+    BACKGROUND_OUTPUTS,
+    MASK_OUTPUTS,
+    OBJECT_OUTPUTS,
+    SOLID,
+    MaskOutputs,
+    Observation,
+)
 from sa3d_nerfstudio.models.signed_distance import cut_to_objects, whole_scene
+from sa3d_nerfstudio.scoped import scoped
 from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
 from sa3d_nerfstudio.traces.compressed import CompressedTrace, NotOnRays, ViewRays, atoms_of, pixel_angle
-from sa3d_nerfstudio.traces.nerf import NerfTrace, NerfViewTrace, WeightedSamples, concatenate, trace_rays
+from sa3d_nerfstudio.traces.nerf import (
+    NerfTrace,
+    NerfViewTrace,
+    WeightedSamples,
+    concatenate,
+    install_hooks,
+    trace_rays,
+)
 
 Kept = TypeVar("Kept")
 
 OF_THE_OBJECT = frozenset({"mask", "object_rgb"})
 """Outputs that are the same on all rays that pass no object."""
+SMALLER_IMAGES = "work in smaller images (--pipeline.working-size), or close other programs that use it"
+"""What to do where a view does not fit into the GPU's memory."""
 FAR = 1e3
 """Depth that exporters are given where there is no object."""
 _FOR: ContextVar[Literal["viewing", "export"] | None] = ContextVar("for", default=None)
@@ -52,7 +69,9 @@ class MaskedModel(MaskOutputs):
     RENDERS_RAYS = True
 
     def prepare_masks(self) -> None:
-        """Cut a field of signed distances to the objects, where it is asked for a mesh."""
+        """Let renders be traced and gated; cut a field of signed distances to the objects, for those who ask it."""
+        install_hooks(self)
+        install_gates(self)
         field = getattr(self, "field", None)
         if isinstance(field, SDFField):
             cut_to_objects(field, self)
@@ -63,28 +82,27 @@ class MaskedModel(MaskOutputs):
             return super().get_outputs(ray_bundle)  # type: ignore[safe-super]
         outputs, samples = self.trace(ray_bundle)
         rgb = _first(outputs, "rgb")
-        passing = self.masks.hits(ray_bundle.origins, ray_bundle.directions, self.mask_threshold)
-        ready = self.with_mask(outputs, rgb, NerfTrace(samples))
+
+        @functools.cache
+        def passing() -> Tensor:
+            return self.masks.hits(ray_bundle.origins, ray_bundle.directions, self.mask_threshold)
+
         if _FOR.get() == "export":
-            return ready | self._to_export(outputs, *self._alone(ray_bundle, passing))
-        later: dict[tuple[str, ...], Callable[[], dict[str, Tensor]]] = {
-            ("object_rgb", "object_depth", "object_accumulation"): lambda: self._object(ray_bundle, passing, rgb),
-            ("background_rgb",): lambda: {"background_rgb": self._background(ray_bundle, passing, rgb)},
-        }
-        if self.wanted_outputs is not None:
-            wanted = self.wanted_outputs()
-            for names in [names for names in later if wanted.isdisjoint(names)]:
-                ready |= {name: torch.zeros_like(rgb if name.endswith("rgb") else rgb[:, :1]) for name in names}
-                del later[names]
-        return LazyOutputs(ready, later)
+            ready = self.with_mask(outputs, rgb, NerfTrace(samples))
+            return ready | self._to_export(outputs, *self._alone(ray_bundle, passing()))
+        return self.lazy_outputs(
+            outputs,
+            rgb,
+            {
+                MASK_OUTPUTS: lambda: self.mask_outputs(rgb, NerfTrace(samples)),
+                OBJECT_OUTPUTS: lambda: self._object(ray_bundle, passing(), rgb),
+                BACKGROUND_OUTPUTS: lambda: {"background_rgb": self._background(ray_bundle, passing(), rgb)},
+            },
+        )
 
     def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
         """Outputs for all pixels of a camera."""
-        purpose = _FOR.set("viewing")
-        try:
-            return super().get_outputs_for_camera(camera, obb_box)
-        finally:
-            _FOR.reset(purpose)
+        return scoped(_FOR, "viewing", functools.partial(super().get_outputs_for_camera, camera, obb_box))
 
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
         """Outputs for an image of rays; for exporters, which call this themselves, those of the objects alone.
@@ -96,11 +114,7 @@ class MaskedModel(MaskOutputs):
         if _FOR.get() == "viewing":
             return with_smaller_chunks(self.config, render)
         self.require_object()
-        purpose = _FOR.set("export")
-        try:
-            return with_smaller_chunks(self.config, render)
-        finally:
-            _FOR.reset(purpose)
+        return scoped(_FOR, "export", lambda: with_smaller_chunks(self.config, render))
 
     def trace(self, ray_bundle: RayBundle) -> tuple[dict[str, Any], WeightedSamples]:
         """The base model's outputs for a bundle of rays, and the samples and weights that made them."""
@@ -111,15 +125,19 @@ class MaskedModel(MaskOutputs):
         """Trace all pixels of one camera; rays in chunks of the model's own size."""
         rays, traced = self._render_rays(camera, lock, lambda samples, _: samples.pruned())
         height, width = int(camera.height.max()), int(camera.width.max())
-        return NerfViewTrace(
-            samples=concatenate([samples for samples, _, _ in traced]),
-            height=height,
-            width=width,
-            rgb=torch.cat([rgb for _, rgb, _ in traced]).reshape(height, width, 3),
-            depth=torch.cat([depth for _, _, depth in traced]).reshape(height, width, 1),
-            origins=rays.origins.to(self.device),
-            directions=rays.directions.to(self.device),
-        )
+
+        def join() -> NerfViewTrace:
+            return NerfViewTrace(
+                samples=concatenate([samples for samples, _, _ in traced]),
+                height=height,
+                width=width,
+                rgb=torch.cat([rgb for _, rgb, _ in traced]).reshape(height, width, 3),
+                depth=torch.cat([depth for _, _, depth in traced]).reshape(height, width, 1),
+                origins=rays.origins.to(self.device),
+                directions=rays.directions.to(self.device),
+            )
+
+        return within_memory(join, SMALLER_IMAGES)
 
     @torch.no_grad()
     def compressed_view(
@@ -144,14 +162,18 @@ class MaskedModel(MaskOutputs):
             _, traced = self._render_rays(camera, lock, keep)
         except NotOnRays:
             return self.trace_view(camera, lock)
-        return CompressedTrace.pack(
-            torch.cat([atoms[0] for atoms, _, _ in traced], dim=1),
-            torch.cat([atoms[1] for atoms, _, _ in traced], dim=1),
-            torch.cat([atoms[2] for atoms, _, _ in traced]),
-            torch.cat([rgb for _, rgb, _ in traced]).reshape(height, width, 3),
-            torch.cat([depth for _, _, depth in traced]).reshape(height, width, 1),
-            rays,
-        )
+
+        def pack() -> CompressedTrace:
+            return CompressedTrace.pack(
+                torch.cat([atoms[0] for atoms, _, _ in traced], dim=1),
+                torch.cat([atoms[1] for atoms, _, _ in traced], dim=1),
+                torch.cat([atoms[2] for atoms, _, _ in traced]),
+                torch.cat([rgb for _, rgb, _ in traced]).reshape(height, width, 3),
+                torch.cat([depth for _, _, depth in traced]).reshape(height, width, 1),
+                rays,
+            )
+
+        return within_memory(pack, SMALLER_IMAGES)
 
     @torch.no_grad()
     def observe(self, camera: Cameras, fields: Sequence[MaskField], threshold: float) -> Observation:
@@ -180,7 +202,7 @@ class MaskedModel(MaskOutputs):
             probability = torch.stack([render_probability(trace, field)[0] for field in fields], dim=-1)
             return probability, _first(outputs, "rgb"), chunk.origins + chunk.directions * samples.depth
 
-        parts = map_chunks(self.config, len(chosen), see)
+        parts = map_chunks(self.config, len(chosen), see, self.device.type == "cuda")
         images = [directions.new_zeros(height * width, channels) for channels in (len(fields), 3, 3)]
         for index, image in enumerate(images):
             if parts:
@@ -207,7 +229,7 @@ class MaskedModel(MaskOutputs):
             outputs = self(chosen[part])
             return {name: outputs[name] for name in names}
 
-        parts = map_chunks(self.config, len(chosen), see)
+        parts = map_chunks(self.config, len(chosen), see, self.device.type == "cuda")
         for name, image in images.items():
             if parts:
                 image[passing] = torch.cat([part[name] for part in parts])
@@ -239,7 +261,7 @@ class MaskedModel(MaskOutputs):
             # Not the output named depth, which models of signed distances measure along the camera's axis.
             return keep(samples, chunk), _first(outputs, "rgb"), cast(Tensor, samples.depth)
 
-        return rays, map_chunks(self.config, len(rays), trace)
+        return rays, map_chunks(self.config, len(rays), trace, self.device.type == "cuda")
 
     def new_field(self, resolution: int) -> MaskGrid:
         """An empty mask field: a grid."""
@@ -251,8 +273,7 @@ class MaskedModel(MaskOutputs):
 
     def _base_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
         # A copy, because some models move the near and far planes of the bundle that they are given.
-        with whole_scene():
-            return super().get_outputs(copy.copy(ray_bundle))  # type: ignore[safe-super]
+        return whole_scene(functools.partial(super().get_outputs, copy.copy(ray_bundle)))  # type: ignore[safe-super]
 
     def _gated(self, ray_bundle: RayBundle, keep: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """Outputs with the density kept only where ``keep`` says so of the objects' probability."""
@@ -263,8 +284,7 @@ class MaskedModel(MaskOutputs):
         return self._render_gated(ray_bundle, gate)
 
     def _render_gated(self, ray_bundle: RayBundle, gate: Gate) -> dict[str, Any]:
-        with gated_density(self, gate):
-            return self._base_outputs(ray_bundle)
+        return gated_density(gate, lambda: self._base_outputs(ray_bundle))
 
     def _object(self, ray_bundle: RayBundle, passing: Tensor, rgb: Tensor) -> dict[str, Tensor]:
         color, depth, accumulation = self._alone(ray_bundle, passing)
@@ -295,8 +315,7 @@ class MaskedModel(MaskOutputs):
         color, depth, accumulation = zero.repeat(1, 3), zero.clone(), zero.clone()
         if passing.any():
             # On black, for models that put an image of the background behind the object themselves.
-            with renderers.background_color_override_context(color.new_zeros(3)):
-                alone = self._gated(ray_bundle[passing], lambda p: p > self.mask_threshold)
+            alone = on_black(lambda: self._gated(ray_bundle[passing], lambda p: p > self.mask_threshold))
             color[passing] = _first(alone, "rgb")
             accumulation[passing] = _first(alone, "accumulation").reshape(-1, 1).clamp(0, 1)
             depth[passing] = _first(alone, "depth").reshape(-1, 1)

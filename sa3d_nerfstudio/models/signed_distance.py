@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from types import new_class
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,22 +15,20 @@ from scipy import ndimage
 from torch import Tensor
 
 from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
+from sa3d_nerfstudio.scoped import scoped
 
 if TYPE_CHECKING:
     from sa3d_nerfstudio.models.outputs import MaskOutputs
+
+Result = TypeVar("Result")
 
 _Base = SDFField if TYPE_CHECKING else object
 _WHOLE: ContextVar[bool] = ContextVar("whole", default=False)
 
 
-@contextmanager
-def whole_scene() -> Iterator[None]:
-    """While this lasts, fields are those of the whole scene: the model renders."""
-    token = _WHOLE.set(True)
-    try:
-        yield
-    finally:
-        _WHOLE.reset(token)
+def whole_scene(render: Callable[[], Result]) -> Result:
+    """Do something with fields that are those of the whole scene: the model renders."""
+    return scoped(_WHOLE, True, render)
 
 
 class ObjectSDF(_Base):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import functools
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.models.splatfacto import SplatfactoModel
 from nerfstudio.utils.colors import COLORS_DICT
@@ -16,11 +18,32 @@ from torch import Tensor
 from torch.nn.modules.module import _IncompatibleKeys
 
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.splat_mask import SplatMask
-from sa3d_nerfstudio.models.outputs import NO_OBJECT, SOLID, LazyOutputs, MaskOutputs
-from sa3d_nerfstudio.traces.gaussians import GaussianTrace, GaussianViewTrace, gated_splats, trace_gaussians
+from sa3d_nerfstudio.gpu_memory import within_memory
+from sa3d_nerfstudio.models.outputs import (
+    BACKGROUND_OUTPUTS,
+    MASK_OUTPUTS,
+    NO_OBJECT,
+    OBJECT_OUTPUTS,
+    SOLID,
+    MaskOutputs,
+)
+from sa3d_nerfstudio.scoped import scoped
+from sa3d_nerfstudio.traces.base import RayTrace, render_probability
+from sa3d_nerfstudio.traces.gaussians import (
+    SMALLER,
+    GaussianTrace,
+    GaussianViewTrace,
+    RenderedCells,
+    gated_splats,
+    install_interception,
+    trace_gaussians,
+)
 
 _Base = SplatfactoModel if TYPE_CHECKING else object
+_RENDERING: ContextVar[bool] = ContextVar("rendering", default=False)
+"""Whether the base model renders, which sees all splats."""
 
 
 def _splats_to_export(name: str) -> Any:
@@ -40,7 +63,6 @@ class MaskedSplatModel(MaskOutputs, _Base):
 
     EXPORT = "gaussian-splat"
 
-    _rendering = 0
     _shared: dict[str, Tensor] | None = None
 
     means = _splats_to_export("means")
@@ -52,12 +74,16 @@ class MaskedSplatModel(MaskOutputs, _Base):
 
     def _to_export(self, name: str) -> Tensor:
         values = self.gauss_params[name]
-        if self._rendering or not self.for_inference:
+        if _RENDERING.get() or not self.for_inference:
             return values
         keep = self.object_splats()
         if not bool(keep.any()):
             raise SA3DError(NO_OBJECT)
         return values[keep]
+
+    def prepare_masks(self) -> None:
+        """Let renders be traced and gated."""
+        install_interception(self)
 
     def object_splats(self) -> Bool[Tensor, " num_splats"]:
         """The splats of the shown objects."""
@@ -91,16 +117,33 @@ class MaskedSplatModel(MaskOutputs, _Base):
         if self.training or not isinstance(camera, Cameras):
             return super().get_outputs(camera)  # type: ignore[safe-super]
         outputs, trace = self.trace(camera)
-        rgb, keep = outputs["rgb"], self.object_splats()
-        return LazyOutputs(
-            self.with_mask(outputs, rgb, trace),
+        rgb = outputs["rgb"]
+        # Which splats are the object's takes a search for neighbours: whoever looks at the image alone does not wait.
+        keep = functools.cache(self.object_splats)
+
+        def background() -> Tensor:
+            return self._gated(camera, ~keep())["rgb"] if bool(keep().any()) else rgb
+
+        return self.lazy_outputs(
+            outputs,
+            rgb,
             {
-                ("object_rgb", "object_depth", "object_accumulation"): lambda: self._object(camera, keep),
-                ("background_rgb",): lambda: {
-                    "background_rgb": self._gated(camera, ~keep)["rgb"] if bool(keep.any()) else rgb
-                },
+                MASK_OUTPUTS: lambda: self.mask_outputs(rgb, trace),
+                OBJECT_OUTPUTS: lambda: self._object(camera, keep()),
+                BACKGROUND_OUTPUTS: lambda: {"background_rgb": background()},
             },
         )
+
+    def probabilities(self, trace: RayTrace, fields: Sequence[MaskField]) -> list[Float[Tensor, " num_rays"]]:
+        """Probability of each of some objects in the pixels of a view, of all in one rasterisation."""
+        if not fields:
+            return []
+        sums = trace.render(fields[0], torch.cat([field.cells() for field in fields], dim=-1))
+        parts = sums.split(sums.shape[1] // len(fields), dim=-1)
+        return [
+            render_probability(RenderedCells(part, trace.accumulation), field)[0]
+            for part, field in zip(parts, fields, strict=True)
+        ]
 
     def trace(self, camera: Cameras) -> tuple[dict[str, Any], GaussianTrace]:
         """The base model's outputs for a camera, and the trace of its pixels."""
@@ -110,7 +153,7 @@ class MaskedSplatModel(MaskOutputs, _Base):
     def trace_view(self, camera: Cameras, lock: AbstractContextManager[Any] | None = None) -> GaussianViewTrace:
         """Trace all pixels of one camera."""
         with lock or nullcontext():
-            return self._trace_view(camera)
+            return within_memory(lambda: self._trace_view(camera), SMALLER)
 
     def _trace_view(self, camera: Cameras) -> GaussianViewTrace:
         self.eval()
@@ -142,25 +185,16 @@ class MaskedSplatModel(MaskOutputs, _Base):
         own = self.state_dict()
         return _IncompatibleKeys([key for key in own if key not in loaded], [key for key in loaded if key not in own])
 
-    @contextmanager
-    def _all_splats(self) -> Iterator[None]:
-        self._rendering += 1
-        try:
-            yield
-        finally:
-            self._rendering -= 1
-
     def _base_outputs(self, camera: Cameras) -> dict[str, Any]:
-        with self._all_splats():
-            # A copy, because the model scales the camera that it is given, there and back.
-            outputs = super().get_outputs(copy.deepcopy(camera))  # type: ignore[safe-super]
+        # A copy, because the model scales the camera that it is given, there and back.
+        render = functools.partial(super().get_outputs, copy.deepcopy(camera))  # type: ignore[safe-super]
+        outputs = within_memory(lambda: scoped(_RENDERING, True, render), SMALLER)
         # Where nothing lies in its crop box, splatfacto answers on the CPU wherever it is itself.
         return {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in outputs.items()}
 
     @torch.no_grad()
     def _gated(self, camera: Cameras, keep: Tensor) -> dict[str, Any]:
-        with gated_splats(self, keep):
-            return self._base_outputs(camera)
+        return gated_splats(self, keep, lambda: self._base_outputs(camera))
 
     def _object(self, camera: Cameras, keep: Tensor) -> dict[str, Tensor]:
         alone = self._gated(camera, keep)

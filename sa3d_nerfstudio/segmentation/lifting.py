@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.segmentation.session_views import ViewKey
-from sa3d_nerfstudio.traces.base import RayTrace, render_probability
+from sa3d_nerfstudio.traces.base import KeepsAllRays, RayTrace, render_probability
 
 LiftingName = Literal["evidence", "gradient"]
 Weight = float | Float[Tensor, " num_rays"]
@@ -43,8 +43,20 @@ class EvidenceLifting:
     def add(self, trace: RayTrace, mask: Bool[Tensor, " num_rays"], weight: Weight = 1.0) -> None:
         """Lift the mask of one view, counted ``weight`` times, as a whole or ray by ray."""
         counted = torch.as_tensor(weight, dtype=torch.float32, device=mask.device).expand(mask.shape)
-        hit, seen = trace.backproject(self.field, torch.stack([counted * mask, counted], dim=-1)).unbind(-1)
+        if isinstance(trace, KeepsAllRays):
+            hit = trace.backproject(self.field, (counted * mask)[:, None])[:, 0]
+            seen = self._seen(trace, trace.backproject_all(self.field), weight, counted)
+        else:
+            hit, seen = trace.backproject(self.field, torch.stack([counted * mask, counted], dim=-1)).unbind(-1)
         self.field.add(hit, seen)
+
+    def _seen(self, trace: RayTrace, everything: Tensor, weight: Weight, counted: Float[Tensor, " num_rays"]) -> Tensor:
+        """``Aᵀ w``, most of which does not depend on the mask: what all rays give, less what some of them lack."""
+        if not isinstance(weight, Tensor):
+            return weight * everything
+        most = weight.amax()
+        lacking = trace.backproject(self.field, (most - counted)[:, None])[:, 0]
+        return (most * everything - lacking).clamp(min=0)
 
     def render(self, trace: RayTrace) -> tuple[Float[Tensor, " num_rays"], Bool[Tensor, " num_rays"]]:
         """The probability of the object along rays, and where anything is known."""

@@ -14,25 +14,34 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sa3d_nerfstudio.fields.connected_parts import label_parts
+from sa3d_nerfstudio.fields.connected_parts import label_parts, part_of_each
 from sa3d_nerfstudio.traces.base import ViewTrace
 
 
-def pixel_spacing(trace: ViewTrace, mask: Bool[Tensor, "height width"]) -> float:
+def pixel_spacing(trace: ViewTrace, mask: Bool[Tensor, "height width"]) -> float | Tensor:
     """Distance in space between what neighbouring pixels of a mask see; the median over its pixels.
 
-    Of a pixel's right and lower neighbours the nearer one counts, so that slanted surfaces do not look coarse.
+    Of a pixel's right and lower neighbours the nearer one counts, so that slanted surfaces do not look coarse. Where
+    the trace lies on a GPU, so does the distance, and the host does not wait for it.
     """
     window = window_of(mask, margin=1)
     points, mask = trace.surface_points().reshape(trace.height, trace.width, 3)[window], mask[window]
     right = (points[:-1, 1:] - points[:-1, :-1]).norm(dim=-1)
     down = (points[1:, :-1] - points[:-1, :-1]).norm(dim=-1)
-    spacing = torch.minimum(right, down)[mask[:-1, :-1].to(points.device)]
+    within = mask[:-1, :-1].to(points.device)
+    if points.is_cuda:
+        return torch.where(within, torch.minimum(right, down), torch.nan).nanmedian().nan_to_num(0.0)
+    spacing = torch.minimum(right, down)[within]
     return float(spacing.median()) if len(spacing) else 0.0
 
 
 def window_of(mask: Bool[Tensor, "height width"], margin: int) -> tuple[slice, slice]:
-    """Rows and columns of a mask's bounding box, and some more on each side; none if the mask is empty."""
+    """Rows and columns of a mask's bounding box, and some more on each side; none if the mask is empty.
+
+    On a GPU all of them: there it takes longer to be told which than to work on all.
+    """
+    if mask.is_cuda:
+        return slice(None), slice(None)
     sides = []
     for axis in (1, 0):
         places = mask.any(dim=axis).nonzero()[:, 0]
@@ -80,7 +89,7 @@ def in_one_piece(
     trace: ViewTrace,
     mask: Bool[Tensor, "height width"],
     gap: float,
-    spacing: float,
+    spacing: float | Tensor,
     points: Int[Tensor, "num_points 2"] | None = None,
     known: Bool[Tensor, "height width"] | None = None,
     between: Callable[[], Float[Tensor, "num_places 3"]] | None = None,
@@ -101,6 +110,8 @@ def in_one_piece(
             such as the two ends of an object behind another.
     """
     on = mask.to(trace.depth.device).reshape(-1)
+    if on.is_cuda:
+        return mask if gap <= 0 else _in_one_piece(trace, on, gap, spacing, points, known, between).reshape(mask.shape)
     link = max(gap * float(on.sum()) ** 0.5, LEAST_GAP) * spacing
     if gap <= 0 or link <= 0:
         return mask
@@ -135,7 +146,54 @@ def in_one_piece(
     return solid.reshape(mask.shape)
 
 
-def sees_past(trace: ViewTrace, mask: Bool[Tensor, "height width"], spacing: float) -> Bool[Tensor, "height width"]:
+def _in_one_piece(
+    trace: ViewTrace,
+    on: Bool[Tensor, " num_pixels"],
+    gap: float,
+    spacing: float | Tensor,
+    points: Int[Tensor, "num_points 2"] | None,
+    known: Bool[Tensor, "height width"] | None,
+    between: Callable[[], Float[Tensor, "num_places 3"]] | None,
+) -> Bool[Tensor, " num_pixels"]:
+    """:func:`in_one_piece` on a GPU: all pixels take part, and nothing is read back."""
+    side, num_cells = 2 * REACH + 1, (2 * REACH + 1) ** 3
+    link = (gap * on.sum().sqrt()).clamp(min=LEAST_GAP) * spacing
+    step = link.clamp(min=1e-9)
+    places = trace.surface_points()
+    middle = torch.where(on[:, None], places, torch.nan).nanmedian(dim=0).values.nan_to_num()
+
+    def cells_of(positions: Float[Tensor, "num 3"]) -> tuple[Int[Tensor, " num"], Bool[Tensor, " num"]]:
+        steps = ((positions - middle) / step).floor()
+        x, y, z = (steps.clamp(-REACH, REACH).nan_to_num().long() + REACH).unbind(-1)
+        return (x * side + y) * side + z, (steps.abs() <= REACH).all(-1)
+
+    cells, _ = cells_of(places)
+    count = on.float()
+    occupied = count.new_zeros(num_cells).index_add_(0, cells, count)
+    if between is not None:
+        joining, near = cells_of(between().to(places))
+        occupied.index_add_(0, joining, near.float())
+    part = part_of_each((occupied > 0).reshape(side, side, side)).reshape(-1)[cells]
+    area = count.new_zeros(num_cells).index_add_(0, part, count)
+    meant = torch.zeros_like(on)
+    if points is not None and len(points):
+        meant[(points[:, 1] * trace.width + points[:, 0]).to(on.device)] = True
+    elif known is not None:
+        meant = known.reshape(-1).to(on)
+    covered = count.new_zeros(num_cells).index_add_(0, part, (meant & on).float())
+    large = (area >= LARGE_PART * area.amax()) & (area > 0)
+    if points is not None:
+        kept = (covered > 0) | large
+    else:
+        kept = covered >= (OVERLAP * area).clamp(min=1)
+        kept = torch.where(kept.any(), kept, large)
+    trusted = ((area * kept).sum() >= LEAST_KEPT * area.sum()) & (link > 0)
+    return torch.where(trusted, on & kept[part], on)
+
+
+def sees_past(
+    trace: ViewTrace, mask: Bool[Tensor, "height width"], spacing: float | Tensor
+) -> Bool[Tensor, "height width"]:
     """Which pixels at a mask's outline see what is behind the object instead of the object.
 
     They lie behind pixels of the mask nearby, by more than a surface could fall off, and not far from what is seen

@@ -47,7 +47,7 @@ class MaskLifter:
         self.settings = settings
         self.ray_weight = ray_weight
         self._lifted: dict[ViewKey, LiftedMask] = {}
-        self._spacings: dict[ViewKey, float] = {}
+        self._spacings: dict[ViewKey, float | Tensor] = {}
         self._places: Callable[[], Float[Tensor, "num_places 3"]] | None = None
         """Where the object is in space, by the pass before."""
 
@@ -58,7 +58,11 @@ class MaskLifter:
 
     def spacing(self) -> float:
         """Distance between the rays of neighbouring pixels at the object; the median over the views that showed it."""
-        return median(self._spacings.values())
+        values = list(self._spacings.values())
+        on_device = next((value for value in values if isinstance(value, Tensor)), None)
+        if on_device is not None:  # the host waits for all of them once
+            values = torch.stack([torch.as_tensor(value).to(on_device) for value in values]).tolist()
+        return float(median(values))
 
     def surface(self, prompted: Iterable[tuple[ViewKey, PromptedMask]]) -> Float[Tensor, "num_points 3"]:
         """Points of the object's surface in views that the user has prompted."""
@@ -130,7 +134,7 @@ class MaskLifter:
         found: Bool[Tensor, "height width"],
         mask: Bool[Tensor, "height width"],
         weight: float = 1.0,
-        spacing: float | None = None,
+        spacing: float | Tensor | None = None,
         prompted: bool = False,
     ) -> None:
         """Lift ``mask``, which depth has left of what the segmenter has ``found``."""

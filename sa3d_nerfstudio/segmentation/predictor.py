@@ -130,8 +130,9 @@ class MaskPredictor:
     def predict(self, view: ViewKey, prompt: Prompt) -> Candidates:
         """Segment a view. Prompt and candidates are on the pixels of its trace, whatever size the segmenter sees."""
         embedding = self.embed(view)
-        with self._views.report.timed("segment"), within_memory(SMALLER):
-            found = self.segmenter.predict(embedding, prompt.moved(*self._views.picture_size(view, self.side)))
+        with self._views.report.timed("segment"):
+            moved = prompt.moved(*self._views.picture_size(view, self.side))
+            found = within_memory(lambda: self.segmenter.predict(embedding, moved), SMALLER)
             return found.at(prompt.height, prompt.width)
 
     def embed(self, view: ViewKey, coming: Sequence[ViewKey] = (), wanted: Callable[[Any], bool] | None = None) -> Any:
@@ -157,8 +158,7 @@ class MaskPredictor:
                 picture = self._views.picture(view, self.side)
                 images.append(SegmenterImage(picture, self._views.name(view), trace.depth[..., 0]))
         with self._views.report.timed("segment"):
-            with within_memory(SMALLER):
-                found = embed_all(self.segmenter, images)
+            found = within_memory(lambda: embed_all(self.segmenter, images), SMALLER)
             # The first comes last, and so stays in memory, however little there is.
             for view, embedding in zip(reversed(views), reversed(found), strict=True):
                 self._embeddings[view] = embedding
@@ -166,6 +166,7 @@ class MaskPredictor:
     @contextmanager
     def prefetching(self) -> Iterator[Prefetcher]:
         """Get views ready on another thread, as they come, for as long as this lasts."""
+        self._views.training.begin_pass()
         with Prefetcher(self._preload, max(2, self.batch)) as self._ahead:
             yield self._ahead
 

@@ -52,6 +52,10 @@ class Views(Protocol):
         """Bring into memory what lies on disk of a view, its picture included or not; called on another thread."""
         ...
 
+    def begin_pass(self) -> None:
+        """Told that all views are about to be visited in turn, so that it can be seen to what is kept of them."""
+        ...
+
 
 @dataclass
 class FreeView:

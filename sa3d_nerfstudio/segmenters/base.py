@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.gpu_memory import map_batches
 from sa3d_nerfstudio.prompts.prompt import CandidateName, Prompt
 
 
@@ -202,25 +203,8 @@ class BatchSegmenter(Protocol):
         ...
 
 
-_FITTING = "images_that_fit"
-"""Attribute of a segmenter: how many images fit into the GPU's memory at once, where more did not."""
-
-
 def embed_all(segmenter: Segmenter, images: Sequence[SegmenterImage]) -> list[Any]:
-    """Embed images at once where the segmenter can; in halves where the GPU's memory does not hold them all.
-
-    What did not fit once is not tried again with the same segmenter.
-    """
-    if len(images) < 2 or not isinstance(segmenter, BatchSegmenter):
+    """Embed images at once where the segmenter can, as many as the GPU's memory has been found to hold."""
+    if not isinstance(segmenter, BatchSegmenter):
         return [segmenter.embed(image) for image in images]
-    most = getattr(segmenter, _FITTING, len(images))
-    if len(images) > most:
-        parts = [images[start : start + most] for start in range(0, len(images), most)]
-        return [embedding for part in parts for embedding in embed_all(segmenter, part)]
-    try:
-        return segmenter.embed_all(images)
-    except torch.cuda.OutOfMemoryError:
-        setattr(segmenter, _FITTING, len(images) // 2)
-    # Not in the handler, where the exception still holds the tensors that did not fit.
-    torch.cuda.empty_cache()
-    return embed_all(segmenter, images)
+    return map_batches(segmenter, images, segmenter.embed_all)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -46,6 +46,15 @@ class RayTrace(Protocol):
 
     def rows(self, field: Any, rays: Int[Tensor, " num_rows"]) -> TraceRows:
         """The rows of ``A`` of some rays, for that field as it is placed now."""
+        ...
+
+
+@runtime_checkable
+class KeepsAllRays(Protocol):
+    """A trace, in addition, that keeps what all of its rays give a field, which is the same for all masks."""
+
+    def backproject_all(self, field: Any) -> Float[Tensor, " num_cells"]:
+        """``Aᵀ 1``."""
         ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Union
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sa3d_nerfstudio.fields import trilinear
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.gpu_memory import LIFTED, free_bytes, reclaim_from, with_smaller_chunks
 from sa3d_nerfstudio.traces.nerf import WeightedSamples
 
 ATOMS = 10
@@ -23,6 +24,16 @@ NEAREST = 1e-6
 
 class NotOnRays(ValueError):
     """The samples of a model do not lie on its rays, so that distances along these do not say where they are."""
+
+
+def rotated(vectors: Float[Tensor, "num 3"], matrix: Float[Tensor, "3 3"]) -> Float[Tensor, "num 3"]:
+    """A matrix times each of some vectors, in full precision.
+
+    A product of matrices on CUDA may be one of 10 bits (TF32), as some containers set it: half a pixel of an image of
+    a thousand.
+    """
+    x, y, z = (vectors[:, axis, None] for axis in range(3))
+    return torch.addcmul(torch.addcmul(x * matrix[:, 0], y, matrix[:, 1]), z, matrix[:, 2])
 
 
 def pixel_angle(directions: Float[Tensor, "height width 3"]) -> float:
@@ -91,13 +102,15 @@ def atoms_of(
 
 LEVELS = 255
 """A ray's weight is dealt out to its atoms in so many parts."""
-CPU_RAYS, CUDA_RAYS = 8192, 1 << 19
-"""Rays that are worked on at a time: on a CPU as many as its caches hold."""
+CPU_RAYS = 8192
+"""Rays that are worked on at a time on a CPU: as many as its caches hold."""
 
 LENSES = 8
 """Lenses whose directions views may share. Where each view has its own, nothing is shared and much is searched."""
 REMEMBERED = 1 << 24
 """Atoms of a view whose places in a grid are remembered, at most."""
+SHARE_OF_EVERY_RAY = 0.1
+"""Of the memory that is free, what may be kept of all rays of views in grids."""
 
 Part = Union[slice, Tensor]
 Located = tuple[Part, Tensor, Tensor, trilinear.Fractions]
@@ -135,8 +148,8 @@ class ViewRays:
                 added, if there are not too many.
         """
         rotation = rotation.to(directions)
-        local = directions @ rotation
-        if not torch.allclose(local @ rotation.T, directions, atol=1e-5):
+        local = rotated(directions, rotation.T)
+        if not torch.allclose(rotated(local, rotation), directions, atol=1e-5):
             rotation, local = torch.eye(3).to(directions), directions
         if torch.equal(origins, origins[:1].expand_as(origins)):
             origins = origins[:1].clone()
@@ -157,7 +170,7 @@ class ViewRays:
 
     def directions_of(self, part: Part) -> Float[Tensor, "num_rays 3"]:
         """Where some of the rays go."""
-        return self.local[part] @ self.rotation.T
+        return rotated(self.local[part], self.rotation)
 
     @property
     def num_bytes(self) -> int:
@@ -295,19 +308,29 @@ class CompressedTrace:
         self, field: MaskGrid, values: Float[Tensor, "num_cells channels"]
     ) -> Float[Tensor, "num_rays channels"]:
         """``A x``: read the grid at the atoms, add up along the rays."""
+        return with_smaller_chunks(LIFTED, lambda: self._render(field, values))
+
+    def _render(
+        self, field: MaskGrid, values: Float[Tensor, "num_cells channels"]
+    ) -> Float[Tensor, "num_rays channels"]:
         channels = [channel.contiguous() for channel in values.unbind(-1)]
         told = [trilinear.single_valued(channel, field.resolution) for channel in channels]
         out = values.new_zeros(values.shape[1], len(self.coverage))
         for part, weights, index, fractions in self._everywhere(field):
-            for number, channel in enumerate(channels):
-                sums = trilinear.read_sums(channel, told[number], weights, index, fractions, field.resolution)
-                out[number, part] = sums
+            sums = trilinear.read_sums(channels, told, weights, index, fractions, field.resolution)
+            for number, total in enumerate(sums):
+                out[number, part] = total
         return out.T
 
     def backproject(
         self, field: MaskGrid, image: Float[Tensor, "num_rays channels"]
     ) -> Float[Tensor, "num_cells channels"]:
         """``Aᵀ y``: spread rays over their atoms, and those over the grid. Rays that are 0 cost nothing."""
+        return with_smaller_chunks(LIFTED, lambda: self._backproject(field, image))
+
+    def _backproject(
+        self, field: MaskGrid, image: Float[Tensor, "num_rays channels"]
+    ) -> Float[Tensor, "num_cells channels"]:
         channels = []
         for channel in image.unbind(-1):
             out = image.new_zeros(field.num_cells)
@@ -322,7 +345,16 @@ class CompressedTrace:
 
     def rows(self, field: MaskGrid, rays: Int[Tensor, " num_rows"]) -> AtomRows:
         """The rows of ``A`` of some rays: where their atoms lie in the grid, some 200 to 300 bytes a ray."""
-        return AtomRows([located[1:] for located in self._along(field, rays)], field.resolution)
+        return with_smaller_chunks(
+            LIFTED, lambda: AtomRows([located[1:] for located in self._along(field, rays)], field.resolution)
+        )
+
+    def backproject_all(self, field: MaskGrid) -> Float[Tensor, " num_cells"]:
+        """``Aᵀ 1``: how much of all rays each cell has; kept for as long as the field's cells are where they are."""
+        place = field.placement()
+        return _EVERY_RAY.get(
+            self, place, lambda: self.backproject(field, self.accumulation.new_ones(len(self.depths), 1))[:, 0]
+        )
 
     # How it is kept.
 
@@ -354,13 +386,13 @@ class CompressedTrace:
     def _located(self, field: MaskGrid, part: Part) -> tuple[Tensor, trilinear.Fractions]:
         distances = self._decoded(self.distances[:, part])
         offset = (self.rays.origins_of(part) - field.center) / field.half_extent
-        slope = (self.rays.rotation / field.half_extent[:, None]) @ self.rays.local[part].T
-        x, y, z = (torch.addcmul(offset[:, axis], slope[axis], distances) for axis in range(3))
+        slope = rotated(self.rays.local[part], self.rays.rotation / field.half_extent[:, None])
+        x, y, z = (torch.addcmul(offset[:, axis], slope[:, axis].contiguous(), distances) for axis in range(3))
         return field.located(x, y, z)
 
     def _along(self, field: MaskGrid, rays: Tensor | None) -> Iterator[Located]:
         """The atoms of some rays, or of all, in a grid; some at a time."""
-        step = CUDA_RAYS if self.coverage.device.type == "cuda" else CPU_RAYS
+        step = LIFTED.eval_num_rays_per_chunk if self.coverage.device.type == "cuda" else CPU_RAYS
         total = len(self.coverage) if rays is None else len(rays)
         for start in range(0, total, step):
             part = slice(start, min(start + step, total))
@@ -370,7 +402,7 @@ class CompressedTrace:
     def _everywhere(self, field: MaskGrid) -> Iterator[Located]:
         """The atoms of all rays in a grid, remembered if asked for last: a view is rendered, and then lifted."""
         global _newest  # noqa: PLW0603
-        place = (*field.center.tolist(), *field.half_extent.tolist(), field.resolution)
+        place = field.placement()
         newest = _newest
         if newest is not None and newest[0]() is self and newest[1] == place:
             yield from newest[2]
@@ -388,6 +420,54 @@ class CompressedTrace:
 
 _newest: tuple[weakref.ref[CompressedTrace], tuple[float, ...], list[Located]] | None = None
 """The trace that was worked on last, the place of the grid, and its atoms there."""
+
+
+class _Remembered:
+    """What is remembered, to be asked for its memory."""
+
+    def reclaim(self) -> int:
+        """Let go of it; how many bytes it was."""
+        held = [] if _newest is None else [part for located in _newest[2] for part in (*located[1:3], *located[3])]
+        forget()
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+class _EveryRay:
+    """``Aᵀ 1`` of traces, by the place of a grid; no more than a share of the memory that is free."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[weakref.ref[CompressedTrace], tuple[float, ...], Tensor]] = {}
+        self._budget: int | None = None
+
+    def get(self, trace: CompressedTrace, place: tuple[float, ...], compute: Callable[[], Tensor]) -> Tensor:
+        """What is kept, or is computed; it is kept where there is room when those of other places have left."""
+        kept = self._kept.get(id(trace))
+        if kept is not None and kept[0]() is trace and kept[1] == place:
+            return kept[2]
+        self._kept.pop(id(trace), None)
+        value = compute()
+        if self._budget is None:
+            self._budget = int((free_bytes(value.device) or 0) * SHARE_OF_EVERY_RAY)
+        if self.num_bytes + value.numel() * 4 > self._budget:
+            self._kept = {key: kept for key, kept in self._kept.items() if kept[0]() is not None and kept[1] == place}
+        if self.num_bytes + value.numel() * 4 <= self._budget:
+            self._kept[id(trace)] = (weakref.ref(trace), place, value)
+        return value
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(value.numel() * value.element_size() for _, _, value in self._kept.values())
+
+    def reclaim(self) -> int:
+        """Let go of it all, and keep none from now on; how many bytes it was."""
+        num_bytes, self._kept, self._budget = self.num_bytes, {}, 0
+        return num_bytes
+
+
+_REMEMBERED, _EVERY_RAY = _Remembered(), _EveryRay()
+for _holder in (_REMEMBERED, _EVERY_RAY):
+    reclaim_from(_holder)
 
 
 def forget() -> None:

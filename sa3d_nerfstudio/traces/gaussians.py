@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,13 +17,20 @@ from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.splat_mask import SplatMask
+from sa3d_nerfstudio.gpu_memory import within_memory
+from sa3d_nerfstudio.scoped import scoped
 from sa3d_nerfstudio.traces.base import PickedRows
 
 RASTERIZATION = "rasterization"
 """Name by which models call gsplat's function."""
 
-_INTERCEPTING = threading.RLock()
-"""One interception at a time: it exchanges a function of the model's module, which all threads see."""
+SMALLER = "work in smaller images (--pipeline.working-size), or close other programs that use it"
+"""What to do where an image does not fit into the GPU's memory."""
+
+Result = TypeVar("Result")
+Instead = Callable[..., Any]
+"""Called with the function of gsplat and with the arguments of a call of it, in its place."""
+_INSTEAD: ContextVar[Instead | None] = ContextVar("instead", default=None)
 
 Rows = Int[Tensor, " num_rows"]
 
@@ -75,8 +82,9 @@ class GaussianTrace:
         """``A x``: rasterise the values."""
         if self.rasterization is None:
             return values.new_zeros(len(self.accumulation), values.shape[1])
+        rasterization = self.rasterization
         with torch.no_grad():
-            return self.rasterization(values)
+            return within_memory(lambda: rasterization(values), SMALLER)
 
     def backproject(
         self, field: SplatMask, image: Float[Tensor, "num_rays channels"]
@@ -84,11 +92,36 @@ class GaussianTrace:
         """``Aᵀ y``: what each splat contributes to the pixels, times these."""
         if self.rasterization is None:
             return image.new_zeros(field.num_cells, image.shape[1])
-        return self.rasterization.adjoint(image, field.num_cells)
+        rasterization = self.rasterization
+        return within_memory(lambda: rasterization.adjoint(image, field.num_cells), SMALLER)
 
     def rows(self, field: SplatMask, rays: Int[Tensor, " num_rows"]) -> PickedRows:
         """The rows of ``A`` of some rays; all are rasterised for them."""
         return PickedRows(self, field, rays)
+
+
+@dataclass
+class RenderedCells:
+    """The trace of a view for values that have been rendered already, together with those of other objects."""
+
+    rendered: Float[Tensor, "num_rays channels"]
+    accumulation: Float[Tensor, " num_rays"]
+
+    def render(
+        self, field: SplatMask, values: Float[Tensor, "num_cells channels"]
+    ) -> Float[Tensor, "num_rays channels"]:
+        """What has been rendered."""
+        return self.rendered
+
+    def backproject(
+        self, field: SplatMask, image: Float[Tensor, "num_rays channels"]
+    ) -> Float[Tensor, "num_cells channels"]:
+        """Not to be had.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("what has been rendered cannot be taken back to the splats")
 
 
 @dataclass
@@ -131,27 +164,21 @@ def trace_gaussians(
     """
     calls: list[tuple[Rasterization, Tensor]] = []
 
-    def recorder(original: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(original)
+    def record(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        arguments = {name: _held(value) for name, value in _arguments(original, args, kwargs).items()}
+        # The colours are replaced in any case, and they are most of what the call holds.
+        arguments.pop("colors")
+        for name, value in arguments.items():
+            if shared is not None and isinstance(value, Tensor):
+                known = shared.get(name)
+                same = known is not None and known.shape == value.shape and torch.equal(known, value)
+                arguments[name] = shared[name] = known if known is not None and same else value
+        rows = _rows(model, len(arguments["means"]))
+        calls.append((Rasterization(original, arguments, rows), result[1].detach()))
+        return result
 
-        def record(*args: Any, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
-            arguments = {name: _held(value) for name, value in signature.bind(*args, **kwargs).arguments.items()}
-            # The colours are replaced in any case, and they are most of what the call holds.
-            arguments.pop("colors")
-            for name, value in arguments.items():
-                if shared is not None and isinstance(value, Tensor):
-                    known = shared.get(name)
-                    same = known is not None and known.shape == value.shape and torch.equal(known, value)
-                    arguments[name] = shared[name] = known if known is not None and same else value
-            rows = _rows(model, len(arguments["means"]))
-            calls.append((Rasterization(original, arguments, rows), result[1].detach()))
-            return result
-
-        return record
-
-    with intercepted(model, recorder):
-        outputs = render()
+    outputs = intercepted(model, record, render)
     accumulation = outputs["accumulation"].detach().reshape(-1)
     if not calls and model.crop_box is not None:
         return outputs, GaussianTrace(None, accumulation)
@@ -164,37 +191,52 @@ def trace_gaussians(
     )
 
 
-def gated_splats(model: SplatfactoModel, keep: Bool[Tensor, " num_splats"]) -> Any:
-    """A context in which the model renders some of its splats alone; the others have no opacity."""
+def gated_splats(model: SplatfactoModel, keep: Bool[Tensor, " num_splats"], render: Callable[[], Result]) -> Result:
+    """Render some of a model's splats alone; the others have no opacity."""
 
-    def gate(original: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(original)
+    def gate(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        arguments = _arguments(original, args, kwargs)
+        opacities = arguments["opacities"]
+        rows = _rows(model, len(arguments["means"]))
+        kept = keep if rows is None else keep[rows]
+        return original(**{**arguments, "opacities": opacities * kept.to(opacities)})
 
-        def gated(*args: Any, **kwargs: Any) -> Any:
-            arguments = signature.bind(*args, **kwargs).arguments
-            opacities = arguments["opacities"]
-            rows = _rows(model, len(arguments["means"]))
-            kept = keep if rows is None else keep[rows]
-            return original(**{**arguments, "opacities": opacities * kept.to(opacities)})
-
-        return gated
-
-    return intercepted(model, gate)
+    return intercepted(model, gate, render)
 
 
-@contextmanager
-def intercepted(model: SplatfactoModel, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Exchange ``rasterization`` in the modules that the model's classes are defined in, while the context lasts."""
+def intercepted(model: SplatfactoModel, instead: Instead, render: Callable[[], Result]) -> Result:
+    """Render with another function in the place of ``rasterization``; other threads, and other renders, keep it."""
+    install_interception(model)  # of a module whose function has been exchanged since, too
+    return scoped(_INSTEAD, instead, render)
+
+
+def install_interception(model: SplatfactoModel) -> None:
+    """Let calls of ``rasterization`` be intercepted in the modules that a model's classes are defined in.
+
+    Called when a model gets its masks, and not while it renders: see :func:`sa3d_nerfstudio.scoped.scoped`. The
+    function stays there, and as long as nothing is intercepted it does what it did.
+    """
     modules = {sys.modules[kind.__module__] for kind in type(model).__mro__ if kind.__module__ in sys.modules}
-    with _INTERCEPTING:
-        originals = {module: vars(module)[RASTERIZATION] for module in modules if RASTERIZATION in vars(module)}
-        for module, original in originals.items():
-            setattr(module, RASTERIZATION, wrap(original))
-        try:
-            yield
-        finally:
-            for module, original in originals.items():
-                setattr(module, RASTERIZATION, original)
+    for module in modules:
+        original = vars(module).get(RASTERIZATION)
+        if original is not None and not isinstance(original, _Interceptable):
+            setattr(module, RASTERIZATION, _Interceptable(original))
+
+
+class _Interceptable:
+    """gsplat's function, or what stands in its place while a call of it is intercepted."""
+
+    def __init__(self, original: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, original)
+        self.original = original
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        instead = _INSTEAD.get()
+        return self.original(*args, **kwargs) if instead is None else instead(self.original, *args, **kwargs)
+
+
+def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
 
 
 def _held(value: Any) -> Any:

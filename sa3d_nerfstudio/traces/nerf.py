@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.scoped import scoped
 from sa3d_nerfstudio.traces.base import PickedRows
 
 DEPTH_OUTPUTS = ("depth", "depth_fine", "expected_depth")
@@ -76,39 +77,49 @@ class _DepthCall:
     output: Tensor
 
 
-@contextmanager
-def _depth_calls(model: nn.Module) -> Iterator[list[_DepthCall]]:
-    """Note what every depth renderer of a model is handed, which is the weights and samples of a pass."""
-    calls: list[_DepthCall] = []
+_CALLS: ContextVar[list[_DepthCall] | None] = ContextVar("calls", default=None)
+"""Where depth renderers note what they are handed; None where no rays are traced."""
+_HOOKED = "sa3d_hooked"
+"""Attribute of depth renderers that have the hook."""
 
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        names = ("weights", "ray_samples", "ray_indices", "num_rays")
-        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-        calls.append(
-            _DepthCall(
-                arguments["weights"],
-                arguments["ray_samples"],
-                arguments.get("ray_indices"),
-                arguments.get("num_rays"),
-                output,
-            )
+
+def _note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    """The hook: note what a depth renderer is handed, which is the weights and samples of a pass."""
+    calls = _CALLS.get()
+    if calls is None:
+        return
+    names = ("weights", "ray_samples", "ray_indices", "num_rays")
+    arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+    calls.append(
+        _DepthCall(
+            arguments["weights"],
+            arguments["ray_samples"],
+            arguments.get("ray_indices"),
+            arguments.get("num_rays"),
+            output,
         )
+    )
 
+
+def install_hooks(model: nn.Module) -> int:
+    """Give each depth renderer of a model a hook that tells what it renders; it does nothing while nothing is traced.
+
+    Called when a model gets its masks, and not while it renders: see :func:`sa3d_nerfstudio.scoped.scoped`.
+
+    Returns:
+        How many depth renderers the model has.
+    """
     renderers = [module for module in model.modules() if isinstance(module, DepthRenderer)]
-    if not renderers:
-        raise SA3DError(
-            f"{_name(model)} cannot be traced: it has none of nerfstudio's depth renderers, through which the weights "
-            "of ray samples are read; choose a run of a NeRF method such as nerfacto."
-        )
-    handles = [renderer.register_forward_hook(note, with_kwargs=True) for renderer in renderers]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
+    for renderer in renderers:
+        if not getattr(renderer, _HOOKED, False):
+            renderer.register_forward_hook(_note, with_kwargs=True)
+            setattr(renderer, _HOOKED, True)
+    return len(renderers)
 
 
-def trace_rays(model: nn.Module, render: Any, num_rays: int) -> tuple[dict[str, Any], WeightedSamples]:
+def trace_rays(
+    model: nn.Module, render: Callable[[], dict[str, Any]], num_rays: int
+) -> tuple[dict[str, Any], WeightedSamples]:
     """Run a rendering pass, and read off the samples and weights that made its final image.
 
     Models render several passes (coarse and fine, proposals, background). The one whose depth *is* an output, or else
@@ -125,8 +136,13 @@ def trace_rays(model: nn.Module, render: Any, num_rays: int) -> tuple[dict[str, 
     Raises:
         SA3DError: The model does not render through nerfstudio's renderers.
     """
-    with _depth_calls(model) as calls:
-        outputs = render()
+    if not install_hooks(model):  # of a renderer that has been exchanged, too
+        raise SA3DError(
+            f"{_name(model)} cannot be traced: it has none of nerfstudio's depth renderers, through which the weights "
+            "of ray samples are read; choose a run of a NeRF method such as nerfacto."
+        )
+    calls: list[_DepthCall] = []
+    outputs = scoped(_CALLS, calls, render)
     samples = [(_pack(call, num_rays), call) for call in _final_calls(calls, outputs, num_rays)]
     if not samples:
         raise SA3DError(

@@ -4,40 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.gpu_memory import free_bytes, reclaim_from, within_memory
 from sa3d_nerfstudio.segmenters.base import Segmenter, StorableSegmenter
 from sa3d_nerfstudio.terminal import say
 from sa3d_nerfstudio.views.disk import DiskStore
 
-SHARE_OF_MEMORY = 0.25
-"""Of the GPU's memory, or of the machine's, that the cache may take unless told otherwise."""
+SHARE_OF_MEMORY = 0.5
+"""Of the memory that is free when the cache is made, which traces and embeddings may take unless told otherwise."""
 FALLBACK_BYTES = 2 << 30
 """Budget where the machine does not tell how much memory it has."""
+
+IN_USE = 12
+"""Values used last, which stay when others are evicted: of the view at hand, and of those got ready meanwhile."""
 
 _NUMBERS = itertools.count()
 """For segmenters that cannot be told by their weights."""
 
+Value = TypeVar("Value")
 Stored = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 
 
 def default_budget(device: torch.device | str) -> int:
-    """How many bytes the cache may take on a device."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1] * SHARE_OF_MEMORY)
-    if not hasattr(os, "sysconf"):
-        return FALLBACK_BYTES
-    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * SHARE_OF_MEMORY)
+    """How many bytes the cache may take on a device: a share of what is free there, models being there already."""
+    free = free_bytes(device)
+    return FALLBACK_BYTES if free is None else int(free * SHARE_OF_MEMORY)
 
 
 def size_of(value: Any) -> int:
@@ -58,16 +58,28 @@ def size_of(value: Any) -> int:
     return 64
 
 
+def restored(make: Callable[[], Value]) -> Value:
+    """What has been read from disk, brought to where it is needed."""
+    return within_memory(make, "keep less in it (--pipeline.cache-gb), or close other programs that use it")
+
+
 @dataclasses.dataclass
 class _Entry:
     value: Any
     num_bytes: int
     stored: Callable[[], Stored] | None
     on_disk: bool
+    number_of_pass: int = 0
+    """In which it was used last."""
 
 
 class ViewCache:
-    """Values by key. Those used least lately leave when the budget is exceeded: to disk if they can, else for good.
+    """Values by key. When the budget is exceeded some leave: to disk if they can, else for good.
+
+    Where views are visited in passes, one after another, whatever has been used least lately is what is needed next,
+    and room for all views but one would be worth nothing. So there the latest leave first (those in use apart), and as
+    many views as there is room for stay from pass to pass; but what the last two passes have not used leaves before.
+    Until there is a pass, whatever has been used least lately leaves.
 
     Args:
         budget: Bytes that values may take together. The newest is kept however large it is.
@@ -82,7 +94,14 @@ class ViewCache:
         self.computed = 0
         """How many values have been computed, instead of being found."""
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._pass = 0
         self._lock = threading.RLock()
+        reclaim_from(self)
+
+    def begin_pass(self) -> None:
+        """From now on, views are visited in turn, each once."""
+        with self._lock:
+            self._pass += 1
 
     def get(self, key: str, restore: Callable[[dict[str, Tensor], dict[str, Any]], Any] | None = None) -> Any | None:
         """A value that is in memory, or on disk; None if there is none.
@@ -96,6 +115,7 @@ class ViewCache:
             entry = self._entries.get(key)
             if entry is not None:
                 self._entries.move_to_end(key)
+                entry.number_of_pass = self._pass
                 return entry.value
         found = self.disk.read(key) if self.disk is not None and restore is not None else None
         if found is None or restore is None:
@@ -105,7 +125,8 @@ class ViewCache:
         except (KeyError, TypeError, ValueError):
             # Whole, but written by another version: as good as none.
             return None
-        self._put(key, _Entry(value, size_of(value), lambda: found, on_disk=True))
+        # Nothing else of what was read is kept: on CUDA it would be a second copy in the machine's memory.
+        self._put(key, _Entry(value, size_of(value), None, on_disk=True))
         return value
 
     def put(self, key: str, value: Any, stored: Callable[[], Stored] | None = None) -> None:
@@ -122,12 +143,35 @@ class ViewCache:
     def _put(self, key: str, entry: _Entry) -> None:
         with self._lock:
             self._forget(key)
+            entry.number_of_pass = self._pass
             self._entries[key] = entry
             self.num_bytes += entry.num_bytes
-            while self.num_bytes > self.budget and len(self._entries) > 1:
-                oldest = next(iter(self._entries))
-                self._write(oldest, self._entries[oldest])
-                self._forget(oldest)
+            self._shrink(self.budget)
+
+    def _shrink(self, budget: int) -> None:
+        while self.num_bytes > budget and len(self._entries) > 1:
+            key = self._least_needed()
+            self._write(key, self._entries[key])
+            self._forget(key)
+
+    def _least_needed(self) -> str:
+        """Which value is to leave; never the newest."""
+        keys = list(self._entries)
+        oldest = keys[0]
+        if not self._pass or self._entries[oldest].number_of_pass < self._pass - 1:
+            return oldest
+        in_use = min(IN_USE, len(keys) // 2)
+        return keys[-1 - max(in_use, 1)]
+
+    def reclaim(self) -> int:
+        """Let go of half of what is held in memory, and hold no more from now on; how many bytes that were."""
+        with self._lock:
+            before = self.num_bytes
+            if len(self._entries) < 2:
+                return 0
+            self._shrink(before // 2)
+            self.budget = min(self.budget, max(self.num_bytes, before // 2))
+            return before - self.num_bytes
 
     def flush(self) -> None:
         """Write to disk what is not there yet."""
@@ -173,7 +217,7 @@ class Embeddings(MutableMapping):
 
     def __getitem__(self, view: int | str) -> Any:
         storable = self._segmenter if isinstance(view, int) else None
-        restore = None if storable is None else (lambda tensors, _: storable.from_tensors(tensors))
+        restore = None if storable is None else (lambda tensors, _: restored(lambda: storable.from_tensors(tensors)))
         value = self._cache.get(self._key(view), restore)
         if value is None:
             raise KeyError(view)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from sa3d_nerfstudio.files import atomic_path
+from sa3d_nerfstudio.gpu_memory import say_once
 
 MAGIC = b"sa3d-cache-1\n"
 DIGEST_BYTES = 32
+
+
+SUFFIX = ".view"
 
 
 class DiskStore:
@@ -23,10 +28,15 @@ class DiskStore:
 
     Args:
         folder: Tells where it is; asked when it is first needed, and made when something is first written.
+        max_bytes: How much this folder and those beside it, which are other runs', may take together; None for any.
+            When they are full, entries of other runs leave, those of the run that was used least lately first. Where
+            that is not enough, nothing more is written.
     """
 
-    def __init__(self, folder: Callable[[], Path]) -> None:
+    def __init__(self, folder: Callable[[], Path], max_bytes: int | None = None) -> None:
         self._tell = folder
+        self.max_bytes = max_bytes
+        self._taken: int | None = None
 
     @cached_property
     def folder(self) -> Path:
@@ -35,7 +45,7 @@ class DiskStore:
 
     def path(self, key: str) -> Path:
         """File of an entry."""
-        return self.folder / f"{key}.view"
+        return self.folder / f"{key}{SUFFIX}"
 
     def write(self, key: str, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Write an entry; it is there whole, or not at all.
@@ -45,8 +55,37 @@ class DiskStore:
         """
         held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         data = save(held, metadata={"key": key, "numbers": json.dumps(dict(numbers))})
-        with atomic_path(self.path(key)) as path:
+        if not self._has_room_for(len(MAGIC) + DIGEST_BYTES + len(data)):
+            say_once(
+                f"the cache of views in {self.folder.parent} is full: further views are not kept on disk "
+                "(--pipeline.cache-disk-gb)"
+            )
+            return
+        # Without waiting for the disk: what is lost there is noticed by its checksum, and made again.
+        with atomic_path(self.path(key), sync=False) as path:
             path.write_bytes(MAGIC + hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest() + data)
+
+    def _has_room_for(self, num_bytes: int) -> bool:
+        """Whether an entry may be written; what other runs have left longest ago makes room for it."""
+        if self.max_bytes is None:
+            return True
+        if self._taken is None:
+            self._taken = sum(size for _, size, _ in _entries(self.folder.parent))
+        self._taken += num_bytes
+        if self._taken <= self.max_bytes:
+            return True
+        found = _entries(self.folder.parent)
+        self._taken = num_bytes + sum(size for _, size, _ in found)
+        used = {folder: max(when for path, _, when in found if path.parent == folder) for folder in _folders(found)}
+        others = [entry for entry in found if entry[0].parent != self.folder]
+        for path, size, _ in sorted(others, key=lambda entry: (used[entry[0].parent], entry[2])):
+            if self._taken <= self.max_bytes:
+                break
+            path.unlink(missing_ok=True)
+            self._taken -= size
+        fits = self._taken <= self.max_bytes
+        self._taken -= 0 if fits else num_bytes
+        return fits
 
     def read(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Read an entry; None if there is none, or if it is damaged, cut short, or another one's under this name."""
@@ -63,3 +102,17 @@ class DiskStore:
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         return (load(data), json.loads(metadata["numbers"])) if metadata["key"] == key else None
+
+
+def _entries(folder: Path) -> list[tuple[Path, int, float]]:
+    """The entries of all runs in a folder of caches: files, sizes in bytes, and when they were written."""
+    found = []
+    for path in folder.glob(f"*/*{SUFFIX}"):
+        with suppress(OSError):  # gone meanwhile
+            state = path.stat()
+            found.append((path, state.st_size, state.st_mtime))
+    return found
+
+
+def _folders(entries: list[tuple[Path, int, float]]) -> set[Path]:
+    return {path.parent for path, _, _ in entries}

@@ -18,7 +18,7 @@ from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.models.rays import camera_rays
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.compressed import CompressedTrace
-from sa3d_nerfstudio.views.cache import ViewCache, default_budget
+from sa3d_nerfstudio.views.cache import ViewCache, default_budget, restored
 from sa3d_nerfstudio.views.names import find_view
 
 CAMERA_PARTS = (
@@ -26,6 +26,8 @@ CAMERA_PARTS = (
     *("distortion_params", "camera_type", "times", "metadata"),
 )
 """All that nerfstudio's cameras are made of."""
+PHOTOS_AHEAD = 4
+"""Photos that are held, having been read ahead; those of views that were passed over go first."""
 
 Kept = TypeVar("Kept")
 
@@ -66,6 +68,7 @@ class TrainingViews:
         self._keys: dict[int, str] = {}
         self._known_sizes: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
         self._directions: list[Tensor] = []
+        self._photos: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.filenames)
@@ -77,7 +80,8 @@ class TrainingViews:
         if side <= self.long_side:
             return self
         views = copy.copy(self)
-        views.long_side, views._keys, views._known_sizes, views._directions = side, {}, {}, []
+        views.long_side, views._keys, views._known_sizes = side, {}, {}
+        views._directions, views._photos = [], {}
         return views
 
     @property
@@ -130,9 +134,14 @@ class TrainingViews:
             SA3DError: The photo cannot be read.
         """
         self.known_trace(view)
-        key = f"photo-{self.key(view)}"
-        if picture and self.photo is not None and self.cache.get(key) is None:
-            self.cache.put(key, self.photo(view))
+        if picture and self.photo is not None and view not in self._photos:
+            self._photos[view] = self.photo(view)
+            for other in list(self._photos)[:-PHOTOS_AHEAD]:
+                self._photos.pop(other, None)
+
+    def begin_pass(self) -> None:
+        """Told that all views are about to be visited in turn."""
+        self.cache.begin_pass()
 
     def key(self, view: int) -> str:
         """Stands for the view's camera at the working size."""
@@ -149,7 +158,7 @@ class TrainingViews:
         return digest([self.key(view), self.name(view), state.st_size, state.st_mtime_ns, side])
 
     def _restored(self, view: int, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> CompressedTrace:
-        tensors = {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
+        tensors = restored(lambda: {name: tensor.to(self.model.device) for name, tensor in tensors.items()})
         return CompressedTrace.restored(tensors, numbers, camera_rays(self.camera(view), self._directions))
 
     def look(self, camera: Cameras) -> ViewTrace:
@@ -165,9 +174,7 @@ class TrainingViews:
         """
         if self.photo is None:
             return self.trace(view).rgb
-        key = f"photo-{self.key(view)}"
-        preloaded = self.cache.get(key)
-        self.cache.drop(key)
+        preloaded = self._photos.pop(view, None)
         photo = self.photo(view) if preloaded is None else preloaded
         full, render = self._sizes(view)
         photo = photo.to(self.model.device, torch.float32)
@@ -214,7 +221,9 @@ def learnt_poses(model: MaskOutputs, cameras: Cameras) -> Cameras:
     moved = optimizer.get_correction_matrices().to(cameras.camera_to_worlds)
     given = cameras.camera_to_worlds
     # As nerfstudio's optimiser moves rays: directions are turned, and origins shifted, in the world.
-    poses = torch.cat([moved[:, :, :3] @ given[:, :, :3], given[:, :, 3:] + moved[:, :, 3:]], dim=-1)
+    # Turned without a product of matrices, which CUDA may be set to do in 10 bits.
+    turned = (moved[:, :, :3, None] * given[:, None, :, :3]).sum(2)
+    poses = torch.cat([turned, given[:, :, 3:] + moved[:, :, 3:]], dim=-1)
     if torch.equal(poses, given):
         return cameras
     cameras = copy.copy(cameras)

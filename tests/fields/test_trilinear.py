@@ -35,7 +35,7 @@ def test_reads_what_grid_sample_reads(seed: int, spread: float, resolution: int,
     found = trilinear.read(values, index, fractions, resolution)
     assert torch.allclose(found, expected, atol=1e-4 * max(steps, 1))
     weights, told = torch.rand(4, 16, generator=generator), single_valued(values, resolution)
-    sums = trilinear.read_sums(values, told, weights, index, fractions, resolution)
+    (sums,) = trilinear.read_sums([values], [told], weights, index, fractions, resolution)
     assert torch.allclose(sums, (expected.reshape(4, 16) * weights).sum(0), atol=4e-4 * max(steps, 1))
 
 

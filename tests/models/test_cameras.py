@@ -18,7 +18,7 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.scene_box import OrientedBox
 from torch import Tensor
 
-from sa3d_nerfstudio.models.gating import gated_density
+from sa3d_nerfstudio.models import gating
 from sa3d_nerfstudio.models.rays import MaskedModel
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
@@ -122,8 +122,9 @@ def balls() -> Iterator[MaskedModel]:
         # Nerfacto's density is that of fog, and there is none outside of the balls.
         return 20.0 * (nearest < RADIUS)
 
-    with gated_density(model, gate):
-        yield model
+    token = gating._GATE.set(gate)
+    yield model
+    gating._GATE.reset(token)
 
 
 @pytest.mark.parametrize("name", LENSES)

@@ -10,6 +10,7 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.models.gating import Gate, gated_density
 from sa3d_nerfstudio.models.outputs import RAYS_IN_VAIN, LazyOutputs
+from sa3d_nerfstudio.traces.nerf import WeightedSamples
 from tests.small_models import CONFIGS, NEEDING_STAND_INS, camera, masked, rays, small_model
 from tests.stand_ins import occupancy_on_cpu, sdf_on_cpu
 
@@ -67,10 +68,10 @@ def test_gating_all_or_nothing(method: str):
     name = "accumulation" if method not in ("vanilla-nerf", "mipnerf") else "accumulation_fine"
     with torch.no_grad():
         before = model.trace(bundle)[0][name]
-        with gated_density(model, lambda x: torch.ones_like(x[..., :1])):
-            assert torch.allclose(model.trace(bundle)[0][name], before, atol=1e-6)
-        with gated_density(model, lambda x: torch.zeros_like(x[..., :1])):
-            assert model.trace(bundle)[0][name].abs().max() < 1e-6
+        everything = gated_density(lambda x: torch.ones_like(x[..., :1]), lambda: model.trace(bundle)[0][name])
+        assert torch.allclose(everything, before, atol=1e-6)
+        nothing = gated_density(lambda x: torch.zeros_like(x[..., :1]), lambda: model.trace(bundle)[0][name])
+        assert nothing.abs().max() < 1e-6
         assert torch.allclose(model.trace(bundle)[0][name], before, atol=1e-6)
 
 
@@ -80,22 +81,15 @@ def test_gates_within_gates_multiply():
     def half(axis: int) -> Gate:
         return lambda x: (x[..., axis : axis + 1] > 0).float()
 
-    with torch.no_grad(), gated_density(model, half(0)):
-        outer = model.trace(position)[1]
-        with gated_density(model, half(1)):
-            both = model.trace(position)[1]
-        again = model.trace(position)[1]
+    def trace() -> WeightedSamples:
+        return model.trace(position)[1]
+
+    with torch.no_grad():
+        outer, both, again = gated_density(half(0), lambda: (trace(), gated_density(half(1), trace), trace()))
     assert outer.positions[outer.weights > 1e-6][:, 0].min() > 0
     assert outer.positions[outer.weights > 1e-6][:, 1].min() < 0
     assert both.positions[both.weights > 1e-6][:, :2].min() > 0
     assert torch.equal(again.weights, outer.weights)
-
-
-def test_gating_is_undone_after_an_error():
-    model = masked(small_model("nerfacto"))
-    with pytest.raises(RuntimeError), gated_density(model, lambda x: x[..., :1]):
-        raise RuntimeError
-    assert "get_density" not in model.field.__dict__
 
 
 def test_an_occluder_is_gone_from_the_object():
@@ -210,3 +204,22 @@ def test_whether_there_is_an_object_goes_by_the_threshold():
     assert inside.tolist() == pytest.approx([0.4, 0.0], abs=1e-5)
     with torch.no_grad():
         assert model.get_outputs_for_camera(camera(20, 28))["object_accumulation"][10, 14] > 1e-4
+
+
+def test_masks_are_rendered_for_who_reads_them(monkeypatch: pytest.MonkeyPatch):
+    model = masked(small_model("nerfacto"))
+    model.masks["ball"] = ball()
+    rendered, searched = [], []
+    original, hits = type(model).probabilities, type(model.masks).hits
+    monkeypatch.setattr(type(model), "probabilities", lambda *args: rendered.append(1) or original(*args))
+    monkeypatch.setattr(type(model.masks), "hits", lambda *args: searched.append(1) or hits(*args))
+    with torch.no_grad():
+        outputs = model.get_outputs(rays())
+        assert outputs["rgb"].shape == (140, 3)
+        assert not rendered
+        assert not searched
+        assert outputs["mask"].shape == (140, 1)
+        assert outputs["mask_overlay"].shape == (140, 3)
+        assert rendered == [1]
+        _ = outputs["object_rgb"], outputs["background_rgb"]
+    assert searched == [1]

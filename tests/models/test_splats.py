@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import pytest
 import torch
+from nerfstudio.models import splatfacto
 from nerfstudio.models.splatfacto import SplatfactoModel
 
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.fields import splat_mask
 from sa3d_nerfstudio.fields.splat_mask import SplatMask
 from sa3d_nerfstudio.models.splats import MaskedSplatModel
+from sa3d_nerfstudio.traces.base import render_probability
+from tests import rasterizer
 from tests.small_models import camera, masked_splats, small_splats
 from tests.stand_ins import splats_on_cpu
 
@@ -169,3 +176,51 @@ def test_masks_of_other_splats_are_refused():
     masks = {key: value for key, value in saved.state_dict().items() if key.startswith("masks.")}
     with pytest.raises(SA3DError, match="30 splats, but the base run has 12"):
         other.load_state_dict({**other.state_dict(), **masks})
+
+
+def test_all_objects_are_rendered_in_one_rasterisation(monkeypatch: pytest.MonkeyPatch):
+    model = masked_splats()
+    for name, splats in {"a": range(10), "b": range(10, 20), "c": range(15, 30)}.items():
+        select(model, list(splats), name)
+    trace = model.trace_view(camera(12, 16))
+    expected = torch.stack([render_probability(trace, field)[0] for field in model.masks.shown]).amax(0)
+    calls = 0
+    original = rasterizer.rasterization
+
+    @functools.wraps(original)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return original(*args, **kwargs)
+
+    counting = masked_splats()
+    counting.masks.load_state_dict(model.masks.state_dict())
+    monkeypatch.setattr(splatfacto, "rasterization", counted)
+    outputs = counting.get_outputs_for_camera(camera(12, 16))
+    assert calls == 1, "the image itself"
+    assert torch.allclose(outputs["mask"].reshape(-1), expected, atol=1e-5)
+    assert calls == 2
+    assert outputs["mask_overlay"].shape == (12, 16, 3)
+    assert calls == 2
+
+
+def test_who_looks_at_the_image_alone_waits_for_nothing_else(monkeypatch: pytest.MonkeyPatch):
+    model = masked_splats()
+    field = model.new_field(0)
+    # Some splats have not been seen, so that their neighbours are to be asked.
+    field.add(torch.ones(40) * (torch.arange(40) % 3 == 0), torch.ones(40) * (torch.arange(40) % 3 < 2))
+    model.masks["object"] = field
+    searched = []
+    monkeypatch.setattr(splat_mask, "NearestNeighbors", lambda **_: searched.append(1))
+    outputs = model.get_outputs_for_camera(camera())
+    assert outputs["rgb"].shape == (10, 14, 3)
+    assert outputs["mask"].max() > 0
+    model.wanted_outputs = lambda: {"rgb"}
+    shown = dict(model.get_outputs_for_camera(camera()).items())
+    assert shown["mask_overlay"].shape == (10, 14, 3)
+    assert shown["mask"].shape == shown["object_depth"].shape == (10, 14, 1)
+    assert not searched
+    model.wanted_outputs = None
+    with pytest.raises(AttributeError):
+        _ = model.get_outputs_for_camera(camera())["object_rgb"]
+    assert searched

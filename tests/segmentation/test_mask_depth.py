@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.visits import counted
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
-from sa3d_nerfstudio.segmentation.mask_depth import in_one_piece, pixel_spacing, sees_past
+from sa3d_nerfstudio.segmentation.mask_depth import _in_one_piece, in_one_piece, pixel_spacing, sees_past
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates
 from sa3d_nerfstudio.traces.base import render_probability
+from sa3d_nerfstudio.traces.nerf import NerfViewTrace, WeightedSamples
 from tests.analytic import BallSegmenter, BallViews
+from tests.pretended_device import a_cuda_device
 
 GAP = SessionSettings().part_gap
 
@@ -215,3 +220,46 @@ def test_a_mask_that_the_user_gives_is_taken_as_it_is(views: BallViews):
     session.lift_prompts()
     place = views.trace(0).surface_points()[(mask & (views.ids(0) == 3)).reshape(-1)]
     assert (grid.probability_at(place) > 0.1).all()
+
+
+@pytest.mark.parametrize("said", ["nothing", "a point", "what is known"])
+@pytest.mark.parametrize("gap", [GAP, 0.02])
+def test_a_gpu_finds_the_same_parts(views: BallViews, said: str, gap: float):
+    """As it goes about it, and on what lies on the CPU here."""
+    for view in range(0, len(views), 3):
+        trace, ids = views.trace(view), views.ids(view)
+        for ball in range(1, 4):
+            if not (ids == ball).any():
+                continue
+            mask = (ids == ball) | a_piece(views, view, 1 + ball % 3)
+            points = middle(ids == ball) if said == "a point" else None
+            known = (ids == ball) if said == "what is known" else None
+            between = (lambda: views.balls[:2, :3]) if said == "what is known" else None
+            spacing = pixel_spacing(trace, mask)
+            expected = in_one_piece(trace, mask, gap, spacing, points, known, between)
+            found = _in_one_piece(trace, mask.reshape(-1), gap, torch.tensor(spacing), points, known, between)
+            assert torch.equal(found.reshape(mask.shape), expected)
+
+
+def test_nothing_is_waited_for_on_a_gpu(views: BallViews):
+    trace, mask = views.trace(0), (views.ids(0) == 1) | a_piece(views, 0, 3)
+    spacing = pixel_spacing(trace, mask)
+    solid, past = in_one_piece(trace, mask, GAP, spacing, known=views.ids(0) == 1), sees_past(trace, mask, spacing)
+    with a_cuda_device():
+        moved = NerfViewTrace(**{name: _moved(value) for name, value in vars(trace).items()})
+        mask, known = mask.cuda(), (views.ids(0) == 1).cuda()
+        with counted() as count:
+            there = pixel_spacing(moved, mask)
+            solid_there = in_one_piece(moved, mask, GAP, there, known=known)
+            past_there = sees_past(moved, mask, there)
+        assert count.operations > 50
+        assert not count.waits
+        assert float(there) == pytest.approx(float(spacing))
+        assert torch.equal(solid_there.cpu(), solid)
+        assert torch.equal(past_there.cpu(), past)
+
+
+def _moved(value: Any) -> Any:
+    if isinstance(value, WeightedSamples):
+        return WeightedSamples(**{name: _moved(each) for name, each in vars(value).items()})
+    return value.cuda() if isinstance(value, Tensor) else value

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sa3d_nerfstudio.fields import trilinear
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.models.rays import camera_rays
+from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
 from sa3d_nerfstudio.traces import compressed as packed
 from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.traces.compressed import ATOMS, CompressedTrace, NotOnRays, ViewRays, atoms_of, pixel_angle
@@ -246,3 +250,56 @@ def test_views_of_one_lens_share_their_directions_and_others_count_their_own():
     assert views[0].local is views[1].local
     assert len(known) == packed.LENSES
     assert [rays.num_bytes for rays in views] == [0] * 9 + [6 * 8 * 3 * 4] * 2
+
+
+def test_rays_are_those_of_full_precision_whatever_products_of_matrices_are(monkeypatch: pytest.MonkeyPatch):
+    """As in containers that allow TF32, where products of matrices have 10 bits."""
+    model, view = masked(small_model("nerfacto")), camera(12, 16)
+    view.camera_to_worlds[0, :, :3] = torch.linalg.qr(torch.rand(3, 3, generator=torch.Generator().manual_seed(0)))[0]
+    trace = model.compressed_view(view)
+    assert isinstance(trace, CompressedTrace)
+    expected, field = trace.rays.directions_of(slice(None)), MaskGrid(16)
+    image = torch.rand(192, 1)
+    lifted = trace.backproject(field, image)
+    packed.forget()
+    product = torch.Tensor.__matmul__
+
+    def tf32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return product(*(x.half().to(x) if x.dtype == torch.float32 else x for x in (a, b)))
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", tf32)
+    rays = camera_rays(view)
+    assert torch.allclose(rays.directions_of(slice(None)), expected, atol=1e-6)
+    assert torch.allclose(trace.rays.directions_of(slice(None)), expected, atol=1e-6)
+    assert torch.allclose(trace.backproject(field, image), lifted, atol=1e-5)
+
+
+def test_what_all_rays_give_a_grid_is_kept_until_it_moves(monkeypatch: pytest.MonkeyPatch):
+    model, grid = masked(small_model("nerfacto")), MaskGrid(12)
+    trace = model.compressed_view(camera(12, 16))
+    assert isinstance(trace, CompressedTrace)
+    mask, counted = torch.rand(192) > 0.7, torch.where(torch.rand(192) > 0.1, 3.0, 0.0)
+    expected = trace.backproject(grid, torch.stack([counted * mask, counted], dim=-1))
+    lifted = 0
+    original = trilinear.add
+
+    def add(out: torch.Tensor, values: torch.Tensor, *rest: Any) -> None:
+        nonlocal lifted
+        lifted += len(values)
+        original(out, values, *rest)
+
+    monkeypatch.setattr(trilinear, "add", add)
+    numbers = []
+    for _ in range(2):
+        lifting, lifted = EvidenceLifting(grid.fresh()), 0
+        lifting.add(trace, mask, counted)
+        numbers.append(lifted)
+        assert torch.allclose(lifting.field.hit, expected[:, 0], atol=1e-5)
+        assert torch.allclose(lifting.field.seen, expected[:, 1], atol=1e-4)
+    assert numbers[0] - numbers[1] == 192 * ATOMS
+    moved = grid.fresh()
+    moved.place(torch.full((3,), 0.1), torch.ones(3))
+    assert torch.allclose(trace.backproject_all(moved), trace.backproject(moved, torch.ones(192, 1))[:, 0])
+    assert packed._EVERY_RAY.reclaim() > 0
+    assert packed._EVERY_RAY.num_bytes == 0
+    monkeypatch.setattr(packed._EVERY_RAY, "_budget", None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from sa3d_nerfstudio.fields.splat_mask import SplatMask
 from sa3d_nerfstudio.models.attach import with_masks
 from sa3d_nerfstudio.models.splats import MaskedSplatModel
 from sa3d_nerfstudio.traces.base import render_probability
-from sa3d_nerfstudio.traces.gaussians import GaussianTrace, intercepted
+from sa3d_nerfstudio.traces.gaussians import GaussianTrace
 from tests.devices import DEVICES
 from tests.small_models import camera, masked_splats, small_splats
 from tests.stand_ins import splats_on_cpu
@@ -270,16 +269,6 @@ def test_a_model_that_does_not_rasterise_is_named():
     assert isinstance(model, MaskedSplatModel)
     with pytest.raises(SA3DError, match="Foreign cannot be traced"):
         model.trace(camera())
-
-
-def test_interception_ends_with_an_error(monkeypatch: pytest.MonkeyPatch):
-    splats_on_cpu(monkeypatch)
-    module: ModuleType = splatfacto
-    before = vars(module)["rasterization"]
-    with pytest.raises(RuntimeError), intercepted(masked_splats(), lambda original: lambda: None):
-        assert vars(module)["rasterization"] is not before
-        raise RuntimeError
-    assert vars(module)["rasterization"] is before
 
 
 @pytest.mark.gpu

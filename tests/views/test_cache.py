@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from sa3d_nerfstudio.segmenters.sam import SamSegmenter
 from sa3d_nerfstudio.traces.compressed import CompressedTrace
 from sa3d_nerfstudio.views.cache import Embeddings, ViewCache, default_budget, size_of
 from sa3d_nerfstudio.views.disk import DiskStore
-from sa3d_nerfstudio.views.training_views import TrainingViews
+from sa3d_nerfstudio.views.training_views import PHOTOS_AHEAD, TrainingViews
+from tests.pretended_device import MEMORY, pretended_device
 from tests.small_models import camera, masked, small_model
 from tests.tiny_sam import tiny_sam
 
@@ -184,3 +188,121 @@ def test_embeddings_are_kept_with_their_weights_and_view(tmp_path: Path):
     assert 0 not in Embeddings(ViewCache(1 << 24, store(tmp_path)), SamSegmenter(other), lambda view: f"camera{view}")
     del embeddings["viewer 1"]
     assert list(embeddings) == [0]
+
+
+@pytest.mark.parametrize(("room", "least_hits"), [(19, 18), (10, 4)])
+def test_passes_over_more_views_than_there_is_room_for_keep_what_fits(room: int, least_hits: int):
+    cache, number = ViewCache(budget=room * 40), 20
+    for _ in range(5):
+        cache.begin_pass()
+        before = cache.computed
+        for view in range(number):
+            if cache.get(f"trace-{view}") is None:
+                cache.put(f"trace-{view}", torch.zeros(10))
+            # A view is asked for again while it is worked on.
+            assert cache.get(f"trace-{view}") is not None
+        hits = number - (cache.computed - before)
+    assert hits >= least_hits
+    assert cache.num_bytes <= room * 40
+
+
+def test_a_gpu_of_4_gb_segments_300_views_without_losing_what_fits(tmp_path: Path):
+    """Traces of 1008 x 756 pixels, as far as the cache can tell: 300 take 8.5 GB, and the budget 4."""
+
+    class Trace:
+        num_bytes = 37 * 1008 * 756
+
+    cache, misses = ViewCache(budget=4 << 30), []
+    fitting = (4 << 30) // Trace.num_bytes
+    for _ in range(3):
+        cache.begin_pass()
+        before = cache.computed
+        for view in range(300):
+            if cache.get(f"trace-{view}") is None:
+                cache.put(f"trace-{view}", Trace())
+        misses.append(cache.computed - before)
+    assert misses[0] == 300
+    assert max(misses[1:]) <= 300 - fitting + 13
+
+
+def test_what_no_pass_uses_any_more_leaves_first():
+    cache = ViewCache(budget=20 * 40)
+    for view in range(20):
+        cache.put(f"small-{view}", torch.zeros(10))
+    for _ in range(3):
+        cache.begin_pass()
+        before = cache.computed
+        for view in range(20):
+            if cache.get(f"large-{view}") is None:
+                cache.put(f"large-{view}", torch.zeros(10))
+    assert cache.computed == before
+    assert all(cache.get(f"small-{view}") is None for view in range(20))
+
+
+def test_a_view_from_disk_is_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    disk, read = store(tmp_path), []
+    disk.write("key", TENSORS, NUMBERS)
+    original = disk.read
+
+    def watched(key: str) -> Any:
+        found = original(key)
+        assert found is not None
+        read.append(weakref.ref(found[0]["a"]))
+        return found
+
+    monkeypatch.setattr(disk, "read", watched)
+    cache = ViewCache(1000, disk)
+    # As a move to the GPU does, this makes a copy.
+    assert cache.get("key", lambda tensors, _: tensors["a"].clone()) is not None
+    gc.collect()
+    assert read[0]() is None, "what was read from disk is kept beside what was made from it"
+    cache.flush()
+
+
+def test_the_budget_is_a_share_of_what_is_free():
+    with pretended_device():
+        assert default_budget("cuda") == MEMORY // 4
+        torch.cuda.mem_get_info.return_value = (MEMORY // 8, MEMORY)  # type: ignore[attr-defined]
+        assert default_budget("cuda") == MEMORY // 16
+
+
+def test_the_disk_is_bounded_and_older_runs_leave_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    size = len(safetensors_entry(tmp_path / "probe"))
+    for age, run in enumerate(("newer", "older")):
+        disk = DiskStore(lambda run=run: tmp_path / "cache" / run)
+        for key in "ab":
+            disk.write(key, TENSORS, NUMBERS)
+            os.utime(disk.path(key), (1e9 - age * 1000, 1e9 - age * 1000))
+    disk = DiskStore(lambda: tmp_path / "cache" / "own", max_bytes=4 * size + size // 2)
+    disk.write("a", TENSORS, NUMBERS)
+    left = sorted(str(path.relative_to(tmp_path / "cache")) for path in (tmp_path / "cache").rglob("*.view"))
+    assert len(left) == 4
+    assert left[:3] == ["newer/a.view", "newer/b.view", "older/b.view"] or "older/a.view" in left
+    assert {"newer/a.view", "newer/b.view", "own/a.view"} <= set(left)
+    for key in "bcdefg":
+        disk.write(key, TENSORS, NUMBERS)
+    left = sorted(str(path.relative_to(tmp_path / "cache")) for path in (tmp_path / "cache").rglob("*.view"))
+    assert left == [f"own/{key}.view" for key in "abcd"]
+    assert capsys.readouterr().out.count("is full") <= 1
+    assert disk.read("a") is not None
+
+
+def safetensors_entry(folder: Path) -> bytes:
+    disk = store(folder)
+    disk.write("a", TENSORS, NUMBERS)
+    return disk.path("a").read_bytes()
+
+
+def test_photos_of_views_that_are_passed_over_do_not_stay(tmp_path: Path):
+    seen = views(tmp_path)
+    seen.photo = lambda view: torch.full((10, 14, 3), view / 10)
+    for view in range(3):
+        seen.trace(view)
+    before = seen.cache.num_bytes
+    for _ in range(4):
+        for view in range(3):
+            seen.preload(view, picture=True)
+    assert seen.cache.num_bytes == before
+    assert torch.allclose(seen.picture(2), torch.tensor(0.2))
+    seen.preload(5 % 3, picture=True)
+    assert len(seen._photos) <= PHOTOS_AHEAD

@@ -1,0 +1,349 @@
+"""Everything that only a GPU can tell, in one command: train, segment, export, test, time.
+
+    python -m benchmarks.gpu --output gpu.md
+
+Trains nerfacto, splatfacto and instant-ngp on ``../shared/scenes/desk`` and on fern at 1008 x 756, segments by a
+click (the oracle where there is truth, GrabCut elsewhere), exports every form, and runs the tests marked ``gpu`` and
+the benchmarks of speed and of visits. Each part is a command of its own with a log and ten minutes at most; what has
+passed is not done again (``--again`` does), so that it can be called until all has. The table is written after each.
+
+With ``--tiny`` it does the same in small on a CPU: a scene of ten small images, and stand-ins for the kernels that CUDA
+alone has.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+QUIET = ("--vis", "tensorboard", "--logging.local-writer.max-log-size", "0")
+NEVER = tuple(f"--steps-per-eval-{what}=999999" for what in ("batch", "image", "all-images"))
+STEPS = {"nerfacto": 5000, "splatfacto": 7000, "instant-ngp": 5000}
+"""Steps of training, which a GPU of today does in some minutes."""
+TINY_OPTIONS: dict[str, tuple[object, ...]] = {
+    "nerfacto": (
+        *("--pipeline.model.implementation", "torch", "--pipeline.model.num-levels", 6),
+        *("--pipeline.model.log2-hashmap-size", 12, "--pipeline.model.max-res", 128),
+        *("--pipeline.model.num-nerf-samples-per-ray", 12, "--pipeline.model.num-proposal-samples-per-ray", 24, 12),
+        *("--pipeline.model.near-plane", 0.1, "--pipeline.model.far-plane", 3.0),
+        *("--pipeline.model.average-init-density", 3.0, "--pipeline.model.proposal-initial-sampler", "uniform"),
+        *("--optimizers.fields.optimizer.lr", 0.02, "--pipeline.datamanager.train-num-rays-per-batch", 128),
+    ),
+    "splatfacto": (
+        *("--pipeline.model.num-downscales", 0, "--pipeline.model.use-absgrad", False),
+        *("--optimizers.opacities.optimizer.lr", 0.1, "--optimizers.features-dc.optimizer.lr", 0.05),
+    ),
+    "instant-ngp": (
+        *("--pipeline.model.grid-resolution", 16, "--pipeline.model.grid-levels", 1),
+        *("--pipeline.model.log2-hashmap-size", 12, "--pipeline.model.max-res", 128),
+        *("--pipeline.model.render-step-size", 0.1, "--pipeline.target-num-samples", 4096),
+        *("--pipeline.max-num-samples-per-ray", 32, "--optimizers.fields.optimizer.lr", 0.02),
+        *("--pipeline.datamanager.train-num-rays-per-batch", 128),
+    ),
+}
+TINY_THRESHOLD = 0.25
+"""Of the mask: few rays end in the fog of so short a training."""
+
+
+@dataclass
+class Options:
+    """Run all parts that have not passed yet."""
+
+    output: Path
+    """The table, as Markdown."""
+    work: Path = Path("outputs/gpu")
+    """Where runs, exports, logs and the state are kept."""
+    scenes: Path = Path("../shared/scenes")
+    """Folder of the scenes desk and fern."""
+    methods: tuple[str, ...] = ("nerfacto", "splatfacto", "instant-ngp")
+    """Methods to train."""
+    minutes: float = 10.0
+    """How long a part may take."""
+    tiny: bool = False
+    """In small, on a CPU, with stand-ins for CUDA's kernels."""
+    again: bool = False
+    """Do again what has passed."""
+
+
+@dataclass
+class Part:
+    """One command."""
+
+    name: str
+    command: list[str]
+    after: tuple[str, ...] = ()
+    """Parts whose results it needs."""
+
+
+@dataclass
+class Result:
+    """What came of a part."""
+
+    state: str
+    seconds: float = 0.0
+    gpu_mb: float = 0.0
+    """Most memory of the GPU that was taken meanwhile, beyond what was taken before."""
+    host_mb: float = 0.0
+    """Most memory of the machine that the command took."""
+    note: str = ""
+
+
+@dataclass
+class Run:
+    """Carries parts out, and keeps what came of them."""
+
+    options: Options
+    results: dict[str, Result] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.options.work.mkdir(parents=True, exist_ok=True)
+        self._state = self.options.work / "state.json"
+        if self._state.exists() and not self.options.again:
+            self.results = {name: Result(**result) for name, result in json.loads(self._state.read_text()).items()}
+
+    def carry_out(self, part: Part) -> None:
+        """Run a part, unless it has passed, and note what comes of it."""
+        before = self.results.get(part.name)
+        if before is not None and before.state == "passed":
+            return
+        missing = [name for name in part.after if self.results.get(name, Result("")).state != "passed"]
+        result = Result("left out", note=f"needs {', '.join(missing)}") if missing else self._run(part)
+        self.results[part.name] = result
+        temporary = self._state.with_suffix(".new")
+        temporary.write_text(json.dumps({name: vars(each) for name, each in self.results.items()}, indent=1))
+        temporary.replace(self._state)
+
+    def _run(self, part: Part) -> Result:
+        log = self.options.work / "logs" / f"{part.name.replace(' ', '-')}.log"
+        log.parent.mkdir(exist_ok=True)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160", "NO_COLOR": "1"}
+        if self.options.tiny:
+            environment["OMP_NUM_THREADS"] = "1"
+        begun = time.perf_counter()
+        with log.open("w", encoding="utf8") as file, GpuMemory() as memory:
+            print("$", *part.command, file=file, flush=True)
+            process = subprocess.Popen(
+                part.command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
+                cwd=ROOT, start_new_session=True,
+            )  # fmt: skip
+            late = threading.Timer(60 * self.options.minutes, os.killpg, (process.pid, signal.SIGKILL))
+            late.start()
+            try:
+                _, status, usage = os.wait4(process.pid, 0)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+            finally:
+                late.cancel()
+            process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - begun
+        result = Result("passed", seconds, memory.peak_mb, usage.ru_maxrss / 1e3)
+        if process.returncode == -signal.SIGKILL and seconds >= 60 * self.options.minutes:
+            result.state, result.note = "too slow", f"ended after {self.options.minutes:g} minutes"
+        elif process.returncode:
+            lines = [line for line in log.read_text("utf8", errors="replace").splitlines() if line.strip()]
+            result.state, result.note = "failed", lines[-1][:200] if lines else ""
+        return result
+
+
+class GpuMemory:
+    """Watches how much of the GPU's memory is taken, by nvidia-smi; 0 where there is none."""
+
+    def __init__(self) -> None:
+        self.peak_mb = 0.0
+        self._program = shutil.which("nvidia-smi")
+        self._end = threading.Event()
+
+    def _taken(self) -> float:
+        query = [str(self._program), "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        done = subprocess.run(query, capture_output=True, text=True, check=False)
+        return sum(float(line) for line in done.stdout.split()) if done.returncode == 0 else 0.0
+
+    def __enter__(self) -> GpuMemory:
+        if self._program is not None:
+            self._before = self._taken()
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        if self._program is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.5):
+            self.peak_mb = max(self.peak_mb, self._taken() - self._before)
+
+
+def command(options: Options, *words: object) -> list[str]:
+    """A command of the environment's; in small, with the stand-ins in place."""
+    program, *rest = map(str, words)
+    if options.tiny:
+        return [sys.executable, str(ROOT / "tests" / "stand_ins.py"), program, *rest]
+    return [str(BIN / program), *rest]
+
+
+def click(scene: Path) -> tuple[list[object], list[object]]:
+    """Options that prompt an object by a click, and those of the segmenter: the oracle where there is truth."""
+    if (scene / "prompts.json").exists():
+        objects = json.loads((scene / "prompts.json").read_text())["objects"]
+        chosen = next((item for item in objects if item["name"] in ("mug", "ball")), objects[0])
+        name, point = chosen["frame"], chosen["points"][0]
+        segmenter: list[object] = ["oracle", "--pipeline.oracle-instances", scene / "instances"]
+    else:
+        transforms = json.loads((scene / "transforms.json").read_text())
+        name, point = transforms["train_filenames"][0], (transforms["w"] // 2, transforms["h"] // 2)
+        segmenter = ["grabcut"]
+    prompt: list[object] = ["--pipeline.prompt.view", Path(name).name, "--pipeline.prompt.points", *point]
+    return prompt, ["--pipeline.segmenter", *segmenter]
+
+
+def parts_of_run(options: Options, scene: Path, method: str) -> Iterator[Part]:
+    """Train, segment and export."""
+    runs, name, tiny = (options.work / "runs").resolve(), f"{scene.name} {method}", options.tiny
+    steps = 60 if tiny else STEPS[method]
+    extra: Sequence[object] = TINY_OPTIONS[method] if tiny else ()
+    if not tiny and method == "nerfacto" and importlib.util.find_spec("tinycudann") is None:
+        extra = ("--pipeline.model.implementation", "torch")
+    device = ("--machine.device-type", "cpu") if tiny else ()
+    yield Part(
+        f"{name} train",
+        command(
+            options, "ns-train", method, "--data", scene, "--output-dir", runs, "--timestamp", "T", *QUIET, *NEVER,
+            *device, "--max-num-iterations", steps, "--steps-per-save", 999999, *extra,
+        ),
+    )  # fmt: skip
+    base, segmented = runs / scene.name / method / "T", runs / scene.name / "sa3d" / method
+    prompt, segmenter = click(scene)
+    threshold = ("--pipeline.threshold", TINY_THRESHOLD) if tiny else ()
+    yield Part(
+        f"{name} segment",
+        command(
+            options, "ns-train", "sa3d", "--load-dir", base, "--output-dir", runs, "--timestamp", method, *QUIET[:2],
+            *device, *prompt, *segmenter, *threshold,
+        ),
+        after=(f"{name} train",),
+    )  # fmt: skip
+    config = ("--load-config", segmented / "config.yml")
+    forms = {form: [*words, *config] for form, words in exports(method, segmented, tiny).items()}
+    if tiny:  # in one process, which takes longer to begin than to export
+        forms = {"exports": [word for words in forms.values() for word in ("--then", *words)][1:]}
+    for form, words in forms.items():
+        yield Part(f"{name} {form}", command(options, *words), after=(f"{name} segment",))
+
+
+def exports(method: str, run: Path, tiny: bool) -> dict[str, list[object]]:
+    """Every form that a method's objects are exported in, as commands without the run."""
+    out = run / "exports"
+    points, pixels = (300, 16) if tiny else (100_000, 1024)
+    found: dict[str, list[object]] = {
+        "sa3d points": ["sa3d", "export", "points", "--output-dir", out / "points", "--num-points", points],
+        "sa3d boxes": ["sa3d", "export", "box", "--output-dir", out / "boxes"],
+        "sa3d masks": ["sa3d", "masks", "--output-dir", out / "masks"],
+        "sa3d turntable": [
+            *("sa3d", "turntable", "--output-path", out / "turntable.mp4"),
+            *(("--frames", 2, "--size", 16, 16) if tiny else ("--frames", 60, "--size", 512, 512)),
+        ],
+    }
+    if method == "splatfacto":
+        found["gaussian-splat"] = ["ns-export", "gaussian-splat", "--output-dir", out / "splat"]
+        found["sa3d splats"] = ["sa3d", "export", "splats", "--output-dir", out / "splats"]
+        return found
+    found["pointcloud"] = [
+        *("ns-export", "pointcloud", "--output-dir", out / "cloud", "--normal-method", "open3d"),
+        *("--num-points", points, "--num-rays-per-batch", 512 if tiny else 32768, "--remove-outliers", not tiny),
+    ]
+    found["sa3d mesh"] = [
+        *("sa3d", "export", "mesh", "--output-dir", out / "mesh", "--method", "tsdf"),
+        *("--resolution", 12 if tiny else 256),
+    ]
+    if method == "nerfacto":
+        found["tsdf"] = [
+            *("ns-export", "tsdf", "--output-dir", out / "tsdf", "--resolution", 16 if tiny else 256),
+            *("--target-num-faces", 200 if tiny else 50_000, "--num-pixels-per-side", pixels),
+        ]
+    return found
+
+
+def all_parts(options: Options) -> Iterator[Part]:
+    """All parts, in their order."""
+    scenes = [options.scenes / "desk", options.scenes / "fern"]
+    if options.tiny:
+        from sa3d_nerfstudio.demo.scene import write_scene
+        from tests.scenes import TINY, with_points
+
+        scenes = [options.work / "scene"]
+        if not scenes[0].exists():
+            write_scene(options.work / "plain", TINY)
+            with_points(options.work / "plain", scenes[0])
+    for scene in scenes:
+        for method in options.methods:
+            yield from parts_of_run(options, scene.resolve(), method)
+    scene, run = scenes[0].resolve(), (options.work / "runs").resolve() / scenes[0].name / "nerfacto" / "T"
+    trained = (f"{scene.name} nerfacto train",)
+    some = ("tests/traces/test_gaussians.py",) if options.tiny else ()
+    yield Part("tests marked gpu", [sys.executable, "-m", "pytest", "-m", "gpu", "-q", *some])
+    names = ("ball", "crate") if options.tiny else ("mug", "moka_pot")
+    measured = ("--scene", scene, "--run", run, "--objects", *names)
+    small = ("--views", 2, "--working-size", 16) if options.tiny else ()
+    visits = (sys.executable, "-m", "benchmarks.visits", *measured, *small, "--output", options.work / "visits.json")
+    yield Part("visits", [str(word) for word in visits], after=trained)
+    if not options.tiny:
+        speed = (
+            *(sys.executable, "-m", "benchmarks.speed", *measured, "--working-size", 1008),
+            *("--sizes", 126, 252, 504, 1008, "--output", options.work / "speed.json"),
+        )
+        yield Part("speed", [str(word) for word in speed], after=trained)
+
+
+def write_table(run: Run, path: Path) -> None:
+    """What came of all parts so far."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"no GPU ({platform.machine()})"
+    lines = [
+        f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
+        + (", in small, with stand-ins for CUDA's kernels" if run.options.tiny else ""),
+        "",
+        "| part | | seconds | GPU, MB | host, MB | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, result in run.results.items():
+        numbers = f"{result.seconds:.1f} | {result.gpu_mb:.0f} | {result.host_mb:.0f}"
+        lines.append(f"| {name} | {result.state} | {numbers} | {result.note.replace('|', '/')} |")
+    path.write_text("\n".join(lines) + "\n", encoding="utf8")
+
+
+def main(options: Options) -> int:
+    """Run all parts; how many have not passed."""
+    console = Console(width=110)
+    if not options.tiny and not torch.cuda.is_available():
+        console.print("torch finds no GPU here: --tiny runs all parts in small, on a CPU.")
+        return 1
+    run = Run(options)
+    for part in all_parts(options):
+        run.carry_out(part)
+        result = run.results[part.name]
+        console.print(f"{part.name:32} {result.state:9} {result.seconds:7.1f} s  {result.note}", highlight=False)
+        write_table(run, options.output)
+    return sum(result.state != "passed" for result in run.results.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options)))

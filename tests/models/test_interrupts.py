@@ -1,0 +1,122 @@
+"""nerfstudio's viewer interrupts renders by an exception at any line of Python: nothing of ours may stay behind."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from nerfstudio.models.base_model import Model
+from nerfstudio.models.splatfacto import SplatfactoModel
+from torch import Tensor
+
+from sa3d_nerfstudio.models.attach import with_masks
+from sa3d_nerfstudio.traces import nerf
+from tests.models.test_rays import ball
+from tests.small_models import camera, small_model, small_splats
+from tests.stand_ins import occupancy_on_cpu, splats_on_cpu
+
+ALL_OF = ("sa3d_nerfstudio", "contextlib.py", "renderers.py")
+"""Files each of whose lines a render is interrupted at, when it comes there first and last; others at random."""
+ELSEWHERE = 40
+"""So many places in all other files."""
+
+
+class Interrupt(Exception):
+    """As nerfstudio's ``IOChangeException``."""
+
+
+def run_traced(render: Callable[[], Any], at_line: Callable[[FrameType], None]) -> None:
+    """Render with a function called at each line event, as nerfstudio's ``SetTrace`` does."""
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "line":
+            at_line(frame)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        render()
+    except Interrupt:
+        pass
+    finally:
+        sys.settrace(before)
+
+
+def interrupted_everywhere(render: Callable[[], Any]) -> Iterator[str]:
+    """Render again and again, each time interrupted at another line event; tells where."""
+    lines: list[tuple[str, int]] = []
+    run_traced(render, lambda frame: lines.append((frame.f_code.co_filename, frame.f_lineno)))
+    ours = [number for number, (file, _) in enumerate(lines) if any(part in Path(file).parts for part in ALL_OF)]
+    first, last = ({lines[number]: number for number in order} for order in (reversed(ours), ours))
+    chosen = {*first.values(), *last.values(), *random.Random(0).sample(range(len(lines)), ELSEWHERE)}
+    for number in sorted(chosen):
+        place = ""
+        numbers = count()
+
+        def interrupt(frame: FrameType, number: int = number, numbers: Iterator[int] = numbers) -> None:
+            nonlocal place
+            if next(numbers) == number:
+                place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                raise Interrupt
+
+        run_traced(render, interrupt)
+        yield place
+
+
+def outputs(model: Model) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return dict(model.get_outputs_for_camera(camera(2, 3)).items())
+
+
+def masked(model: Model) -> Model:
+    with_masks(model, threshold=0.5, object_background="white")
+    field: Any = model.new_field(16)  # type: ignore[operator]
+    if isinstance(model, SplatfactoModel):
+        on = (model.gauss_params["means"][:, 0] > 0).float()
+        field.set(on * 9, torch.full_like(on, 9.0))
+    else:
+        field = ball(0.7)
+    model.masks["object"] = field  # type: ignore[index, operator]
+    return model
+
+
+@pytest.mark.parametrize("method", ["nerfacto", "instant-ngp", "splatfacto"])
+def test_an_interrupt_leaves_nothing_behind(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    occupancy_on_cpu(monkeypatch)
+    splats_on_cpu(monkeypatch)
+
+    def make() -> Model:
+        return small_splats(12, masked=False) if method == "splatfacto" else small_model(method, masked=False)
+
+    plain, model = outputs(make()), masked(make())
+    before = outputs(model)
+    renderers = [module for module in model.modules() if hasattr(module, "_forward_hooks")]
+    hooks = [dict(module._forward_hooks) for module in renderers]
+    classes = [type(module) for module in model.modules()]
+    values = {id(module): set(vars(module)) for module in model.modules()}
+
+    def lock(*_: Any) -> Any:
+        raise AssertionError("a render takes a lock")
+
+    monkeypatch.setattr(threading, "Lock", lock)
+    monkeypatch.setattr(threading, "RLock", lock)
+    for number, place in enumerate(interrupted_everywhere(lambda: outputs(model))):
+        assert nerf._CALLS.get() is None, place
+        if number % 10 == 0:
+            again = outputs(model)
+            for name in before:
+                assert torch.equal(again[name], before[name]), f"{name}, after an interrupt at {place} or just before"
+    again = outputs(model)
+    assert all(torch.equal(again[name], image) for name, image in (before | plain).items())
+    assert [dict(module._forward_hooks) for module in renderers] == hooks
+    assert [type(module) for module in model.modules()] == classes
+    assert {id(module): set(vars(module)) for module in model.modules()} == values

@@ -1,0 +1,23 @@
+"""What an object is made from."""
+
+from __future__ import annotations
+
+import torch
+
+from sa3d_nerfstudio.jobs import job_digest
+from sa3d_nerfstudio.pipeline import SA3DPipelineConfig
+from sa3d_nerfstudio.prompts.config import ObjectPrompts
+from sa3d_nerfstudio.prompts.prompt import Prompt
+
+
+def test_a_job_is_told_by_the_size_that_its_images_have_on_this_machine() -> None:
+    prompts = ObjectPrompts("mug", {0: Prompt.from_points(10, 10, [(1, 2)])})
+    config = SA3DPipelineConfig()
+    assert config.working_size is None
+    small, large = (job_digest(prompts, config, size) for size in (160, 1008))
+    assert small != large
+    assert small == job_digest(prompts, SA3DPipelineConfig(), 160)
+    config.cache_disk_gb, config.cache_gb = 1.0, 1.0
+    assert small == job_digest(prompts, config, 160), "where things are kept does not matter"
+    prompts.views[0].points = torch.tensor([[1.0, 3.0]])
+    assert small != job_digest(prompts, config, 160)

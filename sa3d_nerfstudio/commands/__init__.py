@@ -12,11 +12,13 @@ from sa3d_nerfstudio.commands.demo import Demo
 from sa3d_nerfstudio.commands.doctor import Doctor
 from sa3d_nerfstudio.commands.evaluate import Evaluate
 from sa3d_nerfstudio.commands.export import Export
+from sa3d_nerfstudio.commands.import_splats import ImportSplats
 from sa3d_nerfstudio.commands.masks import Masks
 from sa3d_nerfstudio.commands.turntable import Turntable
 from sa3d_nerfstudio.errors import end_in_a_sentence
 
 Commands = Union[
+    Annotated[ImportSplats, tyro.conf.subcommand(name="import")],
     Annotated[Masks, tyro.conf.subcommand(name="masks")],
     Annotated[Export, tyro.conf.subcommand(name="export")],
     Annotated[Turntable, tyro.conf.subcommand(name="turntable")],
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Commands,  # type: ignore[arg-type]
         prog="sa3d",
         args=arguments,
-        description="Export what ns-train sa3d has segmented, run benchmarks, and try or check the installation.",
+        description="Import splats, export what ns-train sa3d has segmented, run benchmarks, try and check the installation.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
     try:

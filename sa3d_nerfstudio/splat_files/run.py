@@ -1,0 +1,182 @@
+"""A nerfstudio run of splatfacto, made of Gaussians that another program has trained."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from jaxtyping import Float
+from nerfstudio.configs.method_configs import method_configs
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.engine.trainer import TrainerConfig
+from numpy import ndarray
+from PIL import Image
+
+from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.files import atomic_path, check_writable, write_json
+from sa3d_nerfstudio.splat_files.cameras import SplatCamera
+from sa3d_nerfstudio.splat_files.gaussians import Gaussians
+from sa3d_nerfstudio.splat_files.previews import Preview
+
+STEP = 29_999
+"""The step that the checkpoint is named after: the last one of a training of splatfacto, as nerfstudio counts."""
+DATASET = "dataset"
+"""Folder of the cameras and images, in the run's."""
+SOURCE = "splats"
+"""Entry of transforms.json that tells where the run comes from."""
+
+
+@dataclass
+class ImportSource:
+    """What an imported run remembers of its file, in its data set's transforms.json."""
+
+    file: str
+    """Name of the file."""
+    sh_degree: int
+    """Degree of its spherical harmonics; the run's own is at least 1."""
+    up: tuple[float, float, float]
+    """Upwards in the frame of the file, and of the run."""
+    previews: tuple[str, ...]
+    """Names of the images that are no photos but quick drawings."""
+
+    @classmethod
+    def of(cls, transforms: dict[str, Any]) -> ImportSource | None:
+        """What a transforms.json says; None if the run was not imported."""
+        entry = transforms.get(SOURCE)
+        if not isinstance(entry, dict):
+            return None
+        up = tuple(float(value) for value in entry["up"])
+        assert len(up) == 3
+        return cls(str(entry["file"]), int(entry["sh_degree"]), up, tuple(entry.get("previews", ())))
+
+
+def write_run(
+    gaussians: Gaussians,
+    cameras: Sequence[SplatCamera],
+    up: Float[ndarray, "3"],
+    source: str,
+    output_dir: Path,
+    name: str,
+    timestamp: str | None = None,
+    progress: Callable[[Sequence[SplatCamera]], Any] = iter,
+) -> Path:
+    """Write a run of splatfacto as ``ns-train`` leaves it, whose frame is that of the Gaussians.
+
+    Nothing is turned, scaled or left out. Cameras without a photo get a quick drawing of the scene in its place.
+
+    Args:
+        gaussians: The scene.
+        cameras: Its training views.
+        up: Upwards.
+        source: Name of the file that the Gaussians come from.
+        output_dir: Folder of all runs.
+        name: Folder of the scene's runs within it.
+        timestamp: Folder of this run; by default the time.
+        progress: Goes through the cameras, and may say so.
+
+    Returns:
+        The run's config.yml, which is written last.
+
+    Raises:
+        SA3DError: There is such a run already, or no room for it.
+    """
+    config = _config(gaussians, output_dir, name, timestamp)
+    folder = config.get_base_dir()
+    if folder.exists():
+        raise SA3DError(f"there is a run {folder} already: remove it, or give another --timestamp.")
+    size = sum(getattr(gaussians, part).nbytes for part in gaussians.__dataclass_fields__)
+    check_writable(folder, int(1.02 * size) + 300_000 * len(cameras))
+    folder.joinpath(DATASET, "images").mkdir(parents=True, exist_ok=True)
+    _write_dataset(folder / DATASET, gaussians, cameras, up, source, progress)
+    write_json(folder / "dataparser_transforms.json", {"transform": np.eye(4)[:3].tolist(), "scale": 1.0})
+    with atomic_path(config.get_checkpoint_dir() / f"step-{STEP:09d}.ckpt") as temporary:
+        torch.save({"step": STEP, "pipeline": _state(gaussians), "optimizers": {}, "scalers": {}}, temporary)
+    path = folder / "config.yml"
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.dump(config), "utf8")
+    return path
+
+
+def run_name(path: Path) -> str:
+    """A folder's name for the scene of a file."""
+    stem = re.sub(r"(\.compressed)?\.[^.]+$", "", path.name)
+    return re.sub(r"[^\w.-]+", "_", stem).strip("._")[:80] or "scene"
+
+
+def _config(gaussians: Gaussians, output_dir: Path, name: str, timestamp: str | None) -> TrainerConfig:
+    config = copy.deepcopy(method_configs["splatfacto"])
+    assert isinstance(config, TrainerConfig)
+    config.output_dir, config.experiment_name = output_dir, name
+    if timestamp is not None:
+        config.timestamp = timestamp
+    config.set_timestamp()
+    datamanager: Any = config.pipeline.datamanager
+    # The frame stays as it is, every camera is a training view, and their images are as large as they are.
+    datamanager.dataparser = NerfstudioDataParserConfig(
+        orientation_method="none", center_method="none", auto_scale_poses=False, eval_mode="all", downscale_factor=1
+    )
+    config.data = datamanager.data = datamanager.dataparser.data = config.get_base_dir() / DATASET
+    model: Any = config.pipeline.model
+    # At degree 0 splatfacto keeps colours in another form than splat files do.
+    model.sh_degree = max(gaussians.sh_degree, 1)
+    # The few that are made at first are replaced by those of the checkpoint.
+    model.random_init, model.num_random = True, 100
+    return config
+
+
+def _state(gaussians: Gaussians) -> dict[str, torch.Tensor]:
+    rest = gaussians.features_rest
+    if not rest.shape[1]:
+        rest = np.zeros((len(gaussians), 3, 3), np.float32)
+    values = {
+        "means": gaussians.means,
+        "scales": gaussians.scales,
+        "quats": gaussians.quats,
+        "features_dc": gaussians.features_dc,
+        "features_rest": rest,
+        "opacities": gaussians.opacities[:, None],
+    }
+    state = {f"_model.gauss_params.{name}": torch.from_numpy(np.ascontiguousarray(v)) for name, v in values.items()}
+    return {**state, "_model.device_indicator_param": torch.empty(0)}
+
+
+def _write_dataset(
+    folder: Path,
+    gaussians: Gaussians,
+    cameras: Sequence[SplatCamera],
+    up: ndarray,
+    source: str,
+    progress: Callable[[Sequence[SplatCamera]], Any],
+) -> None:
+    preview, frames, drawn = None, [], []
+    for camera in progress(cameras):
+        if camera.photo is None:
+            preview = preview or Preview(gaussians)
+            place = Path("images") / f"{Path(camera.name).with_suffix('') if '.' in camera.name else camera.name}.jpg"
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(preview.draw(camera)).save(folder / place, quality=85)
+            drawn.append(place.name)
+        else:
+            place = camera.photo.absolute()
+        frames.append(
+            {
+                "file_path": place.as_posix(),
+                "w": camera.width,
+                "h": camera.height,
+                "fl_x": camera.fx,
+                "fl_y": camera.fy,
+                "cx": camera.cx,
+                "cy": camera.cy,
+                **camera.distortion,
+                "transform_matrix": camera.pose.tolist(),
+            }
+        )
+    about = {"file": source, "sh_degree": gaussians.sh_degree, "up": [float(value) for value in up], "previews": drawn}
+    write_json(folder / "transforms.json", {"camera_model": cameras[0].model, SOURCE: about, "frames": frames})

@@ -61,6 +61,8 @@ class ViewPanel:
     """The image's name."""
     status: str
     """Its state: ``prompt``, ``used``, ``rejected: why`` or ``skipped: why``."""
+    window: tuple[float, float, float, float] | None = None
+    """y0, x0, y1, x1, as shares of the image, of what was rendered at full size; None if all was."""
 
 
 def write_overview(
@@ -134,7 +136,9 @@ def _grid(views: Sequence[ViewPanel], columns: int, threshold: float) -> list[Im
     for start in range(0, len(views), columns):
         cells = [
             _captioned(
-                _smooth(_draw_mask(_picture(view.rgb, size), view.mask_probability, threshold)),
+                _smooth(
+                    _draw_window(_draw_mask(_picture(view.rgb, size), view.mask_probability, threshold), view.window)
+                ),
                 Path(view.name).name,
                 view.status,
                 size[0],
@@ -184,6 +188,15 @@ def _draw_mask(picture: Image.Image, mask: Float[Tensor, "height width"], thresh
         drawn[~on & (away <= 3 * FINE)] *= 0.6
         drawn[~on & (away <= 2 * FINE)] = PAPER
     return Image.fromarray(drawn.round().astype(np.uint8))
+
+
+def _draw_window(picture: Image.Image, window: tuple[float, float, float, float] | None) -> Image.Image:
+    """The border of what was rendered at full size, as a thin frame."""
+    if window is not None:
+        y0, x0, y1, x1 = window
+        corners = [x0 * picture.width, y0 * picture.height, x1 * picture.width - 1, y1 * picture.height - 1]
+        ImageDraw.Draw(picture).rectangle(corners, outline=PAPER, width=FINE)
+    return picture
 
 
 def _draw_prompt(picture: Image.Image, prompt: Prompt) -> Image.Image:

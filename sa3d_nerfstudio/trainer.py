@@ -9,21 +9,25 @@ import shlex
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 import tyro
 import yaml
+from jaxtyping import Float
 from nerfstudio.configs.base_config import MachineConfig
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
 
 from sa3d_nerfstudio.base_run.checkpoint import load_checkpoint
 from sa3d_nerfstudio.base_run.find import BaseRun, find_run
 from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
+from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.files import atomic_path, check_writable
 from sa3d_nerfstudio.jobs import job_digest, print_progress_so_far, run_scene_job, unfinished_run
 from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
@@ -34,7 +38,7 @@ from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter
 from sa3d_nerfstudio.terminal import confirm, say
-from sa3d_nerfstudio.traces.base import render_probability
+from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
 
 LOCAL = "127.0.0.1"
 """Where the viewer of ``ns-train sa3d`` listens by default: to this machine only."""
@@ -382,11 +386,17 @@ class SA3DTrainer(Trainer):
         chosen = [others[int(index * step)] for index in range(min(OVERVIEW_VIEWS, len(others)))]
         panels = []
         for record in sorted(chosen, key=lambda record: record.name):
-            trace = session.trace(record.view)
-            probability = render_probability(trace, session.grid)[0].reshape(trace.height, trace.width)
+            window = session.window(record.view)
+            rgb = session.image(record.view, lambda trace: trace.rgb)
+            probability = session.image(record.view, partial(_probability, session.grid))[..., 0]
             status = f"{record.state}: {record.reason}" if record.reason else record.state
-            panels.append(ViewPanel(trace.rgb.cpu(), probability.cpu(), record.name, status))
+            shares = None if window is None else window.shares
+            panels.append(ViewPanel(rgb.cpu(), probability.cpu(), record.name, status, shares))
         write_overview(path, top, panels)
+
+
+def _probability(field: MaskField, trace: ViewTrace) -> Float[Tensor, "height width 1"]:
+    return render_probability(trace, field)[0].reshape(trace.height, trace.width, 1)
 
 
 def default_config() -> SA3DTrainerConfig:

@@ -17,6 +17,7 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.objects import MaskObjects
 from sa3d_nerfstudio.traces.base import RayTrace, ViewTrace, render_probability
+from sa3d_nerfstudio.traces.window import Pixels
 
 
 class LazyOutputs(dict):
@@ -169,6 +170,7 @@ class MaskOutputs(_Base):
         camera: Cameras,
         lock: AbstractContextManager[Any] | None = None,
         shared_directions: list[Tensor] | None = None,
+        pixels: Pixels | None = None,
     ) -> ViewTrace:
         """The trace of all pixels of one camera in the smallest form that there is of it.
 
@@ -176,7 +178,9 @@ class MaskOutputs(_Base):
             camera: One camera, of any type that the base model renders.
             lock: As in :meth:`trace_view`.
             shared_directions: Ray directions of other cameras, in the camera's frame; see :meth:`ViewRays.of`.
+            pixels: The only ones to trace, as an image of their own; for models that render rays.
         """
+        assert pixels is None, "models of whole images have no single rays"
         return self.trace_view(camera, lock)
 
     @torch.no_grad()

@@ -42,6 +42,7 @@ from sa3d_nerfstudio.traces.nerf import (
     install_hooks,
     trace_rays,
 )
+from sa3d_nerfstudio.traces.window import Pixels
 
 Kept = TypeVar("Kept")
 
@@ -121,10 +122,13 @@ class MaskedModel(MaskOutputs):
         return trace_rays(self, lambda: self._base_outputs(ray_bundle), len(ray_bundle))
 
     @torch.no_grad()
-    def trace_view(self, camera: Cameras, lock: AbstractContextManager[Any] | None = None) -> NerfViewTrace:
-        """Trace all pixels of one camera; rays in chunks of the model's own size."""
-        rays, traced = self._render_rays(camera, lock, lambda samples, _: samples.pruned())
-        height, width = int(camera.height.max()), int(camera.width.max())
+    def trace_view(
+        self, camera: Cameras, lock: AbstractContextManager[Any] | None = None, pixels: Pixels | None = None
+    ) -> NerfViewTrace:
+        """Trace all pixels of one camera, or some of them; rays in chunks of the model's own size."""
+        rays = pixel_rays(camera, pixels)
+        traced = self._render_rays(camera, rays, lock, lambda samples, _: samples.pruned())
+        height, width = shape_of(camera, pixels)
 
         def join() -> NerfViewTrace:
             return NerfViewTrace(
@@ -145,23 +149,28 @@ class MaskedModel(MaskOutputs):
         camera: Cameras,
         lock: AbstractContextManager[Any] | None = None,
         shared_directions: list[Tensor] | None = None,
+        pixels: Pixels | None = None,
     ) -> ViewTrace:
         """As :meth:`trace_view`, compressed chunk by chunk, so that no view is ever held whole.
 
         Returns:
             A :class:`CompressedTrace`; for models whose samples leave their rays, the trace as it is.
         """
-        rays = camera_rays(camera, shared_directions)
-        height, width = int(camera.height.max()), int(camera.width.max())
-        angle = pixel_angle(rays.local.reshape(height, width, 3))
+        bundle = pixel_rays(camera, pixels)
+        rays = view_rays(camera, bundle, shared_directions)
+        height, width = shape_of(camera, pixels)
+        if pixels is None:
+            angle = pixel_angle(rays.local.reshape(height, width, 3))
+        else:
+            angle = max(float(bundle.pixel_area.nanmedian().sqrt()), 1e-6)
 
         def keep(samples: WeightedSamples, chunk: RayBundle) -> tuple[Tensor, Tensor, Tensor]:
             return *atoms_of(samples, chunk.origins, chunk.directions, angle), samples.accumulation
 
         try:
-            _, traced = self._render_rays(camera, lock, keep)
+            traced = self._render_rays(camera, bundle, lock, keep)
         except NotOnRays:
-            return self.trace_view(camera, lock)
+            return self.trace_view(camera, lock, pixels)
 
         def pack() -> CompressedTrace:
             return CompressedTrace.pack(
@@ -238,16 +247,16 @@ class MaskedModel(MaskOutputs):
     def _render_rays(
         self,
         camera: Cameras,
+        rays: RayBundle,
         lock: AbstractContextManager[Any] | None,
         keep: Callable[[WeightedSamples, RayBundle], Kept],
-    ) -> tuple[RayBundle, list[tuple[Kept, Tensor, Tensor]]]:
-        """Render all rays of a camera.
+    ) -> list[tuple[Kept, Tensor, Tensor]]:
+        """Render rays of a camera.
 
         Returns:
-            The rays, and for each chunk what is kept of its samples, colours and distances.
+            For each chunk what is kept of its samples, colours and distances.
         """
         held = lock or nullcontext()
-        rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
         # nerfstudio divides by zero for a pixel that lies exactly on the axis of a fisheye lens.
         rays.directions = torch.where(rays.directions.isnan(), -camera.camera_to_worlds[0, :, 2], rays.directions)
 
@@ -261,7 +270,7 @@ class MaskedModel(MaskOutputs):
             # Not the output named depth, which models of signed distances measure along the camera's axis.
             return keep(samples, chunk), _first(outputs, "rgb"), cast(Tensor, samples.depth)
 
-        return rays, map_chunks(self.config, len(rays), trace, self.device.type == "cuda")
+        return map_chunks(self.config, len(rays), trace, self.device.type == "cuda")
 
     def new_field(self, resolution: int) -> MaskGrid:
         """An empty mask field: a grid."""
@@ -328,9 +337,30 @@ class MaskedModel(MaskOutputs):
         return color
 
 
-def camera_rays(camera: Cameras, shared_directions: list[Tensor] | None = None) -> ViewRays:
-    """The rays of all pixels of a camera, in row-major order."""
-    rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
+def shape_of(camera: Cameras, pixels: Pixels | None = None) -> tuple[int, int]:
+    """Height and width of a camera's image, or of some of its pixels."""
+    return (int(camera.height.max()), int(camera.width.max())) if pixels is None else (pixels.height, pixels.width)
+
+
+def pixel_rays(camera: Cameras, pixels: Pixels | None = None) -> RayBundle:
+    """The rays of all pixels of a camera, in row-major order, or of some of them; whatever the camera's type."""
+    if pixels is None:
+        return camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
+    width = shape_of(camera)[1]
+    # nerfstudio looks through the centres of pixels.
+    coords = torch.stack([pixels.indices // width, pixels.indices % width], dim=-1).float() + 0.5
+    return camera.generate_rays(camera_indices=0, coords=coords.to(camera.device)).flatten()
+
+
+def camera_rays(
+    camera: Cameras, shared_directions: list[Tensor] | None = None, pixels: Pixels | None = None
+) -> ViewRays:
+    """The rays of all pixels of a camera, in row-major order, or of some of them."""
+    return view_rays(camera, pixel_rays(camera, pixels), shared_directions)
+
+
+def view_rays(camera: Cameras, rays: RayBundle, shared_directions: list[Tensor] | None = None) -> ViewRays:
+    """A camera's rays as its traces hold them."""
     device = camera.camera_to_worlds.device
     rotation = camera.camera_to_worlds[0, :, :3]
     return ViewRays.of(rays.origins.to(device), rays.directions.to(device), rotation, shared_directions)

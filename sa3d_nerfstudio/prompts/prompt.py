@@ -111,6 +111,15 @@ class Prompt:
             prior = _nearest(prior, height, width)
         return Prompt(height, width, points, self.labels, box, mask, prior, self.candidate)
 
+    def placed(self, top: int, left: int, height: int, width: int) -> Prompt:
+        """The same prompt in a larger image, of which this one's is the part that begins at a row and a column."""
+        corner = torch.tensor([float(left), float(top)])
+        box = None if self.box is None else self.box + corner.repeat(2)
+        sides = (left, width - left - self.width, top, height - top - self.height)
+        mask = None if self.mask is None else torch.nn.functional.pad(self.mask, sides)
+        prior = None if self.prior is None else torch.nn.functional.pad(self.prior, sides, value=torch.nan)
+        return Prompt(height, width, self.points + corner, self.labels, box, mask, prior, self.candidate)
+
 
 def _nearest(image: Float[Tensor, "rows columns"], height: int, width: int) -> Float[Tensor, "height width"]:
     return torch.nn.functional.interpolate(image[None, None], size=(height, width), mode="nearest-exact")[0, 0]

@@ -192,7 +192,7 @@ def _in_one_piece(
 
 
 def sees_past(
-    trace: ViewTrace, mask: Bool[Tensor, "height width"], spacing: float | Tensor
+    trace: ViewTrace, mask: Bool[Tensor, "height width"], spacing: float | Tensor, long_side: int | None = None
 ) -> Bool[Tensor, "height width"]:
     """Which pixels at a mask's outline see what is behind the object instead of the object.
 
@@ -203,10 +203,11 @@ def sees_past(
         trace: Of the view.
         mask: The object in it.
         spacing: Distance in space between what neighbouring pixels of the mask see.
+        long_side: Of the whole image, where the trace is of a part of it.
     """
     mask = mask.to(trace.depth.device)
     past = torch.zeros_like(mask)
-    reach = max(RIM, round(RIM * max(mask.shape) / 256))
+    reach = max(RIM, round(RIM * (long_side or max(mask.shape)) / 256))
     # Most objects are small: the rest of the image takes no part in this.
     window = window_of(mask, margin=3 * reach)
     depth, mask = trace.depth[..., 0][window], mask[window]

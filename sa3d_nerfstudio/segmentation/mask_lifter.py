@@ -17,6 +17,7 @@ from sa3d_nerfstudio.segmentation.likelihood import LikelihoodReport, MaskedView
 from sa3d_nerfstudio.segmentation.mask_depth import in_one_piece, pixel_spacing, sees_past, surface_of
 from sa3d_nerfstudio.segmentation.session_views import PromptedMask, SessionViews, ViewKey
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
+from sa3d_nerfstudio.traces.window import Window
 
 
 @dataclass
@@ -47,6 +48,7 @@ class MaskLifter:
         self.settings = settings
         self.ray_weight = ray_weight
         self._lifted: dict[ViewKey, LiftedMask] = {}
+        self._windows: dict[ViewKey, Window] = {}
         self._spacings: dict[ViewKey, float | Tensor] = {}
         self._places: Callable[[], Float[Tensor, "num_places 3"]] | None = None
         """Where the object is in space, by the pass before."""
@@ -55,6 +57,11 @@ class MaskLifter:
     def masks(self) -> dict[ViewKey, Bool[Tensor, " num_rays"]]:
         """The masks of the newest pass, by view."""
         return {view: lifted.mask for view, lifted in self._lifted.items()}
+
+    @property
+    def windows(self) -> dict[ViewKey, Window]:
+        """The windows of views that these masks are of, where they are not of whole views."""
+        return dict(self._windows)
 
     def spacing(self) -> float:
         """Distance between the rays of neighbouring pixels at the object; the median over the views that showed it."""
@@ -76,6 +83,7 @@ class MaskLifter:
     def forget(self) -> None:
         """Let go of the masks of the newest pass."""
         self._lifted.clear()
+        self._windows.clear()
 
     def begin_pass(self, before: MaskField | None) -> None:
         """A new pass begins.
@@ -138,16 +146,23 @@ class MaskLifter:
         prompted: bool = False,
     ) -> None:
         """Lift ``mask``, which depth has left of what the segmenter has ``found``."""
-        trace = self.views.trace(view)
+        trace, window = self.views.trace(view), self.views.window(view)
+        if window is not None:
+            self._windows[view] = window
         with self.views.report.timed("lift"):
             found, mask = found.to(trace.depth.device), mask.to(trace.depth.device)
             self._spacings[view] = spacing = pixel_spacing(trace, mask) if spacing is None else spacing
             counted: Weight = weight
             doubtful = (found & ~mask).reshape(-1)
             if isinstance(lifting, EvidenceLifting):
-                counted = weight = weight * self.ray_weight
+                around = self.views.surroundings(view)
+                if around is not None:
+                    coarse, counts = around
+                    lifting.add(coarse, torch.zeros_like(counts, dtype=torch.bool), weight * counts)
+                counted = weight = weight * self.ray_weight * self.views.ray_weight(view)
                 if self.settings.trim_outline:
-                    past = sees_past(trace, mask, spacing).reshape(-1)
+                    side = None if window is None else max(window.size)
+                    past = sees_past(trace, mask, spacing, side).reshape(-1)
                     counted, doubtful = weight * ~past, doubtful | past
             lifting.add(trace, mask.reshape(-1), counted)
             self._lifted[view] = LiftedMask(mask.reshape(-1), doubtful, weight, prompted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from sa3d_nerfstudio.segmenters.base import (
     embed_all,
     input_side,
 )
+from sa3d_nerfstudio.traces.window import Window
 
 
 class Prefetcher:
@@ -88,7 +90,7 @@ class MaskPredictor:
         self,
         segmenter: Segmenter,
         views: SessionViews,
-        embeddings: MutableMapping[ViewKey, Any] | None = None,
+        embeddings: MutableMapping[Any, Any] | None = None,
         batch: int = 1,
     ) -> None:
         self.segmenter = segmenter
@@ -129,11 +131,15 @@ class MaskPredictor:
 
     def predict(self, view: ViewKey, prompt: Prompt) -> Candidates:
         """Segment a view. Prompt and candidates are on the pixels of its trace, whatever size the segmenter sees."""
-        embedding = self.embed(view)
+        embedding, window = self.embed(view), self._views.window(view)
+        # Of a view with a window, networks are shown all of the photo, all others the window.
+        part = window if self.side is not None else None
+        asked = prompt if part is None else prompt.placed(part.top, part.left, *part.size)
         with self._views.report.timed("segment"):
-            moved = prompt.moved(*self._views.picture_size(view, self.side))
+            moved = asked.moved(*self._views.picture_size(view, self.side))
             found = within_memory(lambda: self.segmenter.predict(embedding, moved), SMALLER)
-            return found.at(prompt.height, prompt.width)
+            found = found.at(asked.height, asked.width)
+            return found if part is None else replace(found, masks=found.masks[:, part.rows, part.columns])
 
     def embed(self, view: ViewKey, coming: Sequence[ViewKey] = (), wanted: Callable[[Any], bool] | None = None) -> Any:
         """What the segmenter embeds of a view; done once.
@@ -143,10 +149,14 @@ class MaskPredictor:
             coming: Views that will be asked about soon: those of the next few that are wanted are embedded with it.
             wanted: Says of a view that has not been embedded whether it will be asked about.
         """
-        if view not in self._embeddings:
-            others = [other for other in coming[: self.batch - 1] if other not in self._embeddings]
+        if self._key(view) not in self._embeddings:
+            others = [other for other in coming[: self.batch - 1] if self._key(other) not in self._embeddings]
             self._embed([view, *(other for other in others if wanted is None or wanted(other))])
-        return self._embeddings[view]
+        return self._embeddings[self._key(view)]
+
+    def _key(self, view: ViewKey) -> ViewKey | tuple[int, Window]:
+        """What a view is embedded under: by itself, or by the window that the segmenter sees of it."""
+        return self._views.shown(view, self.side)
 
     def _embed(self, views: Sequence[ViewKey]) -> None:
         images = []
@@ -157,11 +167,14 @@ class MaskPredictor:
                     self._ahead.check(view)
                 picture = self._views.picture(view, self.side)
                 images.append(SegmenterImage(picture, self._views.name(view), trace.depth[..., 0]))
+                window = self._views.window(view)
+                if window is not None and self.side is None:
+                    images[-1].window = window.shares
         with self._views.report.timed("segment"):
             found = within_memory(lambda: embed_all(self.segmenter, images), SMALLER)
             # The first comes last, and so stays in memory, however little there is.
             for view, embedding in zip(reversed(views), reversed(found), strict=True):
-                self._embeddings[view] = embedding
+                self._embeddings[self._key(view)] = embedding
 
     @contextmanager
     def prefetching(self) -> Iterator[Prefetcher]:
@@ -171,4 +184,4 @@ class MaskPredictor:
             yield self._ahead
 
     def _preload(self, view: int) -> None:
-        self._views.training.preload(view, picture=view not in self._embeddings)
+        self._views.training.preload(view, picture=self._key(view) not in self._embeddings)

@@ -27,8 +27,10 @@ from sa3d_nerfstudio.segmentation.self_prompting import (
 from sa3d_nerfstudio.segmentation.session_views import FreeView, PromptedMask, SessionViews, ViewKey, Views
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmentation.view_selection import Route, magnification
+from sa3d_nerfstudio.segmentation.windows import CloseViews, Masks, Places, enlargement, has_windows, on_same_pixels
 from sa3d_nerfstudio.segmenters.base import CUDA_BATCH, Candidates, Segmenter
 from sa3d_nerfstudio.traces.base import ViewTrace
+from sa3d_nerfstudio.traces.window import Window
 
 
 class SegmentationSession:
@@ -70,14 +72,15 @@ class SegmentationSession:
         self._sized = sized
         self._beside: Float[Tensor, "num 3"] | None = None
         """What the user has pointed at that is not the object, in space."""
-        self._look_at(views, {} if embeddings is None else embeddings)
+        self._look_at(SessionViews(views, self.free, self.report), {} if embeddings is None else embeddings)
 
-    def _look_at(self, views: Views, embeddings: MutableMapping[ViewKey, Any], ray_weight: float = 1.0) -> None:
-        """Work in these views, each of whose rays counts that much."""
-        self._views = SessionViews(views, self.free, self.report)
+    def _look_at(self, views: SessionViews, embeddings: MutableMapping[Any, Any]) -> None:
+        """Work in these views."""
+        self._views = views
+        self._embeddings = embeddings
         batch = self.settings.encode_batch or (CUDA_BATCH if self.grid.hit.is_cuda else 1)
         self.predictor = MaskPredictor(self.segmenter, self._views, embeddings, batch)
-        self._lifter = MaskLifter(self._views, self.settings, ray_weight)
+        self._lifter = MaskLifter(self._views, self.settings)
         self._route = Route(self._views, self.settings)
 
     @property
@@ -98,6 +101,7 @@ class SegmentationSession:
         Raises:
             SA3DError: The prompt selects nothing.
         """
+        self._views.look_at_all_of(view)
         self.prompted[view] = self.predictor.answer(view, prompt)
         return self.prompted[view].candidates
 
@@ -117,6 +121,21 @@ class SegmentationSession:
     def trace(self, view: ViewKey) -> ViewTrace:
         """The trace of a training view or a free view."""
         return self._views.trace(view)
+
+    def image(
+        self, view: ViewKey, of: Callable[[ViewTrace], Float[Tensor, "rows columns channels"]]
+    ) -> Float[Tensor, "height width channels"]:
+        """An image of a whole view, as far as it has been traced.
+
+        Args:
+            view: The view.
+            of: Makes an image of a trace, as large as that.
+        """
+        return self._views.image(view, of)
+
+    def window(self, view: ViewKey) -> Window | None:
+        """The part of a view that was traced at full size; None where that is all of it."""
+        return self._views.window(view)
 
     def position(self, view: ViewKey) -> Float[Tensor, "3"]:
         """Where a view was taken from."""
@@ -164,14 +183,21 @@ class SegmentationSession:
                 self.grid.copy_from(self.lifting.field)
 
     def _choose_size(self) -> None:
-        """Take larger views where the object is small in those that have been prompted."""
+        """Take larger views where the object is small in those that have been prompted; where they can be, windows."""
+        training, settings = self.views, self.settings
+        if settings.windows and settings.lifting == "evidence" and has_windows(training, self.predictor.side):
+            masks = (prompted.mask for prompted in self.prompted.values())
+            factor = 1.0 if self._sized is None else enlargement(masks, max(training.frame(0).size))
+            views = CloseViews(training, self.free, self.report, settings.threshold, factor)
+            self._look_at(views, self._embeddings)
+            return
         if self._sized is None or self._lifter.ray_weight < 1:
             return
         usual = self.views
         views, embeddings = self._sized(magnification(prompted.mask for prompted in self.prompted.values()))
         if views is usual:
             return
-        self._look_at(views, embeddings)
+        self._look_at(SessionViews(views, self.free, self.report), embeddings)
         for view, prompted in dict(self.prompted).items():
             # Candidates come in another order there, or by another score: what was taken is found again by its mask.
             candidates = self.prompt(view, prompted.original or prompted.prompt)
@@ -185,7 +211,7 @@ class SegmentationSession:
         guide = lifting = self.new_lifting(self.grid)
         for number in range(1, self.settings.max_passes + 1):
             self.lifting = lifting
-            before = self._lifter.masks
+            before = (self._lifter.masks, self._lifter.windows)
             for record in self._pass(number, lifting, guide):
                 self.report.records.append(record)
                 yield record
@@ -204,13 +230,11 @@ class SegmentationSession:
             # The first pass has filled the grid itself, view by view; a copy stays behind to compare with.
             guide, lifting = lifting, self.new_lifting(coming)
 
-    def _change(
-        self, masks: dict[ViewKey, Bool[Tensor, " num_rays"]], before: MaskField, after: MaskField, coming: MaskField
-    ) -> float:
+    def _change(self, masks: tuple[Masks, Places], before: MaskField, after: MaskField, coming: MaskField) -> float:
         """How much a pass has changed: relative L1 change of the masks that were lifted, or else of the field.
 
         Args:
-            masks: Of the pass before.
+            masks: Of the pass before, with the windows that they are of.
             before: Its field.
             after: The field of this pass.
             coming: Where the next pass would put its cells.
@@ -218,7 +242,7 @@ class SegmentationSession:
         # The same masks make the same field, wherever its cells have moved meanwhile. Where they are to move again,
         # some of the object may be beyond their reach as yet.
         if coming.same_cells(after):
-            change = masks_change(masks, self._lifter.masks)
+            change = masks_change(*on_same_pixels(*masks, self._lifter.masks, self._lifter.windows))
             if change < self.settings.tolerance:
                 return change
         return field_change(before.resampled(after), after)
@@ -239,7 +263,9 @@ class SegmentationSession:
             for place, view in enumerate(order):
                 coming = order[place + 1 :]
                 ahead.begin(view, coming)
-                state, reason, iou = self._visit(view, lifting, guide, coming)
+                state, reason, iou = "skipped", "object not in view", None
+                if self._views.locate(view, guide):
+                    state, reason, iou = self._visit(view, lifting, guide, coming)
                 yield ViewRecord(view, self.name(view), number, state, reason, iou)
 
     def _visit(
@@ -267,6 +293,8 @@ class SegmentationSession:
         chosen = self.choose_found(candidates, agreements, certain)
         if chosen is None:
             return "rejected", f"IoU with the rendered mask is {max(agreements):.2f}", max(agreements)
+        if self._views.grow(view, candidates.masks[chosen]):
+            return self._visit(view, lifting, guide, coming)
         self._lifter.lift_self_prompted(lifting, view, candidates.masks[chosen], rendered)
         return "used", "", agreements[chosen]
 
@@ -312,6 +340,8 @@ class SegmentationSession:
 
     def _shows(self, view: int, guide: Lifting) -> bool:
         """Whether a view shows the object, as far as that is known by now."""
+        if not self._views.locate(view, guide):
+            return False
         trace = self.trace(view)
         with self.report.timed("lift"):
             probability, known = guide.render(trace)

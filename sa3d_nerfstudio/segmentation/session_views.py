@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.report import SessionReport
 from sa3d_nerfstudio.segmenters.base import Candidates
-from sa3d_nerfstudio.traces.base import ViewTrace
+from sa3d_nerfstudio.traces.base import RayTrace, ViewTrace
+from sa3d_nerfstudio.traces.window import Window
 
 ViewKey = int | str
 """Index of a training view, or name of a free view."""
+
+
+class Guide(Protocol):
+    """What is known of an object, as :class:`sa3d_nerfstudio.segmentation.lifting.Lifting` gathers it."""
+
+    field: MaskField
+
+    def render(self, trace: RayTrace) -> tuple[Float[Tensor, " num_rays"], Bool[Tensor, " num_rays"]]:
+        """The probability of the object along rays, and where anything is known."""
+        ...
 
 
 class Views(Protocol):
@@ -102,6 +115,46 @@ class SessionViews:
         """Camera-to-world of a view, in nerfstudio's frame."""
         poses = self.training.camera_to_worlds
         return self.free[view].camera_to_world.to(poses) if isinstance(view, str) else poses[view]
+
+    # What windows of views change, see :class:`sa3d_nerfstudio.segmentation.windows.CloseViews`.
+
+    def look_at_all_of(self, view: ViewKey) -> None:
+        """Look at a view without a window from now on."""
+
+    def window(self, view: ViewKey) -> Window | None:
+        """The part of a view that is looked at; None where that is all of it."""
+        return None
+
+    def shown(self, view: ViewKey, side: int | None = None) -> ViewKey | tuple[int, Window]:
+        """Names :meth:`picture`: a view, or a window of it."""
+        return view
+
+    def locate(self, view: int, guide: Guide) -> bool:
+        """Find the object in a view, by what is known of it. Returns whether it may be there."""
+        return True
+
+    def grow(self, view: int, mask: Bool[Tensor, "height width"]) -> bool:
+        """Widen the window of a view where a mask leaves it. Returns whether it does."""
+        return False
+
+    def ray_weight(self, view: ViewKey) -> float:
+        """What a ray of a view counts: larger images have more of them, and say no more for it."""
+        return 1.0
+
+    def surroundings(self, view: ViewKey) -> tuple[ViewTrace, Float[Tensor, " num_rays"]] | None:
+        """What is seen of a view around its window, and what each ray of that counts; None for whole views."""
+        return None
+
+    def image(
+        self, view: ViewKey, of: Callable[[ViewTrace], Float[Tensor, "rows columns channels"]]
+    ) -> Float[Tensor, "height width channels"]:
+        """An image of a whole view, as far as it has been traced.
+
+        Args:
+            view: The view.
+            of: Makes an image of a trace, as large as that.
+        """
+        return of(self.trace(view))
 
 
 @dataclass

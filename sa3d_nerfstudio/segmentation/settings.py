@@ -40,6 +40,9 @@ class SessionSettings:
     """Visit views by their overlap with those visited before, or in the order of the data set."""
     likelihood_steps: int = 25
     """Steps towards the field that explains all masks best, at most; 0 keeps averages ('evidence' lifting only)."""
+    windows: bool = True
+    """Whether only that part of each view is traced at full size in which the object is, and the rest coarsely; not for
+    splats, whose images are rendered as a whole ('evidence' lifting only)."""
     num_views: int | None = None
     """Segment in so many views beside the prompted ones, chosen all around the object; by default in all."""
     encode_batch: int | None = None

@@ -27,6 +27,8 @@ class SegmenterImage:
     depth: Float[Tensor, "rows columns"] | None = None
     """Distance along each ray as the radiance field renders it, for segmenters that can use it; of the same view, and
     of the same size unless the segmenter asks for larger images by its ``input_side``."""
+    window: tuple[float, float, float, float] | None = None
+    """y0, x0, y1, x1 as shares of the whole image, where this is a part of it."""
 
     @property
     def height(self) -> int:

@@ -49,7 +49,7 @@ class OracleSegmenter:
             SA3DError: The folder holds no readable id map for this image.
         """
         path = self.folder / f"{Path(image.name).stem}.png"
-        return resize_nearest(read_ids(path), image.height, image.width)
+        return resize_nearest(read_ids(path), image.height, image.width, image.window)
 
     def predict(self, embedding: IdMap, prompt: Prompt) -> Candidates:
         """One candidate with score 1: the whole visible instance, or nothing where only background is meant.
@@ -97,14 +97,24 @@ def read_ids(path: Path) -> IdMap:
     return ids.astype(np.int32)
 
 
-def resize_nearest(ids: IdMap, height: int, width: int) -> IdMap:
-    """The id map at another size: each pixel takes the id under its centre.
+def resize_nearest(
+    ids: IdMap, height: int, width: int, window: tuple[float, float, float, float] | None = None
+) -> IdMap:
+    """The id map, or a window of it, at another size: each pixel takes the id under its centre.
 
     A centre between two pixels, as all are at half the size, takes the one before or the one after it in turns. Always
     the same one would move every outline by half a pixel, in all views alike.
+
+    Args:
+        ids: The id map.
+        height: Of the result.
+        width: Of the result.
+        window: y0, x0, y1, x1 as shares of the id map; all of it if None.
     """
+    y0, x0, y1, x1 = window or (0.0, 0.0, 1.0, 1.0)
     row, column = np.mgrid[:height, :width]
-    y, x = (row + 0.5) * ids.shape[0] / height, (column + 0.5) * ids.shape[1] / width
+    y = (y0 + (row + 0.5) * (y1 - y0) / height) * ids.shape[0]
+    x = (x0 + (column + 0.5) * (x1 - x0) / width) * ids.shape[1]
     least = 1e-6
     return ids[(y - least * (column % 2)).astype(int), (x - least * (row % 2)).astype(int)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Union
 
 import torch
@@ -15,6 +15,7 @@ from sa3d_nerfstudio.fields import trilinear
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.gpu_memory import LIFTED, free_bytes, reclaim_from, with_smaller_chunks
 from sa3d_nerfstudio.traces.nerf import WeightedSamples
+from sa3d_nerfstudio.traces.window import Pixels
 
 ATOMS = 10
 """Atoms that a ray is kept in."""
@@ -172,6 +173,10 @@ class ViewRays:
         """Where some of the rays go."""
         return rotated(self.local[part], self.rotation)
 
+    def part(self, pixels: Int[Tensor, " num_pixels"]) -> ViewRays:
+        """Those of some of the pixels."""
+        return ViewRays(self.origins_of(pixels), self.local[pixels], self.rotation, shared=False)
+
     @property
     def num_bytes(self) -> int:
         """Memory that is this view's alone."""
@@ -280,6 +285,37 @@ class CompressedTrace:
         if any(shape != (count,) for shape in shapes) or trace.colors.shape != (trace.height, trace.width, 3):
             raise ValueError("not of these rays")
         return trace
+
+    def part(self, pixels: Pixels, rays: ViewRays | None = None) -> CompressedTrace:
+        """The trace of some of the pixels, as an image of their own.
+
+        Args:
+            pixels: Which.
+            rays: Those of these pixels, if they are known; else they are taken from this trace's.
+        """
+        index = pixels.indices
+        return CompressedTrace(
+            height=pixels.height,
+            width=pixels.width,
+            distances=self.distances[:, index],
+            shares=self.shares[:, index],
+            coverage=self.coverage[index],
+            depths=self.depths[index],
+            colors=self.colors.reshape(-1, 3)[index].reshape(pixels.height, pixels.width, 3),
+            log_low=self.log_low,
+            log_step=self.log_step,
+            rays=self.rays.part(index) if rays is None else rays,
+        )
+
+    def recoded(self, log_low: float, log_step: float) -> CompressedTrace:
+        """The same trace with its distances in other codes, which adds half a step to their error."""
+
+        def coded(codes: Tensor) -> Tensor:
+            logs = codes.double().add_(32768).mul_(self.log_step).add_(self.log_low)
+            return (logs.sub_(log_low).div_(log_step).round_().clamp_(0, 65535) - 32768).to(torch.int16)
+
+        distances, depths = coded(self.distances), coded(self.depths)
+        return replace(self, distances=distances, depths=depths, log_low=log_low, log_step=log_step)
 
     # What a trace is.
 

@@ -17,6 +17,7 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.gpu_memory import free_bytes, reclaim_from, within_memory
 from sa3d_nerfstudio.segmenters.base import Segmenter, StorableSegmenter
 from sa3d_nerfstudio.terminal import say
+from sa3d_nerfstudio.traces.window import Window
 from sa3d_nerfstudio.views.disk import DiskStore
 
 SHARE_OF_MEMORY = 0.5
@@ -31,6 +32,8 @@ _NUMBERS = itertools.count()
 """For segmenters that cannot be told by their weights."""
 
 Value = TypeVar("Value")
+CachedView = int | str | tuple[int, Window]
+"""A training view, the name of a free one, or a window of a training view."""
 Stored = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 
 
@@ -213,9 +216,9 @@ class Embeddings(MutableMapping):
         self._segmenter = segmenter if isinstance(segmenter, StorableSegmenter) else None
         self._name = str(next(_NUMBERS)) if self._segmenter is None else self._segmenter.fingerprint
         self._key_of_view = key
-        self._known: dict[int | str, None] = {}
+        self._known: dict[CachedView, None] = {}
 
-    def __getitem__(self, view: int | str) -> Any:
+    def __getitem__(self, view: CachedView) -> Any:
         storable = self._segmenter if isinstance(view, int) else None
         restore = None if storable is None else (lambda tensors, _: restored(lambda: storable.from_tensors(tensors)))
         value = self._cache.get(self._key(view), restore)
@@ -224,21 +227,23 @@ class Embeddings(MutableMapping):
         self._known[view] = None
         return value
 
-    def __setitem__(self, view: int | str, embedding: Any) -> None:
+    def __setitem__(self, view: CachedView, embedding: Any) -> None:
         storable = self._segmenter if isinstance(view, int) else None
         stored = None if storable is None else (lambda: (storable.to_tensors(embedding), {}))
         self._cache.put(self._key(view), embedding, stored)
         self._known[view] = None
 
-    def __delitem__(self, view: int | str) -> None:
+    def __delitem__(self, view: CachedView) -> None:
         del self._known[view]
         self._cache.drop(self._key(view))
 
-    def __iter__(self) -> Iterator[int | str]:
+    def __iter__(self) -> Iterator[CachedView]:
         return iter([view for view in list(self._known) if view in self])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def _key(self, view: int | str) -> str:
+    def _key(self, view: CachedView) -> str:
+        if isinstance(view, tuple):
+            return f"embedding-{self._name}-{self._key_of_view(view[0])} {view[1]}"
         return f"embedding-{self._name}-{self._key_of_view(view) if isinstance(view, int) else f'free {view}'}"

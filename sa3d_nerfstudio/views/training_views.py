@@ -18,8 +18,10 @@ from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.models.rays import camera_rays
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.compressed import CompressedTrace
+from sa3d_nerfstudio.traces.window import Pixels, Window
 from sa3d_nerfstudio.views.cache import ViewCache, default_budget, restored
 from sa3d_nerfstudio.views.names import find_view
+from sa3d_nerfstudio.views.tiles import TiledTrace
 
 CAMERA_PARTS = (
     *("camera_to_worlds", "fx", "fy", "cx", "cy", "height", "width"),
@@ -69,6 +71,9 @@ class TrainingViews:
         self._known_sizes: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
         self._directions: list[Tensor] = []
         self._photos: dict[int, Tensor] = {}
+        self._frames: dict[tuple[int, int], Window] = {}
+        self._others: dict[int, TrainingViews] = {long_side: self}
+        """The same views in images of other sizes, by their longer side."""
 
     def __len__(self) -> int:
         return len(self.filenames)
@@ -77,11 +82,17 @@ class TrainingViews:
         """The same views in larger images, with the same cache; themselves where the originals are no larger."""
         longest = max(int(self.cameras.height.max()), int(self.cameras.width.max()))
         side = min(round(self.long_side * factor), longest)
-        if side <= self.long_side:
-            return self
-        views = copy.copy(self)
-        views.long_side, views._keys, views._known_sizes = side, {}, {}
-        views._directions, views._photos = [], {}
+        return self if side <= self.long_side else self.sized(side)
+
+    def sized(self, long_side: int) -> TrainingViews:
+        """The same views in images whose longer side is no longer than this, with the same cache."""
+        if long_side not in self._others:
+            views = self._others[long_side] = copy.copy(self)
+            views.long_side, views._keys, views._known_sizes = long_side, {}, {}
+            views._directions, views._frames, views._photos = [], {}, {}
+        views = self._others[long_side]
+        # What may have been exchanged meanwhile.
+        views.lock, views.cache, views.photo = self.lock, self.cache, self.photo
         return views
 
     @property
@@ -115,7 +126,13 @@ class TrainingViews:
         found = self.known_trace(view)
         if found is not None:
             return found
-        trace = self.look(self.camera(view))
+        tiles = self._tiles(view)
+        if tiles is None:
+            trace = self.look(self.camera(view))
+        else:
+            # The rest of what windows have shown already.
+            trace = self._tiled(view, self.frame(view), tiles)
+            self.cache.drop(f"tiles-{self.key(view)}")
         stored = (lambda: (trace.tensors(), trace.numbers())) if isinstance(trace, CompressedTrace) else None
         self.cache.put(f"trace-{self.key(view)}", trace, stored)
         return trace
@@ -124,6 +141,90 @@ class TrainingViews:
         """The view's trace if it has been rendered before; None else."""
         key = f"trace-{self.key(view)}"
         return self.cache.get(key, lambda tensors, numbers: self._restored(view, tensors, numbers))
+
+    # Windows of views, at any size.
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether parts of views can be rendered; else whole images."""
+        return self.model.RENDERS_RAYS
+
+    @property
+    def has_photos(self) -> bool:
+        """Whether segmenters see photos."""
+        return self.photo is not None
+
+    def is_rendered(self, view: int) -> bool:
+        """Whether the whole view has been rendered before."""
+        return self.known_trace(view) is not None
+
+    def frame(self, view: int, factor: float = 1.0) -> Window:
+        """All of a view in images larger than the working size by a factor, or smaller, as far as photos go."""
+        key = (view, max(round(self.long_side * factor), 1))
+        if key not in self._frames:
+            camera = self.cameras[view]
+            longest = max(int(camera.height), int(camera.width))
+            side = min(key[1], max(longest, self.long_side))
+            sized = self.sized(side).camera(view)
+            size = (int(sized.height.max()), int(sized.width.max()))
+            self._frames[key] = Window.whole(size, side, min(1.0, side / longest))
+        return self._frames[key]
+
+    def window_trace(self, view: int, window: Window) -> ViewTrace:
+        """The trace of a window of a view, of which only what has not been traced yet is rendered."""
+        views = self.sized(window.long_side)
+        if window.is_whole:
+            return views.trace(view)
+        whole = views.known_trace(view)
+        if isinstance(whole, CompressedTrace):
+            return whole.part(window.pixels(whole.coverage.device))
+        tiles = views._tiles(view) or TiledTrace.empty(window.size)
+        return views._tiled(view, window, tiles)
+
+    def window_picture(self, view: int, window: Window) -> Float[Tensor, "height width 3"]:
+        """What a segmenter sees of a window: the render, or that part of the photo, on the window's pixels."""
+        if self.photo is None:
+            return self.window_trace(view, window).rgb
+        return self.sized(window.long_side).picture(view)[window.rows, window.columns]
+
+    def window_key(self, view: int, window: Window) -> str:
+        """Stands for a window of a view, and for the photo that segmenters see of it."""
+        place = f"{window.top}-{window.left}-{window.height}-{window.width}"
+        return f"{self.sized(window.long_side).key(view)}-{place}"
+
+    def _tiles(self, view: int) -> TiledTrace | None:
+        size = self.frame(view).size
+
+        def restored(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> TiledTrace:
+            tiles = TiledTrace.restored(size, tensors, numbers)
+            assert tiles.columns is not None
+            for name, tensor in tiles.columns.tensors().items():
+                setattr(tiles.columns, name, tensor.to(self.model.device))
+            return tiles
+
+        return self.cache.get(f"tiles-{self.key(view)}", restored)
+
+    def _tiled(self, view: int, window: Window, tiles: TiledTrace) -> ViewTrace:
+        """The trace of a window; what has to be rendered for it goes to the tiles, and these to the cache."""
+        camera, key = self.camera(view), f"window-{self.window_key(view, window)}"
+        plain = self.cache.get(key)
+        if plain is not None:
+            return plain
+        missing = tiles.missing(window)
+        if len(missing):
+            pixels = tiles.pixels_of(missing)
+            traced = self.look(camera, Pixels(pixels, len(pixels), 1))
+            if not isinstance(traced, CompressedTrace):
+                # Samples off the rays: such a trace is kept as it is, window by window.
+                trace = self.look(camera, window.pixels())
+                self.cache.put(key, trace)
+                return trace
+            tiles = tiles.added(missing, traced)
+            kept = tiles
+            self.cache.put(f"tiles-{self.key(view)}", tiles, lambda: (kept.tensors(), kept.numbers()))
+        rays = camera_rays(camera, pixels=window.pixels())
+        rays.shared = False
+        return tiles.trace(window, rays)
 
     def preload(self, view: int, picture: bool) -> None:
         """Bring into memory what lies on disk of a view: its trace, if it has been rendered before, and its photo.
@@ -161,9 +262,12 @@ class TrainingViews:
         tensors = restored(lambda: {name: tensor.to(self.model.device) for name, tensor in tensors.items()})
         return CompressedTrace.restored(tensors, numbers, camera_rays(self.camera(view), self._directions))
 
-    def look(self, camera: Cameras) -> ViewTrace:
-        """The trace of any camera, packed where it can be; rendered each time."""
-        return self.model.compressed_view(camera.to(self.model.device), self.lock, self._directions)
+    def look(self, camera: Cameras, pixels: Pixels | None = None) -> ViewTrace:
+        """The trace of any camera, or of some of its pixels, packed where it can be; rendered each time."""
+        camera = camera.to(self.model.device)
+        if pixels is None:
+            return self.model.compressed_view(camera, self.lock, self._directions)
+        return self.model.compressed_view(camera, self.lock, pixels=pixels)
 
     def picture(self, view: int, side: int | None = None) -> Float[Tensor, "height width 3"]:
         """What a segmenter sees of a view, in [0, 1]: the photo, cut to what the render shows, or else the render.

@@ -1,0 +1,276 @@
+"""Where in each view the object is, so that only that part of it is traced at full size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, TypeGuard, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sa3d_nerfstudio.segmentation.report import SessionReport
+from sa3d_nerfstudio.segmentation.session_views import FreeView, Guide, SessionViews, ViewKey, Views
+from sa3d_nerfstudio.traces.base import ViewTrace
+from sa3d_nerfstudio.traces.window import Window, bounds
+
+COARSE = 4
+"""Views are looked through in images smaller than the working size by this, to locate the object."""
+SPAN = 64
+"""Pixels of the object's longer side that windows are to show: they are made larger until they do."""
+MOST = 4
+"""Windows are made larger than the working size by this factor at most."""
+FEW_PIXELS = 4
+"""Where an object would cover no more pixels than this of a coarse image, on each side, its rays may miss it."""
+Masks = Mapping[ViewKey, Bool[Tensor, " num_rays"]]
+Places = Mapping[ViewKey, Window]
+
+
+@runtime_checkable
+class WindowedViews(Views, Protocol):
+    """Views of which windows can be traced, at any size."""
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether they can."""
+        ...
+
+    @property
+    def has_photos(self) -> bool:
+        """Whether segmenters see photos, for which nothing has to be rendered."""
+        ...
+
+    def is_rendered(self, view: int) -> bool:
+        """Whether the whole view has been rendered before."""
+        ...
+
+    def frame(self, view: int, factor: float = 1.0) -> Window:
+        """All of a view in images larger than the working size by a factor, or smaller, as far as photos go."""
+        ...
+
+    def sized(self, long_side: int) -> Views:
+        """The same views in images whose longer side is no longer than this."""
+        ...
+
+    def window_trace(self, view: int, window: Window) -> ViewTrace:
+        """The trace of a window of a view; rendered once."""
+        ...
+
+    def window_picture(self, view: int, window: Window) -> Float[Tensor, "height width 3"]:
+        """What segmenters see of a window, on its pixels."""
+        ...
+
+
+def has_windows(views: Views, side: int | None = None) -> TypeGuard[WindowedViews]:
+    """Whether windows of these views can be traced, and whether that spares anything.
+
+    Args:
+        views: The views.
+        side: Longer side of the whole images that a segmenter wants to see; None for one that looks at windows.
+    """
+    return isinstance(views, WindowedViews) and views.has_windows and (side is None or views.has_photos)
+
+
+def enlargement(masks: Iterable[Bool[Tensor, "height width"]], long_side: int) -> float:
+    """How much larger than the working size windows should be for an object that the prompted views show.
+
+    Args:
+        masks: Of the object, in whole images of any size.
+        long_side: Of the images at the working size.
+
+    Returns:
+        A power of two, so that objects of about one size share their renders.
+    """
+    share = 0.0
+    for mask in masks:
+        box = bounds(mask)
+        if box is not None:
+            share = max(share, max(box[2] - box[0], box[3] - box[1]) / max(mask.shape))
+    if share == 0:
+        return 1.0
+    return float(min(2 ** max(math.ceil(math.log2(SPAN / (share * long_side)) - 1e-6), 0), MOST))
+
+
+class CloseViews(SessionViews):
+    """The views of a session that looks at windows of the training views, and at coarse traces of the whole ones.
+
+    A coarse trace tells where in a view the object is, as far as that is known; the window around it is traced at full
+    size. Around the window there is background, as far as the coarse trace shows it. Views without a window, such as
+    those that the user has prompted, are looked at as a whole.
+
+    Args:
+        training: The training views.
+        free: Views beside them, by name.
+        report: Where the time that renders take is put down.
+        threshold: Probability above which something is on the object.
+        factor: How much larger than the working size windows are.
+    """
+
+    training: WindowedViews
+
+    def __init__(
+        self,
+        training: WindowedViews,
+        free: dict[str, FreeView],
+        report: SessionReport,
+        threshold: float,
+        factor: float = 1.0,
+    ) -> None:
+        super().__init__(training, free, report)
+        self.threshold = threshold
+        self.factor = factor
+        self.placed: dict[ViewKey, Window] = {}
+        """The window of each view in which the object has been located."""
+        self._newest: tuple[ViewKey, Window, ViewTrace] | None = None
+
+    def look_at_all_of(self, view: ViewKey) -> None:
+        """Look at a view without a window from now on."""
+        self.placed.pop(view, None)
+
+    def window(self, view: ViewKey) -> Window | None:
+        """The part of a view that is looked at; None where that is all of it."""
+        return self.placed.get(view)
+
+    def trace(self, view: ViewKey) -> ViewTrace:
+        """The trace of a view's window."""
+        window = self.placed.get(view)
+        if window is None:
+            return super().trace(view)
+        if self._newest is None or self._newest[:2] != (view, window):
+            with self.report.timed("render"):
+                self._newest = (view, window, self.training.window_trace(int(view), window))
+        return self._newest[2]
+
+    def picture(self, view: ViewKey, side: int | None = None) -> Float[Tensor, "height width 3"]:
+        """What segmenters see of a view: its window, or for those that ask for a side the whole photo."""
+        window = self.placed.get(view)
+        if window is None:
+            return super().picture(view, side)
+        if side is None:
+            return self.training.window_picture(int(view), window)
+        return self._photographed(int(view), window).picture(int(view), side)
+
+    def picture_size(self, view: ViewKey, side: int | None = None) -> tuple[int, int]:
+        """Height and width of that."""
+        window = self.placed.get(view)
+        if window is None:
+            return super().picture_size(view, side)
+        if side is None:
+            return window.height, window.width
+        return self._photographed(int(view), window).picture_size(int(view), side)
+
+    def shown(self, view: ViewKey, side: int | None = None) -> ViewKey | tuple[int, Window]:
+        """Names :meth:`picture`: the photo of a view, which is the same for all objects, or a window of it."""
+        window = self.placed.get(view)
+        if window is None:
+            return view
+        if side is None:
+            return int(view), window
+        return view if self._photographed(int(view), window) is self.training else (int(view), window.frame)
+
+    def _photographed(self, view: int, window: Window) -> Views:
+        """Whose photo shows as much as a window's whole image: of some sizes, part of a pixel is lacking at the border."""
+        usual = self.training.frame(view)
+        same = all(
+            abs(mine * usual.scale / (other * window.scale) - 1) < 1e-3
+            for mine, other in zip(window.size, usual.size, strict=True)
+        )
+        return self.training if same else self.training.sized(window.long_side)
+
+    def locate(self, view: int, guide: Guide) -> bool:
+        """Find the object in a view, and place its window there.
+
+        Args:
+            view: The view.
+            guide: What is known of the object.
+
+        Returns:
+            Whether it may be there.
+        """
+        coarse, frame = self._coarse(view)
+        with self.report.timed("lift"):
+            probability, known = guide.render(coarse)
+            box = bounds(((probability > self.threshold) & known).reshape(coarse.height, coarse.width))
+            box = self._small(view, coarse, guide) if box is None else box
+        if box is None:
+            return False
+        full, here = self.training.frame(view, self.factor), self.placed.get(view)
+        if here is None or not here.still_fits(full.around(box, frame.scale, slack=0.5, margin=0.1)):
+            self.placed[view] = full.around(box, frame.scale, slack=1.0)
+        return True
+
+    def grow(self, view: int, mask: Bool[Tensor, "height width"]) -> bool:
+        """Widen a view's window where a mask leaves it. Returns whether it does."""
+        before = self.placed[view]
+        self.placed[view] = before.grown(mask)
+        return self.placed[view] != before
+
+    def ray_weight(self, view: ViewKey) -> float:
+        """What a ray of a view counts: larger images have more of them, and say no more for it."""
+        window = self.placed.get(view)
+        return 1.0 if window is None else (self.training.frame(int(view)).scale / window.scale) ** 2
+
+    def surroundings(self, view: ViewKey) -> tuple[ViewTrace, Float[Tensor, " num_rays"]] | None:
+        """The coarse trace of a view, and what each of its rays counts: nothing within the window."""
+        window = self.placed.get(view)
+        if window is None:
+            return None
+        coarse, frame = self._coarse(int(view))
+        inside = window.covers(frame, coarse.depth.device).reshape(-1)
+        return coarse, ~inside * (self.training.frame(int(view)).scale / frame.scale) ** 2
+
+    def image(
+        self, view: ViewKey, of: Callable[[ViewTrace], Float[Tensor, "rows columns channels"]]
+    ) -> Float[Tensor, "height width channels"]:
+        """An image of a whole view, sharp in its window."""
+        window = self.placed.get(view)
+        if window is not None:
+            return window.paste(of(self._coarse(int(view))[0]), of(self.trace(view)))
+        return of(self._coarse(view)[0]) if self._never_whole(view) else of(self.trace(view))
+
+    def _never_whole(self, view: ViewKey) -> TypeGuard[int]:
+        return isinstance(view, int) and not self.training.is_rendered(view)
+
+    def _coarse(self, view: int) -> tuple[ViewTrace, Window]:
+        """The coarse trace of a whole view, and its frame."""
+        frame = self.training.frame(view, 1 / COARSE)
+        with self.report.timed("render"):
+            return self.training.window_trace(view, frame), frame
+
+    def _small(self, view: int, coarse: ViewTrace, guide: Guide) -> tuple[int, int, int, int] | None:
+        """Where the rays of a coarse trace pass the object, if it is too small to be shown by it."""
+        position = self.pose(view)[:, 3].to(coarse.depth)
+        directions = torch.nn.functional.normalize(coarse.surface_points() - position, dim=-1)
+        passing = guide.field.hits(position.expand_as(directions), directions, self.threshold)
+        box = bounds(passing.reshape(coarse.height, coarse.width))
+        if box is None or max(box[2] - box[0], box[3] - box[1]) > FEW_PIXELS:
+            return None
+        return box
+
+
+def on_same_pixels(before: Masks, places: Places, after: Masks, new_places: Places) -> tuple[Masks, Masks]:
+    """The masks of two passes, those of each view on the same pixels.
+
+    Args:
+        before: Masks by view, flattened.
+        places: Their windows; views without are whole.
+        after: Likewise.
+        new_places: Likewise.
+    """
+    first, second = dict(before), dict(after)
+    for view in before.keys() & after.keys():
+        old, new = places.get(view), new_places.get(view)
+        if old is None or new is None or old == new:
+            continue
+        joint = old.joined(new)
+        first[view], second[view] = (
+            _padded(mask[view].reshape(window.height, window.width), window, joint).reshape(-1)
+            for mask, window in ((before, old), (after, new))
+        )
+    return first, second
+
+
+def _padded(mask: Bool[Tensor, "height width"], window: Window, joint: Window) -> Bool[Tensor, "rows columns"]:
+    sides = (window.left - joint.left, joint.right - window.right, window.top - joint.top, joint.bottom - window.bottom)
+    return torch.nn.functional.pad(mask, sides)

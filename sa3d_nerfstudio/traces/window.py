@@ -1,0 +1,182 @@
+"""Windows: rectangles of a view, at one of the sizes that it can be rendered at, and where an object is among them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+TILE = 8
+"""Pixels along each side of the tiles that windows consist of and views are kept in."""
+MARGIN = 0.2
+"""How much wider than the object a window is on each side, as a share of the object's extent in the image."""
+LEAST_MARGIN = 4
+"""The same in pixels of the window, at least."""
+KEPT_AREA = 2.0
+"""A window that holds the object stays as it is until it is larger than need be by more than this factor."""
+
+
+@dataclass
+class Pixels:
+    """Some of an image's pixels, as an image of their own."""
+
+    indices: Int[Tensor, " num_pixels"]
+    """Into the flattened image."""
+    height: int
+    """Of the new image."""
+    width: int
+    """Of the new image."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of a view's image at one size, its corners on the borders of tiles or of the image."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    size: tuple[int, int]
+    """Height and width of the whole image at this size."""
+    long_side: int
+    """What the image's longer side was asked to be; the image may be a pixel smaller, or have no more than this."""
+    scale: float
+    """Pixels of this image for one of the camera's own: how sizes of one view compare."""
+
+    @classmethod
+    def whole(cls, size: tuple[int, int], long_side: int, scale: float) -> Window:
+        """All of an image."""
+        return cls(0, 0, *size, size, long_side, scale)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this is all of the image."""
+        return (self.height, self.width) == self.size
+
+    @property
+    def bottom(self) -> int:
+        """The row below."""
+        return self.top + self.height
+
+    @property
+    def right(self) -> int:
+        """The column to the right."""
+        return self.left + self.width
+
+    @property
+    def rows(self) -> slice:
+        """Its rows in the whole image."""
+        return slice(self.top, self.bottom)
+
+    @property
+    def columns(self) -> slice:
+        """Its columns in the whole image."""
+        return slice(self.left, self.right)
+
+    @property
+    def shares(self) -> tuple[float, float, float, float]:
+        """y0, x0, y1, x1 as shares of the whole image."""
+        height, width = self.size
+        return self.top / height, self.left / width, self.bottom / height, self.right / width
+
+    @property
+    def frame(self) -> Window:
+        """All of the image that this is a part of."""
+        return Window.whole(self.size, self.long_side, self.scale)
+
+    def pixels(self, device: torch.device | str = "cpu") -> Pixels:
+        """Its pixels, row by row."""
+        rows = torch.arange(self.top, self.bottom, device=device)
+        columns = torch.arange(self.left, self.right, device=device)
+        return Pixels((rows[:, None] * self.size[1] + columns).reshape(-1), self.height, self.width)
+
+    def contains(self, other: Window) -> bool:
+        """Whether another window of the same image lies within this one."""
+        inside = self.top <= other.top and self.left <= other.left
+        inside = inside and other.bottom <= self.bottom and other.right <= self.right
+        return inside and self.long_side == other.long_side
+
+    def joined(self, other: Window) -> Window:
+        """The smallest window that holds this one and another one of the same image."""
+        top, left = min(self.top, other.top), min(self.left, other.left)
+        height, width = max(self.bottom, other.bottom) - top, max(self.right, other.right) - left
+        return replace(self, top=top, left=left, height=height, width=width)
+
+    def around(
+        self, box: tuple[float, float, float, float], scale: float, slack: float = 0.0, margin: float = MARGIN
+    ) -> Window:
+        """The window of this image around a box, with a margin.
+
+        Args:
+            box: y0, x0, y1, x1 in pixels of an image of the same view.
+            scale: Of that image.
+            slack: Pixels of that image by which the box may be wrong.
+            margin: On each side, as a share of the longer side of the box.
+        """
+        factor = self.scale / scale
+        y0, x0, y1, x1 = (side * factor for side in box)
+        beside = max(margin * max(y1 - y0, x1 - x0), LEAST_MARGIN, slack * factor)
+        return self.snapped((y0 - beside, x0 - beside, y1 + beside, x1 + beside))
+
+    def grown(self, mask: Bool[Tensor, "height width"]) -> Window:
+        """This window, wider by half on those sides at which a mask leaves it; itself where none does."""
+        y0, x0, y1, x1 = self.top, self.left, self.bottom, self.right
+        rows, columns = mask.any(dim=1), mask.any(dim=0)
+        sides = [rows[0], columns[0], rows[-1], columns[-1]]
+        touched = [bool(side) for side in sides]
+        step_y, step_x = max(self.height // 2, TILE), max(self.width // 2, TILE)
+        box = (
+            y0 - step_y * touched[0],
+            x0 - step_x * touched[1],
+            y1 + step_y * touched[2],
+            x1 + step_x * touched[3],
+        )
+        return self.snapped(box) if any(touched) else self
+
+    def snapped(self, box: tuple[float, float, float, float]) -> Window:
+        """The smallest window of this image that holds a box, y0, x0, y1, x1, as far as it lies within."""
+        height, width = self.size
+        top, left = (max(math.floor(side / TILE), 0) * TILE for side in box[:2])
+        bottom = min(math.ceil(box[2] / TILE) * TILE, height)
+        right = min(math.ceil(box[3] / TILE) * TILE, width)
+        top, left = min(top, (height - 1) // TILE * TILE), min(left, (width - 1) // TILE * TILE)
+        bottom, right = max(bottom, min(top + TILE, height)), max(right, min(left + TILE, width))
+        return replace(self, top=top, left=left, height=bottom - top, width=right - left)
+
+    def still_fits(self, needed: Window) -> bool:
+        """Whether this window will do where another one is needed: it holds it, and is not much larger."""
+        return self.contains(needed) and self.height * self.width <= KEPT_AREA * needed.height * needed.width
+
+    def covers(self, other: Window, device: torch.device | str = "cpu") -> Bool[Tensor, "height width"]:
+        """Which pixels of a window of the same view, of any size, have their centres in this one."""
+        factor = self.scale / other.scale
+        y = (torch.arange(other.top, other.bottom, device=device) + 0.5) * factor
+        x = (torch.arange(other.left, other.right, device=device) + 0.5) * factor
+        inside_y = (y >= self.top) & ((y < self.bottom) | (self.bottom == self.size[0]))
+        inside_x = (x >= self.left) & ((x < self.right) | (self.right == self.size[1]))
+        return inside_y[:, None] & inside_x
+
+    def paste(
+        self, image: Float[Tensor, "rows columns channels"], part: Float[Tensor, "height width channels"]
+    ) -> Float[Tensor, "full_height full_width channels"]:
+        """The whole image, of which this window shows a part; the rest is brought to its size.
+
+        Args:
+            image: The same view at any size.
+            part: What this window shows.
+        """
+        stack = image.permute(2, 0, 1)[None]
+        whole = torch.nn.functional.interpolate(stack, self.size, mode="bilinear")[0].permute(1, 2, 0).clone()
+        whole[self.rows, self.columns] = part
+        return whole
+
+
+def bounds(mask: Bool[Tensor, "height width"]) -> tuple[int, int, int, int] | None:
+    """y0, x0, y1, x1 of a mask, upper bounds exclusive; None if it is empty."""
+    rows, columns = mask.any(dim=1).nonzero()[:, 0], mask.any(dim=0).nonzero()[:, 0]
+    if not len(rows):
+        return None
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1

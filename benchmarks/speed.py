@@ -2,16 +2,18 @@
 
     python -m benchmarks.speed --scene ../shared/scenes/desk --run ../shared/runs/desk/nerfacto/cpu --output speed.json
 
-Bare renders of all views; an object from nothing; another one; the first one refined by a further prompt; the published
-loop (a render and a step of autograd for each view); lifting against autograd through ``grid_sample`` on the same
-rays; memory; how it grows with views and with rays; and where the time goes. The segmenter is the oracle, which takes
-none. On CUDA the same command measures there.
+Bare renders of all views; an object from nothing; each object from nothing, all one after the other, and one more whose
+tiles are there, as shares of the bare renders; another one; the first one refined by a further prompt; the published loop (a
+render and a step of autograd for each view); lifting against autograd through ``grid_sample`` on the same rays; memory;
+how it grows with views and with rays; and where the time goes. The segmenter is the oracle, which takes none. On CUDA the
+same command measures there.
 """
 
 from __future__ import annotations
 
 import cProfile
 import json
+import math
 import platform
 import pstats
 import resource
@@ -27,6 +29,7 @@ from typing import Any
 import matplotlib
 import torch
 import tyro
+from nerfstudio.cameras.cameras import Cameras
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -34,13 +37,15 @@ from torch import Tensor
 import sa3d_nerfstudio as sa3d
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.models.rays import MaskedModel
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.traces import compressed as packed
-from sa3d_nerfstudio.traces.base import RayTrace, render_probability
+from sa3d_nerfstudio.traces.base import RayTrace, ViewTrace, render_probability
 from sa3d_nerfstudio.traces.compressed import CompressedTrace
 from sa3d_nerfstudio.traces.nerf import NerfTrace, WeightedSamples
+from sa3d_nerfstudio.traces.window import Pixels
 from sa3d_nerfstudio.views.cache import ViewCache, size_of
 from sa3d_nerfstudio.views.training_views import TrainingViews
 
@@ -77,6 +82,10 @@ class Options:
     """Long sides of images, for the growth of lifting with rays."""
     sample: int = 12
     """Views that are rendered bare, half of them before and half after the first object; the rest is scaled."""
+    memory_views: int = 12
+    """Whole views that are rendered to see what memory they take."""
+    shares: bool = True
+    """Measure what each object costs from nothing, and all of them, as shares of bare renders."""
     loop_views: int = 4
     """Views of the published loop, and of lifting by autograd; the rest is scaled."""
     working_size: int | None = None
@@ -150,6 +159,21 @@ def as_samples(trace: CompressedTrace) -> NerfTrace:
     return NerfTrace(WeightedSamples(positions.reshape(-1, 3), weights.reshape(-1), ray, trace.accumulation))
 
 
+class RayCount:
+    """Rays that a model has traced."""
+
+    def __init__(self, model: MaskOutputs) -> None:
+        self.rays = 0
+        trace = model.compressed_view
+
+        def counted(camera: Cameras, *args: Any, pixels: Pixels | None = None, **options: Any) -> ViewTrace:
+            whole = int(camera.height.max()) * int(camera.width.max())
+            self.rays += whole if pixels is None else len(pixels.indices)
+            return trace(camera, *args, **options, **({} if pixels is None else {"pixels": pixels}))
+
+        model.compressed_view = counted  # type: ignore[method-assign]
+
+
 class Speed:
     """One scene with one run."""
 
@@ -169,6 +193,7 @@ class Speed:
         entries = json.loads((options.scene / "prompts.json").read_text())["objects"]
         self.prompts = {entry["name"]: entry for entry in entries}
         self.clock = Clock(self.pipeline.device)
+        self.counted = RayCount(self.pipeline.model)
 
     def session(self, name: str) -> SegmentationSession:
         """A session with one click on an object."""
@@ -207,6 +232,47 @@ class Speed:
                 chunk = rays[start : start + model.config.eval_num_rays_per_chunk].to(model.device)
                 model._base_outputs(chunk if model.collider is None else model.collider(chunk))
 
+    def forget(self) -> None:
+        """Forget all that has been computed of views."""
+        self.views.cache = ViewCache(self.views.cache.budget)
+        self.pipeline._embeddings = None
+
+    def shares(self, bare: float) -> dict[str, Any]:
+        """What objects cost, as shares of bare renders of the same views, by time and by rays.
+
+        Args:
+            bare: Seconds that bare renders of all views take.
+        """
+        whole = sum(math.prod(self.views.frame(view).size) for view in range(len(self.views)))
+        found: dict[str, dict[str, float]] = {"seconds": {}, "rays": {}}
+        areas = {}
+
+        def measure(name: str, work: Callable[[], SegmentationSession]) -> SegmentationSession:
+            before = self.counted.rays
+            session = self.clock.time("share", work)
+            found["seconds"][name] = self.clock.seconds.pop("share") / bare
+            found["rays"][name] = (self.counted.rays - before) / whole
+            return session
+
+        for name in self.prompts:
+            self.forget()
+            session = measure(name, partial(self.segment, name))
+            areas[name] = min(float(item.mask.float().mean()) for item in session.prompted.values())
+        self.forget()
+        for name in self.prompts:
+            measure(f"then {name}", partial(self.segment, name))
+        measure("again", partial(self.segment, self.options.objects[1]))
+        smallest, result = min(areas, key=lambda name: areas[name]), {}
+        for unit, suffix in (("seconds", ""), ("rays", " of rays")):
+            values = found[unit]
+            result |= {
+                f"first_share{suffix}": sum(values[name] for name in self.prompts) / len(self.prompts),
+                f"smallest_share{suffix}": values[smallest],
+                f"all_share{suffix}": sum(values[f"then {name}"] for name in self.prompts),
+                f"second_share{suffix}": values["again"],
+            }
+        return result | {"smallest": smallest, "shares": found}
+
     def measure(self) -> dict[str, Any]:
         """All of it."""
         options, clock, (first, second) = self.options, self.clock, self.options.objects
@@ -219,6 +285,7 @@ class Speed:
         visited = [view for view in session.report.last() if isinstance(view, int)]
         clock.seconds["bare"] = (bare + clock.seconds["bare"]) / len(sample) * len(visited)
         result: dict[str, Any] = {"views": len(visited), "parts": {"first": dict(session.report.seconds)}}
+        result |= self.shares(clock.seconds["bare"]) if options.shares else {}
         other = clock.time("second", lambda: self.segment(second))
         result["parts"]["second"] = dict(other.report.seconds)
         result["passes"] = len(other.report.changes) + 1
@@ -287,7 +354,7 @@ class Speed:
 
     def memory_with_views(self, visited: list[int]) -> dict[str, dict[int, float]]:
         """MB that views take in memory by their number, within the budget and within half of what all of them need."""
-        traces = [self.views.trace(view) for view in visited]
+        traces = [self.views.trace(view) for view in visited[: self.options.memory_views]]
         found: dict[str, dict[int, float]] = {}
         half = sum(size_of(trace) for trace in traces) // 2
         for name, budget in (("the run's budget", self.views.cache.budget), ("half of what all need", half)):

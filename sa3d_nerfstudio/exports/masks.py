@@ -34,8 +34,13 @@ def id_maps(
         objects: The objects; where two overlap, the more probable one has the pixel.
         threshold: Probability above which something is on an object.
     """
+    rendered = total = 0
     for item in track(cameras, "masks", console=CONSOLE):
-        yield item, view_objects(model, item.camera, objects, threshold).ids(threshold).numpy()
+        view = view_objects(model, item.camera, objects, threshold)
+        rendered, total = rendered + int(view.seen.passing.sum()), total + view.seen.passing.numel()
+        yield item, view.ids(threshold).numpy()
+    if rendered < total:
+        CONSOLE.print(f"rendered    {rendered / total:.1%} of the rays: those that pass an object", highlight=False)
 
 
 def grown(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:

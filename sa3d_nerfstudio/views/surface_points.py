@@ -19,8 +19,8 @@ ENOUGH_VIEWS = 8
 
 
 def views_to_show(views: TrainingViews) -> list[int]:
-    """Those that have been rendered, if they are enough, for a render takes seconds on a CPU; else all."""
-    rendered = [view for view in range(len(views)) if views.known_trace(view) is not None]
+    """Those of which anything has been rendered, if they are enough, for that takes seconds on a CPU; else all."""
+    rendered = [view for view in range(len(views)) if views.is_looked_at(view)]
     return rendered if len(rendered) >= ENOUGH_VIEWS else list(range(len(views)))
 
 
@@ -29,7 +29,9 @@ def view_points(
 ) -> Iterator[tuple[Float[Tensor, "num 3"], Float[Tensor, "num 3"]]]:
     """World positions and colours, in [0, 1], of the pixels on an object in chosen views, view by view."""
     for view in chosen:
-        trace = views.trace(view)
+        trace = views.object_trace(view, grid, threshold)
+        if trace is None:
+            continue
         on = render_probability(trace, grid)[0] > threshold
         yield trace.surface_points()[on].cpu(), trace.rgb.reshape(-1, 3)[on].cpu()
 

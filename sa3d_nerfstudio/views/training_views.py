@@ -13,12 +13,13 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
+from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.files import digest
 from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.models.rays import camera_rays
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.compressed import CompressedTrace
-from sa3d_nerfstudio.traces.window import Pixels, Window
+from sa3d_nerfstudio.traces.window import Pixels, Window, bounds
 from sa3d_nerfstudio.views.cache import ViewCache, default_budget, restored
 from sa3d_nerfstudio.views.names import find_view
 from sa3d_nerfstudio.views.tiles import TiledTrace
@@ -30,6 +31,9 @@ CAMERA_PARTS = (
 """All that nerfstudio's cameras are made of."""
 PHOTOS_AHEAD = 4
 """Photos that are held, having been read ahead; those of views that were passed over go first."""
+
+LOCATING = 4
+"""Rays that may pass an object are told in images smaller than the working size by this."""
 
 Kept = TypeVar("Kept")
 
@@ -89,7 +93,7 @@ class TrainingViews:
         if long_side not in self._others:
             views = self._others[long_side] = copy.copy(self)
             views.long_side, views._keys, views._known_sizes = long_side, {}, {}
-            views._directions, views._frames, views._photos = [], {}, {}
+            views._directions, views._frames = [], {}
         views = self._others[long_side]
         # What may have been exchanged meanwhile.
         views.lock, views.cache, views.photo = self.lock, self.cache, self.photo
@@ -158,6 +162,10 @@ class TrainingViews:
         """Whether the whole view has been rendered before."""
         return self.known_trace(view) is not None
 
+    def is_looked_at(self, view: int) -> bool:
+        """Whether the view, or a part of it, has been rendered before."""
+        return self.is_rendered(view) or self._tiles(view) is not None
+
     def frame(self, view: int, factor: float = 1.0) -> Window:
         """All of a view in images larger than the working size by a factor, or smaller, as far as photos go."""
         key = (view, max(round(self.long_side * factor), 1))
@@ -181,6 +189,25 @@ class TrainingViews:
         tiles = views._tiles(view) or TiledTrace.empty(window.size)
         return views._tiled(view, window, tiles)
 
+    def object_trace(self, view: int, field: MaskField, threshold: float) -> ViewTrace | None:
+        """The trace of that part of a view in which an object may be, or of all of it where parts cannot be told.
+
+        Args:
+            view: Index of the view.
+            field: Of the object.
+            threshold: Probability above which something is on the object.
+
+        Returns:
+            None where no ray passes the object.
+        """
+        if not self.has_windows or self.is_rendered(view):
+            return self.trace(view)
+        frame = self.frame(view, 1 / LOCATING)
+        rays = camera_rays(self.sized(frame.long_side).camera(view))
+        origins, directions = rays.origins.expand(len(rays.local), 3), rays.directions_of(slice(None))
+        box = bounds(field.hits(origins, directions, threshold).reshape(frame.size))
+        return None if box is None else self.window_trace(view, self.frame(view).around(box, frame.scale, 1.0, 0.0))
+
     def window_picture(self, view: int, window: Window) -> Float[Tensor, "height width 3"]:
         """What a segmenter sees of a window: the render, or that part of the photo, on the window's pixels."""
         if self.photo is None:
@@ -195,14 +222,11 @@ class TrainingViews:
     def _tiles(self, view: int) -> TiledTrace | None:
         size = self.frame(view).size
 
-        def restored(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> TiledTrace:
-            tiles = TiledTrace.restored(size, tensors, numbers)
-            assert tiles.columns is not None
-            for name, tensor in tiles.columns.tensors().items():
-                setattr(tiles.columns, name, tensor.to(self.model.device))
-            return tiles
+        def read(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> TiledTrace:
+            moved = restored(lambda: {name: tensor.to(self.model.device) for name, tensor in tensors.items()})
+            return TiledTrace.restored(size, moved, numbers)
 
-        return self.cache.get(f"tiles-{self.key(view)}", restored)
+        return self.cache.get(f"tiles-{self.key(view)}", read)
 
     def _tiled(self, view: int, window: Window, tiles: TiledTrace) -> ViewTrace:
         """The trace of a window; what has to be rendered for it goes to the tiles, and these to the cache."""
@@ -234,7 +258,10 @@ class TrainingViews:
         Raises:
             SA3DError: The photo cannot be read.
         """
-        self.known_trace(view)
+        if self.known_trace(view) is None and self.has_windows:
+            for views in list(self._others.values()):
+                views.known_trace(view)
+                views._tiles(view)
         if picture and self.photo is not None and view not in self._photos:
             self._photos[view] = self.photo(view)
             for other in list(self._photos)[:-PHOTOS_AHEAD]:

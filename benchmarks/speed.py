@@ -2,11 +2,11 @@
 
     python -m benchmarks.speed --scene ../shared/scenes/desk --run ../shared/runs/desk/nerfacto/cpu --output speed.json
 
-Bare renders of all views; an object from nothing; each object from nothing, all one after the other, and one more whose
-tiles are there, as shares of the bare renders; another one; the first one refined by a further prompt; the published loop (a
-render and a step of autograd for each view); lifting against autograd through ``grid_sample`` on the same rays; memory;
-how it grows with views and with rays; and where the time goes. The segmenter is the oracle, which takes none. On CUDA the
-same command measures there.
+Bare renders of all views; an object from nothing; each object from nothing, all one after the other, and one more
+whose tiles are there, as shares of the bare renders; another one; the first one refined by a further prompt; the
+published loop (a render and a step of autograd for each view); lifting against autograd through ``grid_sample`` on
+the same rays; memory; how it grows with views and with rays; and where the time goes. The segmenter is the oracle,
+which takes none. On CUDA the same command measures there.
 """
 
 from __future__ import annotations

@@ -13,14 +13,16 @@ from torch import Tensor
 from sa3d_nerfstudio.segmentation.report import SessionReport
 from sa3d_nerfstudio.segmentation.session_views import FreeView, Guide, SessionViews, ViewKey, Views
 from sa3d_nerfstudio.traces.base import ViewTrace
-from sa3d_nerfstudio.traces.window import Window, bounds
+from sa3d_nerfstudio.traces.window import MARGIN, Window, bounds
 
 COARSE = 4
 """Views are looked through in images smaller than the working size by this, to locate the object."""
-SPAN = 64
-"""Pixels of the object's longer side that windows are to show: they are made larger until they do."""
+SPAN = 128
+"""Pixels of the object's longer side that windows are to show, about as many as a mask grid has cells there."""
 MOST = 4
 """Windows are made larger than the working size by this factor at most."""
+LARGEST = 1.5
+"""They have no more pixels than whole views at the working size by this factor."""
 FEW_PIXELS = 4
 """Where an object would cover no more pixels than this of a coarse image, on each side, its rays may miss it."""
 Masks = Mapping[ViewKey, Bool[Tensor, " num_rays"]]
@@ -82,14 +84,20 @@ def enlargement(masks: Iterable[Bool[Tensor, "height width"]], long_side: int) -
     Returns:
         A power of two, so that objects of about one size share their renders.
     """
-    share = 0.0
+    span = area = 0.0
     for mask in masks:
         box = bounds(mask)
-        if box is not None:
-            share = max(share, max(box[2] - box[0], box[3] - box[1]) / max(mask.shape))
-    if share == 0:
-        return 1.0
-    return float(min(2 ** max(math.ceil(math.log2(SPAN / (share * long_side)) - 1e-6), 0), MOST))
+        if box is None:
+            continue
+        height, width = box[2] - box[0], box[3] - box[1]
+        beside = 2 * MARGIN * max(height, width)
+        span = max(span, long_side * max(height, width) / max(mask.shape))
+        shares = (min((side + beside) / whole, 1) for side, whole in zip((height, width), mask.shape, strict=True))
+        area = max(area, math.prod(shares))
+    factor = 1
+    while span > 0 and factor < MOST and factor * span < SPAN and (2 * factor) ** 2 * area <= LARGEST:
+        factor *= 2
+    return float(factor)
 
 
 class CloseViews(SessionViews):

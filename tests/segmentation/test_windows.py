@@ -191,14 +191,21 @@ def test_splats_and_the_published_update_look_at_whole_views():
     assert views.rays == 0
 
 
-@pytest.mark.parametrize(("pixels", "expected"), [(64, 1), (40, 2), (20, 4), (3, 4)])
+@pytest.mark.parametrize(("pixels", "expected"), [(130, 1), (80, 2), (40, 4), (3, 4)])
 def test_how_close(pixels: int, expected: int):
     mask = torch.zeros(120, 160, dtype=torch.bool)
-    mask[10 : 10 + pixels // 2, 20 : 20 + pixels] = True
+    mask[10 : 10 + pixels // 8, 20 : 20 + pixels] = True
     assert enlargement([mask], 160) == expected
-    assert enlargement([mask[:12, :24], mask[:60, :80]], 160) == 1
     assert enlargement([mask, torch.zeros(120, 160, dtype=torch.bool)], 160) == expected
     assert enlargement([], 160) == 1
+
+
+def test_no_closer_than_costs_what_whole_views_do():
+    mask = torch.zeros(120, 160, dtype=torch.bool)
+    mask[10:90, 20:100] = True
+    assert enlargement([mask], 160) == 1
+    mask[:, 60:] = False
+    assert enlargement([mask], 160) == 2
 
 
 def test_windows_grow_where_a_mask_leaves_them():

@@ -41,6 +41,9 @@ class WindowedBallViews(BallViews):
         size = (round(self.height * factor), round(self.width * factor))
         return Window.whole(size, size[1], factor)
 
+    def sized(self, long_side: int) -> BallViews:
+        return self
+
     def at(self, window: Window) -> BallViews:
         views = BallViews(len(self), *window.size, balls=self.balls, numbers=self.numbers, floater=self.floater)
         views.poses = self.poses
@@ -194,7 +197,7 @@ def test_splats_and_the_published_update_look_at_whole_views():
 @pytest.mark.parametrize(("pixels", "expected"), [(130, 1), (80, 2), (40, 4), (3, 4)])
 def test_how_close(pixels: int, expected: int):
     mask = torch.zeros(120, 160, dtype=torch.bool)
-    mask[10 : 10 + pixels // 8, 20 : 20 + pixels] = True
+    mask[10 : 11 + pixels // 8, 20 : 20 + pixels] = True
     assert enlargement([mask], 160) == expected
     assert enlargement([mask, torch.zeros(120, 160, dtype=torch.bool)], 160) == expected
     assert enlargement([], 160) == 1

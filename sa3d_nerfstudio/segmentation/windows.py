@@ -178,7 +178,7 @@ class CloseViews(SessionViews):
         return view if self._photographed(int(view), window) is self.training else (int(view), window.frame)
 
     def _photographed(self, view: int, window: Window) -> Views:
-        """Whose photo shows as much as a window's whole image: of some sizes, part of a pixel is lacking at the border."""
+        """Whose photo shows as much as a window's image: of some sizes, a part of a pixel is lacking at the border."""
         usual = self.training.frame(view)
         same = all(
             abs(mine * usual.scale / (other * window.scale) - 1) < 1e-3

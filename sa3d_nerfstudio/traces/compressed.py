@@ -349,8 +349,7 @@ class CompressedTrace:
     def _render(
         self, field: MaskGrid, values: Float[Tensor, "num_cells channels"]
     ) -> Float[Tensor, "num_rays channels"]:
-        channels = [channel.contiguous() for channel in values.unbind(-1)]
-        told = [trilinear.single_valued(channel, field.resolution) for channel in channels]
+        channels, told = _channels(field, values)
         out = values.new_zeros(values.shape[1], len(self.coverage))
         for part, weights, index, fractions in self._everywhere(field):
             sums = trilinear.read_sums(channels, told, weights, index, fractions, field.resolution)
@@ -454,6 +453,22 @@ class CompressedTrace:
             _newest = (weakref.ref(self), place, parts)
 
 
+def _channels(field: MaskGrid, values: Float[Tensor, "num_cells channels"]) -> tuple[list[Tensor], list[Tensor]]:
+    """The channels of values, and :func:`trilinear.single_valued` of each; remembered, as views are rendered in turn.
+
+    Either takes longer than a window of a view.
+    """
+    global _split  # noqa: PLW0603
+    split = _split
+    if split is None or split[0]() is not values or split[1] != (values._version, field.resolution):
+        channels = [channel.contiguous() for channel in values.unbind(-1)]
+        told = [trilinear.single_valued(channel, field.resolution) for channel in channels]
+        _split = split = (weakref.ref(values), (values._version, field.resolution), channels, told)
+    return split[2], split[3]
+
+
+_split: tuple[weakref.ref[Tensor], tuple[int, int], list[Tensor], list[Tensor]] | None = None
+"""What was rendered last: values of a grid, their version, their channels, and where these have one value."""
 _newest: tuple[weakref.ref[CompressedTrace], tuple[float, ...], list[Located]] | None = None
 """The trace that was worked on last, the place of the grid, and its atoms there."""
 
@@ -480,7 +495,8 @@ class _EveryRay:
         kept = self._kept.get(id(trace))
         if kept is not None and kept[0]() is trace and kept[1] == place:
             return kept[2]
-        self._kept.pop(id(trace), None)
+        # Traces of windows are made anew for each visit.
+        self._kept = {key: kept for key, kept in self._kept.items() if kept[0]() not in (None, trace)}
         value = compute()
         if self._budget is None:
             self._budget = int((free_bytes(value.device) or 0) * SHARE_OF_EVERY_RAY)
@@ -507,6 +523,6 @@ for _holder in (_REMEMBERED, _EVERY_RAY):
 
 
 def forget() -> None:
-    """Let go of the atoms that are remembered."""
-    global _newest  # noqa: PLW0603
-    _newest = None
+    """Let go of what is remembered of atoms and of values."""
+    global _newest, _split  # noqa: PLW0603
+    _newest = _split = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -125,6 +126,7 @@ class Benchmark:
             working_size=options.working_size,
             sam_checkpoint=options.sam_checkpoint,
             cache_dir=options.cache_dir,
+            trace_all=options.ceiling,
         )
         self.failures: list[Failure] = []
 
@@ -140,7 +142,10 @@ class Benchmark:
             noise: Noise = row.noise  # type: ignore[assignment]
             segmenter = NoisyOracle(options.scene / "instances", noise, options.share, seed=options.seed, spared=stem)
         grid = variant.grid(pipeline.model.new_field(pipeline.config.resolution), pipeline.model.scene_box.aabb)
-        session = variant.session(scene.views, segmenter, grid, settings_of(pipeline.config, variant))
+        # As the pipeline does it: small objects are looked at closely unless a size was asked for.
+        sized = partial(pipeline.sized, segmenter) if options.working_size is None else None
+        settings = settings_of(pipeline.config, variant)
+        session = variant.session(scene.views, segmenter, grid, settings, sized=sized)
         pipeline.model.masks[name] = grid
         session.prompt(view, prompt)
         mask = session.mask_of(view).cpu().numpy()

@@ -105,8 +105,8 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     resolution: int = 128
     """Vertices of the mask grid along each axis; the grid is placed around the object."""
     working_size: int | None = None
-    """Longer side of the images in which views are segmented; by default 1008 on CUDA and 160 on a CPU, and up to twice
-    that for objects that would cover less than a tenth of it, as far as the training images are larger."""
+    """Longer side of the images in which views are segmented; by default 1008 on CUDA and 160 on a CPU, and windows of
+    images two or four times as large around objects that are small in these, no finer than the training images."""
     cache_gb: float | None = None
     """Memory for renders and embeddings of views, in GB; by default half of what is free on the GPU, or the machine."""
     keep_cache: bool = True

@@ -2,6 +2,7 @@ from .base import RayTrace, ViewTrace, render_probability
 from .compressed import CompressedTrace, ViewRays
 from .gaussians import GaussianTrace, GaussianViewTrace, trace_gaussians
 from .nerf import NerfTrace, NerfViewTrace, WeightedSamples, trace_rays
+from .window import Pixels, Window
 
 __all__ = [
     "CompressedTrace",
@@ -9,10 +10,12 @@ __all__ = [
     "GaussianViewTrace",
     "NerfTrace",
     "NerfViewTrace",
+    "Pixels",
     "RayTrace",
     "ViewRays",
     "ViewTrace",
     "WeightedSamples",
+    "Window",
     "render_probability",
     "trace_gaussians",
     "trace_rays",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +153,12 @@ def test_nothing_is_left_of_a_failure(path: Path) -> None:
         write_overview(path, asked(), [view(rgb=torch.zeros(HEIGHT, WIDTH, 3).to_sparse())])
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["overview.png"]
+
+
+def test_what_was_rendered_at_full_size_is_framed(path: Path) -> None:
+    plain = write(path, asked(), [view()])
+    framed = write(path, asked(), [replace(view(), window=(0.25, 0.25, 0.75, 0.75))])
+    changed = np.argwhere(np.abs(plain - framed).max(axis=-1) > 20)
+    (top, left), (bottom, right) = changed.min(axis=0), changed.max(axis=0)
+    assert abs((right - left) / (bottom - top) - WIDTH / HEIGHT) < 0.05
+    assert abs((right - left) / CELL - 0.5) < 0.03

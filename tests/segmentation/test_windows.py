@@ -60,6 +60,13 @@ class WindowedBallViews(BallViews):
         return self.window_trace(view, window).rgb
 
 
+class PhotographedBallViews(WindowedBallViews):
+    """Views with photos, for which nothing is traced."""
+
+    def picture(self, view: int, side: int | None = None) -> Tensor:
+        return self.ids(view)[..., None].expand(self.height, self.width, 3) / 3.0
+
+
 def part_of(trace: NerfViewTrace, window: Window) -> NerfViewTrace:
     """A window's part of the trace of a whole view."""
     pixels, samples = window.pixels().indices, trace.samples
@@ -123,6 +130,23 @@ def test_a_further_run_traces_nothing():
     again = session_on(views, 1)
     again.run()
     assert views.rays == before
+
+
+def test_networks_see_whole_photos_once_whatever_the_window():
+    """Their prompts and masks go from the window to the photo and back; without photos, whole views are rendered."""
+    views = PhotographedBallViews(height=96, width=128)
+    segmenter = BallSegmenter.of(views)
+    segmenter.input_side = 128  # type: ignore[attr-defined]
+    for photos in (True, False):
+        views.has_photos, segmenter.embedded[:] = photos, []
+        session = SegmentationSession(views, segmenter, MaskGrid(64), SessionSettings())
+        session.prompt(0, point_on(views, 0, 1))
+        session.run()
+        assert iou_in_unseen_views(session, 1) > 0.93
+        assert len(segmenter.embedded) == len(set(segmenter.embedded)) == 12
+        assert (session.window(3) is not None) == photos
+        if photos:
+            assert set(views.traced) == {0}
 
 
 def test_windows_follow_an_object_that_the_prompted_view_shows_little_of():

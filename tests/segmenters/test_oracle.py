@@ -12,6 +12,7 @@ from PIL import Image
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import SegmenterImage, SegmenterOptions
+from sa3d_nerfstudio.segmenters.oracle import OracleSegmenter
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 
 IDS = np.zeros((12, 16), np.uint8)
@@ -133,3 +134,11 @@ def test_prompt_for_another_size(folder: Path) -> None:
     embedding = segmenter.embed(SegmenterImage(torch.zeros(12, 16, 3), "view_1.jpg"))
     with pytest.raises(ValueError, match="for an image of 32 x 24"):
         segmenter.predict(embedding, Prompt.from_points(24, 32, [(1, 1)]))
+
+
+def test_a_window_shows_its_part_of_the_instances(tmp_path: Path):
+    ids = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64)
+    Image.fromarray(ids).save(tmp_path / "a.png")
+    oracle = OracleSegmenter(tmp_path)
+    window = SegmenterImage(torch.zeros(24, 16, 3), "a.png", window=(0.25, 0.5, 0.75, 0.75))
+    assert np.array_equal(oracle.embed(window), ids[12:36, 32:48])

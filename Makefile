@@ -16,14 +16,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(VENV)/.installed
 	$(BIN)/sa3d demo $(ARGS)
 
-# Tests are many small sums: more threads only get in each other's way. What a file shares is made once, by one worker.
+# Tests are many small sums: more threads only get in each other's way. Files that train come first, on both workers.
 test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.installed
 	-@sh tools/install-apt-packages chromium # For the tests of the viewer, which are skipped where there is none.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The same tests with nerfstudio's main branch, from a folder that holds it: make test-main NERFSTUDIO=../nerfstudio. It
 # pins other versions than the release does, so it gets an environment of its own.

@@ -4,26 +4,57 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from sa3d_nerfstudio.demo.scene import write_scene
 from tests.scenes import TINY
-from tests.subprocesses import succeed
+from tests.subprocesses import segmenting, succeed
 
 # No test may fetch gigabytes of weights because it named none.
 os.environ.setdefault("SA3D_NO_DOWNLOAD", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that train first, so that the workers end at about the same time; those that wait for one training last."""
+
+    def key(item: pytest.Item) -> tuple[bool, bool]:
+        return item.path not in slow, item.path in waiting
+
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("browser")}
+    waiting = {item.path for item in items if "tiny_run" in getattr(item, "fixturenames", ())}
+    items.sort(key=key)
+
+
 @pytest.fixture(scope="session")
-def tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a folder that all workers share: ``made_once(name, make)`` calls ``make(folder)`` in one of them only."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                done.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def tiny_scene(made_once: Callable[..., Path]) -> Path:
     """Folder of the demo's scene in :data:`scenes.TINY` form. Written once: treat it as read-only."""
-    folder = tmp_path_factory.mktemp("scenes") / "tiny"
-    write_scene(folder, TINY)
-    return folder
+    return made_once("scenes", lambda folder: write_scene(folder / "tiny", TINY)) / "tiny"
 
 
 @pytest.fixture(scope="session")
@@ -36,15 +67,14 @@ def shared_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(tiny_scene: Path, made_once: Callable[..., Path]) -> Path:
     """Folder of a nerfacto run that ns-train has really trained on the tiny scene, for a moment. Read-only.
 
     Half as many steps give a field in which, in every other run, half of the views do not show the crate.
     """
-    output = tmp_path_factory.mktemp("runs")
-    train = [sys.executable, "-m", "sa3d_nerfstudio.demo.train", "--data", tiny_scene, "--output-dir", output]
-    succeed(*train, "--timestamp", "T", "--steps", 1200)
-    return output / tiny_scene.name / "nerfacto" / "T"
+    train = [sys.executable, "-m", "sa3d_nerfstudio.demo.train", "--data", tiny_scene, "--timestamp", "T"]
+    folder = made_once("runs", lambda output: succeed(*train, "--steps", 1200, "--output-dir", output))
+    return folder / tiny_scene.name / "nerfacto" / "T"
 
 
 @pytest.fixture(scope="session")
@@ -55,15 +85,34 @@ def tiny_prompt(tiny_scene: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def tiny_objects(tiny_run: Path, tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """config.yml of a sa3d run with three objects of the tiny scene: ball, crate, and a hidden tin. Read-only."""
-    import sa3d_nerfstudio as sa3d
+def tiny_segmented(
+    tiny_run: Path, tiny_scene: Path, tiny_prompt: dict[str, Any], made_once: Callable[..., Path]
+) -> tuple[Path, str]:
+    """Folder of a sa3d run that ns-train has made of one click, and what that printed. Read-only."""
 
-    output = tmp_path_factory.mktemp("objects")
-    run = sa3d.load(tiny_run, output_dir=output, segmenter="oracle", oracle_instances=tiny_scene / "instances")
-    prompts = {entry["name"]: entry for entry in json.loads((tiny_scene / "prompts.json").read_text())["objects"]}
-    for name in ("ball", "crate", "tin"):
-        run.prompt(prompts[name]["frame"], [prompts[name]["points"][0]], name=name)
-        run.segment()
-    run.pipeline.model.masks.hidden = {"tin"}
-    return run.save()
+    def make(folder: Path) -> None:
+        words = segmenting(tiny_run / "nerfstudio_models", tiny_scene, folder, tiny_prompt)
+        printed = succeed(*words)
+        (folder / "printed.txt").write_text(printed)
+
+    folder = made_once("segmented", make)
+    return folder / tiny_scene.name / "sa3d" / "S", (folder / "printed.txt").read_text()
+
+
+@pytest.fixture(scope="session")
+def tiny_objects(tiny_run: Path, tiny_scene: Path, made_once: Callable[..., Path]) -> Path:
+    """config.yml of a sa3d run with three objects of the tiny scene: ball, crate, and a hidden tin. Read-only."""
+
+    def make(folder: Path) -> None:
+        import sa3d_nerfstudio as sa3d
+
+        run = sa3d.load(tiny_run, output_dir=folder, segmenter="oracle", oracle_instances=tiny_scene / "instances")
+        prompts = {entry["name"]: entry for entry in json.loads((tiny_scene / "prompts.json").read_text())["objects"]}
+        for name in ("ball", "crate", "tin"):
+            run.prompt(prompts[name]["frame"], [prompts[name]["points"][0]], name=name)
+            run.segment()
+        run.pipeline.model.masks.hidden = {"tin"}
+        run.save()
+
+    (config,) = made_once("objects", make).rglob("config.yml")
+    return config

@@ -17,33 +17,13 @@ from PIL import Image
 import sa3d_nerfstudio as sa3d
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.trainer import default_config
-from tests.subprocesses import run, succeed
+from tests.subprocesses import run, segmenting, succeed
 
 pytestmark = pytest.mark.slow
 
 
-def prompt_options(scene: Path, prompt: dict[str, Any]) -> list[object]:
-    """One click with the oracle."""
-    x, y = prompt["points"][0]
-    return [
-        "--pipeline.prompt.view", Path(prompt["frame"]).name, "--pipeline.prompt.points", x, y,
-        "--pipeline.segmenter", "oracle", "--pipeline.oracle-instances", scene / "instances",
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def segmented(tiny_run: Path, tiny_scene: Path, tiny_prompt: dict[str, Any], tmp_path_factory) -> tuple[Path, str]:
-    """Folder of a sa3d run made by ns-train, and what that printed."""
-    output = tmp_path_factory.mktemp("sa3d")
-    printed = succeed(
-        "ns-train", "sa3d", "--load-dir", tiny_run / "nerfstudio_models", "--output-dir", output, "--timestamp", "S",
-        *prompt_options(tiny_scene, tiny_prompt), "--vis", "tensorboard",
-    )  # fmt: skip
-    return output / tiny_scene.name / "sa3d" / "S", printed
-
-
-def test_the_run_is_whole(segmented: tuple[Path, str]):
-    folder, printed = segmented
+def test_the_run_is_whole(tiny_segmented: tuple[Path, str]):
+    folder, printed = tiny_segmented
     assert {path.name for path in folder.iterdir()} == {
         "config.yml",
         "dataparser_transforms.json",
@@ -55,8 +35,8 @@ def test_the_run_is_whole(segmented: tuple[Path, str]):
         assert line in printed
 
 
-def test_config_holds_real_values(segmented: tuple[Path, str], tiny_run: Path, tiny_scene: Path):
-    text = (segmented[0] / "config.yml").read_text()
+def test_config_holds_real_values(tiny_segmented: tuple[Path, str], tiny_run: Path, tiny_scene: Path):
+    text = (tiny_segmented[0] / "config.yml").read_text()
     assert "{timestamp}" not in text
     config = yaml.load(text, Loader=yaml.Loader)
     assert config.method_name == "sa3d"
@@ -66,9 +46,11 @@ def test_config_holds_real_values(segmented: tuple[Path, str], tiny_run: Path, t
     assert config.pipeline.base.config == tiny_run / "config.yml"
 
 
-def test_export_gives_the_objects_points(segmented: tuple[Path, str], tiny_prompt: dict, tiny_scene: Path, tmp_path):
+def test_export_gives_the_objects_points(
+    tiny_segmented: tuple[Path, str], tiny_prompt: dict, tiny_scene: Path, tmp_path
+):
     succeed(
-        "ns-export", "pointcloud", "--load-config", segmented[0] / "config.yml", "--output-dir", tmp_path,
+        "ns-export", "pointcloud", "--load-config", tiny_segmented[0] / "config.yml", "--output-dir", tmp_path,
         "--num-points", 2000, "--num-rays-per-batch", 1024, "--normal-method", "open3d", "--save-world-frame", "True",
     )  # fmt: skip
     points = np.asarray(open3d.io.read_point_cloud(tmp_path / "point_cloud.ply").points)
@@ -81,8 +63,12 @@ def test_export_gives_the_objects_points(segmented: tuple[Path, str], tiny_promp
     assert ((points >= low - slack) & (points <= high + slack)).all(-1).mean() > 0.8
 
 
-def test_a_sa3d_run_resumes_with_its_masks(segmented: tuple[Path, str], tiny_scene: Path, tiny_prompt: dict, tmp_path):
-    loaded = sa3d.load(segmented[0], output_dir=tmp_path, segmenter="oracle", oracle_instances=tiny_scene / "instances")
+def test_a_sa3d_run_resumes_with_its_masks(
+    tiny_segmented: tuple[Path, str], tiny_scene: Path, tiny_prompt: dict, tmp_path
+):
+    loaded = sa3d.load(
+        tiny_segmented[0], output_dir=tmp_path, segmenter="oracle", oracle_instances=tiny_scene / "instances"
+    )
     assert loaded.objects == ["object"]
     before = loaded.mask(tiny_prompt["frame"])
     assert before.max() > 0.5
@@ -120,21 +106,20 @@ def test_masks_alone_refer_to_the_base_run(tiny_run: Path, tiny_scene: Path, tin
 
 
 def test_a_job_that_is_done_leaves_if_it_is_to(tiny_run: Path, tiny_scene: Path, tiny_prompt: dict, tmp_path: Path):
-    printed = succeed(
-        "ns-train", "sa3d", "--load-dir", tiny_run, "--output-dir", tmp_path, "--timestamp", "S",
-        *prompt_options(tiny_scene, tiny_prompt), "--viewer.quit-on-train-completion", True,
-    )  # fmt: skip
+    words = segmenting(tiny_run, tiny_scene, tmp_path, tiny_prompt, "--viewer.quit-on-train-completion", True)
+    words[words.index("--vis") + 1] = "viewer"
+    printed = succeed(*words)
     assert "viser" not in printed
     assert (tmp_path / tiny_scene.name / "sa3d" / "S" / "config.yml").is_file()
 
 
-def test_an_empty_mask_is_refused_at_once(segmented: tuple[Path, str], tmp_path: Path):
+def test_an_empty_mask_is_refused_at_once(tiny_segmented: tuple[Path, str], tmp_path: Path):
     folder = tmp_path / "unsegmented"
     (folder / "nerfstudio_models").mkdir(parents=True)
-    config = yaml.load((segmented[0] / "config.yml").read_text(), Loader=yaml.Loader)
+    config = yaml.load((tiny_segmented[0] / "config.yml").read_text(), Loader=yaml.Loader)
     config.output_dir, config.experiment_name, config.timestamp = tmp_path, "x", "T"
     saved = config.get_base_dir()
-    checkpoint = next((segmented[0] / "nerfstudio_models").iterdir())
+    checkpoint = next((tiny_segmented[0] / "nerfstudio_models").iterdir())
     state = torch.load(checkpoint, weights_only=True)
     state["pipeline"] = {k: v for k, v in state["pipeline"].items() if not k.startswith("_model.masks.")}
     config.get_checkpoint_dir().mkdir(parents=True)

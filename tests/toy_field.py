@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import yaml
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
@@ -25,6 +25,7 @@ from torch import Tensor
 from sa3d_nerfstudio.demo import layout, tracer
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.models.outputs import MaskOutputs
+from sa3d_nerfstudio.traces.base import PickedRows
 
 
 @dataclass
@@ -49,6 +50,10 @@ class SurfaceTrace:
     ) -> Float[Tensor, "num_cells channels"]:
         """``Aᵀ y``: spread the rays' values over the grid at the points."""
         return field.scatter(image, self.points)
+
+    def rows(self, field: MaskGrid, rays: Int[Tensor, " num_rows"]) -> PickedRows:
+        """The rows of ``A`` of some rays."""
+        return PickedRows(self, field, rays)
 
 
 @dataclass

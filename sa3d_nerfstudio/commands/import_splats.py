@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sa3d_nerfstudio.commands.common import say
+from sa3d_nerfstudio.terminal import say
 
 
 @dataclass(kw_only=True)

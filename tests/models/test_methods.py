@@ -126,15 +126,10 @@ def test_splatfacto_without_an_object_is_not_exported(splats: Path, tmp_path: Pa
     assert done.stderr.strip().splitlines()[-1].startswith("error: this run has no object to export")
 
 
-@pytest.fixture(scope="module")
-def nerf(tiny_run: Path, tiny_scene: Path, tiny_prompt: dict[str, Any], tmp_path_factory: pytest.TempPathFactory):
-    """Folder of a segmented nerfacto run."""
-    folder = tmp_path_factory.mktemp("nerf")
-    nerfstudio(*segmenting(tiny_run, tiny_scene, folder, tiny_prompt))
-    return folder / tiny_scene.name / "sa3d" / "S"
-
-
-def test_nerfacto_is_exported_as_meshes(nerf: Path, tiny_scene: Path, tiny_prompt: dict[str, Any], tmp_path: Path):
+def test_nerfacto_is_exported_as_meshes(
+    tiny_segmented: tuple[Path, str], tiny_scene: Path, tiny_prompt: dict[str, Any], tmp_path: Path
+):
+    nerf = tiny_segmented[0]
     config = ["--load-config", nerf / "config.yml"]
     # The object's box; beyond what the cameras see, nerfstudio's TSDF takes space for solid.
     truth = json.loads((tiny_scene / "objects.json").read_text())["objects"]

@@ -7,7 +7,6 @@ import hashlib
 import http.server
 import re
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +44,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.lying_range = False
         """Whether it answers a range with another one."""
         self.says_length = True
+        self.released = threading.Event()
+        """Ends the stalls."""
         self.requests: list[str | None] = []
         """The range of each request."""
 
@@ -89,7 +90,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body[:stall])
         self.wfile.flush()
         if stall is not None:
-            time.sleep(2)
+            self.server.released.wait()
 
     def log_message(self, format: str, *args: object) -> None:
         """Tests need no log."""
@@ -102,12 +103,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
+    server.released.set()
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-def get(server: Server, destination: Path, sha256: str = SHA256, timeout: float = 0.3) -> None:
+def get(server: Server, destination: Path, sha256: str = SHA256, timeout: float = 60) -> None:
     fetch(server.url, destination, sha256, timeout=timeout, pause=0)
 
 
@@ -163,10 +165,8 @@ def test_many_cuts_are_no_failure_while_something_comes(server: Server, destinat
 
 def test_stall(server: Server, destination: Path) -> None:
     server.stalls = [100_000]
-    start = time.perf_counter()
-    get(server, destination)
+    get(server, destination, timeout=1)
     assert destination.read_bytes() == CONTENT
-    assert time.perf_counter() - start < 1.9, "it waited for the server instead of asking again"
 
 
 def test_stalls_for_good(server: Server, destination: Path) -> None:
@@ -240,7 +240,7 @@ def test_nobody_answers(server: Server, destination: Path) -> None:
     url = server.url
     server.server_close()
     with pytest.raises(SA3DError, match="cannot be fetched"):
-        fetch(url, destination, SHA256, timeout=0.3, pause=0)
+        fetch(url, destination, SHA256, timeout=60, pause=0)
     assert not destination.exists()
 
 

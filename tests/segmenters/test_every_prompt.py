@@ -1,4 +1,4 @@
-"""Every prompt as users write it, to every segmenter: the table in the README."""
+"""Every prompt as users write it, to every segmenter: the table in docs/segmenters.md."""
 
 from __future__ import annotations
 

@@ -29,6 +29,10 @@ INPUT = "input[not(@type='hidden')]"
 SIZE = {"width": 1000, "height": 760}
 
 
+HANG = 600.0
+"""Seconds after which a page or a viewer counts as hung: a busy machine takes minutes to import nerfstudio."""
+
+
 def free_port() -> int:
     """A port of this machine that nobody listens on."""
     with socket.socket() as connection:
@@ -37,7 +41,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(log: Path, *words: object, timeout: float = 300) -> Iterator[str]:
+def server(log: Path, *words: object, timeout: float = HANG) -> Iterator[str]:
     """Run a nerfstudio command that opens a viewer until the context ends.
 
     Yields:
@@ -59,7 +63,7 @@ def server(log: Path, *words: object, timeout: float = 300) -> Iterator[str]:
         finally:
             process.send_signal(signal.SIGINT)
             try:
-                process.wait(120)
+                process.wait(HANG)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -88,7 +92,8 @@ class Tab:
     def __init__(self, page: Any, shots: Path) -> None:
         self.page = page
         self.shots = shots
-        page.get_by_text("Show Train Cams").wait_for(timeout=60_000)
+        page.set_default_timeout(1000 * HANG)
+        page.get_by_text("Show Train Cams").wait_for(timeout=1000 * HANG)
 
     def press(self, name: str) -> None:
         """Press a button of the panel."""
@@ -103,7 +108,7 @@ class Tab:
         self.page.get_by_text(name, exact=True).click()
         self.page.wait_for_timeout(500)
 
-    def wait(self, text: str | re.Pattern[str], seconds: float = 60) -> None:
+    def wait(self, text: str | re.Pattern[str], seconds: float = HANG) -> None:
         """Wait until the panel says something."""
         self.page.get_by_text(text).first.wait_for(timeout=1000 * seconds)
 
@@ -111,11 +116,11 @@ class Tab:
         """The text field beside a label."""
         return self.page.get_by_text(label, exact=True).locator(f"xpath=ancestor::*[.//{INPUT}][1]//{INPUT}").first
 
-    def wait_object(self, name: str, seconds: float = 20) -> None:
+    def wait_object(self, name: str, seconds: float = HANG) -> None:
         """Wait until an object is selected."""
         self._wait_choice("Object", name, seconds)
 
-    def wait_view(self, name: str, seconds: float = 40) -> None:
+    def wait_view(self, name: str, seconds: float = HANG) -> None:
         """Wait until the panel says that the viewport shows something."""
         self._wait_choice("View", name, seconds)
 
@@ -138,7 +143,7 @@ class Tab:
         image = Image.open(BytesIO(self.page.screenshot(clip={"x": 0, "y": 60, "width": 670, "height": 690})))
         return np.asarray(image.convert("RGB")).astype(float)
 
-    def wait_until(self, looks: Callable[[np.ndarray], bool], seconds: float = 40) -> np.ndarray:
+    def wait_until(self, looks: Callable[[np.ndarray], bool], seconds: float = HANG) -> np.ndarray:
         """Wait until the viewport looks as it should, and return it."""
         deadline = time.monotonic() + seconds
         while not looks(picture := self.picture()):
@@ -155,7 +160,7 @@ class Tab:
         self.page.get_by_label(label, exact=True).first.click()
         self.page.get_by_role("option", name=name, exact=True).click()
 
-    def still_picture(self, seconds: float = 40) -> np.ndarray:
+    def still_picture(self, seconds: float = 120) -> np.ndarray:
         """The viewport when it has stopped changing."""
         deadline = time.monotonic() + seconds
         before, same = self.picture(), 0

@@ -13,7 +13,7 @@ import torch
 import viser
 
 from sa3d_nerfstudio.segmenters.text import text_available
-from tests.viewer.browser import CHROMIUM, SIZE, Tab, changed, listening_addresses, server
+from tests.viewer.browser import CHROMIUM, HANG, SIZE, Tab, changed, listening_addresses, server
 from tests.viewer.conftest import Place
 
 pytestmark = [
@@ -29,10 +29,10 @@ def test_a_person_segments_an_object(tab: Tab, place: Place, run: Path):
     tab.shot("1-open")
 
     tab.press("+ point")
-    tab.wait("+ point is on", seconds=40)
+    tab.wait("+ point is on")
     before = tab.still_picture()
     tab.page.mouse.click(*place.ball)
-    after = tab.wait_until(lambda picture: changed(before, picture, place.ball) > 0.5, seconds=15)
+    after = tab.wait_until(lambda picture: changed(before, picture, place.ball) > 0.5)
     assert changed(before, after, place.away) < 0.1
     tab.shot("2-click")
 
@@ -42,9 +42,9 @@ def test_a_person_segments_an_object(tab: Tab, place: Place, run: Path):
     tab.wait_until(lambda picture: changed(before, picture, place.ball) > 0.5)
 
     tab.press("Segment")
-    tab.wait("pass 1: view", seconds=30)
+    tab.wait("pass 1: view")
     tab.shot("3-progress")
-    tab.wait("views used,", seconds=150)
+    tab.wait("views used,")
     lit = tab.still_picture()
     assert (run / "config.yml").exists(), "what ns-train segments is saved"
     assert changed(before, lit, place.ball) > 0.4
@@ -64,7 +64,7 @@ def test_a_person_segments_an_object(tab: Tab, place: Place, run: Path):
 
     tab.open_folder("Save and export")
     tab.press("Write the object's points")
-    tab.wait("points written", seconds=60)
+    tab.wait("points written")
     tab.shot("6-export")
     points = np.asarray(open3d.io.read_point_cloud(run / "exports" / "object.ply").points)
     assert len(points) > 50
@@ -88,17 +88,17 @@ def test_two_tabs_and_one_that_leaves(chromium: Any, training: str, tab: Tab, pl
     other.press("New object")
     tab.wait_object("object 2")
     other.press("box")
-    tab.wait("box is on", seconds=40)
+    tab.wait("box is on")
     x, y = place.ball
     other.page.mouse.move(x - 60, y - 60)
     other.page.mouse.down()
     other.page.mouse.move(x + 60, y + 60, steps=4)
     other.page.mouse.up()
-    tab.page.get_by_text("Mask", exact=True).wait_for(timeout=20_000)
+    tab.page.get_by_text("Mask", exact=True).wait_for(timeout=1000 * HANG)
     page.close()
     # The tool that the closed tab held is free, and this one can use it.
     tab.press("+ point")
-    tab.wait("+ point is on", seconds=40)
+    tab.wait("+ point is on")
     tab.press("Done: move the camera again")
     tab.open_folder("This object")
     tab.field("Name").fill("ball")
@@ -112,9 +112,9 @@ def test_a_tab_that_leaves_while_it_segments(chromium: Any, training: str, tab: 
     other = Tab(page, tab.shots)
     other.press("Segment")
     # What is rendered already goes by quickly.
-    tab.wait(re.compile("pass .: view|views used,"), seconds=30)
+    tab.wait(re.compile("pass .: view|views used,"))
     page.close()
-    tab.wait("views used,", seconds=150)
+    tab.wait("views used,")
     tab.open_folder("This object")
     tab.press("Delete")
     tab.wait_object("object")
@@ -147,7 +147,7 @@ def test_escape_ends_the_tool(chromium: Any, training: str, tab: Tab):
     done = tab.page.get_by_role("button", name="Done: move the camera again", exact=True)
     tab.open_folder("This object")
     tab.press("+ point")
-    tab.wait("+ point is on", seconds=40)
+    tab.wait("+ point is on")
     # Neither in another tab, nor while a name is typed.
     other.page.keyboard.press("Escape")
     tab.field("Name").press("Escape")
@@ -155,7 +155,7 @@ def test_escape_ends_the_tool(chromium: Any, training: str, tab: Tab):
     assert done.is_visible()
     # From one tool to the next, and whatever the panel is drawn anew for meanwhile.
     tab.press("box")
-    tab.wait("box is on", seconds=40)
+    tab.wait("box is on")
     tab.page.set_viewport_size({"width": SIZE["width"], "height": SIZE["height"] - 100})
     tab.page.set_viewport_size(SIZE)
     # Too small for a box, but the canvas has the focus now.
@@ -166,7 +166,7 @@ def test_escape_ends_the_tool(chromium: Any, training: str, tab: Tab):
     tab.page.wait_for_timeout(1000)
     tab.page.keyboard.press("Escape")
     tab.wait("The camera moves again")
-    done.wait_for(state="hidden", timeout=10_000)
+    done.wait_for(state="hidden", timeout=1000 * HANG)
     tab.page.keyboard.press("Escape")
     tab.page.wait_for_timeout(1000)
     page.close()
@@ -200,7 +200,7 @@ def test_words_find_an_object(tab: Tab):
     before = tab.still_picture()
     tab.field("Text").fill("a {red} mug")
     tab.press("Find in this view")
-    tab.wait(re.compile("[0-9]+ found; the best match is marked|take another match under Found"), seconds=60)
+    tab.wait(re.compile("[0-9]+ found; the best match is marked|take another match under Found"))
     tab.page.get_by_label("Found", exact=True).first.click()
     found = tab.page.get_by_role("option").filter(has_text=re.compile("^[0-9]+: ")).all_inner_texts()
     assert len(found) > 1 and tab.choice("Found") == found[0]
@@ -223,7 +223,7 @@ def test_words_find_an_object(tab: Tab):
 def test_the_threshold_belongs_to_the_run(tab: Tab):
     tab.open_folder("Save and export")
     tab.press("Save the run")
-    tab.wait("Saved:", seconds=30)
+    tab.wait("Saved:")
     assert tab.field("Shape").input_value().startswith("ns-export")
     threshold = tab.field("Threshold")
     threshold.fill("0.95")
@@ -238,9 +238,9 @@ def test_the_threshold_belongs_to_the_run(tab: Tab):
 def test_errors_are_sentences_in_the_panel(tab: Tab, place: Place):
     tab.press("New object")
     tab.press("− point")
-    tab.wait("− point is on", seconds=40)
+    tab.wait("− point is on")
     tab.page.mouse.click(*place.away)
-    tab.wait("The prompt selects nothing", seconds=20)
+    tab.wait("The prompt selects nothing")
     tab.press("Done: move the camera again")
     tab.press("undo")
 
@@ -267,7 +267,7 @@ def test_ns_viewer_goes_on_where_the_run_was_saved(chromium: Any, run: Path, fol
         threshold.press("Enter")
         shown.open_folder("Save and export")
         shown.press("Save the run")
-        shown.wait("Saved:", seconds=30)
+        shown.wait("Saved:")
         page.close()
     assert checkpoint.stat().st_mtime_ns > before
     assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
@@ -279,4 +279,4 @@ def test_ns_viewer_goes_on_where_the_run_was_saved(chromium: Any, run: Path, fol
 def test_ctrl_c_does_not_wait_for_a_segmentation(tab: Tab):
     tab.press("Segment")
     # The command is interrupted when this module ends, and must come to its end by itself.
-    tab.wait(re.compile("pass .: view|views used,"), seconds=30)
+    tab.wait(re.compile("pass .: view|views used,"))

@@ -10,7 +10,7 @@ import pytest
 import viser
 
 from sa3d_nerfstudio.viewer.viser_compat import literal
-from tests.viewer.browser import CHROMIUM, free_port
+from tests.viewer.browser import CHROMIUM, HANG, free_port
 
 HOSTILE = [
     "{document.title = 1}", "<b>", "<img src=x onerror='document.title = 2'>", "*x*", "a{b}", "{", "}", "</p>", "`a`",
@@ -41,7 +41,7 @@ def test_nothing_is_read_as_code(chromium: Any):
         page.goto(f"http://127.0.0.1:{server.get_port()}")
         title = page.title()
         # viser's own part of the panel comes first.
-        page.locator("p").nth(len(shown)).wait_for(timeout=30_000)
+        page.locator("p").nth(len(shown)).wait_for(timeout=1000 * HANG)
         assert page.locator("p").all_text_contents()[-len(shown) :] == [" ".join(text.split()) for _, text in shown]
         assert page.title() == title and page.locator("p img, p b, p a[href^='javascript']").count() == 0
         page.close()

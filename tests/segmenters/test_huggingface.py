@@ -213,7 +213,7 @@ def test_the_environment_names_a_folder(family: str, folder: Path, tmp_path: Pat
     make_segmenter(family)
     # A file there is the first SAM's.
     monkeypatch.setenv(CHECKPOINT_VARIABLE, str(tmp_path / "sam_vit_h_4b8939.pth"))
-    with pytest.raises(MissingWeightsError, match="may not be downloaded|given on request"):
+    with pytest.raises(MissingWeightsError, match=r"may not be downloaded|given on request"):
         make_segmenter(family)
 
 

@@ -96,6 +96,8 @@ class SamLike(OracleSegmenter):
         super().__init__(folder)
         self.objects, self.surface, self.favourites = objects, surface, favourites
         self.seed, self.sure, self.stubborn = seed, sure or {}, stubborn
+        self.asked: list[tuple[str, Prompt]] = []
+        """Stems of images, and what has been asked in them."""
 
     def embed(self, image: SegmenterImage) -> SamLikeEmbedding:  # type: ignore[override]
         """The id map at the image's size, and the halves of all objects."""
@@ -116,6 +118,7 @@ class SamLike(OracleSegmenter):
     def predict(self, embedding: SamLikeEmbedding, prompt: Prompt) -> Candidates:  # type: ignore[override]
         """Part, object and whole, with predicted IoUs, and for several points or a box the single-mask answer."""
         check_prompt(prompt, *embedding.ids.shape)
+        self.asked.append((embedding.name, prompt))
         chance = self._chance(embedding)
         drawn = int(chance.choice(3, p=self.favourites))
         fits, step = chance.random() < FITTING, int(chance.choice([-1, 1]))
@@ -244,6 +247,19 @@ def sam_like(scene: SceneUnderTest, **options: object) -> SamLike:
 
 
 @dataclass
+class Outcome:
+    """One object, segmented once."""
+
+    iou: float = 0.0
+    """Mean over the test views; 0 where the object is lost."""
+    first: float = float("nan")
+    """How deep the first point of a self-prompted view lies in the object: distance to the outline over the inradius,
+    in the median view."""
+    near: float = float("nan")
+    """Share of the points within two pixels of the outline, in views where the object is wider than eight."""
+
+
+@dataclass
 class Options:
     """Segment each object of a scene by one click, with a segmenter that errs as SAM does."""
 
@@ -281,16 +297,15 @@ class Benchmark:
             options.scene, options.run, working_size=options.working_size, cache_dir=options.cache_dir
         )
 
-    def iou(self, name: str, setting: str, variant_name: str, seed: int) -> float:
-        """Mean IoU over the test views of an object that is segmented once; 0 if it is lost."""
+    def run(self, name: str, setting: str, variant_name: str, seed: int) -> Outcome:
+        """Segment an object once."""
         scene, options, variant = self.scene, self.options, VARIANTS[variant_name]
         pipeline, number = scene.pipeline, scene.prompts[name]["id"]
         view, prompt = scene.prompt(name, "point")
         stem = Path(scene.views.name(view)).stem
         sure = {"right": {stem: OBJECT}, "picked": {stem: (PART, WHOLE)[seed % 2]}, "auto": {}}[options.user]
-        segmenter = variant.segmenter(
-            sam_like(scene, favourites=FAVOURITES[setting], seed=seed, sure=sure, stubborn=options.stubborn)
-        )
+        stand_in = sam_like(scene, favourites=FAVOURITES[setting], seed=seed, sure=sure, stubborn=options.stubborn)
+        segmenter = variant.segmenter(stand_in)
         grid = variant.grid(pipeline.model.new_field(pipeline.config.resolution), pipeline.model.scene_box.aabb)
         session = variant.session(scene.views, segmenter, grid, settings_of(pipeline.config, variant))
         try:
@@ -300,9 +315,24 @@ class Benchmark:
             session.run()
         except sa3d.SA3DError as error:
             print(f"{name}: {error}")
-            return 0.0
+            return Outcome()
         assert session.lifting is not None
-        return scene.score(session.lifting, number).iou
+        return Outcome(scene.score(session.lifting, number).iou, *self._points(stand_in, number, stem))
+
+    def _points(self, stand_in: SamLike, number: int, prompted: str) -> tuple[float, float]:
+        """Where the points of self-prompted views lay; see :class:`Outcome`. Pixels are those of the working size."""
+        depths, near = [], []
+        for stem, prompt in stand_in.asked:
+            truth = self.scene.truth(stem, number, (prompt.height, prompt.width))
+            if stem == prompted or not truth.any():
+                continue
+            pixel = prompt.width / self.options.working_size
+            distance = cv2.distanceTransform(np.pad(truth, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1] - 0.5
+            x, y = prompt.positive.round().long().T.numpy()
+            depths.append(max(float(distance[y[0], x[0]] / distance.max()), 0.0))
+            if distance.max() > 4 * pixel:
+                near += (distance[y, x] < 2 * pixel).tolist()
+        return float(np.median(depths)), float(np.mean(near)) if near else 0.0
 
 
 def main(options: Options) -> None:
@@ -313,22 +343,29 @@ def main(options: Options) -> None:
             for entry in benchmark.scene.entries:
                 if options.objects and entry["name"] not in options.objects:
                     continue
-                ious = [benchmark.iou(entry["name"], setting, variant, seed) for seed in range(options.seeds)]
-                rows.append((variant, setting, entry["name"], ious))
-                figures = " ".join(f"{iou:.3f}" for iou in ious)
+                outcomes = [benchmark.run(entry["name"], setting, variant, seed) for seed in range(options.seeds)]
+                rows.append((variant, setting, entry["name"], outcomes))
+                figures = " ".join(f"{outcome.iou:.3f}" for outcome in outcomes)
                 console.print(f"{variant} {setting} {entry['name']}: {figures}", highlight=False, soft_wrap=True)
-    table = Table("variant", "setting", "object", "mean IoU", "worst seed")
-    for variant, setting, name, ious in rows:
-        table.add_row(variant, setting, name, f"{np.mean(ious):.3f}", f"{min(ious):.3f}")
+    table = Table("variant", "setting", "object", "mean IoU", "worst seed", "first point", "near the outline")
+    for variant, setting, name, outcomes in rows:
+        table.add_row(variant, setting, name, *_figures([outcomes]))
     for way in dict.fromkeys(row[:2] for row in rows):
-        same = [row[3] for row in rows if row[:2] == way]
-        table.add_row(*way, "mean", f"{np.mean(same):.3f}", f"{np.min(same):.3f}")
+        table.add_row(*way, "mean", *_figures([row[3] for row in rows if row[:2] == way]))
     console.print(table)
     if options.output is not None:
-        keys = ("variant", "setting", "object", "ious")
-        result = [dict(zip(keys, row, strict=True)) for row in rows]
+        keys = ("variant", "setting", "object", "outcomes")
+        result = [dict(zip(keys, (*row[:3], [vars(each) for each in row[3]]), strict=True)) for row in rows]
         options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"mean IoU {np.mean([row[3] for row in rows]):.3f}")
+    print(f"mean IoU {np.mean([outcome.iou for row in rows for outcome in row[3]]):.3f}")
+
+
+def _figures(objects: list[list[Outcome]]) -> list[str]:
+    """Columns of the table: means over objects and seeds, and the worst of all for the second."""
+    every = [outcome for outcomes in objects for outcome in outcomes]
+    worst = min(outcome.iou for outcome in every)
+    first, near = np.nanmean([[outcome.first, outcome.near] for outcome in every], axis=0)
+    return [f"{np.mean([outcome.iou for outcome in every]):.3f}", f"{worst:.3f}", f"{first:.2f}", f"{near:.3f}"]
 
 
 if __name__ == "__main__":

@@ -144,7 +144,6 @@ _COMMON = {
     "option": "--pipeline.sam-checkpoint",
     "otherwise": "choose --pipeline.segmenter grabcut, which works without weights",
 }
-_TIED = (("shared_image_embedding.positional_embedding", "prompt_encoder.shared_embedding.positional_embedding"),)
 SAM_2 = PretrainedKind(
     name="SAM 2",
     model_class="Sam2Model",
@@ -153,7 +152,7 @@ SAM_2 = PretrainedKind(
     model_types=("sam2", "sam2_video"),
     published="facebook/sam2.1-hiera-large",
     extra="sam2",
-    tied=_TIED,
+    tied=(("shared_image_embedding.positional_embedding", "prompt_encoder.shared_embedding.positional_embedding"),),
     **_COMMON,
 )
 SAM_HQ = PretrainedKind(
@@ -163,7 +162,6 @@ SAM_HQ = PretrainedKind(
     model_types=("sam_hq",),
     published="syscv-community/sam-hq-vit-huge",
     extra="sam-hq",
-    tied=_TIED,
     **_COMMON,
 )
 SAM_3 = PretrainedKind(
@@ -178,7 +176,6 @@ SAM_3 = PretrainedKind(
     option="--pipeline.sam-checkpoint",
     otherwise="choose --pipeline.segmenter sam2, whose weights anybody may fetch",
     since=(5, 0),
-    tied=_TIED,
     licence="SAM License",
 )
 

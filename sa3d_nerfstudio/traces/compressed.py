@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Union
 
@@ -186,25 +186,41 @@ class ViewRays:
 
 @dataclass
 class AtomRows:
-    """Rows of a trace over a mask grid, as weights of atoms and the places of these in the grid."""
+    """Rows of a trace over a mask grid, as the atoms that have any weight and their places in the grid."""
 
-    parts: list[tuple[Tensor, Tensor, trilinear.Fractions]]
-    """Of some rays at a time: weights [atoms, rays], first vertices of the blocks, and where in these."""
+    num_rows: int
+    rows: Int[Tensor, " num_atoms"]
+    """Which row each atom belongs to."""
+    weights: Float[Tensor, " num_atoms"]
+    index: Int[Tensor, " num_atoms"]
+    """First vertices of the blocks that the atoms lie in."""
+    fractions: trilinear.Fractions
+    """Where in these."""
     resolution: int
+
+    @classmethod
+    def of(cls, parts: Iterable[tuple[Tensor, Tensor, trilinear.Fractions]], field: MaskGrid) -> AtomRows:
+        """Join parts of consecutive rays: weights [atoms, rays], and the flattened places of the atoms in a grid."""
+        kept, first = [], 0
+        for weights, index, fractions in parts:
+            count = weights.shape[1]
+            atoms = weights.reshape(-1).nonzero()[:, 0]
+            kept.append((atoms % count + first, *(part[atoms] for part in (weights.reshape(-1), index, *fractions))))
+            first += count
+        if not kept:
+            empty = field.hit.new_zeros(0)
+            return cls(0, empty.long(), empty, empty.long(), (empty, empty, empty), field.resolution)
+        rows, weights, index, x, y, z = (torch.cat(columns) for columns in zip(*kept, strict=True))
+        return cls(first, rows, weights, index, (x, y, z), field.resolution)
 
     def render(self, values: Float[Tensor, " num_cells"]) -> Float[Tensor, " num_rows"]:
         """``A x``."""
-        sums = [
-            trilinear.read(values, index, fractions, self.resolution).reshape(weights.shape).mul_(weights).sum(0)
-            for weights, index, fractions in self.parts
-        ]
-        return torch.cat(sums) if sums else values.new_zeros(0)
+        read = trilinear.read(values, self.index, self.fractions, self.resolution).mul_(self.weights)
+        return values.new_zeros(self.num_rows).index_add_(0, self.rows, read)
 
     def backproject(self, image: Float[Tensor, " num_rows"], out: Float[Tensor, " num_cells"]) -> None:
         """Add ``Aᵀ y`` to ``out``."""
-        sizes = [weights.shape[1] for weights, _, _ in self.parts]
-        for values, (weights, index, fractions) in zip(image.split(sizes), self.parts, strict=True):
-            trilinear.add(out, (weights * values).reshape(-1), index, fractions, self.resolution)
+        trilinear.add(out, image[self.rows] * self.weights, self.index, self.fractions, self.resolution)
 
 
 @dataclass(eq=False)
@@ -379,9 +395,9 @@ class CompressedTrace:
         return torch.stack(channels).T
 
     def rows(self, field: MaskGrid, rays: Int[Tensor, " num_rows"]) -> AtomRows:
-        """The rows of ``A`` of some rays: where their atoms lie in the grid, some 200 to 300 bytes a ray."""
+        """The rows of ``A`` of some rays: where their atoms lie in the grid, 32 bytes each."""
         return with_smaller_chunks(
-            LIFTED, lambda: AtomRows([located[1:] for located in self._along(field, rays)], field.resolution)
+            LIFTED, lambda: AtomRows.of((located[1:] for located in self._along(field, rays)), field)
         )
 
     def backproject_all(self, field: MaskGrid) -> Float[Tensor, " num_cells"]:

@@ -17,6 +17,7 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.splat_mask import SplatMask
 from sa3d_nerfstudio.models.attach import with_masks
 from sa3d_nerfstudio.models.splats import MaskedSplatModel
+from sa3d_nerfstudio.segmentation.likelihood import MaskedView, MaskLikelihood
 from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.traces.gaussians import GaussianTrace
 from tests.devices import DEVICES
@@ -175,6 +176,35 @@ def test_probability_of_a_lone_object(device: str):
     matrix = weights(trace, model)
     assert known.all()
     assert torch.allclose(probability, (matrix * on).sum(-1), atol=1e-4)
+
+
+def test_splats_are_fitted_to_masks(device: str):
+    """As the dense matrix says: its rows, and the gradient of their likelihood."""
+    model = masked_splats().to(device)
+    with torch.no_grad():
+        view = model.trace_view(camera().to(device))
+    field = SplatMask(model.gauss_params["means"])
+    matrix = weights(view, model)
+    rays = torch.arange(0, 140, 3, device=device)
+    values, out = torch.rand(40, device=device), torch.zeros(40, device=device)
+    rows = view.rows(field, rays)
+    assert torch.allclose(rows.render(values), matrix[rays] @ values, atol=1e-4)
+    rows.backproject(torch.ones(len(rays), device=device), out)
+    assert torch.allclose(out, matrix[rays].sum(0), atol=1e-4)
+    mask = matrix @ (model.gauss_params["means"][:, 0] > 0).float() > 0.5 * view.accumulation
+    field.add(*trace_sums(view, field, mask))
+    likelihood = MaskLikelihood(field, [MaskedView(view, mask)])
+    before = likelihood.loss(likelihood.start)
+    likelihood.fit(10)
+    assert field.logits is not None and likelihood.loss(field.logits) < 0.9 * before
+    probability = render_probability(view, field)[0]
+    assert ((probability > 0.5) == mask).float().mean() > 0.95
+
+
+def trace_sums(view: GaussianTrace, field: SplatMask, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    image = torch.stack([mask.float(), torch.ones_like(view.accumulation)], dim=-1)
+    hit, seen = view.backproject(field, image).unbind(-1)
+    return hit.contiguous(), seen.contiguous()
 
 
 class Derived(SplatfactoModel):

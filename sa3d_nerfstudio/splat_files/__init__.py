@@ -1,7 +1,10 @@
-"""Splat files of any program: read, written, converted, and made a nerfstudio run of."""
+"""Splat files of any program: read, written, converted, and made a nerfstudio run of.
 
-from sa3d_nerfstudio.splat_files.gaussians import Gaussians
-from sa3d_nerfstudio.splat_files.ply import read_ply, write_ply
-from sa3d_nerfstudio.splat_files.splat_transform import convert
+``ply`` reads and writes 3DGS PLY, ``splat_transform`` calls PlayCanvas's program for all other kinds, and ``load`` chooses.
+``cameras`` reads those that come with a file; ``virtual_cameras`` places others by the ``occupancy`` of space.
+"""
 
-__all__ = ["Gaussians", "convert", "read_ply", "write_ply"]
+import lazy_loader
+
+# Public names are listed in __init__.pyi, and imported when they are first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -44,8 +44,8 @@ class ImportSplats:
             seconds = time.monotonic() - start
             usage = resource.getrusage(resource.RUSAGE_CHILDREN)
             print(
-                f"{self.count} splats, {size / 1e9:.2f} GB: {seconds:.1f} s, of which {usage.ru_utime:.1f} s computing and "
-                f"{usage.ru_stime:.1f} s in the system, and {usage.ru_maxrss / 1e6:.2f} GB at most"
+                f"{self.count} splats, {size / 1e9:.2f} GB: {seconds:.1f} s, of which {usage.ru_utime:.1f} s computing "
+                f"and {usage.ru_stime:.1f} s in the system, and {usage.ru_maxrss / 1e6:.2f} GB at most"
             )
         finally:
             shutil.rmtree(folder)

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Commands,  # type: ignore[arg-type]
         prog="sa3d",
         args=arguments,
-        description="Import splats, export what ns-train sa3d has segmented, run benchmarks, try and check the installation.",
+        description="Import splats, export what ns-train sa3d has segmented, run benchmarks, try and check it.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
     try:

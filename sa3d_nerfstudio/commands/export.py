@@ -134,9 +134,7 @@ class Splats(Exporter):
     def main(self) -> None:
         """Write them."""
         if self.labelled and (self.format != "ply" or self.center or self.object):
-            raise SA3DError(
-                "--labelled writes the whole scene as a PLY: leave out --format, --center and --object."
-            )
+            raise SA3DError("--labelled writes the whole scene as a PLY: leave out --format, --center and --object.")
         from sa3d_nerfstudio.exports.splats import SceneSplats, centered, check_format, write_splats
 
         check_format(self.format)

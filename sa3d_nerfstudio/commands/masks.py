@@ -25,7 +25,7 @@ class Masks(OfRun):
     """PNGs with white objects, the photos with the mask as alpha, PNGs with the object's id in each pixel, or one COCO
     file."""
     invert: bool = False
-    """Objects are black on white, or transparent: nerfstudio, given such masks, learns the scene without the objects."""
+    """Objects are black on white, or transparent: nerfstudio, given such masks, learns the scene without them."""
     grow: int = 0
     """Dilate the objects by so many pixels, to include their outlines."""
 

@@ -88,7 +88,7 @@ class DataSetFiles:
         return True
 
     def write_with_images(self, path: Path, images: Mapping[Path, Path]) -> bool:
-        """Write a copy of transforms.json with other images of the same size, and without those that there are none for.
+        """Write a copy of transforms.json with other images of the same size; those without another are left out.
 
         Args:
             path: The file to write.

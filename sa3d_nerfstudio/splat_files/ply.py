@@ -150,7 +150,7 @@ def _vertices(path: Path, content: plyfile.PlyData) -> plyfile.PlyElement:
     missing = [name for name in REQUIRED if name not in kinds]
     if missing:
         raise SA3DError(
-            f"{path} is no 3DGS PLY, for its vertices have no {', '.join(missing)}: export Gaussians, not a point cloud."
+            f"{path} is no 3DGS PLY, for its vertices have no {', '.join(missing)}: export Gaussians, no point cloud."
         )
     for name in [*REQUIRED, *(name for name in kinds if REST.fullmatch(name))]:
         if isinstance(kinds[name], plyfile.PlyListProperty) or np.dtype(kinds[name].dtype()).kind != "f":

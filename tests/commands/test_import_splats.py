@@ -22,6 +22,7 @@ import sa3d_nerfstudio as sa3d
 from sa3d_nerfstudio.base_run.patches import lpips_without_download
 from sa3d_nerfstudio.commands import main
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.exports import rim
 from sa3d_nerfstudio.exports.objects import select
 from sa3d_nerfstudio.exports.rim import clean_rim, reaches
 from sa3d_nerfstudio.exports.splats import SceneSplats
@@ -210,7 +211,10 @@ def test_an_object_of_imported_splats_is_segmented_and_exported(segmented: Path,
     assert (cloud["object_id"][~near] == 1).mean() < 0.05
 
 
-def test_spikes_at_the_rim_are_left_out_where_the_mask_is_fitted_better(tmp_path: Path):
+def test_spikes_at_the_rim_are_left_out_where_the_mask_is_fitted_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(rim, "SIZE", 72)
     scene = desk()
     spikes = np.flatnonzero(scene.owner == BALL)[::25][:8]
     # Long and thin, they stand out of the ball.

@@ -119,8 +119,8 @@ class Mesh(Exporter):
 
 @dataclass(kw_only=True)
 class Splats(Exporter):
-    """Write splats of a Gaussian run: of objects, or with --object all, background or scene, of all objects in one file,
-    of what is left without them, or of everything."""
+    """Write splats of a Gaussian run: of objects, or with --object all, background or scene, of all objects in one
+    file, of what is left without them, or of everything."""
 
     format: Literal["ply", "compressed.ply", "spz", "sog", "glb", "html"] = "ply"
     """All but ply take splat-transform. html is a page that shows the splats by itself."""

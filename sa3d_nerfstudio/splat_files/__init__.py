@@ -1,6 +1,6 @@
 """Splat files of any program: read, written, converted, and made a nerfstudio run of.
 
-``ply`` reads and writes 3DGS PLY, ``splat_transform`` calls PlayCanvas's program for all other kinds, and ``load`` chooses.
+``ply`` reads and writes 3DGS PLY, ``splat_transform`` calls PlayCanvas's program for all other kinds; ``load`` chooses.
 ``cameras`` reads those that come with a file; ``virtual_cameras`` places others by the ``occupancy`` of space.
 """
 

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,7 +158,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_png(path: Path, pixels: NDArray[np.unsignedinteger]) -> None:
-    """Write an image [height, width] of one channel with 8 or 16 bits, or [height, width, 3] with 8."""
+    """Write an image [height, width] of one channel with 8 or 16 bits, or [height, width, 3 or 4] with 8."""
     with atomic_path(path) as temporary:
         Image.fromarray(pixels).save(temporary)
 
@@ -167,12 +167,13 @@ PLY_TYPES = {"f4": "float", "u1": "uchar", "i4": "int"}
 """What PLY calls numpy's types."""
 
 
-def write_ply(path: Path, properties: Mapping[str, NDArray[Any]]) -> None:
+def write_ply(path: Path, properties: Mapping[str, NDArray[Any]], comments: Sequence[str] = ()) -> None:
     """Write points as a binary PLY.
 
     Args:
         path: The file.
         properties: Values of each property by its name, each an array [num_points] of a type in ``PLY_TYPES``.
+        comments: Lines for the header.
 
     Raises:
         SA3DError: The file cannot be written.
@@ -182,9 +183,11 @@ def write_ply(path: Path, properties: Mapping[str, NDArray[Any]]) -> None:
     for name, values in properties.items():
         table[name] = values
     lines = [f"property {PLY_TYPES[kind[1:]]} {name}" for name, kind in kinds]
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(table)}", *lines, "end_header", ""]
-    with atomic_path(path) as temporary:
-        temporary.write_bytes("\n".join(header).encode("ascii") + table.tobytes())
+    remarks = [f"comment {line}" for line in comments]
+    first = ["ply", "format binary_little_endian 1.0", *remarks, f"element vertex {len(table)}"]
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write("\n".join([*first, *lines, "end_header", ""]).encode("ascii"))
+        table.tofile(file)
 
 
 def to_bytes(rgb: Float[Tensor, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:

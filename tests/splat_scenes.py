@@ -74,19 +74,23 @@ class SplatScene:
     sigma: float
     walls: Box | None = None
     degree: int = 1
-    seed: int = 0
+    colors: Sequence[Sequence[float]] | None = None
+    """Of each solid, in [0, 1]; by default each Gaussian has another."""
     owner: ndarray = field(init=False)
     """Index of each Gaussian's solid; -1 for the walls."""
     gaussians: Gaussians = field(init=False)
 
     def __post_init__(self) -> None:
-        rng = np.random.default_rng(self.seed)
+        rng = np.random.default_rng(0)
         shapes = [*self.solids, *([] if self.walls is None else [self.walls])]
         parts = [shape.surface(self.density, rng) for shape in shapes]
         index = [*range(len(self.solids)), -1]
         self.owner = np.concatenate([np.full(len(part[0]), i) for part, i in zip(parts, index, strict=False)])
         points, normals = (np.concatenate([part[i] for part in parts]) for i in range(2))
-        self.gaussians = flat_gaussians(points, normals, self.sigma, self.degree, rng)
+        colors = None
+        if self.colors is not None:
+            colors = np.clip(np.array(self.colors)[self.owner] + rng.normal(0, 0.03, points.shape), 0, 1)
+        self.gaussians = flat_gaussians(points, normals, self.sigma, self.degree, rng, colors)
 
     def seeable(self) -> Bool[ndarray, " num"]:
         """Which Gaussians do not lie in or under another solid."""
@@ -185,6 +189,16 @@ def single_object() -> SplatScene:
     return SplatScene(
         [Ball([0, 0, 0], 0.6), Ball([0, 0, 0.85], 0.35), Box([-0.5, -0.4, -0.9], [0.5, 0.4, -0.55])], 3000, 0.015
     )
+
+
+def desk(degree: int = 3) -> SplatScene:
+    """A red ball and a blue block on a grey board, of few and large Gaussians: a slow rasteriser draws them too."""
+    solids = [
+        Ball([0, 0, 0.35], 0.35),
+        Box([0.55, 0.3, 0], [0.9, 0.7, 0.6], STANDING),
+        Box([-1.2, -1.2, -0.05], [1.2, 1.2, 0]),
+    ]
+    return SplatScene(solids, 110, 0.07, degree=degree, colors=[[0.85, 0.15, 0.1], [0.1, 0.2, 0.8], [0.6, 0.6, 0.6]])
 
 
 SCENES: dict[str, Callable[[], SplatScene]] = {"room": room, "table": table, "object": single_object}

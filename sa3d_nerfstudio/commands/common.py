@@ -35,26 +35,49 @@ class OfRun:
         Raises:
             SA3DError: The run cannot be used, or has no such object.
         """
+        pipeline = self.load_run(output)
+        return pipeline, self.choose(pipeline, self.object)
 
+    def load_run(self, output: Path) -> SA3DPipeline:
+        """Load the run. Whether there will be a place for the results is tried first.
+
+        Args:
+            output: Where they will go.
+
+        Raises:
+            SA3DError: The run cannot be used.
+        """
         from nerfstudio.utils.rich_utils import CONSOLE
 
         from sa3d_nerfstudio.api import load
         from sa3d_nerfstudio.base_run.checkpoint import quiet_nerfstudio
-        from sa3d_nerfstudio.exports.objects import left_out, listed, select
         from sa3d_nerfstudio.files import check_writable
 
         check_writable(output)
         quiet_nerfstudio()
         CONSOLE.quiet = True  # nerfstudio prints a line for each image
         try:
-            pipeline = load(self.load_config, data=self.data, device=self.device).pipeline
+            return load(self.load_config, data=self.data, device=self.device).pipeline
         finally:
             CONSOLE.quiet = False
+
+    def choose(self, pipeline: SA3DPipeline, names: tuple[str, ...]) -> list[ExportObject]:
+        """Choose objects, and say which.
+
+        Args:
+            pipeline: A loaded run.
+            names: Names of objects; by default all that are not hidden.
+
+        Raises:
+            SA3DError: The run has no such object.
+        """
+        from sa3d_nerfstudio.exports.objects import left_out, listed, select
+
         masks = pipeline.model.masks
-        objects = select(masks, self.object)
+        objects = select(masks, names)
         say(f"objects     {listed([f'{item.name} ({item.id})' for item in objects])}")
         hidden = left_out(masks, objects)
         if hidden:
             say(f"left out    {listed(hidden)}: hidden; name them with --object")
         say(f"device      {pipeline.device}")
-        return pipeline, objects
+        return objects

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 
 from sa3d_nerfstudio.commands.common import OfRun
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.terminal import say
+
+if TYPE_CHECKING:
+    from sa3d_nerfstudio.exports.splats import SceneSplats
+    from sa3d_nerfstudio.pipeline import SA3DPipeline
+
+WHOLE = ("all", "background", "scene")
+"""What --object of splats may be beside names: all objects, what is left without them, everything."""
 
 
 @dataclass(kw_only=True)
@@ -31,6 +41,9 @@ class Points(Exporter):
     """Points of each object, at most. Rays are rendered for more than that: take less where that is slow."""
     save_world_frame: bool = False
     """Place them in the data set's frame, not in nerfstudio's, which is turned and scaled."""
+    labelled: bool = False
+    """The whole scene as one cloud, scene.ply, whose object_id is 0 off the objects, and objects.json; --num-points is
+    then of the scene."""
 
     def main(self) -> None:
         """Write them."""
@@ -38,9 +51,18 @@ class Points(Exporter):
             raise SA3DError("--num-points is to be at least 1.")
         pipeline, objects = self.load(self.output_dir)
         from sa3d_nerfstudio.exports.frames import frame_of
-        from sa3d_nerfstudio.exports.points import ObjectPoints, object_points, write_points
+        from sa3d_nerfstudio.exports.points import ObjectPoints, object_points, scene_points, write_points
+        from sa3d_nerfstudio.exports.scene_table import write_object_table
 
         frame = frame_of(pipeline, self.save_world_frame)
+        if self.labelled:
+            points, path = scene_points(pipeline, objects, self.num_points), self.output_dir / "scene.ply"
+            write_points(path, points, frame)
+            table = self.output_dir / "objects.json"
+            write_object_table(table, pipeline.model.masks, frame)
+            on = int((points.object_id > 0).sum())
+            say(f"saved       {path}: {len(points.positions)} points, {on} on objects; named in {table}")
+            return
         parts = {item.stem: object_points(pipeline, item, objects, self.num_points) for item in objects}
         if self.together:
             parts = {"all": ObjectPoints.joined(list(parts.values()))}
@@ -97,18 +119,87 @@ class Mesh(Exporter):
 
 @dataclass(kw_only=True)
 class Splats(Exporter):
-    """Write the splats of objects of a Gaussian run as PLY, by nerfstudio's own exporter."""
+    """Write splats of a Gaussian run: of objects, or with --object all, background or scene, of all objects in one
+    file, of what is left without them, or of everything."""
+
+    format: Literal["ply", "compressed.ply", "spz", "sog", "glb", "html"] = "ply"
+    """All but ply take splat-transform. html is a page that shows the splats by itself."""
+    labelled: bool = False
+    """The whole scene as one PLY, scene.ply, with the id of its object as object_id of each splat, and objects.json."""
+    center: bool = False
+    """Each object at its own origin, and upright as viewers of splats expect it: y downwards."""
+    clean_rim: bool = True
+    """Leave out an object's splats that reach far out of its mask, if the object alone fits the mask better without."""
 
     def main(self) -> None:
         """Write them."""
-        pipeline, objects = self.load(self.output_dir)
-        from sa3d_nerfstudio.exports.splats import write_splats
+        if self.labelled and (self.format != "ply" or self.center or self.object):
+            raise SA3DError("--labelled writes the whole scene as a PLY: leave out --format, --center and --object.")
+        from sa3d_nerfstudio.exports.splats import SceneSplats, centered, check_format, write_splats
 
-        groups = {"all": objects} if self.together else {item.stem: [item] for item in objects}
-        for stem, group in groups.items():
-            path = self.output_dir / f"{stem}.ply"
-            write_splats(path, pipeline, group, self.load_config)
-            say(f"saved       {path}")
+        check_format(self.format)
+        pipeline = self.load_run(self.output_dir)
+        scene = SceneSplats.of(pipeline)
+        if self.labelled:
+            self._write_labelled(pipeline, scene)
+            return
+        for stem, keep, is_object in self._groups(pipeline, scene):
+            gaussians = scene.gaussians[keep]
+            if self.center and is_object:
+                gaussians = centered(gaussians, scene.up)
+            path = self.output_dir / f"{stem}.{self.format}"
+            comments = [] if self.center else scene.comments
+            write_splats(path, gaussians, comments=comments)
+            say(f"saved       {path}: {len(gaussians)} splats")
+
+    def _groups(self, pipeline: SA3DPipeline, scene: SceneSplats) -> Iterator[tuple[str, Any, bool]]:
+        """Names of files, which splats go to them, and whether these are objects."""
+        masks = pipeline.model.masks
+        special = [name for name in self.object if name in WHOLE and name not in masks]
+        names = tuple(name for name in self.object if name not in special)
+        parts = {}
+        if names or not special or special != ["scene"]:
+            from sa3d_nerfstudio.exports.rim import clean_rim
+            from sa3d_nerfstudio.exports.splats import object_ids
+
+            objects = self.choose(pipeline, names)
+            ids = object_ids(pipeline, objects)
+            if "background" in special:
+                yield "background", scene.valid & (ids == 0), False
+            for item in objects:
+                mask: Any = item.field
+                keep = scene.valid & mask.selected(pipeline.config.threshold).cpu().numpy()
+                if self.clean_rim and (names or not special or "all" in special):
+                    cleaned = clean_rim(pipeline, item, scene.gaussians, keep)
+                    keep = cleaned.keep
+                    if cleaned.before is not None:
+                        say(
+                            f"rim         {item.name}: {cleaned.removed} splats left out, IoU with the mask "
+                            f"{cleaned.before:.4f} -> {cleaned.after:.4f}"
+                        )
+                    else:
+                        say(f"rim         {item.name}: as it is, for {cleaned.reason}")
+                parts[item.stem] = keep
+        if "scene" in special:
+            yield "scene", scene.valid, False
+        if "all" in special or (self.together and (names or not special)):
+            yield "all", functools.reduce(operator.or_, parts.values()), True
+        elif names or not special:
+            for stem, keep in parts.items():
+                yield stem, keep, True
+
+    def _write_labelled(self, pipeline: SA3DPipeline, scene: SceneSplats) -> None:
+        from sa3d_nerfstudio.exports.frames import frame_of
+        from sa3d_nerfstudio.exports.objects import select
+        from sa3d_nerfstudio.exports.scene_table import write_object_table
+        from sa3d_nerfstudio.exports.splats import object_ids, write_splats
+
+        objects = select(pipeline.model.masks)
+        ids = object_ids(pipeline, objects)[scene.valid]
+        path, table = self.output_dir / "scene.ply", self.output_dir / "objects.json"
+        write_splats(path, scene.gaussians[scene.valid], ids, scene.comments)
+        write_object_table(table, pipeline.model.masks, frame_of(pipeline, False))
+        say(f"saved       {path}: {len(ids)} splats, {(ids > 0).sum()} of objects; named in {table}")
 
 
 @dataclass(kw_only=True)

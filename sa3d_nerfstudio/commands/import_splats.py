@@ -24,12 +24,13 @@ class ImportSplats:
     timestamp: str | None = None
     """Folder of this run; by default the time."""
     cameras: Path | None = None
-    """Cameras of the scene: Inria's cameras.json, nerfstudio's transforms.json, or a COLMAP folder. Without any, virtual
-    ones are placed by what the splats fill and hide."""
+    """Cameras of the scene: Inria's cameras.json, nerfstudio's transforms.json, or a COLMAP folder. Without any,
+    virtual ones are placed by what the splats fill and hide."""
     images: Path | None = None
     """Folder of the cameras' photos, if they are not where such files have them."""
     up: Literal["auto", "x", "-x", "y", "-y", "z", "-z"] = "auto"
-    """Which way is up: by default as the file says, as the cameras stand, or z or -y, whichever more splats lie across."""
+    """Which way is up: by default as the file says, as the cameras stand, or z or -y, whichever more splats lie
+    across."""
     placement: Literal["auto", "around", "inside"] = "auto"
     """Where virtual cameras are: around the scene, or inside of a room; by default that is found out."""
     opacity: Literal["logit", "linear"] | None = None

@@ -21,17 +21,22 @@ class Masks(OfRun):
     """Images to write masks for: those that the run was trained on, those that it is tested on, or both."""
     camera_path: Path | None = None
     """Camera path (JSON, as nerfstudio's viewer saves it) to write masks for, instead of the images."""
-    format: Literal["masks", "id-map", "coco"] = "masks"
-    """PNGs with white objects, PNGs with the object's id in each pixel, or one COCO file."""
+    format: Literal["masks", "rgba", "id-map", "coco"] = "masks"
+    """PNGs with white objects, the photos with the mask as alpha, PNGs with the object's id in each pixel, or one COCO
+    file."""
     invert: bool = False
-    """Objects are black on white: nerfstudio, given such masks, learns the scene without the objects."""
+    """Objects are black on white, or transparent: nerfstudio, given such masks, learns the scene without them."""
     grow: int = 0
     """Dilate the objects by so many pixels, to include their outlines."""
 
     def main(self) -> None:
         """Write them."""
-        if self.format != "masks" and (self.invert or self.grow):
-            raise SA3DError("--invert and --grow are for --format masks: leave them out, or choose that.")
+        if self.format not in ("masks", "rgba") and (self.invert or self.grow):
+            raise SA3DError(
+                "--invert and --grow are for --format masks and rgba: leave them out, or choose one of these."
+            )
+        if self.format == "rgba" and self.camera_path is not None:
+            raise SA3DError("--format rgba is of photos, and a camera path has none: leave out --camera-path.")
         from sa3d_nerfstudio.exports import dataset as cameras
         from sa3d_nerfstudio.exports import masks
         from sa3d_nerfstudio.exports.dataset import DataSetFiles
@@ -40,6 +45,8 @@ class Masks(OfRun):
         on_path = None if self.camera_path is None else cameras.path_cameras(self.camera_path)
         pipeline, objects = self.load(self.output_dir)
         chosen = on_path or cameras.dataset_cameras(pipeline, self.split)
+        if self.format == "rgba":
+            cameras.require_photos(pipeline, chosen)
         maps = masks.id_maps(pipeline.model, chosen, objects, pipeline.config.threshold)
         if self.format == "coco":
             masks.write_coco(self.output_dir / "annotations.json", maps, objects, pipeline.model.masks.parents)
@@ -48,6 +55,14 @@ class Masks(OfRun):
         if self.format == "id-map":
             names = masks.write_id_maps(self.output_dir, maps, objects)
             say(f"saved       {self.output_dir / 'ids'}, named in {names}")
+            return
+        if self.format == "rgba":
+            images = masks.write_rgba(self.output_dir, maps, self.invert, self.grow)
+            say(f"saved       {len(images)} photos with alpha in {self.output_dir / 'rgba'}")
+            transforms = self.output_dir / "transforms.json"
+            if DataSetFiles.of(pipeline).write_with_images(transforms, images):
+                say(f"saved       {transforms}, which names them")
+                say(f"next        ns-train nerfacto --data {transforms}    # {self._what}")
             return
         written = masks.write_masks(self.output_dir, maps, objects, self.invert, self.grow)
         say(f"saved       {len(chosen)} masks in {self.output_dir / 'masks'}")
@@ -59,7 +74,10 @@ class Masks(OfRun):
         transforms = self.output_dir / "transforms.json"
         if DataSetFiles.of(pipeline).write_with_masks(transforms, written):
             say(f"saved       {transforms}, which names the images and their masks")
-            what = "without the objects" if self.invert else "of the objects alone"
-            say(f"next        ns-train nerfacto --data {transforms}    # a scene {what}")
+            say(f"next        ns-train nerfacto --data {transforms}    # {self._what}")
         elif self.split != "all":
             say("note        for a transforms.json with mask_path, which needs a mask for every image, use --split all")
+
+    @property
+    def _what(self) -> str:
+        return "a scene without the objects" if self.invert else "a scene of the objects alone"

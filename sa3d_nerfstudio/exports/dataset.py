@@ -19,6 +19,7 @@ from sa3d_nerfstudio.datamanager import FrozenImages
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.files import read_json, write_json
 from sa3d_nerfstudio.pipeline import SA3DPipeline
+from sa3d_nerfstudio.splat_files.run import ImportSource
 
 _LISTS = ("train_filenames", "val_filenames", "test_filenames")
 
@@ -78,16 +79,48 @@ class DataSetFiles:
         Returns:
             Whether it has been written: nerfstudio requires a mask for every image or for none.
         """
-        images = self.images
-        if not images or not set(images) <= set(masks):
+        if not self.images or not set(self.images) <= set(masks):
             return False
+        content = self._moved(path)
+        for frame, image in zip(content["frames"], self.images, strict=True):
+            frame["mask_path"] = os.path.relpath(masks[image].resolve(), path.parent.resolve())
+        write_json(path, content)
+        return True
+
+    def write_with_images(self, path: Path, images: Mapping[Path, Path]) -> bool:
+        """Write a copy of transforms.json with other images of the same size; those without another are left out.
+
+        Args:
+            path: The file to write.
+            images: The new image in the place of each.
+
+        Returns:
+            Whether it has been written: the data set has a transforms.json, and images of it are among these.
+        """
+        kept = [image for image in self.images if image in images]
+        if not kept:
+            return False
+        content = self._moved(path)
+        new = {image: os.path.relpath(images[image].resolve(), path.parent.resolve()) for image in kept}
+        pairs = zip(content["frames"], self.images, strict=True)
+        content["frames"] = [{**frame, "file_path": new[image]} for frame, image in pairs if image in new]
+        for frame in content["frames"]:
+            frame.pop("mask_path", None)
+        for key in _LISTS:
+            if key in self.content:
+                named = [self.absolute(name) for name in self.content[key]]
+                content[key] = [new[image] for image in named if image in new]
+        write_json(path, content)
+        return True
+
+    def _moved(self, path: Path) -> dict[str, Any]:
+        """The content of transforms.json with paths that fit another place for it."""
 
         def moved(name: str) -> str:
             return os.path.relpath(self.absolute(name).resolve(), path.parent.resolve())
 
         content = copy.deepcopy(self.content)
-        for frame, image in zip(content["frames"], images, strict=True):
-            frame["mask_path"] = os.path.relpath(masks[image].resolve(), path.parent.resolve())
+        for frame in content["frames"]:
             for key in ("file_path", "depth_file_path"):
                 if key in frame:
                     frame[key] = moved(frame[key])
@@ -96,8 +129,7 @@ class DataSetFiles:
                 content[key] = [moved(name) for name in content[key]]
         if "ply_file_path" in content:
             content["ply_file_path"] = moved(content["ply_file_path"])
-        write_json(path, content)
-        return True
+        return content
 
 
 Split = Literal["train", "test", "all"]
@@ -179,6 +211,28 @@ def has_distortion(cameras: list[NamedCamera]) -> bool:
     """Whether any camera has lens distortion."""
     distortions = [item.camera.distortion_params for item in cameras]
     return any(params is not None and bool(torch.any(params != 0)) for params in distortions)
+
+
+def require_photos(pipeline: SA3DPipeline, cameras: list[NamedCamera]) -> None:
+    """Check that cameras have photos that masks of them fit.
+
+    Args:
+        pipeline: A loaded run.
+        cameras: Cameras of its data set.
+
+    Raises:
+        SA3DError: They have none, or the model was trained on others.
+    """
+    source = ImportSource.of(DataSetFiles.of(pipeline).content)
+    if source is not None and source.previews:
+        raise SA3DError("this run was made of splats without photos: use sa3d turntable, or --format masks.")
+    if any(item.image is None or not item.image.is_file() for item in cameras):
+        raise SA3DError("this run has no photos: use --format masks.")
+    if isinstance(pipeline.datamanager, FrozenImages) and has_distortion(cameras):
+        raise SA3DError(
+            "masks of splats fit the photos without their lens distortion: undistort the photos first, or use "
+            "--format masks."
+        )
 
 
 def _image_size(path: Path) -> tuple[int, int]:

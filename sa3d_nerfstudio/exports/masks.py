@@ -11,9 +11,11 @@ import cv2
 import numpy as np
 from nerfstudio.utils.rich_utils import CONSOLE
 from numpy.typing import NDArray
+from PIL import Image
 from pycocotools import mask as coco_mask
 from rich.progress import track
 
+from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.exports.dataset import NamedCamera
 from sa3d_nerfstudio.exports.object_view import view_objects
 from sa3d_nerfstudio.exports.objects import ExportObject
@@ -82,6 +84,45 @@ def write_masks(
             write_png(path, ((grown(mask, grow) != invert) * 255).astype(np.uint8))
         if item.image is not None:
             written[item.image] = folder / "masks" / item.name
+    return written
+
+
+def write_rgba(
+    folder: Path, maps: Iterable[tuple[NamedCamera, IdMap]], invert: bool = False, grow: int = 0
+) -> dict[Path, Path]:
+    """Write ``rgba/IMAGE.png``: each photo with the mask of all objects as alpha, 0 or 255.
+
+    Colours stay as they are where alpha is 0, so that the outline has no seam.
+
+    Args:
+        folder: Where to.
+        maps: See :func:`id_maps`; of cameras that have photos.
+        invert: Alpha is 0 on the objects.
+        grow: By how many pixels to make the masks wider.
+
+    Returns:
+        The new image of each photo.
+
+    Raises:
+        SA3DError: A photo cannot be read, or is not of its camera's size.
+    """
+    written = {}
+    for item, ids in maps:
+        assert item.image is not None
+        try:
+            with Image.open(item.image) as image:
+                colors = np.asarray(image.convert("RGB"))
+        except OSError as error:
+            raise SA3DError(f"the photo {item.image} cannot be read ({one_line(error)}): restore it.") from error
+        if colors.shape[:2] != ids.shape:
+            raise SA3DError(
+                f"the photo {item.image} has {colors.shape[1]} x {colors.shape[0]} pixels and its mask "
+                f"{ids.shape[1]} x {ids.shape[0]}: put the photo back that the run was trained on."
+            )
+        alpha = ((grown(ids > 0, grow) != invert) * 255).astype(np.uint8)
+        path = folder / "rgba" / item.name
+        write_png(path, np.dstack([colors, alpha]))
+        written[item.image] = path
     return written
 
 

@@ -25,6 +25,7 @@ from sa3d_nerfstudio.exports.object_view import view_objects
 from sa3d_nerfstudio.exports.objects import ExportObject
 from sa3d_nerfstudio.files import write_ply
 from sa3d_nerfstudio.pipeline import SA3DPipeline
+from sa3d_nerfstudio.traces.base import render_probability
 
 o3d: Any = open3d  # its type stubs know neither paths that are strings nor arrays
 
@@ -87,10 +88,51 @@ def object_points(
         seen = _seen(pipeline, objects, scale, f"more points of {item.name}")
     if len(seen) <= NEIGHBORS:
         raise SA3DError(f"no training view sees the object {item.name!r}: segment it again with another prompt.")
-    seen = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:num_points]]
+    return _tidied(seen, torch.full((len(seen),), item.id), num_points)
+
+
+@torch.no_grad()
+def scene_points(pipeline: SA3DPipeline, objects: Sequence[ExportObject], num_points: int) -> ObjectPoints:
+    """Points on all that the training views see, under a progress bar; the id is 0 where there is no object.
+
+    Args:
+        pipeline: A loaded run.
+        objects: The objects; where two overlap, the more probable one has the point.
+        num_points: How many points, before the strays among them go.
+
+    Raises:
+        SA3DError: The training views see nothing.
+    """
+    model, threshold, cameras = pipeline.model, pipeline.config.threshold, _training_cameras(pipeline)
+    pixels = sum(int(camera.height.max()) * int(camera.width.max()) for camera in cameras)
+    scale = min(LARGEST, math.sqrt(1.2 * num_points / pixels)) if model.RENDERS_RAYS else 1.0
+    known_ids, parts, ids = torch.tensor([item.id for item in objects]), [], []
+    for camera in track(cameras, "points of the scene", console=CONSOLE):
+        camera.rescale_output_resolution(scale)
+        trace = model.trace_view(camera)
+        directions = camera.generate_rays(camera_indices=0, keep_shape=True).directions.reshape(-1, 3)
+        probability = torch.stack([render_probability(trace, item.field)[0] for item in objects])
+        best, index = probability.max(dim=0)
+        on = best > threshold
+        chance = torch.where(on, best, 1 - best)[:, None]
+        columns = (trace.surface_points(), directions, trace.rgb.reshape(-1, 3), chance)
+        solid = (trace.accumulation > 0.5).cpu()
+        parts.append(torch.cat(columns, dim=-1).double().cpu()[solid])
+        ids.append(torch.where(on.cpu(), known_ids[index.cpu()], 0)[solid])
+    seen, labels = torch.cat(parts), torch.cat(ids)
+    finite = torch.isfinite(seen).all(-1)
+    if int(finite.sum()) <= NEIGHBORS:
+        raise SA3DError("the training views see nothing solid: train the base model for longer.")
+    return _tidied(seen[finite], labels[finite], num_points)
+
+
+def _tidied(seen: Float[Tensor, "num 10"], ids: Int[Tensor, " num"], num_points: int) -> ObjectPoints:
+    """Some of the points, drawn at random, without strays, with normals."""
+    drawn = torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:num_points]
+    seen, ids = seen[drawn], ids[drawn]
     cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(seen[:, :3].numpy()))
     _, kept = cloud.remove_statistical_outlier(NEIGHBORS, std_ratio=3.0)
-    seen, cloud = seen[kept], cloud.select_by_index(kept)
+    seen, ids, cloud = seen[kept], ids[kept], cloud.select_by_index(kept)
     cloud.estimate_normals(o3d.geometry.KDTreeSearchParamKNN(knn=50))
     normals = np.asarray(cloud.normals)
     away = (normals * seen[:, 3:6].numpy()).sum(axis=-1, keepdims=True) > 0
@@ -99,7 +141,7 @@ def object_points(
         np.where(away, -normals, normals),
         seen[:, 6:9].clamp(0, 1).numpy(),
         seen[:, 9].numpy(),
-        np.full(len(seen), item.id, dtype=np.int32),
+        ids.numpy().astype(np.int32),
     )
 
 

@@ -1,55 +1,159 @@
-"""The splats of objects, by nerfstudio's own exporter."""
+"""The splats of objects, of what is left without them, or of the whole scene."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from nerfstudio.scripts import exporter
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.exports.objects import ExportObject, only
-from sa3d_nerfstudio.files import atomic_path
+from sa3d_nerfstudio.exports.dataset import DataSetFiles
+from sa3d_nerfstudio.exports.objects import ExportObject
 from sa3d_nerfstudio.models.splats import MaskedSplatModel
 from sa3d_nerfstudio.pipeline import SA3DPipeline
+from sa3d_nerfstudio.splat_files.gaussians import SH_C0, Gaussians
+from sa3d_nerfstudio.splat_files.ply import Z_UP, write_ply
+from sa3d_nerfstudio.splat_files.run import ImportSource
+from sa3d_nerfstudio.splat_files.splat_transform import convert, find_splat_transform
+
+Format = Literal["ply", "compressed.ply", "spz", "sog", "glb", "html"]
+"""Forms of splat files, by their suffixes."""
+
+UP_IN_FILES = np.array([0.0, -1.0, 0.0])
+"""Upwards in a 3DGS PLY, as viewers of such files take it."""
 
 
-def write_splats(path: Path, pipeline: SA3DPipeline, objects: Sequence[ExportObject], config: Path) -> None:
-    """Write the file of ``ns-export gaussian-splat`` for some objects.
+@dataclass
+class SceneSplats:
+    """All splats of a run."""
 
-    Args:
-        path: A PLY file.
-        pipeline: A loaded run of Gaussians.
-        objects: The objects, in one file.
-        config: The run's config.yml.
+    gaussians: Gaussians
+    """In the frame of the model."""
+    valid: Bool[ndarray, " num"]
+    """Which of them have values that are numbers; training leaves a few that have none."""
+    up: Float[ndarray, "3"]
+    """Upwards."""
+    comments: list[str] = field(default_factory=list)
+    """What a PLY of them says in its header."""
+
+    @classmethod
+    def of(cls, pipeline: SA3DPipeline) -> SceneSplats:
+        """The splats of a run.
+
+        Raises:
+            SA3DError: The run is none of Gaussians.
+        """
+        model = splat_model(pipeline)
+        source = ImportSource.of(DataSetFiles.of(pipeline).content)
+        gaussians = _gaussians(model, None if source is None else source.sh_degree)
+        parts = [getattr(gaussians, name).reshape(len(gaussians), -1) for name in gaussians.__dataclass_fields__]
+        valid = np.logical_and.reduce([np.isfinite(part).all(axis=1) for part in parts])
+        up = np.array([0.0, 0.0, 1.0]) if source is None else np.array(source.up)
+        return cls(gaussians, valid, up, [Z_UP] if up[2] > 0.999 else [])
+
+
+def splat_model(pipeline: SA3DPipeline) -> MaskedSplatModel:
+    """The model of a run of Gaussians.
 
     Raises:
-        SA3DError: The run has no Gaussians.
+        SA3DError: The run is none of Gaussians.
     """
-    model = pipeline.model
-    if not isinstance(model, MaskedSplatModel):
+    if not isinstance(pipeline.model, MaskedSplatModel):
         raise SA3DError("this run has no splats, for it is none of Gaussians: use sa3d export points or mesh.")
-    before = model.for_inference
-    model.for_inference = True  # by which the model tells an export of its splats
-    try:
-        with atomic_path(path) as temporary, only(model.masks, objects), _loaded(pipeline):
-            exporter.ExportGaussianSplat(config, path.parent, temporary.name).main()
-    finally:
-        model.for_inference = before
+    return pipeline.model
 
 
-@contextmanager
-def _loaded(pipeline: SA3DPipeline) -> Iterator[None]:
-    """Within this context, nerfstudio's exporter takes this pipeline instead of loading the run again."""
+def object_ids(pipeline: SA3DPipeline, objects: Sequence[ExportObject]) -> Int[ndarray, " num"]:
+    """For each splat the id of the object that it is of, the more probable one of several, or 0."""
+    threshold = pipeline.config.threshold
+    best = torch.zeros(len(splat_model(pipeline).gauss_params["means"]))
+    ids = torch.zeros(len(best), dtype=torch.int32)
+    for item in objects:
+        mask: Any = item.field
+        selected = mask.selected(threshold).cpu()
+        probability = mask.probability().cpu().clamp(min=1e-6)
+        mine = selected & (probability > best)
+        ids[mine], best[mine] = item.id, probability[mine]
+    return ids.numpy()
 
-    def loaded(config: Path, *_: Any, **__: Any) -> tuple[Any, SA3DPipeline, Path, int]:
-        return pipeline.config, pipeline, config, 0
 
-    module: Any = exporter
-    eval_setup, module.eval_setup = module.eval_setup, loaded
-    try:
-        yield
-    finally:
-        module.eval_setup = eval_setup
+def centered(gaussians: Gaussians, up: Float[ndarray, "3"]) -> Gaussians:
+    """The Gaussians about the middle of their box, upright as viewers of splat files take it (y downwards).
+
+    Args:
+        gaussians: An object.
+        up: Upwards in its frame.
+    """
+    frame = _turn(up, UP_IN_FILES)
+    turned = gaussians.means.astype(np.float64) @ frame.T
+    middle = (turned.min(axis=0) + turned.max(axis=0)) / 2
+    return gaussians.moved(frame, (frame.T @ middle).astype(np.float32))
+
+
+def write_splats(
+    path: Path,
+    gaussians: Gaussians,
+    labels: Int[ndarray, " num"] | None = None,
+    comments: Sequence[str] = (),
+) -> None:
+    """Write splats in the form that the file's name ends in.
+
+    Args:
+        path: The file; its suffix is one of ``Format``.
+        gaussians: What to write.
+        labels: ``object_id`` of each; PLY alone holds them.
+        comments: Lines for the header of a PLY.
+
+    Raises:
+        SA3DError: There are no splats, the file cannot be written, or ``splat-transform`` is not installed.
+    """
+    if not len(gaussians):
+        raise SA3DError(f"{path} would hold no splats: choose another --object.")
+    if path.suffix == ".ply" and not path.name.endswith(".compressed.ply"):
+        write_ply(path, gaussians, None if labels is None else {"object_id": labels}, comments)
+        return
+    with tempfile.TemporaryDirectory(prefix="sa3d-") as folder:
+        plain = Path(folder) / "splats.ply"
+        write_ply(plain, gaussians)
+        convert(plain, path)
+
+
+def check_format(form: Format) -> None:
+    """Find out, before work begins, whether a form can be written.
+
+    Raises:
+        SA3DError: It takes a program that is not installed.
+    """
+    assert form in get_args(Format)
+    if form != "ply":
+        find_splat_transform()
+
+
+def _gaussians(model: MaskedSplatModel, sh_degree: int | None) -> Gaussians:
+    values = {name: value.detach().cpu().float().numpy() for name, value in model.gauss_params.items()}
+    degree, dc = model.config.sh_degree, values["features_dc"]
+    if degree == 0:
+        # splatfacto keeps logits of colours then.
+        dc = ((1 / (1 + np.exp(-dc)) - 0.5) / SH_C0).astype(np.float32)
+    kept = degree if sh_degree is None else sh_degree
+    rest = values["features_rest"][:, : (kept + 1) ** 2 - 1]
+    return Gaussians(values["means"], values["scales"], values["quats"], values["opacities"][:, 0], dc, rest)
+
+
+def _turn(start: ndarray, end: ndarray) -> Float[ndarray, "3 3"]:
+    """The smallest rotation that takes one unit vector to another."""
+    start = np.asarray(start, np.float64) / np.linalg.norm(start)
+    axis, cosine = np.cross(start, end), float(start @ end)
+    if cosine < -1 + 1e-9:
+        side = np.cross(start, np.eye(3)[np.argmin(np.abs(start))])
+        side /= np.linalg.norm(side)
+        return 2 * np.outer(side, side) - np.eye(3)
+    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    return np.eye(3) + cross + cross @ cross / (1 + cosine)

@@ -192,6 +192,11 @@ class MaskedSplatModel(MaskOutputs, _Base):
         # Where nothing lies in its crop box, splatfacto answers on the CPU wherever it is itself.
         return {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in outputs.items()}
 
+    def render_splats(self, camera: Cameras, keep: Bool[Tensor, " num_splats"]) -> dict[str, Any]:
+        """The base model's outputs for a camera with some of its splats alone."""
+        self.eval()
+        return self._gated(camera.to(self.device), keep.to(self.device))
+
     @torch.no_grad()
     def _gated(self, camera: Cameras, keep: Tensor) -> dict[str, Any]:
         return gated_splats(self, keep, lambda: self._base_outputs(camera))

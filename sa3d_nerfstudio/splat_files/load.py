@@ -58,8 +58,8 @@ def up_of(path: Path, gaussians: Gaussians, cameras: list[SplatCamera], up: str)
         path: Its file.
         gaussians: What is in it.
         cameras: Cameras that came with it, if any.
-        up: An axis, such as "z" or "-y"; or "auto": what nerfstudio's comment in a PLY says, or the mean of the cameras'
-            own, or z or -y, which are what trainers of Gaussians use, whichever more flat Gaussians lie across.
+        up: An axis, such as "z" or "-y"; or "auto": what nerfstudio's comment in a PLY says, or the mean of the
+            cameras' own, or z or -y, which are what trainers of Gaussians use, whichever more flat ones lie across.
     """
     if up != "auto":
         direction = np.zeros(3)

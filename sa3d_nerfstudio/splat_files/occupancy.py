@@ -75,7 +75,7 @@ class OccupancyGrid:
         """Lowest and highest position."""
         self.cell = cell
         """Length of a cell's edges."""
-        # The outermost Gaussians, often those of a flat wall, are in the middle of their cells, not on both sides of a face.
+        # The outermost Gaussians, often those of a flat wall, are in the middle of their cells, not at a face of them.
         self.low = low - (MARGIN + 0.5) * cell
         """The grid's lowest corner."""
         shape = np.ceil((high - low) / cell).astype(int) + 2 * MARGIN + 2

@@ -63,9 +63,9 @@ def place_cameras(gaussians: Gaussians, up: Float[ndarray, "3"], placement: Plac
     Positions are tried on spheres around the scene's dense part and in the free space within it, none nearer to
     anything solid than a few cells of an occupancy grid. The scene is a room if, from positions that are walled in,
     nearly all can be seen that can be seen at all, and some of it cannot be seen from outside, or much of it not by
-    looking in level: then only those positions are used. An empty, closed room is no different from a hollow object, and
-    taken for one. Of all positions and directions those are chosen, one after another, that show most of what has been
-    seen by fewest.
+    looking in level: then only those positions are used. An empty, closed room is no different from a hollow object,
+    and taken for one. Of all positions and directions those are chosen, one after another, that show most of what has
+    been seen by fewest.
 
     Args:
         gaussians: The scene.

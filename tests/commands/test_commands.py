@@ -109,6 +109,44 @@ def test_nerfstudio_reads_inverted_masks_and_ignores_the_objects(masks: Path):
     assert VanillaDataManagerConfig().pixel_sampler.ignore_mask is False
 
 
+def test_photos_with_the_mask_as_alpha_are_a_data_set(
+    tiny_objects: Path, masks: Path, tiny_scene: Path, tmp_path: Path
+):
+    words = ["masks", "--load-config", tiny_objects, "--output-dir", tmp_path, "--format", "rgba", "--split", "train"]
+    assert run(*words) == 0
+    names = sorted(path.name for path in (tmp_path / "rgba").iterdir())
+    assert len(names) == 10
+    for name in names:
+        image = np.asarray(Image.open(tmp_path / "rgba" / name))
+        photo = np.asarray(Image.open(tiny_scene / "images" / name).convert("RGB"))
+        assert np.array_equal(image[..., :3], photo)
+        assert np.array_equal(image[..., 3] == 255, np.asarray(Image.open(masks / "masks" / name)) == 0)
+    # nerfstudio's own parser reads it, and hands out alpha; the test images, of which there are none, are left out.
+    content = json.loads((tmp_path / "transforms.json").read_text())
+    assert [len(content[f"{split}_filenames"]) for split in ("train", "val", "test")] == [10, 0, 0]
+    parser = NerfstudioDataParserConfig(data=tmp_path).setup()
+    dataset = InputDataset(parser.get_dataparser_outputs("train"))
+    assert dataset[0]["image"].shape == (24, 32, 4)
+    assert {path.parent.name for path in dataset.image_filenames} == {"rgba"}
+
+
+def test_a_cloud_of_the_whole_scene_says_what_is_which_object(tiny_objects: Path, tiny_scene: Path, tmp_path: Path):
+    words = ["export", "points", "--load-config", tiny_objects, "--output-dir", tmp_path, "--labelled"]
+    assert run(*words, "--num-points", 3000, "--save-world-frame") == 0
+    data = plyfile.PlyData.read(str(tmp_path / "scene.ply"))["vertex"].data
+    points = np.stack([data[axis] for axis in "xyz"], axis=-1)
+    table = json.loads((tmp_path / "objects.json").read_text())["objects"]
+    assert [(entry["id"], entry["name"]) for entry in table] == [(1, "ball"), (2, "crate")]
+    assert 2000 < len(points) <= 3000
+    assert (data["object_id"] == 0).mean() > 0.5
+    for entry in table:
+        on = data["object_id"] == entry["id"]
+        assert on.sum() > 20
+        assert near(points[on], tiny_scene, entry["name"]) > 0.8
+        assert near(points[~on], tiny_scene, entry["name"]) < 0.2
+    assert (data["probability"] >= 0.5).all()
+
+
 def test_an_id_map_names_its_objects(tiny_objects: Path, masks: Path, tmp_path: Path):
     words = ["masks", "--load-config", tiny_objects, "--output-dir", tmp_path, "--split", "test", "--format", "id-map"]
     assert run(*words) == 0
@@ -284,6 +322,7 @@ def test_ns_render_takes_the_turntables_camera_path(tiny_objects: Path, tmp_path
     [
         (["masks", "--output-dir", "OUT", "--object", "cup"], "no object 'cup'"),
         (["masks", "--output-dir", "OUT", "--invert", "--format", "coco"], "--format masks"),
+        (["masks", "--output-dir", "OUT", "--camera-path", "c.json", "--format", "rgba"], "a camera path has none"),
         (["masks", "--output-dir", "OUT", "--camera-path", "OUT"], "camera path"),
         (["export", "splats", "--output-dir", "OUT"], "none of Gaussians"),
         (["export", "mesh", "--output-dir", "OUT", "--method", "marching-cubes", "--num-points", "300"], "signed dist"),

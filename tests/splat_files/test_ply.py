@@ -88,7 +88,7 @@ def test_opacities_that_are_no_logits(tmp_path: Path):
         columns["opacity"] = np.array([0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0], np.float32)
 
     path = with_vertices(tmp_path / "s.ply", linear)
-    with pytest.raises(SA3DError, match="all lie in 0 to 1.*--opacity linear"):
+    with pytest.raises(SA3DError, match=r"all lie in 0 to 1.*--opacity linear"):
         read_ply(path)
     assert np.allclose(read_ply(path, "linear")[0].alphas, [0, 0.1, 0.25, 0.5, 0.75, 0.9, 1], atol=1e-6)
     assert read_ply(path, "logit")[0].opacities[5] == np.float32(0.9)

@@ -1,0 +1,140 @@
+"""Splats at an object's rim that reach far out of it: they show as spikes once the object is alone."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy import ndarray
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from sa3d_nerfstudio.datamanager import Filtered
+from sa3d_nerfstudio.errors import one_line
+from sa3d_nerfstudio.exports.objects import ExportObject
+from sa3d_nerfstudio.exports.splats import splat_model
+from sa3d_nerfstudio.pipeline import SA3DPipeline
+from sa3d_nerfstudio.splat_files.gaussians import Gaussians
+
+REACHES = (12.0, 8.0, 6.0, 4.0, 3.0, 2.0, 1.5)
+"""How far a splat may reach beyond the others, in lengths of the object's usual splat; all are tried."""
+DEVIATIONS = 2.0
+"""A splat ends so many standard deviations from its middle."""
+VIEWS = 8
+"""In how many training views it is measured what is left."""
+SIZE = 400
+"""Longer side of their images."""
+GAIN = 1e-4
+"""IoU that a cut must gain."""
+FEWEST_PIXELS = 30
+"""A view counts if the mask has so many pixels in it."""
+
+
+@dataclass
+class CleanRim:
+    """What of an object is left, and what that was measured to do."""
+
+    keep: Bool[ndarray, " num"]
+    """Which of the run's splats are left of the object."""
+    removed: int
+    before: float | None
+    """IoU of the object alone with its mask, soft at the edges, mean over the views; None where nothing could be
+    rendered."""
+    after: float | None
+    reason: str = ""
+    """Why nothing was measured."""
+
+
+def clean_rim(
+    pipeline: SA3DPipeline, item: ExportObject, gaussians: Gaussians, keep: Bool[ndarray, " num"]
+) -> CleanRim:
+    """Leave out the splats of an object that reach out of its mask, if the object alone then fits the mask better.
+
+    A splat's reach is the distance from its farther end to the next other splat of the object. Cuts at several reaches
+    are tried; of each it is measured how well the object alone, rendered, covers its mask and nothing else. What stands
+    in front of the object counts neither way.
+
+    Args:
+        pipeline: A loaded run of Gaussians.
+        item: The object.
+        gaussians: All splats of the run.
+        keep: Which of them the object is.
+    """
+    rows = np.flatnonzero(keep)
+    reach = reaches(gaussians[rows])
+    tried = sorted({int((reach > limit).sum()) for limit in REACHES} - {0, len(rows)})
+    if not tried:
+        return CleanRim(keep, 0, None, None, "no splat reaches out of it")
+    order = np.argsort(-reach, kind="stable")
+    try:
+        views = _views(pipeline, item, keep)
+        if not views:
+            return CleanRim(keep, 0, None, None, "no training view shows it")
+        before = best = _fit(pipeline, views, keep)
+        result = keep
+        for count in tried:
+            left = keep.copy()
+            left[rows[order[:count]]] = False
+            fit = _fit(pipeline, views, left)
+            if fit > best + GAIN:
+                best, result = fit, left
+    except (AttributeError, AssertionError, NotImplementedError, RuntimeError) as error:
+        # gsplat renders on CUDA alone, and says so in many ways; an export should not fail for it.
+        return CleanRim(keep, 0, None, None, f"splats cannot be rendered here ({one_line(error, 80)})")
+    return CleanRim(result, int(keep.sum() - result.sum()), before, best)
+
+
+def reaches(gaussians: Gaussians) -> Float[ndarray, " num"]:
+    """How far each splat reaches beyond the others, in lengths of the usual one.
+
+    Args:
+        gaussians: The splats of one object.
+    """
+    if len(gaussians) < 3:
+        return np.zeros(len(gaussians))
+    sizes = np.exp(np.minimum(gaussians.scales, 80)).astype(np.float64)
+    longest, rows = sizes.argmax(axis=1), np.arange(len(gaussians))
+    length = DEVIATIONS * sizes[rows, longest]
+    offsets = length[:, None] * gaussians.axes[rows, :, longest]
+    tree, reach = cKDTree(gaussians.means), np.zeros(len(gaussians))
+    for ends in (gaussians.means + offsets, gaussians.means - offsets):
+        distance, index = tree.query(ends, k=2)
+        reach = np.maximum(reach, np.where(index[:, 0] == rows, distance[:, 1], distance[:, 0]))
+    return reach / max(float(np.median(length)), 1e-12)
+
+
+@dataclass
+class _View:
+    camera: Any
+    mask: Float[Tensor, "height width"]
+    counts: Bool[Tensor, "height width"]
+
+
+def _views(pipeline: SA3DPipeline, item: ExportObject, keep: ndarray) -> list[_View]:
+    model, threshold = splat_model(pipeline), pipeline.config.threshold
+    cameras = cast(Filtered, pipeline.datamanager).training_cameras()
+    views = []
+    for index in np.unique(np.linspace(0, len(cameras) - 1, VIEWS).round().astype(int)):
+        camera = copy.deepcopy(cameras[int(index) : int(index) + 1]).to(model.device)
+        camera.rescale_output_resolution(min(1.0, SIZE / max(int(camera.height.max()), int(camera.width.max()))))
+        mask = (model.observe(camera, [item.field], threshold).probability[0] > threshold).float()
+        if mask.sum() < FEWEST_PIXELS:
+            continue
+        whole = model.render_splats(camera, torch.ones(len(keep), dtype=torch.bool))
+        alone = model.render_splats(camera, torch.from_numpy(keep))
+        in_front = (whole["depth"] < 0.97 * alone["depth"])[..., 0] & (alone["accumulation"][..., 0] > 0.05)
+        views.append(_View(camera, mask, ~in_front | (mask > 0)))
+    return views
+
+
+def _fit(pipeline: SA3DPipeline, views: list[_View], keep: ndarray) -> float:
+    model, fits = splat_model(pipeline), []
+    for view in views:
+        alpha = model.render_splats(view.camera, torch.from_numpy(keep))["accumulation"][..., 0][view.counts]
+        mask = view.mask[view.counts]
+        fits.append(float(torch.minimum(alpha, mask).sum() / torch.maximum(alpha, mask).sum().clamp(min=1e-9)))
+    return float(np.mean(fits))

@@ -16,7 +16,8 @@ import resource
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from rich.progress import track
 from rich.table import Table
 
 import sa3d_nerfstudio as sa3d
+from benchmarks.sam_like import FAVOURITES, sam_like
 from sa3d_nerfstudio.evaluation.metrics import IdMap, PanopticScores, iou, panoptic_scores
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.fields.objects import MaskObjects
@@ -54,6 +56,10 @@ class Options:
     """Trained run on that scene."""
     balls: int | None = None
     """Instead of a scene, so many balls on a floor."""
+    segmenter: Literal["oracle", "sam-like"] = "oracle"
+    """Who proposes and segments: true instances alone, or what errs as SAM does, with parts and wholes of them."""
+    seed: int = 0
+    """Of what errs."""
     every: int = 1
     """Only each so-manieth training view."""
     num_views: int = 8
@@ -179,7 +185,12 @@ def run_scene(options: Options, console: Console) -> Figures:
     begun = time.perf_counter()
     views.look(views.camera(0))
     render_seconds = (time.perf_counter() - begun) * len(views)
-    scene = pipeline.scene()
+    segmenter = None
+    if options.segmenter == "sam-like":
+        entries = json.loads((options.scene / "objects.json").read_text())["objects"]
+        known: Any = SimpleNamespace(pipeline=pipeline, views=views, folder=options.scene, entries=entries)
+        segmenter = sam_like(known, favourites=FAVOURITES["2:6:2"], seed=options.seed)
+    scene = pipeline.scene(segmenter)
     seconds = take_apart(scene, console)
     pairs = []
     for index in chosen:

@@ -22,6 +22,7 @@ from sa3d_nerfstudio.segmenters.base import (
     embed_all,
     input_side,
 )
+from sa3d_nerfstudio.segmenters.proposals import no_proposals, propose
 
 
 class Prefetcher:
@@ -134,6 +135,15 @@ class MaskPredictor:
             moved = prompt.moved(*self._views.picture_size(view, self.side))
             found = within_memory(lambda: self.segmenter.predict(embedding, moved), SMALLER)
             return found.at(prompt.height, prompt.width)
+
+    def propose(self, view: ViewKey) -> Candidates:
+        """All masks that the segmenter finds in a view by itself, on the pixels of its trace; there may be none."""
+        embedding, trace = self.embed(view), self._views.trace(view)
+        with self._views.report.timed("segment"), within_memory(SMALLER):
+            found = propose(self.segmenter, embedding, *self._views.picture_size(view, self.side))
+        if len(found.masks) == 0:
+            return no_proposals(trace.height, trace.width)
+        return found.at(trace.height, trace.width)
 
     def embed(self, view: ViewKey, coming: Sequence[ViewKey] = (), wanted: Callable[[Any], bool] | None = None) -> Any:
         """What the segmenter embeds of a view; done once.

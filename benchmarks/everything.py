@@ -15,6 +15,7 @@ import json
 import resource
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
 import sa3d_nerfstudio as sa3d
 from benchmarks.sam_like import FAVOURITES, sam_like
@@ -42,6 +44,7 @@ from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates
 from sa3d_nerfstudio.segmenters.oracle import resize_nearest
 from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
+from sa3d_nerfstudio.traces.nerf import NerfViewTrace
 from sa3d_nerfstudio.views.training_views import TrainingViews
 from tests.analytic import BallSegmenter, BallViews
 
@@ -201,6 +204,20 @@ def run_scene(options: Options, console: Console) -> Figures:
     return figures(scene, pairs, seconds, render_seconds, options.min_share)
 
 
+class TracedBalls(BallViews):
+    """Balls whose views are traced once, as those of a run are."""
+
+    @cache
+    def trace(self, view: int) -> NerfViewTrace:
+        """As of any view."""
+        return super().trace(view)
+
+    @cache
+    def ids(self, view: int) -> Tensor:
+        """As of any view."""
+        return super().ids(view)
+
+
 class BallProposals(BallSegmenter):
     """Proposes every ball of a view."""
 
@@ -222,7 +239,7 @@ def run_balls(options: Options, console: Console) -> Figures:
     radius = step * (0.25 + 0.15 * torch.rand(options.balls, 1, generator=chance))
     balls = torch.cat([centers, radius, radius], dim=1)
     width, height = options.working_size, 3 * options.working_size // 4
-    views = BallViews(count=24 // options.every, height=height, width=width, balls=balls)
+    views = TracedBalls(count=24 // options.every, height=height, width=width, balls=balls)
     segmenter = BallProposals.of(views)
     predictor = MaskPredictor(segmenter, SessionViews(views, {}, SessionReport()))
     # A ball of a lattice this fine covers less of an image than what is looked for in a scene of eight objects.

@@ -15,8 +15,10 @@ import json
 import resource
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,8 +27,10 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
 import sa3d_nerfstudio as sa3d
+from benchmarks.sam_like import FAVOURITES, sam_like
 from sa3d_nerfstudio.evaluation.metrics import IdMap, PanopticScores, iou, panoptic_scores
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.fields.objects import MaskObjects
@@ -40,6 +44,7 @@ from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates
 from sa3d_nerfstudio.segmenters.oracle import resize_nearest
 from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
+from sa3d_nerfstudio.traces.nerf import NerfViewTrace
 from sa3d_nerfstudio.views.training_views import TrainingViews
 from tests.analytic import BallSegmenter, BallViews
 
@@ -54,6 +59,10 @@ class Options:
     """Trained run on that scene."""
     balls: int | None = None
     """Instead of a scene, so many balls on a floor."""
+    segmenter: Literal["oracle", "sam-like"] = "oracle"
+    """Who proposes and segments: true instances alone, or what errs as SAM does, with parts and wholes of them."""
+    seed: int = 0
+    """Of what errs."""
     every: int = 1
     """Only each so-manieth training view."""
     num_views: int = 8
@@ -179,7 +188,12 @@ def run_scene(options: Options, console: Console) -> Figures:
     begun = time.perf_counter()
     views.look(views.camera(0))
     render_seconds = (time.perf_counter() - begun) * len(views)
-    scene = pipeline.scene()
+    segmenter = None
+    if options.segmenter == "sam-like":
+        entries = json.loads((options.scene / "objects.json").read_text())["objects"]
+        known: Any = SimpleNamespace(pipeline=pipeline, views=views, folder=options.scene, entries=entries)
+        segmenter = sam_like(known, favourites=FAVOURITES["2:6:2"], seed=options.seed)
+    scene = pipeline.scene(segmenter)
     seconds = take_apart(scene, console)
     pairs = []
     for index in chosen:
@@ -188,6 +202,20 @@ def run_scene(options: Options, console: Console) -> Figures:
         truth = resize_nearest(truth.astype(np.int32), trace.height, trace.width)
         pairs.append((id_map(trace, scene, scene.cut), truth))
     return figures(scene, pairs, seconds, render_seconds, options.min_share)
+
+
+class TracedBalls(BallViews):
+    """Balls whose views are traced once, as those of a run are."""
+
+    @cache
+    def trace(self, view: int) -> NerfViewTrace:
+        """As of any view."""
+        return super().trace(view)
+
+    @cache
+    def ids(self, view: int) -> Tensor:
+        """As of any view."""
+        return super().ids(view)
 
 
 class BallProposals(BallSegmenter):
@@ -211,7 +239,7 @@ def run_balls(options: Options, console: Console) -> Figures:
     radius = step * (0.25 + 0.15 * torch.rand(options.balls, 1, generator=chance))
     balls = torch.cat([centers, radius, radius], dim=1)
     width, height = options.working_size, 3 * options.working_size // 4
-    views = BallViews(count=24 // options.every, height=height, width=width, balls=balls)
+    views = TracedBalls(count=24 // options.every, height=height, width=width, balls=balls)
     segmenter = BallProposals.of(views)
     predictor = MaskPredictor(segmenter, SessionViews(views, {}, SessionReport()))
     # A ball of a lattice this fine covers less of an image than what is looked for in a scene of eight objects.

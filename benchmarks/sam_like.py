@@ -31,6 +31,7 @@ from sa3d_nerfstudio.exports.frames import frame_of
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, check_prompt
 from sa3d_nerfstudio.segmenters.oracle import BACKGROUND, IdMap, OracleSegmenter
+from sa3d_nerfstudio.segmenters.proposals import grid_proposals
 
 PART, OBJECT, WHOLE = range(3)
 FAVOURITES = {"even": (0.34, 0.33, 0.33), "2:6:2": (0.2, 0.6, 0.2)}
@@ -145,6 +146,10 @@ class SamLike(OracleSegmenter):
         return Candidates(
             torch.from_numpy(np.stack(masks)), torch.from_numpy(np.append(scores, single)).float(), single=3
         )
+
+    def propose(self, embedding: SamLikeEmbedding) -> Candidates:  # type: ignore[override]
+        """Its answers to a grid of points: parts, objects, wholes, and the background."""
+        return grid_proposals(self, embedding, *embedding.ids.shape)
 
     def _chance(self, embedding: SamLikeEmbedding, *more: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, zlib.crc32(embedding.name.encode()), *more])

@@ -58,7 +58,7 @@ class MaskField(nn.Module):
     @property
     def num_bytes(self) -> int:
         """What the evidence takes in memory, and about what it takes in a checkpoint."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in (self.hit, self.seen))
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers(recurse=False))
 
     @property
     def is_empty(self) -> bool:

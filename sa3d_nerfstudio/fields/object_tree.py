@@ -17,6 +17,9 @@ from sa3d_nerfstudio.fields.splat_mask import SplatMask
 INSIDE = 0.8
 """Share of an object that must lie within another for it to be a part of that."""
 
+MIN_KNOWN = 1e-3
+"""Share of a place's cells that must have evidence for it to lie on anything."""
+
 Level = Literal["whole", "object", "part"]
 
 
@@ -52,7 +55,7 @@ def _on_surface(field: MaskField, points: Float[Tensor, "num 3"], threshold: flo
     within = ((points >= low - margin) & (points <= high + margin)).all(-1)
     if bool(within.any()):
         mass, known = field.gather(field.cells(), points[within]).unbind(-1)
-        within[within.clone()] = mass > threshold * known.clamp(min=1e-3)
+        within[within.clone()] = (known > MIN_KNOWN) & (mass > field.level(threshold) * known)
     return within
 
 

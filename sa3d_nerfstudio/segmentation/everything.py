@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.object_tree import ObjectTree, TreeBuilder
@@ -20,7 +19,6 @@ from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.session_views import Views
 from sa3d_nerfstudio.segmentation.view_selection import covering_views, focus
 from sa3d_nerfstudio.segmenters.base import Candidates
-from sa3d_nerfstudio.segmenters.proposals import propose
 from sa3d_nerfstudio.traces.base import render_probability
 
 Stage = Literal["proposals", "object", "kept", "dropped"]
@@ -189,20 +187,19 @@ class SceneSegmentation:
 
     def _proposals(self, view: int) -> Candidates:
         """What the segmenter proposes in a view, on the pixels of its trace, without what is elsewhere in space."""
-        trace, predictor = self.views.trace(view), self._predictor
-        height, width = self.views.picture_size(view, predictor.side)
-        found = propose(predictor.segmenter, predictor.embed(view), height, width)
-        masks = _resized(found.masks.to(trace.depth.device), trace.height, trace.width)
-        masks = [
+        trace, found = self.views.trace(view), self._predictor.propose(view)
+        masks = found.masks.to(trace.depth.device)
+        solid = [
             in_one_piece(trace, mask, self.settings.part_gap, pixel_spacing(trace, mask)) if mask.any() else mask
             for mask in masks
         ]
-        empty = torch.zeros(0, trace.height, trace.width, dtype=torch.bool, device=trace.depth.device)
-        return Candidates(torch.stack(masks) if masks else empty, found.scores)
+        return replace(found, masks=torch.stack(solid) if solid else masks)
 
     def _prompted(self, proposal: Proposal) -> SegmentationSession:
         session = self._new_session()
         session.prompt(proposal.view, Prompt(*proposal.size, mask=proposal.mask.cpu()))
+        # Part, object or whole: in all views it is to be what was proposed here, whatever the segmenter prefers there.
+        session.prompted[proposal.view].picked = True
         return session
 
     def _support(self, proposal: Proposal) -> float | None:
@@ -275,11 +272,3 @@ class _Timer:
 
     def __exit__(self, *_: object) -> None:
         self._accounts[self._name] = self._accounts.get(self._name, 0.0) + time.perf_counter() - self._begun
-
-
-def _resized(masks: Tensor, height: int, width: int) -> list[Tensor]:
-    """Masks on other pixels: set where most of what a pixel covers is."""
-    if len(masks) == 0 or masks.shape[1:] == (height, width):
-        return list(masks)
-    small = torch.nn.functional.interpolate(masks[:, None].float(), (height, width), mode="bilinear", antialias=True)
-    return list(small[:, 0] > 0.5)

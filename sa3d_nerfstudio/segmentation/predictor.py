@@ -23,6 +23,7 @@ from sa3d_nerfstudio.segmenters.base import (
     embed_all,
     input_side,
 )
+from sa3d_nerfstudio.segmenters.proposals import no_proposals, propose
 from sa3d_nerfstudio.traces.window import Window
 
 
@@ -140,6 +141,16 @@ class MaskPredictor:
             found = within_memory(lambda: self.segmenter.predict(embedding, moved), SMALLER)
             found = found.at(asked.height, asked.width)
             return found if part is None else replace(found, masks=found.masks[:, part.rows, part.columns])
+
+    def propose(self, view: ViewKey) -> Candidates:
+        """All masks that the segmenter finds in a view by itself, on the pixels of its trace; there may be none."""
+        embedding, trace = self.embed(view), self._views.trace(view)
+        with self._views.report.timed("segment"):
+            size = self._views.picture_size(view, self.side)
+            found = within_memory(lambda: propose(self.segmenter, embedding, *size), SMALLER)
+        if len(found.masks) == 0:
+            return no_proposals(trace.height, trace.width)
+        return found.at(trace.height, trace.width)
 
     def embed(self, view: ViewKey, coming: Sequence[ViewKey] = (), wanted: Callable[[Any], bool] | None = None) -> Any:
         """What the segmenter embeds of a view; done once.

@@ -13,7 +13,7 @@ from sklearn.neighbors import NearestNeighbors, radius_neighbors_graph
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.fields.base import LIGHT_LOGIT, MaskField
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.viewer.editor import Editor
@@ -154,9 +154,7 @@ class SceneObjects:
         piece = piece_at(mask_field, trace.surface_points()[pixel], self.editor.model.mask_threshold)
         if piece is None:
             raise SA3DError(f"{current.name} is in one piece there: use **smaller**, or '− point' to take a part away.")
-        rest, part = mask_field.fresh(), mask_field.fresh()
-        rest.set(torch.where(piece, 0.0, mask_field.hit), mask_field.seen.clone())
-        part.set(torch.where(piece, mask_field.hit, 0.0), mask_field.seen.clone())
+        rest, part = cells_of(mask_field, ~piece), cells_of(mask_field, piece)
         name = next(
             f"{current.name} {n}" for n in range(2, len(state.objects) + 3) if f"{current.name} {n}" not in state.names
         )
@@ -192,6 +190,15 @@ def union(fields: Sequence[MaskField], threshold: float = 0.5) -> MaskField:
     seen = torch.stack([part.seen for part in parts]).amax(0)
     probability = torch.stack([part.probability() for part in parts]).amax(0)
     result.set(probability * seen, seen)
+    return result
+
+
+def cells_of(mask_field: MaskField, chosen: Bool[Tensor, " num_cells"]) -> MaskField:
+    """The same field with nothing but the chosen cells on the object."""
+    result = mask_field.fresh()
+    result.set(torch.where(chosen, mask_field.hit, 0.0), mask_field.seen.clone())
+    if mask_field.logits is not None:
+        result.set_logits(torch.where(chosen, mask_field.logits, mask_field.logits.clamp(max=LIGHT_LOGIT)))
     return result
 
 

@@ -12,12 +12,13 @@ from torch import Tensor
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.prompts.prompt import Prompt
-from sa3d_nerfstudio.segmentation.everything import SceneSegmentation, SceneSettings, focus
+from sa3d_nerfstudio.segmentation.everything import SceneSegmentation, SceneSettings
 from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
 from sa3d_nerfstudio.segmentation.report import SessionReport
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.session_views import SessionViews
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
+from sa3d_nerfstudio.segmentation.view_selection import focus
 from sa3d_nerfstudio.segmenters.base import Candidates
 from sa3d_nerfstudio.segmenters.proposals import grid_proposals
 from sa3d_nerfstudio.traces.base import render_probability

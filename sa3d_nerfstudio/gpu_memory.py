@@ -11,6 +11,7 @@ import torch
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.terminal import say
 
 FEWEST_RAYS = 64
 """Size of the smallest chunk."""
@@ -182,7 +183,7 @@ def with_smaller_chunks(config: Any, attempt: Callable[[], Result]) -> Result:
 
 
 def map_batches(owner: Any, items: Sequence[Item], function: Callable[[Sequence[Item]], list[Result]]) -> list[Result]:
-    """Apply a function to as many items at once as fit into memory, which is remembered of whoever it is done for.
+    """Apply a function to as many items at once as fit into memory, which is remembered for their owner.
 
     Args:
         owner: For example the network that is applied.
@@ -220,7 +221,7 @@ def say_once(sentence: str) -> None:
     """Print a sentence, unless this process has printed it before."""
     if sentence not in _SAID:
         _SAID.add(sentence)
-        CONSOLE.print(sentence, highlight=False, soft_wrap=True, markup=False)
+        say(sentence)
 
 
 def free_bytes(device: torch.device | str) -> int | None:

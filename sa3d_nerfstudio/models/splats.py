@@ -118,7 +118,7 @@ class MaskedSplatModel(MaskOutputs, _Base):
             return super().get_outputs(camera)  # type: ignore[safe-super]
         outputs, trace = self.trace(camera)
         rgb = outputs["rgb"]
-        # Which splats are the object's takes a search for neighbours: whoever looks at the image alone does not wait.
+        # Which splats are the object's takes a search for neighbours: the image alone does not wait for it.
         keep = functools.cache(self.object_splats)
 
         def background() -> Tensor:

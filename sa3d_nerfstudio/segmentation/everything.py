@@ -89,7 +89,7 @@ class SceneReport:
 class SceneSegmentation:
     """Takes a scene apart, one proposal after another.
 
-    Each object is segmented by an ordinary session, from the mask that was proposed. Whoever iterates over
+    Each object is segmented by an ordinary session, from the mask that was proposed. Iteration over
     :meth:`steps` may stop at any step, and go on later with :meth:`resume`.
 
     Args:

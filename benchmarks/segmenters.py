@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import torch
 
-from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.prompts.prompt import CANDIDATES, Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions
 from sa3d_nerfstudio.segmenters.oracle import read_ids, resize_nearest
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
@@ -129,12 +129,14 @@ def main() -> None:
     parser.add_argument("--dense-prompts", action="store_true", help="show SAM the priors")
     parser.add_argument("--renders", type=Path, help="folder of rendered rgb and depth")
     parser.add_argument("--every", type=int, default=8, help="take every n-th training photograph as another view")
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=KINDS, help="which prompts to ask")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
 
     rows: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
     spent = {"embed": 0.0, "predict": 0.0}
     asked = 0
+    sized: dict[str, list[list[float]]] = {kind: [] for kind in args.kinds}
     for name in args.only:
         scene = args.scenes / name
         options = SegmenterOptions(
@@ -145,6 +147,8 @@ def main() -> None:
         )
         segmenter = make_segmenter(args.segmenter, options)
         for question in questions(scene, args.renders, args.every):
+            if question.kind not in args.kinds:
+                continue
             start = time.perf_counter()
             embedding = segmenter.embed(question.image)
             if torch.cuda.is_initialized():
@@ -156,7 +160,8 @@ def main() -> None:
             asked += 1
             each = ious(answer, question.truth)
             kinds = rows.setdefault((question.scene, question.name), {kind: [] for kind in KINDS})
-            kinds[question.kind].append((float(each[int(answer.scores.argmax())]), float(each.max())))
+            kinds[question.kind].append((float(each[answer.favourite]), float(each.max())))
+            sized[question.kind].append([float(each[answer.of_size(size)]) for size in CANDIDATES])
 
     print("| scene | object | " + " | ".join(KINDS) + " |\n|---|---|" + "---|" * len(KINDS))
     for (scene_name, name), kinds in rows.items():
@@ -164,8 +169,13 @@ def main() -> None:
         print(f"| {scene_name} | {name} | " + " | ".join(cells) + " |")
     cells = [_cell([pair for kinds in rows.values() for pair in _mean(kinds[kind])]) for kind in KINDS]
     print("| all | mean over objects | " + " | ".join(cells) + " |")
+    print("\nBy the candidate that is taken, mean over all questions:\n")
+    print("| candidate | " + " | ".join(args.kinds) + " |\n|---|" + "---|" * len(args.kinds))
+    for index, size in enumerate(CANDIDATES):
+        means = [np.mean([ious_of_one[index] for ious_of_one in sized[kind]]) for kind in args.kinds]
+        print(f"| {size} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
     print(
-        f"\nIoU of the best-scored candidate (of the best one). {asked} questions; seconds per image: "
+        f"\nIoU of the segmenter's own choice (of the best candidate). {asked} questions; seconds per image: "
         + ", ".join(f"{what} {seconds / asked:.3f}" for what, seconds in spent.items())
     )
 

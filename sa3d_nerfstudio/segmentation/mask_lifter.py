@@ -163,7 +163,7 @@ class MaskLifter:
                     side = None if window is None else max(window.size)
                     counted = weight * ~sees_past(trace, mask, spacing, side).reshape(-1)
             lifting.add(trace, mask.reshape(-1), counted)
-            # The whole outline: without the pixels inside that see past the object, those outside would move it inwards.
+            # The whole outline: without pixels in it that see past the object, those beside it would move it inwards.
             doubtful = (found & ~mask).reshape(-1)
             self._lifted[view] = LiftedMask(mask.reshape(-1), doubtful, weight, prompted)
 

@@ -273,7 +273,7 @@ class MaskLikelihood:
                 self.weigh(ahead, held_out=step == 0 or used is self._equations)
             loss, gradient = self._gradient(used, ahead)
             yield loss, logits
-            new = evidence.bounded(ahead - length * gradient)
+            new = torch.where(known, evidence.bounded(ahead - length * gradient), 0.0)
             if float(((ahead - new) * (new - logits)).sum()) > 0:
                 momentum = 1.0
             following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2

@@ -153,7 +153,6 @@ class MaskLifter:
             found, mask = found.to(trace.depth.device), mask.to(trace.depth.device)
             self._spacings[view] = spacing = pixel_spacing(trace, mask) if spacing is None else spacing
             counted: Weight = weight
-            doubtful = (found & ~mask).reshape(-1)
             if isinstance(lifting, EvidenceLifting):
                 around = self.views.surroundings(view)
                 if around is not None:
@@ -162,9 +161,10 @@ class MaskLifter:
                 counted = weight = weight * self.ray_weight * self.views.ray_weight(view)
                 if self.settings.trim_outline:
                     side = None if window is None else max(window.size)
-                    past = sees_past(trace, mask, spacing, side).reshape(-1)
-                    counted, doubtful = weight * ~past, doubtful | past
+                    counted = weight * ~sees_past(trace, mask, spacing, side).reshape(-1)
             lifting.add(trace, mask.reshape(-1), counted)
+            # The whole outline: without pixels in it that see past the object, those beside it would move it inwards.
+            doubtful = (found & ~mask).reshape(-1)
             self._lifted[view] = LiftedMask(mask.reshape(-1), doubtful, weight, prompted)
 
     def _solid(self, view: ViewKey, prompted: PromptedMask) -> Bool[Tensor, "height width"]:

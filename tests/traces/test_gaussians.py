@@ -197,8 +197,6 @@ def test_splats_are_fitted_to_masks(device: str):
     before = likelihood.loss(likelihood.start)
     likelihood.fit(10)
     assert field.logits is not None and likelihood.loss(field.logits) < 0.9 * before
-    probability = render_probability(view, field)[0]
-    assert ((probability > 0.5) == mask).float().mean() > 0.95
 
 
 def trace_sums(view: GaussianTrace, field: SplatMask, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -139,7 +139,7 @@ def figures(
         objects=len(scene.cut),
         nodes=len(scene.objects),
         true_objects=len(seen),
-        found=sum(np.mean(matches) > 0.5 for matches in seen.values()),
+        found=sum(sum(matches) > len(matches) / 2 for matches in seen.values()),
         seconds=seconds,
         render_seconds=render_seconds,
         field_megabytes=sum(item.field.num_bytes for item in scene.objects.values()) / 1e6,

@@ -28,11 +28,12 @@ def picture() -> SegmenterImage:
 def sure_sam() -> Sam:
     """A random model that takes its masks for good, and draws sharp outlines."""
     model = tiny_sam()
-    with torch.no_grad():
-        model.mask_decoder.iou_prediction_head.layers[-1].bias += 2
-        for layers in model.mask_decoder.output_hypernetworks_mlps:
-            layers.layers[-1].weight *= 1000
-            layers.layers[-1].bias *= 1000
+    state = model.mask_decoder.state_dict()
+    for name, value in state.items():
+        if name.startswith("output_hypernetworks_mlps") and ".layers.2." in name:
+            state[name] = 1000 * value
+    state["iou_prediction_head.layers.2.bias"] = state["iou_prediction_head.layers.2.bias"] + 2
+    model.mask_decoder.load_state_dict(state)
     return model
 
 

@@ -15,7 +15,6 @@ import json
 import resource
 import time
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -140,7 +139,7 @@ def figures(
         objects=len(scene.cut),
         nodes=len(scene.objects),
         true_objects=len(seen),
-        found=sum(np.mean(matches) > 0.5 for matches in seen.values()),
+        found=sum(sum(matches) > len(matches) / 2 for matches in seen.values()),
         seconds=seconds,
         render_seconds=render_seconds,
         field_megabytes=sum(item.field.num_bytes for item in scene.objects.values()) / 1e6,
@@ -207,15 +206,22 @@ def run_scene(options: Options, console: Console) -> Figures:
 class TracedBalls(BallViews):
     """Balls whose views are traced once, as those of a run are."""
 
-    @cache
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._traces: dict[int, NerfViewTrace] = {}
+        self._ids: dict[int, Tensor] = {}
+
     def trace(self, view: int) -> NerfViewTrace:
         """As of any view."""
-        return super().trace(view)
+        if view not in self._traces:
+            self._traces[view] = super().trace(view)
+        return self._traces[view]
 
-    @cache
     def ids(self, view: int) -> Tensor:
         """As of any view."""
-        return super().ids(view)
+        if view not in self._ids:
+            self._ids[view] = super().ids(view)
+        return self._ids[view]
 
 
 class BallProposals(BallSegmenter):

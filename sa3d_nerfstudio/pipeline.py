@@ -23,6 +23,7 @@ from sa3d_nerfstudio.base_run.checkpoint import check_finite, load_checkpoint
 from sa3d_nerfstudio.base_run.patches import GUIDANCE, lpips_without_download, without_guidance
 from sa3d_nerfstudio.datamanager import Filtered, frozen_datamanager
 from sa3d_nerfstudio.errors import SA3DError, one_line
+from sa3d_nerfstudio.fields.mask_grid import MIN_RESOLUTION
 from sa3d_nerfstudio.files import atomic_path, cannot_write, digest
 from sa3d_nerfstudio.models.attach import with_masks
 from sa3d_nerfstudio.models.outputs import MaskOutputs
@@ -50,6 +51,11 @@ INSTANCE_CELLS = 64
 """Vertices along each axis of the grids by which instances in several views are matched."""
 
 ONE_DEVICE = "sa3d uses one device: leave out --machine.num-devices and --machine.num-machines."
+SCENE_BYTES = 2_000_000_000
+"""What the mask grids of a whole scene may take."""
+VERTEX_BYTES = 12
+"""What a vertex of a mask grid takes: evidence, and a logit."""
+
 MOVING = "the scene changes with time, and a mask holds for one moment only: give --load-dir a run of a still scene."
 
 
@@ -268,7 +274,11 @@ class SA3DPipeline(VanillaPipeline):
         return views, embeddings[views.long_side]
 
     def session(
-        self, name: str | None = None, segmenter: Segmenter | None = None, register: bool = True
+        self,
+        name: str | None = None,
+        segmenter: Segmenter | None = None,
+        register: bool = True,
+        resolution: int | None = None,
     ) -> SegmentationSession:
         """Begin to segment an object.
 
@@ -276,11 +286,12 @@ class SA3DPipeline(VanillaPipeline):
             name: The object's name; an object of the same name is replaced.
             segmenter: The segmenter, if it has been built before.
             register: Whether the object is there from now on.
+            resolution: Vertices of the mask grid along each axis, at most; by default as configured.
         """
         config = self.config
         segmenter = segmenter or self.make_segmenter()
         name = name or config.object_name
-        grid = self.model.new_field(config.resolution)
+        grid = self.model.new_field(resolution or config.resolution)
         views, embeddings = self.sized(segmenter)
         choose = partial(self.sized, segmenter) if config.working_size is None else None
         session = SegmentationSession(views, segmenter, grid, config, embeddings, choose)
@@ -308,7 +319,11 @@ class SA3DPipeline(VanillaPipeline):
             part_gap=config.part_gap,
         )
         predictor = MaskPredictor(segmenter, SessionViews(views, {}, SessionReport()), embeddings)
-        return SceneSegmentation(views, predictor, partial(self.session, None, segmenter, register=False), settings)
+        # As many grids as there may be objects take no more than that; most are smaller, for pixels bound them as well.
+        vertices = SCENE_BYTES / (VERTEX_BYTES * max(config.everything_max_objects, 1))
+        resolution = max(min(config.resolution, int(vertices ** (1 / 3))), MIN_RESOLUTION)
+        session = partial(self.session, None, segmenter, register=False, resolution=resolution)
+        return SceneSegmentation(views, predictor, session, settings)
 
     def text_options(self) -> TextOptions:
         """What finds words in images."""

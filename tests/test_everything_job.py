@@ -31,8 +31,17 @@ class Masked:
     masks: MaskObjects
 
 
+@dataclass
+class Sized:
+    """What of the training views a job touches."""
+
+    long_side: int = 64
+
+
 class BallPipeline:
     """What of a pipeline a job touches, with the balls for a scene."""
+
+    views = Sized()
 
     def __init__(self, **options: Any) -> None:
         self.config = SA3DPipelineConfig(**options)

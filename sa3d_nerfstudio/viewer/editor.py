@@ -6,6 +6,8 @@ import time
 from collections.abc import Generator
 from dataclasses import replace
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
@@ -177,10 +179,19 @@ class Editor:
         return self.free_views.look(camera)
 
     def picture(self, view: str) -> Float[Tensor, "height width 3"]:
-        """What a view shows, with the objects tinted; costs no rendering of the radiance field."""
+        """What a view shows, with the objects tinted, and the selected one of several outlined in white.
+
+        Costs no rendering of the radiance field.
+        """
         trace = self.free_views.trace(view)
-        _, overlay = self.model.render_overlay(trace, trace.rgb.reshape(-1, 3))
-        return overlay.reshape(trace.rgb.shape)
+        overlay = self.model.render_overlay(trace, trace.rgb.reshape(-1, 3))[1].reshape(trace.rgb.shape)
+        current = self.state.current
+        if current is None or current.hidden or current.is_empty or len(self.state.objects) < 2:
+            return overlay
+        probability = render_probability(trace, self.masks[current.name])[0].reshape(trace.height, trace.width)
+        beside = (probability <= self.model.mask_threshold).float()
+        outline = (F.max_pool2d(beside[None], 3, stride=1, padding=1)[0] > 0) & (beside == 0)
+        return torch.where(outline[..., None], torch.ones_like(overlay), overlay)
 
     def markers(self) -> list[tuple[tuple[float, float, float], bool]]:
         """World positions of the points that prompt the selected object, a little in front of its surface, and whether

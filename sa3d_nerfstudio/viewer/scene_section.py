@@ -12,17 +12,17 @@ from sa3d_nerfstudio.viewer.viser_compat import literal
 LISTED = 20
 """Objects that the list shows at once; the filter finds the others."""
 NOTHING = "(none)"
+NO_OBJECT = "There is no object, or none of such a name."
 
 
 class SceneSection:
-    """A list with a filter, smaller and larger, merge, and show all. There once there are two objects."""
+    """A list with a filter, smaller and larger, merge, and show all."""
 
     def __init__(self, context: PanelContext) -> None:
         self._context = context
         self._objects = objects = SceneObjects(context.editor)
         gui = context.gui
-        self._folder = gui.add_folder("All objects", expand_by_default=False, visible=False)
-        with self._folder:
+        with gui.add_folder("All objects", expand_by_default=False):
             self._filter = gui.add_text("Filter", initial_value="", hint="Part of a name; the list shows what has it")
             self._filter.on_update(lambda _: self.refresh())
             self._list = gui.add_markdown("")
@@ -39,7 +39,6 @@ class SceneSection:
     def refresh(self) -> None:
         """Show the list of what there is now."""
         state = self._context.editor.state
-        self._folder.visible = len(state.objects) > 1
         wanted = self._filter.value.strip().casefold()
         found = [entry for entry in state if wanted in entry.name.casefold()]
         # What is shown comes first: parts and wholes of it are hidden.
@@ -47,7 +46,7 @@ class SceneSection:
         lines = [self._line(entry) for entry in found[:LISTED]]
         if len(found) > LISTED:
             lines.append(f"… and {len(found) - LISTED} more")
-        self._list.content = "\n".join(f"- {line}" for line in lines) or "No object has such a name."
+        self._list.content = "\n".join(f"- {line}" for line in lines) or NO_OBJECT
         others = [NOTHING, *(entry.name for entry in found if entry.name != state.selected)]
         if tuple(self._other.options) != tuple(others):
             self._other.options = others

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sa3d_nerfstudio.evaluation.metrics import boundary_iou, iou, pixel_accuracy, point_scores
+from sa3d_nerfstudio.evaluation.metrics import boundary_iou, iou, panoptic_scores, pixel_accuracy, point_scores
 
 
 def square(low: int, high: int, size: int = 100) -> np.ndarray:
@@ -59,3 +59,20 @@ def test_points_near_a_surface() -> None:
     assert scores.precision == pytest.approx(50 / 51)
     nothing = point_scores(np.zeros((0, 3)), surface, tolerance=0.1)
     assert nothing.precision == nothing.recall == 0.0
+
+
+def test_panoptic_quality_by_hand() -> None:
+    truth = np.zeros((10, 10), dtype=int)
+    truth[:5, :4], truth[:5, 6:] = 1, 2
+    predicted = np.zeros_like(truth)
+    predicted[:5, :3] = 7  # 15 of 20 pixels
+    predicted[:2, 6:] = 8  # 8 of 20: no match, and wrong
+    predicted[7:, :] = 9  # where nothing is labelled
+    scores = panoptic_scores([(predicted, truth)])
+    assert (scores.matched, scores.missed, scores.wrong) == (1, 1, 1)
+    assert scores.segmentation == pytest.approx(0.75)
+    assert scores.recognition == pytest.approx(0.5)
+    assert scores.quality == pytest.approx(0.375)
+    assert panoptic_scores([(truth * 3, truth), (truth, truth)]).quality == 1.0
+    assert panoptic_scores([(truth, truth)], min_share=0.3).matched == 0
+    assert panoptic_scores([]).quality == 1.0

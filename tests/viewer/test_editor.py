@@ -70,6 +70,9 @@ class ViewsOfBalls(BallViews):
     def key(self, view: int) -> str:
         return self.name(view)
 
+    def picture_key(self, view: int, side: int | None = None) -> str:
+        return self.key(view)
+
     def find(self, view: str) -> int:
         names = [self.name(index) for index in range(len(self))]
         if view not in names:

@@ -63,6 +63,15 @@ def test_a_click_selects_what_is_shown_there_and_asks_no_segmenter(views: ViewsO
         objects.pick("view 0", *place(views, 3))
 
 
+def test_the_selected_one_of_several_is_outlined(views: ViewsOfBalls):
+    editor, objects = bench(views, "first", "far")
+    objects.pick("view 0", *place(views, 3))
+    white = (editor.picture("view 0") == 1).all(-1)
+    ids = views.elsewhere.ids(0)
+    assert white[ids == 3].any() and not white[ids == 1].any()
+    assert white[ids == 3].float().mean() < 0.8
+
+
 def test_larger_and_smaller_walk_the_tree(views: ViewsOfBalls):
     editor, objects = bench(views, "both", "first", "second", "far", hidden=("both",))
     objects.pick("view 0", *place(views, 1))

@@ -32,6 +32,8 @@ CAMERA_PARTS = (
 PHOTOS_AHEAD = 4
 """Photos that are held, having been read ahead; those of views that were passed over go first."""
 
+SMALLEST = 16
+"""Longer side that frames have at least, unless views are smaller: a few pixels show nothing."""
 LOCATING = 4
 """Rays that may pass an object are told in images smaller than the working size by this."""
 
@@ -168,7 +170,7 @@ class TrainingViews:
 
     def frame(self, view: int, factor: float = 1.0) -> Window:
         """All of a view in images larger than the working size by a factor, or smaller, as far as photos go."""
-        key = (view, max(round(self.long_side * factor), 1))
+        key = (view, max(round(self.long_side * factor), min(SMALLEST, self.long_side)))
         if key not in self._frames:
             camera = self.cameras[view]
             longest = max(int(camera.height), int(camera.width))

@@ -101,13 +101,15 @@ def test_only_what_is_missing_is_rendered_and_the_union_is_the_whole_view():
 
 def test_windows_of_other_sizes_are_of_the_same_view():
     found = views()
-    fine, coarse = found.frame(0), found.frame(0, 0.5)
-    assert coarse.size == (10, 15)
+    fine, coarse = found.frame(0), found.frame(0, 0.6)
+    assert coarse.size == (12, 18)
     assert found.frame(0, 2).size == SIZE
-    assert_same(found.window_trace(0, coarse), found.sized(15).trace(0), coarse)
+    assert found.frame(0, 0.1).size == (11, 16)
+    assert_same(found.window_trace(0, coarse), found.sized(18).trace(0), coarse)
     inside = part(fine, 0, 0, 8, 16).covers(coarse)
-    assert inside[:4, :8].all()
-    assert int(inside.sum()) == 4 * 8
+    # Their centres are 0.8, 2.5 and so on up to 7.5 rows down, and up to 15.8 columns.
+    assert inside[:5, :10].all()
+    assert int(inside.sum()) == 50
 
 
 def test_tiles_on_disk_are_read_and_damaged_ones_made_again(tmp_path: Path):

@@ -66,7 +66,8 @@ def room(count: int, degree: int) -> Gaussians:
     scales[rows, axis] = np.log(0.001)
     quats = np.zeros((count, 4), np.float32)
     quats[:, 0] = 1
-    rest = rng.normal(0, 0.05, (count, (degree + 1) ** 2 - 1, 3)).astype(np.float32)
+    rest = rng.standard_normal((count, (degree + 1) ** 2 - 1, 3), dtype=np.float32)
+    rest *= 0.05
     opacities = rng.uniform(-2, 5, count).astype(np.float32)
     return Gaussians(means, scales, quats, opacities, rng.random((count, 3), dtype=np.float32), rest)
 

@@ -26,6 +26,7 @@ from sa3d_nerfstudio.exports import rim
 from sa3d_nerfstudio.exports.objects import select
 from sa3d_nerfstudio.exports.rim import clean_rim, reaches
 from sa3d_nerfstudio.exports.splats import SceneSplats
+from sa3d_nerfstudio.splat_files.cameras import read_cameras
 from sa3d_nerfstudio.splat_files.gaussians import Gaussians
 from sa3d_nerfstudio.splat_files.ply import read_ply, write_ply
 from sa3d_nerfstudio.splat_files.splat_transform import VARIABLE
@@ -33,6 +34,7 @@ from tests.splat_files.test_cameras import write_inria
 from tests.splat_files.test_ply import some
 from tests.splat_scenes import desk
 from tests.stand_ins import splats_on_cpu
+from tests.viewer.browser import CHROMIUM, FLAGS
 
 pytestmark = pytest.mark.slow
 
@@ -82,8 +84,6 @@ def segmented(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, target in (("ball", [0, 0, 0.35]), ("block", [0.72, 0.5, 0.4])):
         # The view that sees most of the object, by truth.
         owner = scene.owner == (BALL if name == "ball" else BLOCK)
-        from sa3d_nerfstudio.splat_files.cameras import read_cameras
-
         cameras = read_cameras(base.parent / "dataset" / "transforms.json")
         best = max(range(len(cameras)), key=lambda index: int(scene.seen(cameras[index])[owner].sum()))
         pose, frame = np.array(frames[best]["transform_matrix"]), frames[best]
@@ -193,22 +193,6 @@ def test_an_object_of_imported_splats_is_segmented_and_exported(segmented: Path,
     # Upright: the ball's and the block's lower ends, on the board, are at the largest y.
     assert np.ptp(middle.means[:, 1]) == pytest.approx(0.7, abs=0.1)
     assert np.allclose(middle.means[:, 1].max(), 0.35, atol=0.06)
-    run(
-        "export",
-        "points",
-        "--load-config",
-        segmented,
-        "--output-dir",
-        tmp_path / "points",
-        "--labelled",
-        "--num-points",
-        3000,
-    )
-    cloud = columns(tmp_path / "points" / "scene.ply")
-    near = np.linalg.norm(np.stack([cloud["x"], cloud["y"], cloud["z"] - 0.35]), axis=0) < 0.42
-    assert len(near) > 1000
-    assert (cloud["object_id"][near] == 1).mean() > 0.8
-    assert (cloud["object_id"][~near] == 1).mean() < 0.05
 
 
 def test_spikes_at_the_rim_are_left_out_where_the_mask_is_fitted_better(
@@ -286,6 +270,32 @@ def test_all_forms_are_written_and_read_again(splat_transform: str, segmented: P
         # They are sorted and rounded.
         assert np.allclose(np.sort(again.means, axis=0), np.sort(ball.means, axis=0), atol=0.01), form
     assert sorted(path.name for path in tmp_path.glob("saving*")) == []
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no {CHROMIUM}")
+def test_the_page_of_an_object_shows_it_in_a_browser(splat_transform: str, segmented: Path, tmp_path: Path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    words = ["export", "splats", "--load-config", segmented, "--output-dir", tmp_path, "--object", "ball"]
+    run(*words, "--format", "html", "--center", "--no-clean-rim")
+    asked: list[str] = []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
+        page = browser.new_page(viewport={"width": 480, "height": 360})
+        page.on("request", lambda request: asked.append(request.url.split(":")[0]))
+        page.goto((tmp_path / "ball.html").as_uri(), timeout=240_000)
+        for _ in range(60):
+            page.wait_for_timeout(3000)
+            page.screenshot(path=str(tmp_path / "page.png"), timeout=120_000)
+            image = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).astype(int)
+            middle, corner = image[140:220, 200:280].reshape(-1, 3).mean(0), image[5, 5]
+            if middle[0] > 1.5 * max(middle[1:]):
+                break
+        browser.close()
+    assert middle[0] > 1.5 * max(middle[1:])
+    assert np.ptp(corner) < 30
+    # All is in the file.
+    assert set(asked) <= {"file", "blob", "data"}
 
 
 def test_without_splat_transform_a_sentence_tells_how_to_get_it(

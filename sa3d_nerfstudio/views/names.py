@@ -40,7 +40,7 @@ def find_view(view: str | int, filenames: Sequence[Path]) -> int:
             return matches[0]
         if matches:
             named = ", ".join("/".join(filenames[index].parts[-2:]) for index in matches[:3])
-            raise SA3DError(f"{len(found)} training images go by {view}: say which, as in {named}.")
+            raise SA3DError(f"{len(matches)} training images go by {view}: say which, as in {named}.")
     if digits and not any(path.stem.isdecimal() for path in filenames):
         return _counted(int(name), len(filenames))
     names = [path.name for path in filenames]

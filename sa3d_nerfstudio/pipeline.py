@@ -38,7 +38,7 @@ from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmentation.text_finder import TextFinder
 from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterOptions, input_side
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
-from sa3d_nerfstudio.segmenters.text import GROUNDING_DINO, SAM_3_CONCEPTS, TextOptions
+from sa3d_nerfstudio.segmenters.text import GROUNDING_DINO, SAM_3_CONCEPTS, TextOptions, gives_masks
 from sa3d_nerfstudio.viewer.panel import SegmentPanel
 from sa3d_nerfstudio.views.cache import Embeddings, ViewCache, default_budget
 from sa3d_nerfstudio.views.disk import DiskStore
@@ -330,9 +330,10 @@ class SA3DPipeline(VanillaPipeline):
         config = self.config
         model = config.text_model
         if model == "auto":
-            own = config.segmenter == "sam3"
-            named = config.sam_checkpoint if own and config.sam_checkpoint is not None else SAM_3_CONCEPTS.published
-            model = str(named) if own else GROUNDING_DINO.published
+            own, named = config.segmenter == "sam3", str(config.sam_checkpoint)
+            # A folder of the tracker alone knows of no words.
+            concepts = named if gives_masks(TextOptions(named)) else SAM_3_CONCEPTS.published
+            model = concepts if own else GROUNDING_DINO.published
         return TextOptions(model, device=str(self.device), download=config.sam_download)
 
     def text_finder(self) -> TextFinder:

@@ -8,6 +8,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plyfile
@@ -40,6 +41,8 @@ pytestmark = pytest.mark.slow
 
 BALL, BLOCK, BOARD = range(3)
 """Solids of the desk."""
+QUICK: dict[str, Any] = {"working_size": 64, "num_views": 6, "max_passes": 2, "likelihood_steps": 4}
+"""Few renders: each asks every splat of every pixel."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,7 +81,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def segmented(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """config.yml of a sa3d run with the ball and the block, clicked at in a virtual view."""
     output = tmp_path_factory.mktemp("segmented")
-    loaded = sa3d.load(base.parent, output_dir=output, segmenter="grabcut", working_size=72, num_views=8)
+    loaded = sa3d.load(base.parent, output_dir=output, segmenter="grabcut", **QUICK)
     scene = desk()
     frames = json.loads((base.parent / "dataset" / "transforms.json").read_text())["frames"]
     for name, target in (("ball", [0, 0, 0.35]), ("block", [0.72, 0.5, 0.4])):

@@ -65,9 +65,13 @@ class Traces:
         """The view's trace."""
         return self.traces[view]
 
-    def picture(self, view: int) -> Float[Tensor, "height width 3"]:
-        """What segmenters see of it."""
+    def picture(self, view: int, side: int | None = None) -> Float[Tensor, "height width 3"]:
+        """What segmenters see of it: the render, whatever the size asked for."""
         return self.traces[view].rgb
+
+    def picture_size(self, view: int, side: int | None = None) -> tuple[int, int]:
+        """Height and width of the picture."""
+        return self.traces[view].height, self.traces[view].width
 
     def preload(self, view: int, picture: bool) -> None:
         """All of it is in memory."""
@@ -124,7 +128,7 @@ def prompt_of(views: Traces, scene: Path, number: int) -> tuple[int, Prompt]:
     for view in range(len(views)):
         trace = views.trace(view)
         ids = resize_nearest(
-            read_ids(scene / "instances" / f"{Path(views.name(view)).stem}.png"), *trace.depth.shape[:2]
+            read_ids(scene / "instances" / f"{Path(views.name(view)).stem}.png"), trace.height, trace.width
         )
         masks.append(torch.from_numpy(ids == number))
     view = max(range(len(masks)), key=lambda view: int(masks[view].sum()))

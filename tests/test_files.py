@@ -75,7 +75,11 @@ def test_digests_tell_everything_apart():
 
 
 def test_another_program_reads_the_points(tmp_path: Path):
-    values = {"x": np.float32([0.5, -1]), "red": np.uint8([0, 255]), "object_id": np.int32([1, -2])}
+    values = {
+        "x": np.array([0.5, -1], np.float32),
+        "red": np.array([0, 255], np.uint8),
+        "object_id": np.array([1, -2], np.int32),
+    }
     write_ply(tmp_path / "p.ply", values)
     vertices = PlyData.read(tmp_path / "p.ply")["vertex"]
     assert {item.name: vertices[item.name].tolist() for item in vertices.properties} == {

@@ -213,9 +213,11 @@ def test_views_are_lifted_and_packed_in_little_memory(step: str, cache: Cache, m
         "pack": trace.depth,
     }
     forget()
-    torn = {"render": (trilinear, "read_sums"), "backproject": (trilinear, "add"), "pack": (CompressedTrace, "pack")}[
-        step
-    ]
+    torn: tuple[Any, str] = {
+        "render": (trilinear, "read_sums"),
+        "backproject": (trilinear, "add"),
+        "pack": (CompressedTrace, "pack"),
+    }[step]
     original = getattr(*torn)
 
     def once(*args: Any, **kwargs: Any) -> Any:
@@ -223,7 +225,7 @@ def test_views_are_lifted_and_packed_in_little_memory(step: str, cache: Cache, m
             raise full()
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(*torn, once)
+    monkeypatch.setattr(torn[0], torn[1], once)
     again = {
         "render": lambda: trace.render(field, field.cells()),
         "backproject": lambda: trace.backproject(field, mask.float()),

@@ -122,14 +122,14 @@ class MaskedSolids(MaskOutputs):
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:  # type: ignore[override]
         """The base model's outputs, with the mask."""
-        outputs = super().get_outputs(ray_bundle)  # type: ignore[safe-super]
+        outputs: dict[str, Any] = super().get_outputs(ray_bundle)  # type: ignore[safe-super]
         trace = SurfaceTrace(ray_bundle.origins + ray_bundle.directions * outputs["depth"])
         return self.with_mask(outputs, outputs["rgb"], trace)
 
     def trace_view(self, camera: Cameras, lock: AbstractContextManager[Any] | None = None) -> SurfaceView:
         """Trace all pixels of one camera."""
         rays = camera.to(self.device).generate_rays(camera_indices=0, keep_shape=True)
-        outputs = super().get_outputs(rays.flatten())  # type: ignore[safe-super]
+        outputs: dict[str, Any] = super().get_outputs(rays.flatten())  # type: ignore[safe-super]
         points = rays.origins.reshape(-1, 3) + rays.directions.reshape(-1, 3) * outputs["depth"]
         return SurfaceView(points, outputs["rgb"].reshape(*rays.shape, 3), outputs["depth"].reshape(*rays.shape, 1))
 

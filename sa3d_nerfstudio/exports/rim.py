@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from sa3d_nerfstudio.datamanager import Filtered
@@ -100,7 +100,8 @@ def reaches(gaussians: Gaussians) -> Float[ndarray, " num"]:
     longest, rows = sizes.argmax(axis=1), np.arange(len(gaussians))
     length = DEVIATIONS * sizes[rows, longest]
     offsets = length[:, None] * gaussians.axes[rows, :, longest]
-    tree, reach = cKDTree(gaussians.means), np.zeros(len(gaussians))
+    tree: Any = KDTree(gaussians.means)
+    reach = np.zeros(len(gaussians))
     for ends in (gaussians.means + offsets, gaussians.means - offsets):
         distance, index = tree.query(ends, k=2)
         reach = np.maximum(reach, np.where(index[:, 0] == rows, distance[:, 1], distance[:, 0]))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -28,7 +29,7 @@ class ObjectInstance:
 
     field: MaskField
     """What these views say of it."""
-    masks: dict[int, Bool[Tensor, "height width"]] = field(default_factory=dict)
+    masks: dict[int, Bool[Tensor, "height width"]] = dataclasses.field(default_factory=dict)
     """By training view, on the pixels of its trace."""
     score: float = 0.0
     """Sum of the scores in these views."""
@@ -72,7 +73,7 @@ def match_instances(
             if matched is None or agreements[row, columns[list(rows).index(row)]] < SAME_OBJECT:
                 matched = ObjectInstance(new_field())
                 surface = surface_of(trace, mask, views.pose(view)[:, 3])
-                matched.field.prepare(surface, pixel_spacing(trace, mask))
+                matched.field.prepare(surface, float(pixel_spacing(trace, mask)))
                 objects.append(matched)
             _add(matched, views, view, mask, score)
     return sorted(_joined(views, objects, list(found), threshold), key=lambda each: -each.score)

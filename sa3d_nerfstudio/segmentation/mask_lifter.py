@@ -67,9 +67,10 @@ class MaskLifter:
         """Distance between the rays of neighbouring pixels at the object; the median over the views that showed it."""
         values = list(self._spacings.values())
         on_device = next((value for value in values if isinstance(value, Tensor)), None)
-        if on_device is not None:  # the host waits for all of them once
-            values = torch.stack([torch.as_tensor(value).to(on_device) for value in values]).tolist()
-        return float(median(values))
+        if on_device is None:
+            return median(map(float, values))
+        # The host waits for all of them once.
+        return median(torch.stack([torch.as_tensor(value).to(on_device) for value in values]).tolist())
 
     def surface(self, prompted: Iterable[tuple[ViewKey, PromptedMask]]) -> Float[Tensor, "num_points 3"]:
         """Points of the object's surface in views that the user has prompted."""

@@ -116,7 +116,7 @@ class TextFinder:
         # What only one of several views has seen may be a slip, if there is anything else.
         sure = [each for each in objects if len(each.masks) > 1] or objects
         return [
-            {each: Prompt(*mask.shape, mask=mask.cpu()) for each, mask in instance.masks.items()}
+            {each: Prompt(mask.shape[0], mask.shape[1], mask=mask.cpu()) for each, mask in instance.masks.items()}
             for instance in (sure if every else sure[:1])
         ]
 

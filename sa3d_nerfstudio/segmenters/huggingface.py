@@ -140,7 +140,7 @@ def _without_tied(model: Any, missing: set[str], tied: tuple[tuple[str, str], ..
     return missing
 
 
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "option": "--pipeline.sam-checkpoint",
     "otherwise": "choose --pipeline.segmenter grabcut, which works without weights",
 }

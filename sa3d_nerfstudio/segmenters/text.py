@@ -162,7 +162,7 @@ def _instances(image: SegmenterImage, words: str, model: Any, processor: Any, op
         mask = found["masks"][index].bool().cpu()
         y, x = mask.nonzero(as_tuple=True)
         if len(x):
-            box = tuple(float(value) for value in (x.min(), y.min(), x.max() + 1, y.max() + 1))
+            box = (float(x.min()), float(y.min()), float(x.max() + 1), float(y.max() + 1))
             matches.append(TextBox(box, float(found["scores"][index]), words, mask))
     return matches
 

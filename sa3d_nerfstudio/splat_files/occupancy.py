@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy.ndimage import distance_transform_edt, label
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from sa3d_nerfstudio.splat_files.gaussians import Gaussians
 
@@ -69,7 +69,7 @@ class OccupancyGrid:
         extent = max(float((high - low).max()), 1e-6)
         rng = np.random.default_rng(0)
         asked = positions if len(positions) <= 20_000 else rng.choice(positions, 20_000, replace=False)
-        apart = cKDTree(positions).query(asked, k=min(2, len(positions)))[0].reshape(len(asked), -1)[:, -1]
+        apart = KDTree(positions).query(asked, k=min(2, len(positions)))[0].reshape(len(asked), -1)[:, -1]
         cell = float(np.clip(SPACINGS * np.quantile(apart, 0.9), extent / CELLS, extent / FEWEST_CELLS))
         self.bounds = np.stack([low, high])
         """Lowest and highest position."""
@@ -167,7 +167,7 @@ class NearSurfaces:
         few = min(NEIGHBORS_OF_NORMALS, len(positions))
         if few < 4:
             return
-        tree = cKDTree(positions)
+        tree: Any = KDTree(positions)
         apart, around = tree.query(positions, k=few)
         offsets = positions[around] - positions[around].mean(axis=1, keepdims=True)
         normals = np.linalg.eigh(np.einsum("nki,nkj->nij", offsets, offsets))[1][:, :, 0].astype(np.float32)

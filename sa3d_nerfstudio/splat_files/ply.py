@@ -174,7 +174,9 @@ def _rest(path: Path, vertices: plyfile.PlyElement) -> list[str]:
 def _values(data: ndarray, rest: Sequence[str]) -> Gaussians:
     total = len(data)
     values = Gaussians(
-        *(np.empty((total, width), np.float32) for width in (3, 3, 4)),
+        np.empty((total, 3), np.float32),
+        np.empty((total, 3), np.float32),
+        np.empty((total, 4), np.float32),
         np.empty(total, np.float32),
         np.empty((total, 3), np.float32),
         np.empty((total, len(rest) // 3, 3), np.float32),

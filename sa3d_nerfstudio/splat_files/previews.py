@@ -40,9 +40,9 @@ class Preview:
         """The picture of a camera, at its full size, without lens distortion."""
         height, width = max(camera.height // SHRUNK, 1), max(camera.width // SHRUNK, 1)
         local = (self.means - camera.pose[:3, 3]) @ camera.pose[:3, :3]
-        depth = -local[:, 2]
+        depth = np.negative(local[:, 2])
         rows = np.flatnonzero(depth > 1e-6)
-        rows = rows[np.argsort(-depth[rows])]
+        rows = rows[np.argsort(depth[rows])[::-1]]
         scale = width / camera.width / depth[rows]
         x = np.floor(camera.fx * local[rows, 0] * scale + camera.cx * width / camera.width)
         y = np.floor(-camera.fy * local[rows, 1] * scale + camera.cy * height / camera.height)

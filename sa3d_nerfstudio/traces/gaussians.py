@@ -123,6 +123,10 @@ class RenderedCells:
         """
         raise TypeError("what has been rendered cannot be taken back to the splats")
 
+    def rows(self, field: SplatMask, rays: Int[Tensor, " num_rows"]) -> PickedRows:
+        """The rows of some rays."""
+        return PickedRows(self, field, rays)
+
 
 @dataclass
 class GaussianViewTrace(GaussianTrace):

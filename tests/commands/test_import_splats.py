@@ -149,7 +149,7 @@ def test_nerfstudio_reads_the_run_as_its_own(base: Path):
     with lpips_without_download():
         config, pipeline, checkpoint, _ = eval_setup(base)
     gaussians = desk().gaussians
-    model = pipeline.model
+    model: Any = pipeline.model
     assert config.method_name == "splatfacto"
     assert torch.equal(model.means, torch.from_numpy(gaussians.means))
     assert torch.equal(model.features_rest, torch.from_numpy(gaussians.features_rest))

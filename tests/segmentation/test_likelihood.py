@@ -30,7 +30,7 @@ def lifted_ball(ball: int, spoilt: dict[int, torch.Tensor] | None = None) -> tup
     shown = [view for view, mask in masks.items() if mask.any()]
     grid = MaskGrid(32)
     places = [surface_of(TRACES[view], masks[view], VIEWS.camera_to_worlds[view][:, 3]) for view in shown]
-    grid.prepare(torch.cat(places), 2 * pixel_spacing(TRACES[shown[0]], masks[shown[0]]))
+    grid.prepare(torch.cat(places), 2 * float(pixel_spacing(TRACES[shown[0]], masks[shown[0]])))
     masks |= spoilt or {}
     views = [MaskedView(TRACES[view], mask.reshape(-1)) for view, mask in masks.items()]
     for view in views:

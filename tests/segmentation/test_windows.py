@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.session_views import ViewKey
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmentation.windows import enlargement, on_same_pixels
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
@@ -109,8 +110,7 @@ def session_on(views: BallViews, ball: int, sized: Any = None, **settings: Any) 
 
 @pytest.mark.parametrize("ball", [1, 2, 3])
 def test_the_same_object_for_fewer_rays(ball: int):
-    size = {"height": 96, "width": 128}
-    whole, views = BallViews(**size), WindowedBallViews(**size)
+    whole, views = BallViews(height=96, width=128), WindowedBallViews(height=96, width=128)
     expected, session = session_on(whole, ball), session_on(views, ball)
     expected.run()
     report = session.run()
@@ -254,7 +254,7 @@ def test_masks_of_two_windows_are_compared_on_the_same_pixels():
     old, new = frame.snapped((32, 32, 64, 64)), frame.snapped((24, 40, 64, 80))
     whole = torch.zeros(96, 128, dtype=torch.bool)
     whole[40:50, 45:60] = True
-    before, after = ({0: whole[window.rows, window.columns].reshape(-1)} for window in (old, new))
+    before, after = ({cast(ViewKey, 0): whole[window.rows, window.columns].reshape(-1)} for window in (old, new))
     first, second = on_same_pixels(before, {0: old}, after, {0: new})
     assert torch.equal(first[0], second[0])
     assert int(first[0].sum()) == 150

@@ -119,7 +119,7 @@ def test_values_that_are_no_numbers(name: str, value: float, tmp_path: Path):
         read_ply(path)
     read, left_out = read_ply(path, skip_invalid=True)
     assert left_out == 2
-    assert_equal(some()[[0, 1, 3, 5, 6]], read)
+    assert_equal(some()[np.array([0, 1, 3, 5, 6])], read)
 
 
 def _no_floats(columns: dict[str, np.ndarray]) -> None:

@@ -27,8 +27,6 @@ from sa3d_nerfstudio.splat_files.previews import Preview
 
 STEP = 29_999
 """The step that the checkpoint is named after: the last one of a training of splatfacto, as nerfstudio counts."""
-DATASET = "dataset"
-"""Folder of the cameras and images, in the run's."""
 SOURCE = "splats"
 """Entry of transforms.json that tells where the run comes from."""
 
@@ -93,8 +91,9 @@ def write_run(
         raise SA3DError(f"there is a run {folder} already: remove it, or give another --timestamp.")
     size = sum(getattr(gaussians, part).nbytes for part in gaussians.__dataclass_fields__)
     check_writable(folder, int(1.02 * size) + 300_000 * len(cameras))
-    folder.joinpath(DATASET, "images").mkdir(parents=True, exist_ok=True)
-    _write_dataset(folder / DATASET, gaussians, cameras, up, source, progress)
+    # Runs of sa3d are named after the folder of their data set.
+    folder.joinpath(name, "images").mkdir(parents=True, exist_ok=True)
+    _write_dataset(folder / name, gaussians, cameras, up, source, progress)
     write_json(folder / "dataparser_transforms.json", {"transform": np.eye(4)[:3].tolist(), "scale": 1.0})
     with atomic_path(config.get_checkpoint_dir() / f"step-{STEP:09d}.ckpt") as temporary:
         torch.save({"step": STEP, "pipeline": _state(gaussians), "optimizers": {}, "scalers": {}}, temporary)
@@ -122,7 +121,7 @@ def _config(gaussians: Gaussians, output_dir: Path, name: str, timestamp: str | 
     datamanager.dataparser = NerfstudioDataParserConfig(
         orientation_method="none", center_method="none", auto_scale_poses=False, eval_mode="all", downscale_factor=1
     )
-    config.data = datamanager.data = datamanager.dataparser.data = config.get_base_dir() / DATASET
+    config.data = datamanager.data = datamanager.dataparser.data = config.get_base_dir() / name
     model: Any = config.pipeline.model
     # At degree 0 splatfacto keeps colours in another form than splat files do.
     model.sh_degree = max(gaussians.sh_degree, 1)

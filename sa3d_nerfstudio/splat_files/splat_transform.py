@@ -59,7 +59,7 @@ def convert(source: Path, target: Path) -> None:
                     f"splat-transform cannot make {target.name} of {source} ({reason[:200].rstrip('.')}): check the "
                     "file, or update it with npm install -g @playcanvas/splat-transform."
                 )
-            if place != temporary:
-                place.replace(temporary)
+            place.replace(temporary)
         finally:
-            place.unlink(missing_ok=True)
+            if place != temporary:
+                place.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ ENOUGH = 0.999
 """Share of the Gaussians that can be seen, from which on no more cameras are added for the sake of a first view."""
 ENOUGH_SEVERAL = 0.98
 """The same, for several views of each."""
-LITTLE = 0.002
+LITTLE = 0.001
 """Share of the Gaussians of which a camera must give a view that is still wanted."""
 ENCLOSED = 0.6
 """Share of directions that end on something, from which on a position is within a room."""

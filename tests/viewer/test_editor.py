@@ -391,8 +391,11 @@ def test_a_loaded_object_is_refined_as_if_it_had_never_been_saved(views: ViewsOf
 
 def test_prompts_in_training_views_come_back(views: ViewsOfBalls):
     session = bench_on(views).free_views.session(MaskGrid(64))
-    y, x = (views.ids(0) == 1).nonzero().float().mean(0).tolist()
-    session.prompt(0, Prompt.from_points(48, 64, [(x, y)], [(1, 1)], (2, 2, 64, 48)))
+    pixels = (views.ids(0) == 1).nonzero()
+    (y, x), (top, left), (bottom, right) = (
+        each.tolist() for each in (pixels.float().mean(0), pixels.amin(0), pixels.amax(0))
+    )
+    session.prompt(0, Prompt.from_points(48, 64, [(x, y)], [(1, 1)], (left, top, right + 1, bottom + 1)))
     session.run()
     model = masked(small_model("nerfacto"))
     model.masks["ball"] = session.grid

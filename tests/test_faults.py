@@ -160,11 +160,16 @@ def test_an_image_that_is_not_there_or_not_whole(fault: str, tiny_run: Path, tin
         if fault == "truncated":
             path.write_bytes((tiny_scene / "images" / path.name).read_bytes()[:20])
 
-    # Images are not looked at: the model's own renders are segmented. So one that is spoiled does not matter,
+    # An image that segmenters are to see is named,
     spoil(images[3])
-    expected = trainer_for(tiny_run, tiny_scene, tmp_path / "a", "ball")
     trainer = trainer_for(tiny_run, tiny_scene, tmp_path / "b", "ball", data=scene)
+    with pytest.raises(SA3DError, match=rf"{images[3].name} cannot be read .*--pipeline.image-source render"):
+        trainer.segment()
+    # and where renders are segmented, it does not matter,
+    expected = trainer_for(tiny_run, tiny_scene, tmp_path / "a", "ball")
+    trainer = trainer_for(tiny_run, tiny_scene, tmp_path / "d", "ball", data=scene)
     for item in (expected, trainer):
+        item.config.pipeline.image_source = "render"
         item.segment()
     fields = [item.pipeline.model.masks["ball"].hit for item in (expected, trainer)]
     assert torch.equal(*fields)

@@ -50,7 +50,7 @@ def test_extras_are_no_must_and_come_with_what_to_type(monkeypatch: pytest.Monke
     monkeypatch.setattr(doctor, "EXTRAS", (doctor.EXTRAS[0], dataclasses.replace(doctor.EXTRAS[1], module="json")))
     for missing in extras(), extras(transformers="4.40.2"), extras(transformers="6.0.0"):
         assert missing["transformers"].state == "note"
-        assert "text prompts, sam2 and sam-hq" in missing["transformers"].remedy
+        assert "text prompts, sam2, sam3 (from 5.0 on) and sam-hq" in missing["transformers"].remedy
         assert "pip install 'sa3d-nerfstudio[text]'" in missing["transformers"].remedy
         assert (missing["json"].state, missing["json"].found) == ("note", "not installed")
         assert "pip install 'sa3d-nerfstudio[mobile-sam]'" in missing["json"].remedy

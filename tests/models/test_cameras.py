@@ -153,8 +153,14 @@ class Silhouettes:
 
     def embed(self, image: SegmenterImage) -> list[Tensor]:
         """The two silhouettes."""
-        assert (image.height, image.width) == (self.lens.height, self.lens.width)
-        return [self.lens.silhouette(center, self.poses[int(image.name[:-4])]) for center in (OBJECT, OTHER)]
+        height, width = self.lens.height, self.lens.width
+        top, left, bottom, right = (0.0, 0.0, 1.0, 1.0) if image.window is None else image.window
+        rows = slice(round(top * height), round(bottom * height))
+        columns = slice(round(left * width), round(right * width))
+        pose = self.poses[int(image.name[:-4])]
+        masks = [self.lens.silhouette(center, pose)[rows, columns] for center in (OBJECT, OTHER)]
+        assert all(mask.shape == (image.height, image.width) for mask in masks)
+        return masks
 
     def predict(self, embedding: list[Tensor], prompt: Prompt) -> Candidates:
         """One candidate."""

@@ -40,7 +40,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_built_in_names() -> None:
-    names = ["sam-vit-h", "sam-vit-l", "sam-vit-b", "sam", "mobile-sam", "sam2", "sam-hq", "grabcut", "oracle"]
+    names = ["sam-vit-h", "sam-vit-l", "sam-vit-b", "sam", "mobile-sam", "sam2", "sam3", "sam-hq", "grabcut", "oracle"]
     assert segmenter_names()[: len(names)] == names
 
 

@@ -49,11 +49,11 @@ def test_points_are_traced_in_the_window_of_the_object(tmp_path: Path):
     assert trace is not None
     assert trace.height * trace.width < 48 * 64
     assert views.known_trace(0) is None
-    positions, colors = next(iter(view_points(views, [0], grid, 0.5)))
+    positions, colors = next(iter(view_points(views, [0], grid, 0.01)))
     assert len(positions) == len(colors) > 0
     assert (positions - center).abs().max() < 0.2
     # An object behind the camera is in no window.
     grid.place(2 * views.camera_to_worlds[0][:, 3] - center, torch.full((3,), 0.05))
     grid.set(torch.ones(grid.num_cells), torch.ones(grid.num_cells))
     assert views.object_trace(0, grid, 0.5) is None
-    assert list(view_points(views, [0], grid, 0.5)) == []
+    assert list(view_points(views, [0], grid, 0.01)) == []

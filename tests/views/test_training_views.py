@@ -137,10 +137,8 @@ def test_what_is_preloaded_is_the_same_and_taken_once(tmp_path: Path):
     for _ in range(2):
         views.preload(1, picture=True)
     assert asked == [1]
-    held = views.cache.num_bytes
     assert torch.equal(views.picture(1), expected)
     assert asked == [1]
-    assert views.cache.num_bytes == held - 82 * 63 * 3 * 4
     assert torch.equal(views.picture(1), expected)
     assert asked == [1, 1]
 

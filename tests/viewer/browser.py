@@ -29,7 +29,7 @@ INPUT = "input[not(@type='hidden')]"
 SIZE = {"width": 1000, "height": 760}
 
 
-HANG = 300.0
+HANG = 600.0
 """Seconds after which a page or a viewer counts as hung: a busy machine takes minutes to import nerfstudio."""
 
 

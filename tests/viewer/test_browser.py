@@ -106,9 +106,6 @@ def test_two_tabs_and_one_that_leaves(chromium: Any, training: str, tab: Tab, pl
     tab.wait_object("ball")
 
 
-@pytest.mark.xfail(
-    run=False, reason="a tab that closes right after Segment can leave the panel without the report of its job"
-)
 def test_a_tab_that_leaves_while_it_segments(chromium: Any, training: str, tab: Tab):
     page = chromium.new_page(viewport=SIZE)
     page.goto(training)

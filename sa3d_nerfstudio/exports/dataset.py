@@ -196,7 +196,7 @@ def path_cameras(path: Path) -> list[NamedCamera]:
             f"{path} is no camera path ({type(error).__name__}: {one_line(error)}): save one in nerfstudio's viewer."
         ) from error
     # As ns-render takes it: the size of the image is twice its centre.
-    cameras.height[:], cameras.width[:] = size
+    cameras.height, cameras.width = (torch.full_like(cameras.height, side) for side in size)
     return [NamedCamera(Path(f"{index:05d}.png"), cameras[index : index + 1]) for index in range(len(cameras))]
 
 

@@ -263,7 +263,10 @@ class NerfstudioViewer:
                 "Command that renders the object along the training cameras",
                 f"ns-render interpolate {config} --rendered-output-names object_rgb --output-path exports/object.mp4",
             ),
-            "Viewer": ("Command that opens this run again", f"ns-viewer {config}"),
+            "Viewer": (
+                "Command that opens this run again, for this machine only",
+                f"ns-viewer {config} --viewer.websocket-host 127.0.0.1",
+            ),
         }
 
     def save(self, pipeline: PanelPipeline) -> Path:

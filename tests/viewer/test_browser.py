@@ -252,7 +252,9 @@ def test_the_server_listens_on_this_machine_only(training: str):
 def test_ns_viewer_goes_on_where_the_run_was_saved(chromium: Any, run: Path, folder: Path, place: Place, tab: Tab):
     checkpoint = next((run / "nerfstudio_models").iterdir())
     before = checkpoint.stat().st_mtime_ns
-    with server(folder / "viewer.log", "ns-viewer", "--load-config", run / "config.yml") as address:
+    # nerfstudio's ns-viewer listens on all addresses unless it is told otherwise.
+    words = "ns-viewer", "--load-config", run / "config.yml", "--viewer.websocket-host", "127.0.0.1"
+    with server(folder / "viewer.log", *words) as address:
         assert listening_addresses(int(address.rsplit(":", 1)[1])) == {"0100007F"}
         page = chromium.new_page(viewport=SIZE)
         page.goto(address)

@@ -68,7 +68,7 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_scene: Path, made_once: Callable[..., Path]) -> Path:
-    """Folder of a nerfacto run of the tiny scene, saved by nerfstudio's trainer with weights learnt before. Read-only."""
+    """Folder of a nerfacto run of the tiny scene: by nerfstudio's trainer, with weights learnt before. Read-only."""
     command = [sys.executable, "-m", "tests.tiny_nerfacto", tiny_scene]
     folder = made_once("runs", lambda output: succeed(*command, output))
     return folder / tiny_scene.name / "nerfacto" / "T"

@@ -32,7 +32,7 @@ class Finding:
     """One line of the report."""
 
     what: str
-    found: str
+    value: str
     state: State = "ok"
     remedy: str = ""
 
@@ -55,7 +55,7 @@ class Doctor:
         failed = 0
         for finding in findings():
             failed += finding.state == "fail"
-            text = f"{finding.found}: {finding.remedy}" if finding.remedy else finding.found
+            text = f"{finding.value}: {finding.remedy}" if finding.remedy else finding.value
             table.add_row(marks[finding.state], finding.what, text.replace("[", r"\["))
         console = Console(highlight=False)
         console.print(table)
@@ -157,14 +157,14 @@ def extras(installed: Callable[[str], str] = importlib.metadata.version) -> Iter
     """
     for extra in EXTRAS:
         remedy = f"for {extra.needed_by}, pip install 'sa3d-nerfstudio[{extra.extra}]'"
-        found = []
+        installations = []
         for package in extra.packages:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                found.append((package, installed(package)))
-        if not found:
+                installations.append((package, installed(package)))
+        if not installations:
             yield Finding(extra.module, "not installed", "note", remedy)
             continue
-        package, version = found[0]
+        package, version = installations[0]
         if not extra.fits(numbers(version)):
             yield Finding(extra.module, version, "note", remedy)
             continue
@@ -202,8 +202,8 @@ def system_libraries(load: Callable[[str], object] = ctypes.CDLL) -> Iterator[Fi
 
 def plugin() -> Finding:
     """Whether nerfstudio will find the method, and can then read its own checkpoints."""
-    found = importlib.metadata.entry_points(group="nerfstudio.method_configs")
-    if not any(entry.name == "sa3d" for entry in found):
+    entries = importlib.metadata.entry_points(group="nerfstudio.method_configs")
+    if not any(entry.name == "sa3d" for entry in entries):
         return Finding(
             "plugin", "nerfstudio does not see sa3d", "fail", "pip install sa3d-nerfstudio in this environment"
         )
@@ -248,14 +248,14 @@ def sam_weights() -> Iterator[Finding]:
         except SA3DError as error:
             yield Finding("SAM weights", str(error), "fail", f"or unset {variable}")
         return
-    found = []
+    weights = []
     for size in checkpoints.OFFICIAL:
         try:
-            found.append(str(checkpoints.find_checkpoint(None, size, download=False)))
+            weights.append(str(checkpoints.find_checkpoint(None, size, download=False)))
         except SA3DError:
             continue
-    if found:
-        yield Finding("SAM weights", ", ".join(found))
+    if weights:
+        yield Finding("SAM weights", ", ".join(weights))
         return
     yield Finding(
         "SAM weights",

@@ -173,7 +173,7 @@ def _read_file(path: Path, views: NamedViews, kinds: Sequence[Kind], finder: Wor
         try:
             view = None if view_name is None else views.find(view_name)
             if only_words and "text" in kinds and (named := _named_objects(entry, view, finder)) is not None:
-                objects |= {found.name: found for found in _numbered(name, named)}
+                objects |= {entry.name: entry for entry in _numbered(name, named)}
                 continue
             view, prompt = _prompt(entry, views, view, kinds, finder)
             if "mask" in kinds and "mask" in entry:
@@ -198,14 +198,14 @@ def _prompt(
     finder: WordFinder | None = None,
 ) -> tuple[int, Prompt]:
     """The prompt of an entry and its view, which is found with the words where none is given."""
-    found: Sequence[float] | None = None
+    text_box: Sequence[float] | None = None
     has_text = "text" in kinds and entry.get("text") is not None
     if has_text and entry.get("box") is not None and "box" in kinds:
         raise SA3DError(
             f'there are two boxes, one given and one around "{entry["text"]}": give the box or the words, not both.'
         )
     if view is None:
-        view, found = _box_of_text(entry, None, finder) if has_text else (0, None)
+        view, text_box = _box_of_text(entry, None, finder) if has_text else (0, None)
     height, width = views.image_size(view)
     size = (views.name(view), height, width)
     positive, negative, box = np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32), None
@@ -233,8 +233,8 @@ def _prompt(
         prompt = _with_points(prompt, *strokes)
     # Last, for a network looks for it.
     if has_text:
-        found = _box_of_text(entry, view, finder)[1] if found is None else found
-        prompt.box = torch.tensor([float(value) for value in found])
+        text_box = _box_of_text(entry, view, finder)[1] if text_box is None else text_box
+        prompt.box = torch.tensor([float(value) for value in text_box])
     return view, prompt
 
 

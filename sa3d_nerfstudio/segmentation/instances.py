@@ -37,7 +37,7 @@ class ObjectInstance:
 
 def match_instances(
     views: SessionViews,
-    found: Mapping[int, Sequence[tuple[Bool[Tensor, "height width"], float]]],
+    instances: Mapping[int, Sequence[tuple[Bool[Tensor, "height width"], float]]],
     new_field: Callable[[], MaskField],
     threshold: float = 0.5,
 ) -> list[ObjectInstance]:
@@ -49,7 +49,7 @@ def match_instances(
 
     Args:
         views: The training views.
-        found: In each view, masks on the pixels of its trace with their scores; in the order of visiting.
+        instances: In each view, masks on the pixels of its trace with their scores; in the order of visiting.
         new_field: Makes an empty field.
         threshold: Probability above which something is on the object.
 
@@ -57,9 +57,9 @@ def match_instances(
         From the highest score to the lowest.
     """
     objects: list[ObjectInstance] = []
-    for view, instances in found.items():
+    for view, scored in instances.items():
         trace = views.trace(view)
-        masks = [(mask.to(trace.depth.device), score) for mask, score in instances if bool(mask.any())]
+        masks = [(mask.to(trace.depth.device), score) for mask, score in scored if bool(mask.any())]
         agreements = np.zeros((len(masks), len(objects)))
         for column, known_object in enumerate(objects):
             probability, known = _rendered(views, view, known_object.field)
@@ -76,7 +76,7 @@ def match_instances(
                 matched.field.prepare(surface, float(pixel_spacing(trace, mask)))
                 objects.append(matched)
             _add(matched, views, view, mask, score)
-    return sorted(_joined(views, objects, list(found), threshold), key=lambda each: -each.score)
+    return sorted(_joined(views, objects, list(instances), threshold), key=lambda each: -each.score)
 
 
 def spread_views(views: SessionViews, count: int) -> list[int]:

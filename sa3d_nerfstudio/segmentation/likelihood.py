@@ -233,9 +233,9 @@ class MaskLikelihood:
         best = min(held_out, default=0.0)
         enough = next((step for step, loss in enumerate(held_out) if loss <= GOOD_ENOUGH * best), UNCHECKED)
         steps, losses, logits = min(enough, most_steps), [], self.start
-        for step, (loss, found) in enumerate(self._descent(self.field, self._equations)):
+        for step, (loss, coming) in enumerate(self._descent(self.field, self._equations)):
             losses.append(loss)
-            logits = found
+            logits = coming
             if step == steps:
                 break
         self.field.set_logits(logits)

@@ -75,13 +75,13 @@ class TextFinder:
         """
         views = self._training
         looked = [view] if view is not None else spread_views(self._views, NUM_VIEWS)
-        found = {each: self._matches(each, text) for each in looked}
-        best = max(found, key=lambda each: max((match.score for match in found[each]), default=-1.0))
-        if view is None and not found[best]:
+        matches = {each: self._matches(each, text) for each in looked}
+        best = max(matches, key=lambda each: max((match.score for match in matches[each]), default=-1.0))
+        if view is None and not matches[best]:
             raise self._nothing(looked, text)
-        chosen = choose_box(found[best], text, views.name(best), index)
-        if len(found[best]) > 1 and index is None:
-            described = describe_boxes(found[best], text, views.name(best))
+        chosen = choose_box(matches[best], text, views.name(best), index)
+        if len(matches[best]) > 1 and index is None:
+            described = describe_boxes(matches[best], text, views.name(best))
             say(f"note        {described}; the best is taken, --pipeline.prompt.box-index takes another")
         (height, width), (rows, columns) = views.image_size(best), views.picture_size(best, LONGEST_SIDE)
         scale = (width / columns, height / rows) * 2
@@ -107,10 +107,10 @@ class TextFinder:
             return None
         looked = [view] if view is not None else spread_views(self._views, NUM_VIEWS)
         predictor = None if has_masks else self._predictor(self._views)
-        found: dict[int, list[tuple[Tensor, float]]] = {}
+        masks: dict[int, list[tuple[Tensor, float]]] = {}
         for each in looked:
-            found[each] = [(self._mask(each, match, predictor), match.score) for match in self._matches(each, text)]
-        objects = match_instances(self._views, found, self._new_field, self._threshold)
+            masks[each] = [(self._mask(each, match, predictor), match.score) for match in self._matches(each, text)]
+        objects = match_instances(self._views, masks, self._new_field, self._threshold)
         if not objects:
             raise self._nothing(looked, text)
         # What only one of several views has seen may be a slip, if there is anything else.

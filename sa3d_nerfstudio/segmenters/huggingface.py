@@ -56,10 +56,10 @@ class PretrainedKind:
 def transformers_available(since: tuple[int, int] = (0, 0)) -> bool:
     """Whether the transformers package is installed, and recent enough."""
     try:
-        found = re.findall(r"\d+", version("transformers"))
+        numbers = re.findall(r"\d+", version("transformers"))
     except PackageNotFoundError:
         return False
-    return tuple(int(part) for part in found[:2]) >= max(OLDEST, since)
+    return tuple(int(part) for part in numbers[:2]) >= max(OLDEST, since)
 
 
 def load_pretrained(kind: PretrainedKind, name: str | Path | None = None, download: bool = True) -> tuple[Any, Any]:
@@ -96,8 +96,8 @@ def load_pretrained(kind: PretrainedKind, name: str | Path | None = None, downlo
     local = {"local_files_only": offline}
     try:
         config, _ = transformers.PretrainedConfig.get_config_dict(name, **local)
-        if (found := config.get("model_type")) not in kind.model_types:
-            held = "does not say what it holds" if found is None else f"holds a {found} model, and no {kind.name}"
+        if (model_type := config.get("model_type")) not in kind.model_types:
+            held = "does not say what it holds" if model_type is None else f"holds a {model_type} model, and no {kind.name}"
             raise SA3DError(f"{name} {held}: {remedy}.")
         model, fit = getattr(transformers, kind.model_class).from_pretrained(
             name, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **local
@@ -224,11 +224,11 @@ class Sam2Segmenter:
         inputs = [self.processor.image_processor(to_bytes(image.rgb), return_tensors="pt") for image in images]
         pixels = torch.cat([each["pixel_values"] for each in inputs]).to(self.model.device)
         features = encoded(lambda: self._features(pixels), pixels.device, self.dtype, self.NAME)
-        found = []
+        embeddings = []
         for number, (image, each) in enumerate(zip(images, inputs, strict=True)):
             own = {name: _of_one(levels, number) for name, levels in features.items()}
-            found.append(HuggingFaceEmbedding(own, (image.height, image.width), self._input_size(each)))
-        return found
+            embeddings.append(HuggingFaceEmbedding(own, (image.height, image.width), self._input_size(each)))
+        return embeddings
 
     def predict(self, embedding: HuggingFaceEmbedding, prompt: Prompt) -> Candidates:
         """Three masks with the network's own estimates of their IoU.

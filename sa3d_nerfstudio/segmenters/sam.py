@@ -120,13 +120,13 @@ class SamSegmenter:
         generator.predictor = _EmbeddedPredictor(self.model, embedding)
         try:
             # Of the image, which has been embedded, the generator asks for the size alone.
-            found = generator.generate(np.zeros((height, width, 3), np.uint8))
+            proposals = generator.generate(np.zeros((height, width, 3), np.uint8))
         except IndexError:  # how it takes it that no mask is good enough
-            found = []
-        if not found:
+            proposals = []
+        if not proposals:
             return no_proposals(height, width)
-        masks = torch.from_numpy(np.stack([item["segmentation"] for item in found]))
-        return Candidates(masks, torch.tensor([item["predicted_iou"] for item in found]))
+        masks = torch.from_numpy(np.stack([item["segmentation"] for item in proposals]))
+        return Candidates(masks, torch.tensor([item["predicted_iou"] for item in proposals]))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -132,7 +132,7 @@ def find_boxes(image: SegmenterImage, text: str, options: TextOptions | None = N
     inputs = processor(images=to_bytes(image.rgb), text=f"{words}.", return_tensors="pt").to(options.device)
     with torch.no_grad():
         outputs = model(**inputs)
-    found = processor.post_process_grounded_object_detection(
+    detections = processor.post_process_grounded_object_detection(
         outputs,
         inputs["input_ids"],
         threshold=options.box_threshold,
@@ -140,12 +140,12 @@ def find_boxes(image: SegmenterImage, text: str, options: TextOptions | None = N
         target_sizes=[(image.height, image.width)],
     )[0]
     size = torch.tensor([image.width, image.height, image.width, image.height], dtype=torch.float32)
-    boxes, scores = found["boxes"].float().cpu().clamp(min=0).minimum(size), found["scores"].float().cpu()
+    boxes, scores = detections["boxes"].float().cpu().clamp(min=0).minimum(size), detections["scores"].float().cpu()
     # In order of their scores, and without those that lie outside.
     kept = [
         index for index in nms(boxes, scores, SAME_BOX).tolist() if bool((boxes[index, 2:] > boxes[index, :2]).all())
     ]
-    labels = [_label(label, processor.tokenizer.all_special_tokens) or words for label in found["text_labels"]]
+    labels = [_label(label, processor.tokenizer.all_special_tokens) or words for label in detections["text_labels"]]
     return [TextBox(tuple(boxes[index].tolist()), float(scores[index]), labels[index]) for index in kept]
 
 
@@ -154,16 +154,16 @@ def _instances(image: SegmenterImage, words: str, model: Any, processor: Any, op
     inputs = processor(images=to_bytes(image.rgb), text=words, return_tensors="pt").to(options.device)
     with torch.no_grad():
         outputs = model(**{name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")})
-    found = processor.post_process_instance_segmentation(
+    instances = processor.post_process_instance_segmentation(
         outputs, threshold=options.mask_threshold, target_sizes=[(image.height, image.width)]
     )[0]
     matches = []
-    for index in found["scores"].argsort(descending=True).tolist():
-        mask = found["masks"][index].bool().cpu()
+    for index in instances["scores"].argsort(descending=True).tolist():
+        mask = instances["masks"][index].bool().cpu()
         y, x = mask.nonzero(as_tuple=True)
         if len(x):
             box = (float(x.min()), float(y.min()), float(x.max() + 1), float(y.max() + 1))
-            matches.append(TextBox(box, float(found["scores"][index]), words, mask))
+            matches.append(TextBox(box, float(instances["scores"][index]), words, mask))
     return matches
 
 
@@ -194,8 +194,8 @@ def choose_box(boxes: Sequence[TextBox], text: str, view: str, index: int | None
 def describe_boxes(boxes: Sequence[TextBox], text: str, view: str) -> str:
     """The places in a view that match the words, as the beginning of a sentence."""
     listed = "; ".join(
-        f"{number}: {found.label} {found.score:.2f} at {' '.join(f'{value:.0f}' for value in found.box)}"
-        for number, found in enumerate(boxes[:SHOWN])
+        f"{number}: {match.label} {match.score:.2f} at {' '.join(f'{value:.0f}' for value in match.box)}"
+        for number, match in enumerate(boxes[:SHOWN])
     )
     more = f"; and {len(boxes) - SHOWN} more" if len(boxes) > SHOWN else ""
     count = "one place" if len(boxes) == 1 else f"{len(boxes)} places"

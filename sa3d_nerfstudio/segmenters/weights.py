@@ -168,12 +168,12 @@ def read_weights(path: Path, size: str | None = None) -> Mapping[str, Tensor]:
         width, depth = encoder_size(state)
     except (KeyError, IndexError):
         raise SA3DError(f"{path} holds no Segment Anything weights: {_where_to_get(size)}.") from None
-    found = PUBLISHED.get((width, depth))
-    if size == found or (size is None and found != "vit-t"):
+    published = PUBLISHED.get((width, depth))
+    if size == published or (size is None and published != "vit-t"):
         return state
     wanted = "Segment Anything" if size is None else OFFICIAL[size].segmenter
-    if found is not None:
-        held = OFFICIAL[found].segmenter
+    if published is not None:
+        held = OFFICIAL[published].segmenter
         raise SA3DError(f"{path} holds {held}, not {wanted}: choose --pipeline.segmenter {held}.")
     raise SA3DError(
         f"{path} holds a Segment Anything model {width} wide and {depth} deep, not {wanted}: "

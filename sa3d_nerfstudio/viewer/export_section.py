@@ -54,14 +54,14 @@ class ExportSection:
         views = context.editor.views
         chosen = views_to_show(views)
         with self._job.running():
-            found = []
+            clouds = []
             for view in view_points(views, chosen, model.masks[name], model.mask_threshold):
-                found.append(view)
-                self._job.show(len(found), len(chosen), f"Writing points: view {len(found)} of {len(chosen)}.")
+                clouds.append(view)
+                self._job.show(len(clouds), len(chosen), f"Writing points: view {len(clouds)} of {len(chosen)}.")
                 if self._job.stopped:
                     context.say("Stopped; nothing was written.")
                     return
-        points, colors = (torch.cat(part) for part in zip(*found, strict=True))
+        points, colors = (torch.cat(part) for part in zip(*clouds, strict=True))
         if len(points) == 0:
             raise SA3DError(f"no view shows {name}: lower the threshold, or segment it again.")
         write_view_points(path, points, colors)

@@ -153,7 +153,7 @@ class TextSection:
         self._context = context
         self._prompting = prompting
         self._view = ""
-        self._found: dict[str, tuple[float, float, float, float]] = {}
+        self._matches: dict[str, tuple[float, float, float, float]] = {}
         self._text = context.gui.add_text("Text", initial_value="", hint="Name the object, as in: a mug")
         find = context.gui.add_button("Find in this view", color="gray", icon=viser.Icon.SEARCH)
         find.on_click(lambda event: event.client and context.do(self._find, event.client))
@@ -162,7 +162,7 @@ class TextSection:
 
     def refresh(self) -> None:
         """Offer a choice where there is one."""
-        self._choice.visible = len(self._found) > 1
+        self._choice.visible = len(self._matches) > 1
 
     def _find(self, client: viser.ClientHandle) -> None:
         context, text = self._context, self._text.value.strip()
@@ -170,27 +170,27 @@ class TextSection:
             raise SA3DError("there are no words yet: name the object in the field above, as in: a mug.")
         context.say(f"Looking for {literal(text)} ...")
         context.show_view("overlay")
-        self._found, self._view = {}, self._prompting.look(client)
+        self._matches, self._view = {}, self._prompting.look(client)
         context.refresh_handles()
-        self._found = context.editor.free_views.find(self._view, text, context.pipeline().text_options())
-        best = next(iter(self._found))
-        self._choice.options = list(self._found)
+        self._matches = context.editor.free_views.find(self._view, text, context.pipeline().text_options())
+        best = next(iter(self._matches))
+        self._choice.options = list(self._matches)
         self._choice.value = best
         # Before the best is tried: it may select nothing, and another one something.
         self.refresh()
-        more = " **Found** has the others." if len(self._found) > 1 else ""
-        self._take(best, f"{len(self._found)} found; the best match is marked.{more}")
+        more = " **Found** has the others." if len(self._matches) > 1 else ""
+        self._take(best, f"{len(self._matches)} found; the best match is marked.{more}")
 
-    def _pick(self, found: str) -> None:
-        if found in self._found:
-            self._take(found, f"**{literal(found)}** is marked.")
+    def _pick(self, label: str) -> None:
+        if label in self._matches:
+            self._take(label, f"**{literal(label)}** is marked.")
 
-    def _take(self, found: str, said: str) -> None:
+    def _take(self, label: str, said: str) -> None:
         context = self._context
         try:
-            context.editor.draw_box(self._view, *self._found[found])
+            context.editor.draw_box(self._view, *self._matches[label])
         except SA3DError as error:
-            if len(self._found) == 1:
+            if len(self._matches) == 1:
                 raise
             raise SA3DError(f"{str(error).rstrip('.')}, or take another match under Found.") from error
         context.refresh()

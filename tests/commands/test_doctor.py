@@ -30,11 +30,11 @@ def report(**changed: str | None) -> dict[str, doctor.Finding]:
 
 def test_versions_are_reported_and_only_viser_is_judged():
     assert report().keys() == {"python", "packages"}
-    assert "torch 2.6.0+cu124" in report()["packages"].found
-    assert "open3d" not in report(open3d=None)["packages"].found
+    assert "torch 2.6.0+cu124" in report()["packages"].value
+    assert "open3d" not in report(open3d=None)["packages"].value
     assert report(viser="1.0.3").keys() == {"python", "packages"}
     assert report(viser="0.1.9")["viser"].state == "note"
-    assert report(viser=None)["viser"].found == "not installed"
+    assert report(viser=None)["viser"].value == "not installed"
 
 
 def extras(**versions: str) -> dict[str, doctor.Finding]:
@@ -52,12 +52,12 @@ def test_extras_are_no_must_and_come_with_what_to_type(monkeypatch: pytest.Monke
         assert missing["transformers"].state == "note"
         assert "text prompts, sam2, sam3 (from 5.0 on) and sam-hq" in missing["transformers"].remedy
         assert "pip install 'sa3d-nerfstudio[text]'" in missing["transformers"].remedy
-        assert (missing["json"].state, missing["json"].found) == ("note", "not installed")
+        assert (missing["json"].state, missing["json"].value) == ("note", "not installed")
         assert "pip install 'sa3d-nerfstudio[mobile-sam]'" in missing["json"].remedy
     # By the name of the mirror, or by that which its authors' repository has.
     for there in extras(**{"mobilesam-mirror": "1.0.0"}), extras(mobile_sam="1.0"):
         assert there["json"].state == "ok"
-        assert "for mobile-sam" in there["json"].found
+        assert "for mobile-sam" in there["json"].value
 
 
 def test_an_extra_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch):
@@ -103,7 +103,7 @@ def test_weights_are_found_where_they_are_said_to_be(tmp_path: Path, monkeypatch
     monkeypatch.setenv("SA3D_SAM_CHECKPOINT", str(tmp_path / "gone.pth"))
     (gone,) = doctor.sam_weights()
     assert gone.state == "fail"
-    assert "gone.pth" in gone.found
+    assert "gone.pth" in gone.value
     (tmp_path / "gone.pth").write_bytes(b"weights")
     (there,) = doctor.sam_weights()
     assert there.state == "ok"
@@ -111,12 +111,12 @@ def test_weights_are_found_where_they_are_said_to_be(tmp_path: Path, monkeypatch
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
     (none,) = doctor.sam_weights()
     assert none.state == "note"
-    assert str(tmp_path / "hub") in none.found
+    assert str(tmp_path / "hub") in none.value
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / "sam_vit_b_01ec64.pth").write_bytes(b"weights")
-    (found,) = doctor.sam_weights()
-    assert (found.state, found.found) == ("ok", str(folder / "sam_vit_b_01ec64.pth"))
+    (weights,) = doctor.sam_weights()
+    assert (weights.state, weights.value) == ("ok", str(folder / "sam_vit_b_01ec64.pth"))
 
 
 def test_a_module_that_cannot_be_imported_fails_the_check(monkeypatch: pytest.MonkeyPatch, capsys):

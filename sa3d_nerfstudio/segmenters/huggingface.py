@@ -97,7 +97,11 @@ def load_pretrained(kind: PretrainedKind, name: str | Path | None = None, downlo
     try:
         config, _ = transformers.PretrainedConfig.get_config_dict(name, **local)
         if (model_type := config.get("model_type")) not in kind.model_types:
-            held = "does not say what it holds" if model_type is None else f"holds a {model_type} model, and no {kind.name}"
+            held = (
+                "does not say what it holds"
+                if model_type is None
+                else f"holds a {model_type} model, and no {kind.name}"
+            )
             raise SA3DError(f"{name} {held}: {remedy}.")
         model, fit = getattr(transformers, kind.model_class).from_pretrained(
             name, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **local

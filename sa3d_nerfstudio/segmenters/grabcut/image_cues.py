@@ -87,8 +87,8 @@ def depth_edges(inverse: Map) -> Map:
     """Where one surface ends before another, or stands on it; at most 1.5.
 
     Inverse depth is linear in the pixel coordinates over any plane, so its second derivative vanishes there. It is
-    positive just outside an occluding border and in a concave crease, as where an object meets the table, and negative on
-    convex edges, which belong to the object itself.
+    positive just outside an occluding border and in a concave crease, as where an object meets the table, and negative
+    on convex edges, which belong to the object itself.
     """
     smooth = cv2.GaussianBlur(inverse, (0, 0), 1.0)
     xx, yy, xy = (cv2.Sobel(smooth, cv2.CV_32F, *order, ksize=3) / 4 for order in ((2, 0), (0, 2), (1, 1)))

@@ -27,6 +27,7 @@ from statistics import median
 from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
 import tyro
 from nerfstudio.cameras.cameras import Cameras
@@ -41,6 +42,7 @@ from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.models.rays import MaskedModel
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmenters.oracle import read_ids
 from sa3d_nerfstudio.traces import compressed as packed
 from sa3d_nerfstudio.traces.base import RayTrace, ViewTrace, render_probability
 from sa3d_nerfstudio.traces.compressed import CompressedTrace
@@ -90,17 +92,23 @@ class Options:
     """Views of the published loop, and of lifting by autograd; the rest is scaled."""
     working_size: int | None = None
     """Longer side of the images; the run's default if not given."""
+    cpu_time: bool = False
+    """Count the seconds that this process computes, of all its threads, instead of those that pass: for a CPU that
+    others use."""
     output: Path | None = None
     """JSON file to write."""
     plot: Path | None = None
-    """PNG file to draw the growth in."""
+    """PNG file to draw the growth with views and rays in."""
+    size_plot: Path | None = None
+    """PNG file to draw the growth with the object's size in."""
 
 
 class Clock:
     """Seconds by name; on CUDA, with everything done that was asked for."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, counter: Callable[[], float] = time.perf_counter) -> None:
         self.device = device
+        self.counter = counter
         self.seconds: dict[str, float] = {}
 
     def time(self, name: str, work: Callable[[], Any]) -> Any:
@@ -121,10 +129,10 @@ class Clock:
     def once(self, work: Callable[[], Any]) -> float:
         """Time of something."""
         self._wait()
-        start = time.perf_counter()
+        start = self.counter()
         work()
         self._wait()
-        return time.perf_counter() - start
+        return self.counter() - start
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -192,7 +200,8 @@ class Speed:
         self.views = self.pipeline.views
         entries = json.loads((options.scene / "prompts.json").read_text())["objects"]
         self.prompts = {entry["name"]: entry for entry in entries}
-        self.clock = Clock(self.pipeline.device)
+        counter = time.process_time if options.cpu_time else time.perf_counter
+        self.clock = Clock(self.pipeline.device, counter)
         self.counted = RayCount(self.pipeline.model)
 
     def session(self, name: str) -> SegmentationSession:
@@ -271,7 +280,14 @@ class Speed:
                 f"all_share{suffix}": sum(values[f"then {name}"] for name in self.prompts),
                 f"second_share{suffix}": values["again"],
             }
-        return result | {"smallest": smallest, "shares": found}
+        sizes = {name: self.size_of(name) for name in self.prompts}
+        return result | {"smallest": smallest, "shares": found, "sizes": sizes}
+
+    def size_of(self, name: str) -> float:
+        """Share of the images that an object covers, on average over the views that show it."""
+        folder = self.options.scene / "instances"
+        masks = [read_ids(folder / f"{path.stem}.png") == self.prompts[name]["id"] for path in self.views.filenames]
+        return float(np.mean([mask.mean() for mask in masks if mask.any()]))
 
     def measure(self) -> dict[str, Any]:
         """All of it."""
@@ -413,6 +429,22 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
+def draw_sizes(result: dict[str, Any], path: Path) -> None:
+    """Growth with the size of the object: a point for each, and what all of the image costs."""
+    figure, axes = plt.subplots(figsize=(5, 3.5), dpi=100)
+    sizes, shares = result["sizes"], result["shares"]
+    for unit, marker in (("rays", "o"), ("seconds", "s")):
+        axes.loglog([sizes[name] for name in sizes], [shares[unit][name] for name in sizes], marker, label=unit)
+    axes.axhline(1, color="gray", linewidth=1)
+    for name, size in sizes.items():
+        axes.annotate(name, (size, shares["rays"][name]), (3, -9), textcoords="offset points", fontsize=7)
+    axes.set(xlabel="share of the image that the object covers", ylabel="share of bare renders of all views")
+    axes.set(title="an object from nothing", xlim=(None, 1))
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+
+
 def main(options: Options) -> None:
     """Measure, print tables, and write JSON and the plot."""
     result = Speed(options).measure()
@@ -427,6 +459,8 @@ def main(options: Options) -> None:
         options.output.write_text(json.dumps(result, indent=1) + "\n")
     if options.plot is not None and "growth with rays" in result:
         draw(result, options.plot)
+    if options.size_plot is not None and "sizes" in result:
+        draw_sizes(result, options.size_plot)
 
 
 if __name__ == "__main__":

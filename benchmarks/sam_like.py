@@ -105,8 +105,10 @@ class SamLike(OracleSegmenter):
         name = Path(image.name).stem
         ids = super().embed(image)
         points = self.surface(image.name)
-        rows = ((np.arange(image.height) + 0.5) * points.shape[0] / image.height).astype(int)
-        columns = ((np.arange(image.width) + 0.5) * points.shape[1] / image.width).astype(int)
+        y0, x0, y1, x1 = image.window or (0.0, 0.0, 1.0, 1.0)
+        rows = (y0 + (np.arange(image.height) + 0.5) * (y1 - y0) / image.height) * points.shape[0]
+        columns = (x0 + (np.arange(image.width) + 0.5) * (x1 - x0) / image.width) * points.shape[1]
+        rows, columns = rows.astype(int), columns.astype(int)
         points = points[rows[:, None], columns[None]]
         upper = {}
         for number in np.unique(ids).tolist():
@@ -289,6 +291,8 @@ class Options:
     """Longer side of the images in which views are segmented."""
     cache_dir: Path | None = None
     """Folder to keep renders of the training views in, for the next time."""
+    input_side: int = INPUT_SIDE
+    """Longer side of the images that the stand-in sees: photos of this scene are to it what larger ones are to SAM."""
     output: Path | None = None
     """JSON file to write."""
 
@@ -310,6 +314,7 @@ class Benchmark:
         stem = Path(scene.views.name(view)).stem
         sure = {"right": {stem: OBJECT}, "picked": {stem: (PART, WHOLE)[seed % 2]}, "auto": {}}[options.user]
         stand_in = sam_like(scene, favourites=FAVOURITES[setting], seed=seed, sure=sure, stubborn=options.stubborn)
+        stand_in.input_side = options.input_side
         segmenter = variant.segmenter(stand_in)
         grid = variant.grid(pipeline.model.new_field(pipeline.config.resolution), pipeline.model.scene_box.aabb)
         session = variant.session(scene.views, segmenter, grid, settings_of(pipeline.config, variant))

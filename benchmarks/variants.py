@@ -141,6 +141,7 @@ VARIANTS = {
     "single-mask": Variant("the single-mask answer", session=SingleMaskSession),
     "agreement": Variant("what agrees best, whatever its score", session=AgreementSession),
     "unweighted": Variant("pixels of which little is known count like others", session=UnweightedSession),
+    "whole-photos": Variant("networks are shown whole photos, however small the object", {"close_photos": False}),
     "small-images": Variant("images as small as renders", segmenter=SmallImageSegmenter),
     "only-ranked": Variant("0.1, but ranked by score and agreement", PUBLISHED_PROMPTS, segmenter=SmallImageSegmenter),
     "only-spread": Variant(

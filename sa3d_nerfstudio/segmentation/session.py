@@ -188,7 +188,7 @@ class SegmentationSession:
         if settings.windows and settings.lifting == "evidence" and has_windows(training, self.predictor.side):
             masks = (prompted.mask for prompted in self.prompted.values())
             factor = 1.0 if self._sized is None else enlargement(masks, max(training.frame(0).size))
-            views = CloseViews(training, self.free, self.report, settings.threshold, factor)
+            views = CloseViews(training, self.free, self.report, settings.threshold, factor, settings.close_photos)
             self._look_at(views, self._embeddings)
             return
         if self._sized is None or self._lifter.ray_weight < 1:

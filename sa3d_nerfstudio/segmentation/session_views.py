@@ -129,6 +129,10 @@ class SessionViews:
         """Names :meth:`picture`: a view, or a window of it."""
         return view
 
+    def photo_window(self, view: ViewKey, side: int | None) -> Window | None:
+        """The part of a view's photo that segmenters are shown which ask for a side; None where that is all of it."""
+        return None
+
     def locate(self, view: int, guide: Guide) -> bool:
         """Find the object in a view, by what is known of it. Returns whether it may be there."""
         return True

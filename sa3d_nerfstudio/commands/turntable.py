@@ -44,6 +44,7 @@ class Turntable(OfRun):
 
         from sa3d_nerfstudio.exports import turntable
         from sa3d_nerfstudio.exports.boxes import object_box
+        from sa3d_nerfstudio.exports.object_view import RenderedRays
         from sa3d_nerfstudio.exports.objects import only
         from sa3d_nerfstudio.files import write_json
 
@@ -63,12 +64,13 @@ class Turntable(OfRun):
         if self.path_only:
             return
         cameras = get_path_from_json(path)
-        model = pipeline.model
+        model, rays = pipeline.model, RenderedRays()
         with only(model.masks, objects):
             turntable.check_outputs(model, cameras[0:1], self.rendered_output_names)
             images = (
-                turntable.render(model, cameras[index : index + 1], self.rendered_output_names)
+                turntable.render(model, cameras[index : index + 1], self.rendered_output_names, rays)
                 for index in track(range(len(cameras)), "turntable", console=CONSOLE)
             )
             turntable.write_video(self.output_path, images, self.fps)
+        rays.tell()
         say(f"saved       {self.output_path}")

@@ -116,7 +116,9 @@ def evaluate_task(task: Task, run_path: Path, options: BenchmarkOptions, setting
 
     scores = []
     for target, image in targets:
-        rendered = (run.mask(image.camera) > settings.threshold).cpu().numpy()
+        # Of its rays only those that pass the object, where these are rendered one by one.
+        probability = pipeline.model.render_outputs(image.camera, ("mask",))["mask"][..., 0]
+        rendered = (probability > settings.threshold).cpu().numpy()
         truth = target.mask()
         mask = resized(rendered, *truth.shape)
         if options.masks is not None:

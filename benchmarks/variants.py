@@ -164,6 +164,15 @@ VARIANTS = {
     "undivided": Variant("not divided by the known weight", session=UndividedSession),
     "fixed-grid": Variant("grid over the whole scene", grid=over_the_scene),
     "8-views": Variant("8 views instead of all", {"num_views": 8}),
+    "8-around": Variant("all views, and 8 virtual ones", {"views_around": 8}),
+    **{f"{count}-views": Variant(f"{count} views instead of all", {"num_views": count}) for count in (3, 5)},
+    **{
+        f"{count}-views-{around}-around": Variant(
+            f"{count} views, and {around} virtual ones", {"num_views": count, "views_around": around}
+        )
+        for count in (3, 5, 8)
+        for around in (4, 8)
+    },
 }
 
 

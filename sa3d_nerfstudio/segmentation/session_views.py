@@ -137,7 +137,7 @@ class SessionViews:
         """Find the object in a view, by what is known of it. Returns whether it may be there."""
         return True
 
-    def grow(self, view: int, mask: Bool[Tensor, "height width"]) -> bool:
+    def grow(self, view: ViewKey, mask: Bool[Tensor, "height width"]) -> bool:
         """Widen the window of a view where a mask leaves it. Returns whether it does."""
         return False
 

@@ -48,5 +48,7 @@ class SessionSettings:
     networks see; each window is embedded by itself."""
     num_views: int | None = None
     """Segment in so many views beside the prompted ones, chosen all around the object; by default in all."""
+    views_around: int = 0
+    """Segment in so many virtual views around the object as well, from where the visited views did not see it."""
     encode_batch: int | None = None
     """Images that a network encodes at once; by default 4 on CUDA, and one on a CPU."""

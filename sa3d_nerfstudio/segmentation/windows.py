@@ -234,9 +234,11 @@ class CloseViews(SessionViews):
             self.placed[view] = full.around(box, frame.scale, slack=1.0)
         return True
 
-    def grow(self, view: int, mask: Bool[Tensor, "height width"]) -> bool:
-        """Widen a view's window where a mask leaves it. Returns whether it does."""
-        before = self.placed[view]
+    def grow(self, view: ViewKey, mask: Bool[Tensor, "height width"]) -> bool:
+        """Widen a view's window, if it has one, where a mask leaves it. Returns whether it does."""
+        before = self.placed.get(view)
+        if before is None:
+            return False
         self.placed[view] = before.grown(mask)
         return self.placed[view] != before
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -297,6 +298,19 @@ class TrainingViews:
         if pixels is None:
             return self.model.compressed_view(camera, self.lock, self._directions)
         return self.model.compressed_view(camera, self.lock, pixels=pixels)
+
+    def look_from(self, pose: Float[Tensor, "3 4"], angle: float, side: int) -> ViewTrace:
+        """The trace of a square image of a pinhole camera anywhere; rendered each time.
+
+        Args:
+            pose: Camera-to-world in nerfstudio's frame.
+            angle: Field of view in radians.
+            side: Pixels along each side.
+        """
+        focal = side / (2 * math.tan(angle / 2))
+        camera = Cameras(pose[None, :3], focal, focal, side / 2, side / 2, side, side)
+        camera = camera.to(self.model.device)
+        return self.model.compressed_view(camera, self.lock)
 
     def picture(self, view: int, side: int | None = None) -> Float[Tensor, "height width 3"]:
         """What a segmenter sees of a view, in [0, 1]: the photo, cut to what the render shows, or else the render.

@@ -291,6 +291,10 @@ class Options:
     """Longer side of the images in which views are segmented."""
     cache_dir: Path | None = None
     """Folder to keep renders of the training views in, for the next time."""
+    num_views: int | None = None
+    """Only so many views beside the prompted one; all by default."""
+    most_tests: int | None = None
+    """Score in so many unseen views; in all by default."""
     input_side: int = INPUT_SIDE
     """Longer side of the images that the stand-in sees: photos of this scene are to it what larger ones are to SAM."""
     output: Path | None = None
@@ -303,7 +307,13 @@ class Benchmark:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.scene = SceneUnderTest(
-            options.scene, options.run, working_size=options.working_size, cache_dir=options.cache_dir
+            options.scene,
+            options.run,
+            most_tests=options.most_tests,
+            trace_all=options.num_views is None,
+            working_size=options.working_size,
+            cache_dir=options.cache_dir,
+            num_views=options.num_views,
         )
 
     def run(self, name: str, setting: str, variant_name: str, seed: int) -> Outcome:

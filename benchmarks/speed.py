@@ -12,6 +12,7 @@ which takes none. On CUDA the same command measures there.
 from __future__ import annotations
 
 import cProfile
+import itertools
 import json
 import math
 import platform
@@ -88,6 +89,8 @@ class Options:
     """Whole views that are rendered to see what memory they take."""
     shares: bool = True
     """Measure what each object costs from nothing, and all of them, as shares of bare renders."""
+    rest: bool = True
+    """Measure all else."""
     loop_views: int = 4
     """Views of the published loop, and of lifting by autograd; the rest is scaled."""
     working_size: int | None = None
@@ -246,21 +249,25 @@ class Speed:
         self.views.cache = ViewCache(self.views.cache.budget)
         self.pipeline._embeddings = None
 
-    def shares(self, bare: float) -> dict[str, Any]:
+    def shares(self) -> dict[str, Any]:
         """What objects cost, as shares of bare renders of the same views, by time and by rays.
 
-        Args:
-            bare: Seconds that bare renders of all views take.
+        Some views are rendered bare before each object and after it: a machine that others use changes its pace.
         """
         whole = sum(math.prod(self.views.frame(view).size) for view in range(len(self.views)))
         found: dict[str, dict[str, float]] = {"seconds": {}, "rays": {}}
-        areas = {}
+        areas, every = {}, itertools.cycle(range(0, len(self.views), max(len(self.views) // 12, 1)))
+
+        def bare_view() -> float:
+            return self.clock.once(lambda: self.bare([next(every)]))
 
         def measure(name: str, work: Callable[[], SegmentationSession]) -> SegmentationSession:
-            before = self.counted.rays
+            beside, before = bare_view(), self.counted.rays
             session = self.clock.time("share", work)
-            found["seconds"][name] = self.clock.seconds.pop("share") / bare
             found["rays"][name] = (self.counted.rays - before) / whole
+            beside = (beside + bare_view()) / 2 * len(self.views)
+            found["seconds"][name] = self.clock.seconds.pop("share") / beside
+            print(f"{name}: {found['seconds'][name]:.4f} of bare renders, {found['rays'][name]:.4f} of their rays")
             return session
 
         for name in self.prompts:
@@ -291,6 +298,13 @@ class Speed:
 
     def measure(self) -> dict[str, Any]:
         """All of it."""
+        if self.options.rest:
+            return self.everything()
+        self.bare([0])
+        return {"seconds": {}, **self.shares()}
+
+    def everything(self) -> dict[str, Any]:
+        """Shares, and all else."""
         options, clock, (first, second) = self.options, self.clock, self.options.objects
         sample = [round(i * len(self.views) / options.sample) for i in range(options.sample)]
         self.bare(sample[:1])
@@ -301,7 +315,7 @@ class Speed:
         visited = [view for view in session.report.last() if isinstance(view, int)]
         clock.seconds["bare"] = (bare + clock.seconds["bare"]) / len(sample) * len(visited)
         result: dict[str, Any] = {"views": len(visited), "parts": {"first": dict(session.report.seconds)}}
-        result |= self.shares(clock.seconds["bare"]) if options.shares else {}
+        result |= self.shares() if options.shares else {}
         other = clock.time("second", lambda: self.segment(second))
         result["parts"]["second"] = dict(other.report.seconds)
         result["passes"] = len(other.report.changes) + 1

@@ -444,17 +444,18 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def draw_sizes(result: dict[str, Any], path: Path) -> None:
-    """Growth with the size of the object: a point for each, and what all of the image costs."""
-    figure, axes = plt.subplots(figsize=(5, 3.5), dpi=100)
+    """Growth with the size of the object: a point for each, and what whole views would cost."""
+    figure, axes = plt.subplots(figsize=(6, 4), dpi=100)
     sizes, shares = result["sizes"], result["shares"]
     for unit, marker in (("rays", "o"), ("seconds", "s")):
-        axes.loglog([sizes[name] for name in sizes], [shares[unit][name] for name in sizes], marker, label=unit)
-    axes.axhline(1, color="gray", linewidth=1)
+        axes.plot([100 * sizes[name] for name in sizes], [shares[unit][name] for name in sizes], marker, label=unit)
+    axes.axhline(1, color="gray", linewidth=1, label="all rays of all views")
     for name, size in sizes.items():
-        axes.annotate(name, (size, shares["rays"][name]), (3, -9), textcoords="offset points", fontsize=7)
-    axes.set(xlabel="share of the image that the object covers", ylabel="share of bare renders of all views")
-    axes.set(title="an object from nothing", xlim=(None, 1))
-    axes.legend()
+        top = max(shares["rays"][name], shares["seconds"][name])
+        axes.annotate(name, (100 * size, top), (2, 6), textcoords="offset points", rotation=60, fontsize=8)
+    axes.set(xlabel="percent of the image that the object covers", ylabel="share of bare renders of all views")
+    axes.set(title="an object from nothing", xlim=(0, 110 * max(sizes.values())), ylim=(0, 1.1))
+    axes.legend(loc="upper left", bbox_to_anchor=(0, 0.88))
     figure.tight_layout()
     figure.savefig(path)
 

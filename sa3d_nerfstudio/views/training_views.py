@@ -249,6 +249,9 @@ class TrainingViews:
             tiles = tiles.added(missing, traced)
             kept = tiles
             self.cache.put(f"tiles-{self.key(view)}", tiles, lambda: (kept.tensors(), kept.numbers()))
+        if window.is_whole:
+            # Which is kept, and so holds its rays as other whole views do.
+            return tiles.trace(window, camera_rays(camera, self._directions))
         rays = camera_rays(camera, pixels=window.pixels())
         rays.shared = False
         return tiles.trace(window, rays)

@@ -68,6 +68,8 @@ class Options:
     """Longer side of the images in which views are segmented; the run's default if not given."""
     sam_checkpoint: Path | None = None
     """Weights for the sam segmenters."""
+    most_tests: int | None = None
+    """Score in so many unseen views; in all by default."""
     cache_dir: Path | None = None
     """Folder to keep renders of the training views in, for the next time."""
     seed: int = 0
@@ -123,6 +125,7 @@ class Benchmark:
         self.scene = SceneUnderTest(
             options.scene,
             run,
+            most_tests=options.most_tests,
             working_size=options.working_size,
             sam_checkpoint=options.sam_checkpoint,
             cache_dir=options.cache_dir,

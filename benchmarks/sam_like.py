@@ -105,8 +105,10 @@ class SamLike(OracleSegmenter):
         name = Path(image.name).stem
         ids = super().embed(image)
         points = self.surface(image.name)
-        rows = ((np.arange(image.height) + 0.5) * points.shape[0] / image.height).astype(int)
-        columns = ((np.arange(image.width) + 0.5) * points.shape[1] / image.width).astype(int)
+        y0, x0, y1, x1 = image.window or (0.0, 0.0, 1.0, 1.0)
+        rows = (y0 + (np.arange(image.height) + 0.5) * (y1 - y0) / image.height) * points.shape[0]
+        columns = (x0 + (np.arange(image.width) + 0.5) * (x1 - x0) / image.width) * points.shape[1]
+        rows, columns = rows.astype(int), columns.astype(int)
         points = points[rows[:, None], columns[None]]
         upper = {}
         for number in np.unique(ids).tolist():
@@ -289,6 +291,12 @@ class Options:
     """Longer side of the images in which views are segmented."""
     cache_dir: Path | None = None
     """Folder to keep renders of the training views in, for the next time."""
+    num_views: int | None = None
+    """Only so many views beside the prompted one; all by default."""
+    most_tests: int | None = None
+    """Score in so many unseen views; in all by default."""
+    input_side: int = INPUT_SIDE
+    """Longer side of the images that the stand-in sees: photos of this scene are to it what larger ones are to SAM."""
     output: Path | None = None
     """JSON file to write."""
 
@@ -299,7 +307,13 @@ class Benchmark:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.scene = SceneUnderTest(
-            options.scene, options.run, working_size=options.working_size, cache_dir=options.cache_dir
+            options.scene,
+            options.run,
+            most_tests=options.most_tests,
+            trace_all=options.num_views is None,
+            working_size=options.working_size,
+            cache_dir=options.cache_dir,
+            num_views=options.num_views,
         )
 
     def run(self, name: str, setting: str, variant_name: str, seed: int) -> Outcome:
@@ -310,6 +324,7 @@ class Benchmark:
         stem = Path(scene.views.name(view)).stem
         sure = {"right": {stem: OBJECT}, "picked": {stem: (PART, WHOLE)[seed % 2]}, "auto": {}}[options.user]
         stand_in = sam_like(scene, favourites=FAVOURITES[setting], seed=seed, sure=sure, stubborn=options.stubborn)
+        stand_in.input_side = options.input_side
         segmenter = variant.segmenter(stand_in)
         grid = variant.grid(pipeline.model.new_field(pipeline.config.resolution), pipeline.model.scene_box.aabb)
         session = variant.session(scene.views, segmenter, grid, settings_of(pipeline.config, variant))

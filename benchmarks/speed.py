@@ -12,6 +12,7 @@ which takes none. On CUDA the same command measures there.
 from __future__ import annotations
 
 import cProfile
+import itertools
 import json
 import math
 import platform
@@ -27,6 +28,7 @@ from statistics import median
 from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
 import tyro
 from nerfstudio.cameras.cameras import Cameras
@@ -41,6 +43,7 @@ from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.models.rays import MaskedModel
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmenters.oracle import read_ids
 from sa3d_nerfstudio.traces import compressed as packed
 from sa3d_nerfstudio.traces.base import RayTrace, ViewTrace, render_probability
 from sa3d_nerfstudio.traces.compressed import CompressedTrace
@@ -86,21 +89,29 @@ class Options:
     """Whole views that are rendered to see what memory they take."""
     shares: bool = True
     """Measure what each object costs from nothing, and all of them, as shares of bare renders."""
+    rest: bool = True
+    """Measure all else."""
     loop_views: int = 4
     """Views of the published loop, and of lifting by autograd; the rest is scaled."""
     working_size: int | None = None
     """Longer side of the images; the run's default if not given."""
+    cpu_time: bool = False
+    """Count the seconds that this process computes, of all its threads, instead of those that pass: for a CPU that
+    others use."""
     output: Path | None = None
     """JSON file to write."""
     plot: Path | None = None
-    """PNG file to draw the growth in."""
+    """PNG file to draw the growth with views and rays in."""
+    size_plot: Path | None = None
+    """PNG file to draw the growth with the object's size in."""
 
 
 class Clock:
     """Seconds by name; on CUDA, with everything done that was asked for."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, counter: Callable[[], float] = time.perf_counter) -> None:
         self.device = device
+        self.counter = counter
         self.seconds: dict[str, float] = {}
 
     def time(self, name: str, work: Callable[[], Any]) -> Any:
@@ -121,10 +132,10 @@ class Clock:
     def once(self, work: Callable[[], Any]) -> float:
         """Time of something."""
         self._wait()
-        start = time.perf_counter()
+        start = self.counter()
         work()
         self._wait()
-        return time.perf_counter() - start
+        return self.counter() - start
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -192,7 +203,8 @@ class Speed:
         self.views = self.pipeline.views
         entries = json.loads((options.scene / "prompts.json").read_text())["objects"]
         self.prompts = {entry["name"]: entry for entry in entries}
-        self.clock = Clock(self.pipeline.device)
+        counter = time.process_time if options.cpu_time else time.perf_counter
+        self.clock = Clock(self.pipeline.device, counter)
         self.counted = RayCount(self.pipeline.model)
 
     def session(self, name: str) -> SegmentationSession:
@@ -237,21 +249,25 @@ class Speed:
         self.views.cache = ViewCache(self.views.cache.budget)
         self.pipeline._embeddings = None
 
-    def shares(self, bare: float) -> dict[str, Any]:
+    def shares(self) -> dict[str, Any]:
         """What objects cost, as shares of bare renders of the same views, by time and by rays.
 
-        Args:
-            bare: Seconds that bare renders of all views take.
+        Some views are rendered bare before each object and after it: a machine that others use changes its pace.
         """
         whole = sum(math.prod(self.views.frame(view).size) for view in range(len(self.views)))
         found: dict[str, dict[str, float]] = {"seconds": {}, "rays": {}}
-        areas = {}
+        areas, every = {}, itertools.cycle(range(0, len(self.views), max(len(self.views) // 12, 1)))
+
+        def bare_view() -> float:
+            return self.clock.once(lambda: self.bare([next(every)]))
 
         def measure(name: str, work: Callable[[], SegmentationSession]) -> SegmentationSession:
-            before = self.counted.rays
+            beside, before = bare_view(), self.counted.rays
             session = self.clock.time("share", work)
-            found["seconds"][name] = self.clock.seconds.pop("share") / bare
             found["rays"][name] = (self.counted.rays - before) / whole
+            beside = (beside + bare_view()) / 2 * len(self.views)
+            found["seconds"][name] = self.clock.seconds.pop("share") / beside
+            print(f"{name}: {found['seconds'][name]:.4f} of bare renders, {found['rays'][name]:.4f} of their rays")
             return session
 
         for name in self.prompts:
@@ -271,10 +287,24 @@ class Speed:
                 f"all_share{suffix}": sum(values[f"then {name}"] for name in self.prompts),
                 f"second_share{suffix}": values["again"],
             }
-        return result | {"smallest": smallest, "shares": found}
+        sizes = {name: self.size_of(name) for name in self.prompts}
+        return result | {"smallest": smallest, "shares": found, "sizes": sizes}
+
+    def size_of(self, name: str) -> float:
+        """Share of the images that an object covers, on average over the views that show it."""
+        folder = self.options.scene / "instances"
+        masks = [read_ids(folder / f"{path.stem}.png") == self.prompts[name]["id"] for path in self.views.filenames]
+        return float(np.mean([mask.mean() for mask in masks if mask.any()]))
 
     def measure(self) -> dict[str, Any]:
         """All of it."""
+        if self.options.rest:
+            return self.everything()
+        self.bare([0])
+        return {"seconds": {}, **self.shares()}
+
+    def everything(self) -> dict[str, Any]:
+        """Shares, and all else."""
         options, clock, (first, second) = self.options, self.clock, self.options.objects
         sample = [round(i * len(self.views) / options.sample) for i in range(options.sample)]
         self.bare(sample[:1])
@@ -285,7 +315,7 @@ class Speed:
         visited = [view for view in session.report.last() if isinstance(view, int)]
         clock.seconds["bare"] = (bare + clock.seconds["bare"]) / len(sample) * len(visited)
         result: dict[str, Any] = {"views": len(visited), "parts": {"first": dict(session.report.seconds)}}
-        result |= self.shares(clock.seconds["bare"]) if options.shares else {}
+        result |= self.shares() if options.shares else {}
         other = clock.time("second", lambda: self.segment(second))
         result["parts"]["second"] = dict(other.report.seconds)
         result["passes"] = len(other.report.changes) + 1
@@ -413,6 +443,23 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
+def draw_sizes(result: dict[str, Any], path: Path) -> None:
+    """Growth with the size of the object: a point for each, and what whole views would cost."""
+    figure, axes = plt.subplots(figsize=(6, 4), dpi=100)
+    sizes, shares = result["sizes"], result["shares"]
+    for unit, marker in (("rays", "o"), ("seconds", "s")):
+        axes.plot([100 * sizes[name] for name in sizes], [shares[unit][name] for name in sizes], marker, label=unit)
+    axes.axhline(1, color="gray", linewidth=1, label="all rays of all views")
+    for name, size in sizes.items():
+        top = max(shares["rays"][name], shares["seconds"][name])
+        axes.annotate(name, (100 * size, top), (2, 6), textcoords="offset points", rotation=60, fontsize=8)
+    axes.set(xlabel="percent of the image that the object covers", ylabel="share of bare renders of all views")
+    axes.set(title="an object from nothing", xlim=(0, 110 * max(sizes.values())), ylim=(0, 1.1))
+    axes.legend(loc="upper left", bbox_to_anchor=(0, 0.88))
+    figure.tight_layout()
+    figure.savefig(path)
+
+
 def main(options: Options) -> None:
     """Measure, print tables, and write JSON and the plot."""
     result = Speed(options).measure()
@@ -427,6 +474,8 @@ def main(options: Options) -> None:
         options.output.write_text(json.dumps(result, indent=1) + "\n")
     if options.plot is not None and "growth with rays" in result:
         draw(result, options.plot)
+    if options.size_plot is not None and "sizes" in result:
+        draw_sizes(result, options.size_plot)
 
 
 if __name__ == "__main__":

@@ -141,6 +141,7 @@ VARIANTS = {
     "single-mask": Variant("the single-mask answer", session=SingleMaskSession),
     "agreement": Variant("what agrees best, whatever its score", session=AgreementSession),
     "unweighted": Variant("pixels of which little is known count like others", session=UnweightedSession),
+    "whole-photos": Variant("networks are shown whole photos, however small the object", {"close_photos": False}),
     "small-images": Variant("images as small as renders", segmenter=SmallImageSegmenter),
     "only-ranked": Variant("0.1, but ranked by score and agreement", PUBLISHED_PROMPTS, segmenter=SmallImageSegmenter),
     "only-spread": Variant(
@@ -163,6 +164,15 @@ VARIANTS = {
     "undivided": Variant("not divided by the known weight", session=UndividedSession),
     "fixed-grid": Variant("grid over the whole scene", grid=over_the_scene),
     "8-views": Variant("8 views instead of all", {"num_views": 8}),
+    "8-around": Variant("all views, and 8 virtual ones", {"views_around": 8}),
+    **{f"{count}-views": Variant(f"{count} views instead of all", {"num_views": count}) for count in (3, 5)},
+    **{
+        f"{count}-views-{around}-around": Variant(
+            f"{count} views, and {around} virtual ones", {"num_views": count, "views_around": around}
+        )
+        for count in (3, 5, 8)
+        for around in (4, 8)
+    },
 }
 
 

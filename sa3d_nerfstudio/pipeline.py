@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, cast
 import torch
 import tyro
 import yaml
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
 from nerfstudio.models.base_model import ModelConfig
@@ -205,6 +206,10 @@ class SA3DPipeline(VanillaPipeline):
     def _lines(self, rays: RayBundle) -> tuple[Tensor, Tensor]:
         return rays.origins.to(self.device), rays.directions.to(self.device)
 
+    def training_cameras(self) -> Cameras:
+        """The cameras that the base model was trained with, where its camera optimiser has moved them to."""
+        return learnt_poses(self.model, cast(Filtered, self.datamanager).training_cameras())
+
     @property
     def views(self) -> TrainingViews:
         """The training views, at the working size."""
@@ -214,8 +219,7 @@ class SA3DPipeline(VanillaPipeline):
             scaled_down = getattr(getattr(self.datamanager, "dataparser", None), "downscale_factor", None) or 1
             size = self.config.working_size or (1008 if self.device.type == "cuda" else 160)
             scale = scaled_down / dataset.scale_factor
-            manager = cast(Filtered, self.datamanager)
-            cameras = learnt_poses(self.model, manager.training_cameras())
+            cameras, manager = self.training_cameras(), cast(Filtered, self.datamanager)
             photo = manager.training_photo if self.config.image_source == "photo" and manager.has_photos else None
             self._views = TrainingViews(
                 self.model, cameras, dataset.image_filenames, size, scale, photo, self._make_cache()

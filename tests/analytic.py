@@ -22,6 +22,9 @@ HAZE = 1 / 3
 class BallViews:
     """Cameras in a ring that look at the balls; every ray ends on the first surface, with all its weight."""
 
+    focal: float | None = None
+    """In pixels; the width of the images if not given."""
+
     def __init__(
         self,
         count: int = 12,
@@ -107,11 +110,9 @@ class BallViews:
         self.passes += 1
 
     def _cast(self, view: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        pose = self.poses[view]
+        pose, focal = self.poses[view], self.focal or self.width
         y, x = torch.meshgrid(torch.arange(self.height) + 0.5, torch.arange(self.width) + 0.5, indexing="ij")
-        local = torch.stack(
-            [(x - self.width / 2) / self.width, -(y - self.height / 2) / self.width, -torch.ones_like(x)], dim=-1
-        )
+        local = torch.stack([(x - self.width / 2) / focal, -(y - self.height / 2) / focal, -torch.ones_like(x)], dim=-1)
         directions = torch.nn.functional.normalize(local.reshape(-1, 3) @ pose[:, :3].T, dim=-1)
         origins = pose[:, 3].expand_as(directions)
         depth = torch.where(directions[:, 2] < 0, (FLOOR - origins[:, 2]) / directions[:, 2], torch.inf)

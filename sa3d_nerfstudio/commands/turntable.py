@@ -38,21 +38,19 @@ class Turntable(OfRun):
         if self.output_path.suffix.lower() != ".mp4":
             raise SA3DError(f"{self.output_path} is to be a video in MP4: call it {self.output_path.stem}.mp4.")
         pipeline, objects = self.load(self.output_path.parent)
-        from typing import cast
-
         from nerfstudio.cameras.camera_paths import get_path_from_json
         from nerfstudio.utils.rich_utils import CONSOLE
         from rich.progress import track
 
-        from sa3d_nerfstudio.datamanager import Filtered
         from sa3d_nerfstudio.exports import turntable
         from sa3d_nerfstudio.exports.boxes import object_box
+        from sa3d_nerfstudio.exports.object_view import RenderedRays
         from sa3d_nerfstudio.exports.objects import only
         from sa3d_nerfstudio.files import write_json
 
         threshold = pipeline.config.threshold
         boxes = [object_box(item.field, threshold) for item in objects]
-        trained = cast(Filtered, pipeline.datamanager).training_cameras().camera_to_worlds
+        trained = pipeline.training_cameras().camera_to_worlds
         poses = turntable.orbit(boxes, trained, self.frames, self.elevation)
         path = turntable.camera_path(poses, width, height, self.fps)
         path_file = self.output_path.with_suffix(".json")
@@ -66,12 +64,13 @@ class Turntable(OfRun):
         if self.path_only:
             return
         cameras = get_path_from_json(path)
-        model = pipeline.model
+        model, rays = pipeline.model, RenderedRays()
         with only(model.masks, objects):
             turntable.check_outputs(model, cameras[0:1], self.rendered_output_names)
             images = (
-                turntable.render(model, cameras[index : index + 1], self.rendered_output_names)
+                turntable.render(model, cameras[index : index + 1], self.rendered_output_names, rays)
                 for index in track(range(len(cameras)), "turntable", console=CONSOLE)
             )
             turntable.write_video(self.output_path, images, self.fps)
+        rays.tell()
         say(f"saved       {self.output_path}")

@@ -99,7 +99,7 @@ def evaluate_task(task: Task, run_path: Path, options: BenchmarkOptions, setting
     pipeline = run.pipeline
     if run.objects:
         raise SA3DError(f"{run_path} has been segmented already: give the run that it was made from.")
-    images = RunImages(pipeline.datamanager)
+    images = RunImages(pipeline.datamanager, pipeline.training_cameras())
     reference = images.find(task.reference, task.num_images)
     reference.check_shape(task.prompt.height, task.prompt.width)
     # All of them before the long loop.
@@ -116,7 +116,9 @@ def evaluate_task(task: Task, run_path: Path, options: BenchmarkOptions, setting
 
     scores = []
     for target, image in targets:
-        rendered = (run.mask(image.camera) > settings.threshold).cpu().numpy()
+        # Of its rays only those that pass the object, where these are rendered one by one.
+        probability = pipeline.model.render_outputs(image.camera, ("mask",))["mask"][..., 0]
+        rendered = (probability > settings.threshold).cpu().numpy()
         truth = target.mask()
         mask = resized(rendered, *truth.shape)
         if options.masks is not None:

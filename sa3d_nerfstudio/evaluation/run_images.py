@@ -50,12 +50,13 @@ class RunImages:
 
     Args:
         datamanager: The run's, frozen.
+        trained: The cameras of the training images, where these are not the data set's own.
 
     Raises:
         SA3DError: The images are trained on without their lens distortion, so not as they were annotated.
     """
 
-    def __init__(self, datamanager: DataManager) -> None:
+    def __init__(self, datamanager: DataManager, trained: Cameras | None = None) -> None:
         train, evaluation = datamanager.train_dataset, datamanager.eval_dataset
         assert train is not None
         distortion = train.cameras.distortion_params
@@ -64,8 +65,9 @@ class RunImages:
                 "the run's method takes the lens distortion out of its images, so they differ from the annotated ones: "
                 "train it on images without distortion, such as those of COLMAP's image_undistorter."
             )
+        cameras = train.cameras if trained is None else trained
         images = {
-            Path(path): RunImage(Path(path), train.cameras[view : view + 1], view)
+            Path(path): RunImage(Path(path), cameras[view : view + 1], view)
             for view, path in enumerate(train.image_filenames)
         }
         if evaluation is not None:

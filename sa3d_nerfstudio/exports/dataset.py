@@ -14,6 +14,7 @@ from nerfstudio.cameras.camera_paths import get_path_from_json
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from PIL import Image
+from torch import Tensor
 
 from sa3d_nerfstudio.datamanager import FrozenImages
 from sa3d_nerfstudio.errors import SA3DError, one_line
@@ -148,7 +149,7 @@ class NamedCamera:
 
 
 def dataset_cameras(pipeline: SA3DPipeline, split: Split) -> list[NamedCamera]:
-    """The cameras of the data set's images.
+    """The cameras of the data set's images; those that were trained on where the base run has moved them to.
 
     Args:
         pipeline: A loaded run.
@@ -160,6 +161,9 @@ def dataset_cameras(pipeline: SA3DPipeline, split: Split) -> list[NamedCamera]:
     datamanager: Any = pipeline.datamanager
     chosen = {"train": ["train"], "test": ["eval"], "all": ["train", "eval"]}[split]
     files = DataSetFiles.of(pipeline)
+    learnt: dict[Path, Tensor] = {}
+    if (trained := getattr(datamanager, "train_dataset", None)) is not None:
+        learnt = dict(zip(trained.image_filenames, pipeline.training_cameras().camera_to_worlds, strict=True))
     images: dict[Path, tuple[Cameras, Path]] = {}
     for which in chosen:
         dataset: InputDataset | None = getattr(datamanager, f"{which}_dataset", None)
@@ -168,6 +172,7 @@ def dataset_cameras(pipeline: SA3DPipeline, split: Split) -> list[NamedCamera]:
         cameras = _undistorted(datamanager, which, dataset)
         for index, filename in enumerate(dataset.image_filenames):
             camera = copy.deepcopy(cameras[index : index + 1])
+            camera.camera_to_worlds = learnt.get(filename, camera.camera_to_worlds[0])[None].clone()
             original = files.original(Path(filename))
             camera.rescale_output_resolution(files.downscale_factor / dataset.scale_factor)
             if original.is_file() and files.downscale_factor > 1:

@@ -17,7 +17,7 @@ from rich.progress import track
 
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.exports.dataset import NamedCamera
-from sa3d_nerfstudio.exports.object_view import view_objects
+from sa3d_nerfstudio.exports.object_view import RenderedRays, view_objects
 from sa3d_nerfstudio.exports.objects import ExportObject
 from sa3d_nerfstudio.files import atomic_path, write_json, write_png
 from sa3d_nerfstudio.models.outputs import MaskOutputs
@@ -36,13 +36,12 @@ def id_maps(
         objects: The objects; where two overlap, the more probable one has the pixel.
         threshold: Probability above which something is on an object.
     """
-    rendered = total = 0
+    rays = RenderedRays()
     for item in track(cameras, "masks", console=CONSOLE):
         view = view_objects(model, item.camera, objects, threshold)
-        rendered, total = rendered + int(view.seen.passing.sum()), total + view.seen.passing.numel()
+        rays.add(view.seen.passing)
         yield item, view.ids(threshold).numpy()
-    if rendered < total:
-        CONSOLE.print(f"rendered    {rendered / total:.1%} of the rays: those that pass an object", highlight=False)
+    rays.tell()
 
 
 def grown(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""What a camera sees of the objects to export, at any size."""
+"""What a camera sees of the objects to export, at any size, and how much of its image was rendered for it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 from sa3d_nerfstudio.exports.objects import ExportObject
 from sa3d_nerfstudio.models.outputs import MaskOutputs, Observation
+from sa3d_nerfstudio.terminal import say
 
 
 @dataclass
@@ -27,6 +28,23 @@ class ObjectView:
         best, index = self.seen.probability.max(dim=0)
         ids = torch.tensor([item.id for item in self.objects])[index.cpu()]
         return torch.where(best.cpu() > threshold, ids, 0)
+
+
+@dataclass
+class RenderedRays:
+    """Counts the rays that were rendered for an export, of all rays of its images."""
+
+    rendered: int = 0
+    total: int = 0
+
+    def add(self, passing: Bool[Tensor, "height width"]) -> None:
+        """Count an image, of which these rays were rendered."""
+        self.rendered, self.total = self.rendered + int(passing.sum()), self.total + passing.numel()
+
+    def tell(self) -> None:
+        """Say it, where anything was saved."""
+        if self.rendered < self.total:
+            say(f"rendered    {self.rendered / self.total:.1%} of the rays: those that pass an object")
 
 
 def view_objects(model: MaskOutputs, camera: Cameras, objects: Sequence[ExportObject], threshold: float) -> ObjectView:

@@ -21,7 +21,7 @@ from torch import Tensor
 from sa3d_nerfstudio.datamanager import Filtered
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.exports.frames import Frame
-from sa3d_nerfstudio.exports.object_view import view_objects
+from sa3d_nerfstudio.exports.object_view import RenderedRays, view_objects
 from sa3d_nerfstudio.exports.objects import ExportObject
 from sa3d_nerfstudio.files import write_ply
 from sa3d_nerfstudio.pipeline import SA3DPipeline
@@ -165,15 +165,17 @@ def _scale(pipeline: SA3DPipeline, item: ExportObject, num_points: int) -> float
 
 def _seen(pipeline: SA3DPipeline, objects: Sequence[ExportObject], scale: float, label: str) -> Float[Tensor, "num 10"]:
     """Points on the first object with the directions of their rays, colours and probabilities, under a progress bar."""
-    item, threshold = objects[0], pipeline.config.threshold
+    item, threshold, rays = objects[0], pipeline.config.threshold, RenderedRays()
     parts = []
     for camera in track(_training_cameras(pipeline), label, console=CONSOLE):
         camera.rescale_output_resolution(scale)
         view = view_objects(pipeline.model, camera, objects, threshold)
         seen = view.seen
+        rays.add(seen.passing)
         on = (view.ids(threshold) == item.id).to(seen.points.device)
         columns = (seen.points[on], seen.directions[on], seen.rgb[on], seen.probability[0][on][:, None])
         parts.append(torch.cat(columns, dim=-1).double().cpu())
+    rays.tell()
     points = torch.cat(parts)
     seen = points[torch.isfinite(points).all(-1)]
     # At an outline, the depth may lie anywhere between the object and what is behind it.

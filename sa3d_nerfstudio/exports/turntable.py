@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.exports.boxes import Box
+from sa3d_nerfstudio.exports.object_view import RenderedRays
 from sa3d_nerfstudio.files import atomic_path
 from sa3d_nerfstudio.models.outputs import MaskOutputs
 
@@ -103,13 +104,23 @@ def check_outputs(model: MaskOutputs, camera: Cameras, names: Sequence[str]) -> 
 
 
 @torch.no_grad()
-def render(model: MaskOutputs, camera: Cameras, names: Sequence[str]) -> Float[np.ndarray, "height width 3"]:
+def render(
+    model: MaskOutputs, camera: Cameras, names: Sequence[str], rays: RenderedRays | None = None
+) -> Float[np.ndarray, "height width 3"]:
     """Outputs of the model side by side, as ``ns-render --rendered-output-names`` shows them, in [0, 1].
+
+    Args:
+        model: The base model with masks.
+        camera: One camera.
+        names: Of the outputs.
+        rays: Counts what is rendered for it.
 
     Raises:
         SA3DError: The model has no such output.
     """
     outputs = model.render_outputs(camera, names)
+    if rays is not None:
+        rays.add(model.rays_for(camera, names))
     images = []
     for name in names:
         if name not in outputs:

@@ -210,6 +210,10 @@ class MaskOutputs(_Base):
         """Outputs for all pixels of a camera, among them those of these names, where the model has them."""
         return self.get_outputs_for_camera(camera.to(self.device))
 
+    def rays_for(self, camera: Cameras, names: Collection[str]) -> Bool[Tensor, "height width"]:
+        """Which rays of a camera :meth:`render_outputs` renders for outputs of these names: all of them."""
+        return torch.ones(int(camera.height.max()), int(camera.width.max()), dtype=torch.bool)
+
     def with_mask(self, outputs: dict[str, Any], rgb: Tensor, trace: RayTrace) -> dict[str, Any]:
         """The base model's outputs, with the mask and its overlay in the form of its image."""
         return {**outputs, **self.mask_outputs(rgb, trace)}

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any, Literal, TypeVar, cast
 
 import torch
+from jaxtyping import Bool
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
@@ -46,7 +47,7 @@ from sa3d_nerfstudio.traces.window import Pixels
 
 Kept = TypeVar("Kept")
 
-OF_THE_OBJECT = frozenset({"mask", "object_rgb"})
+OF_THE_OBJECT = frozenset({"mask", "object_rgb", "object_accumulation"})
 """Outputs that are the same on all rays that pass no object."""
 SMALLER_IMAGES = "work in smaller images (--pipeline.working-size), or close other programs that use it"
 """What to do where a view does not fit into the GPU's memory."""
@@ -226,12 +227,11 @@ class MaskedModel(MaskOutputs):
             return super().render_outputs(camera, names)
         rays = camera.to(self.device).generate_rays(camera_indices=0, keep_shape=True)
         height, width = rays.origins.shape[:2]
-        rays = rays.flatten()
-        passing = self.masks.hits(rays.origins, rays.directions, self.mask_threshold)
+        rays, passing = rays.flatten(), self.rays_for(camera, names).reshape(-1)
         # A ray that passes nothing has the same outputs as any other such: the background.
         empty = 1.0 if self.object_background == "white" else 0.0
         images = {name: torch.full((len(rays), 3), empty if name == "object_rgb" else 0.0) for name in names}
-        images = {name: image[:, : 1 if name == "mask" else 3].to(self.device) for name, image in images.items()}
+        images = {name: image[:, : 3 if name == "object_rgb" else 1].to(self.device) for name, image in images.items()}
         chosen = rays[passing]
 
         def see(part: slice) -> dict[str, Tensor]:
@@ -243,6 +243,16 @@ class MaskedModel(MaskOutputs):
             if parts:
                 image[passing] = torch.cat([part[name] for part in parts])
         return {name: image.reshape(height, width, -1) for name, image in images.items()}
+
+    @torch.no_grad()
+    def rays_for(self, camera: Cameras, names: Collection[str]) -> Bool[Tensor, "height width"]:
+        """Which rays of a camera :meth:`render_outputs` renders for outputs of these names."""
+        if not OF_THE_OBJECT.issuperset(names):
+            return super().rays_for(camera, names)
+        rays = camera.to(self.device).generate_rays(camera_indices=0, keep_shape=True)
+        shape = rays.origins.shape[:2]
+        rays = rays.flatten()
+        return self.masks.hits(rays.origins, rays.directions, self.mask_threshold).reshape(shape)
 
     def _render_rays(
         self,

@@ -14,6 +14,7 @@ from typing_extensions import Self
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.gpu_memory import within_memory
 from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.segmentation.photo_windows import candidates_between, prompt_between
 from sa3d_nerfstudio.segmentation.session_views import PromptedMask, SessionViews, ViewKey
 from sa3d_nerfstudio.segmenters.base import (
     BatchSegmenter,
@@ -133,7 +134,13 @@ class MaskPredictor:
     def predict(self, view: ViewKey, prompt: Prompt) -> Candidates:
         """Segment a view. Prompt and candidates are on the pixels of its trace, whatever size the segmenter sees."""
         embedding, window = self.embed(view), self._views.window(view)
-        # Of a view with a window, networks are shown all of the photo, all others the window.
+        # Of a view with a window, networks are shown all of the photo, or a window of it, all others the window.
+        shown = self._views.photo_window(view, self.side)
+        if window is not None and shown is not None:
+            with self._views.report.timed("segment"):
+                there = prompt_between(prompt, window, shown)
+                found = within_memory(lambda: self.segmenter.predict(embedding, there), SMALLER)
+                return candidates_between(found, shown, window)
         part = window if self.side is not None else None
         asked = prompt if part is None else prompt.placed(part.top, part.left, *part.size)
         with self._views.report.timed("segment"):
@@ -178,8 +185,8 @@ class MaskPredictor:
                     self._ahead.check(view)
                 picture = self._views.picture(view, self.side)
                 images.append(SegmenterImage(picture, self._views.name(view), trace.depth[..., 0]))
-                window = self._views.window(view)
-                if window is not None and self.side is None:
+                window = self._views.window(view) if self.side is None else self._views.photo_window(view, self.side)
+                if window is not None:
                     images[-1].window = window.shares
         with self._views.report.timed("segment"):
             found = within_memory(lambda: embed_all(self.segmenter, images), SMALLER)

@@ -27,6 +27,7 @@ from sa3d_nerfstudio.segmentation.self_prompting import (
 from sa3d_nerfstudio.segmentation.session_views import FreeView, PromptedMask, SessionViews, ViewKey, Views
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmentation.view_selection import Route, magnification
+from sa3d_nerfstudio.segmentation.views_around import RendersAnywhere, views_around
 from sa3d_nerfstudio.segmentation.windows import CloseViews, Masks, Places, enlargement, has_windows, on_same_pixels
 from sa3d_nerfstudio.segmenters.base import CUDA_BATCH, Candidates, Segmenter
 from sa3d_nerfstudio.traces.base import ViewTrace
@@ -65,8 +66,10 @@ class SegmentationSession:
         self.report = SessionReport()
         self.prompted: dict[ViewKey, PromptedMask] = dict(prompted or {})
         """The views that the user has prompted."""
-        self.free: dict[str, FreeView] = {} if free is None else free
-        """Views beside the training views that may be prompted, by name."""
+        self.free: dict[str, FreeView] = dict(free or {})
+        """Views beside the training views that may be prompted, by name, and those around the object."""
+        self._around: list[str] = []
+        """Names of the virtual views around the object."""
         self.lifting: Lifting | None = None
         """What the newest pass has lifted."""
         self._sized = sized
@@ -188,7 +191,7 @@ class SegmentationSession:
         if settings.windows and settings.lifting == "evidence" and has_windows(training, self.predictor.side):
             masks = (prompted.mask for prompted in self.prompted.values())
             factor = 1.0 if self._sized is None else enlargement(masks, max(training.frame(0).size))
-            views = CloseViews(training, self.free, self.report, settings.threshold, factor)
+            views = CloseViews(training, self.free, self.report, settings.threshold, factor, settings.close_photos)
             self._look_at(views, self._embeddings)
             return
         if self._sized is None or self._lifter.ray_weight < 1:
@@ -267,9 +270,27 @@ class SegmentationSession:
                 if self._views.locate(view, guide):
                     state, reason, iou = self._visit(view, lifting, guide, coming)
                 yield ViewRecord(view, self.name(view), number, state, reason, iou)
+        self._look_around(guide)
+        for view in self._around:
+            yield ViewRecord(view, view, number, *self._visit(view, lifting, guide, ()))
+
+    def _look_around(self, guide: Lifting) -> None:
+        """Choose virtual views around the object, once it is known where it is."""
+        views, lifted = self.views, self._lifter.masks
+        if self._around or not self.settings.views_around or not isinstance(views, RendersAnywhere):
+            return
+        shown = [self._views.pose(view).to(views.camera_to_worlds) for view, mask in lifted.items() if mask.any()]
+        if not shown:
+            return
+        with self.report.timed("render"):
+            visited, spacing = torch.stack(shown), self._lifter.spacing()
+            threshold, count = self.settings.threshold, self.settings.views_around
+            around = views_around(views, guide.field, threshold, visited, spacing, count)
+        self.free.update(around)
+        self._around = list(around)
 
     def _visit(
-        self, view: int, lifting: Lifting, guide: Lifting, coming: Sequence[int]
+        self, view: ViewKey, lifting: Lifting, guide: Lifting, coming: Sequence[int]
     ) -> tuple[ViewState, str, float | None]:
         trace = self.trace(view)
         shape = (trace.height, trace.width)
@@ -300,7 +321,7 @@ class SegmentationSession:
 
     def _self_prompt(
         self,
-        view: int,
+        view: ViewKey,
         trace: ViewTrace,
         probability: Float[Tensor, "height width"],
         known: Bool[Tensor, "height width"],
@@ -349,8 +370,8 @@ class SegmentationSession:
 
     @property
     def num_visits(self) -> int:
-        """How many views each pass goes through, the prompted ones included."""
-        return len(self.prompted) + self._route.count(self.prompted)
+        """How many views each pass goes through, the prompted ones and, once they are placed, virtual ones included."""
+        return len(self.prompted) + self._route.count(self.prompted) + len(self._around)
 
     def _place_around_prompts(self) -> None:
         surface = self._lifter.surface(self.prompted.items())

@@ -129,11 +129,15 @@ class SessionViews:
         """Names :meth:`picture`: a view, or a window of it."""
         return view
 
+    def photo_window(self, view: ViewKey, side: int | None) -> Window | None:
+        """The part of a view's photo that segmenters are shown which ask for a side; None where that is all of it."""
+        return None
+
     def locate(self, view: int, guide: Guide) -> bool:
         """Find the object in a view, by what is known of it. Returns whether it may be there."""
         return True
 
-    def grow(self, view: int, mask: Bool[Tensor, "height width"]) -> bool:
+    def grow(self, view: ViewKey, mask: Bool[Tensor, "height width"]) -> bool:
         """Widen the window of a view where a mask leaves it. Returns whether it does."""
         return False
 

@@ -43,7 +43,12 @@ class SessionSettings:
     windows: bool = True
     """Whether only that part of each view is traced at full size in which the object is, and the rest coarsely; not for
     splats, whose images are rendered as a whole ('evidence' lifting only)."""
+    close_photos: bool = True
+    """Whether networks are shown windows of photos in which the object is small, where these have more pixels than
+    networks see; each window is embedded by itself."""
     num_views: int | None = None
     """Segment in so many views beside the prompted ones, chosen all around the object; by default in all."""
+    views_around: int = 0
+    """Segment in so many virtual views around the object as well, from where the visited views did not see it."""
     encode_batch: int | None = None
     """Images that a network encodes at once; by default 4 on CUDA, and one on a CPU."""

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sa3d_nerfstudio.segmentation.photo_windows import photo_window
 from sa3d_nerfstudio.segmentation.report import SessionReport
 from sa3d_nerfstudio.segmentation.session_views import FreeView, Guide, SessionViews, ViewKey, Views
 from sa3d_nerfstudio.traces.base import ViewTrace
@@ -113,6 +114,7 @@ class CloseViews(SessionViews):
         report: Where the time that renders take is put down.
         threshold: Probability above which something is on the object.
         factor: How much larger than the working size windows are.
+        close_photos: Whether networks are shown windows of photos in which the object is small.
     """
 
     training: WindowedViews
@@ -124,13 +126,17 @@ class CloseViews(SessionViews):
         report: SessionReport,
         threshold: float,
         factor: float = 1.0,
+        close_photos: bool = True,
     ) -> None:
         super().__init__(training, free, report)
         self.threshold = threshold
         self.factor = factor
+        self.close_photos = close_photos
         self.placed: dict[ViewKey, Window] = {}
         """The window of each view in which the object has been located."""
         self._newest: tuple[ViewKey, Window, ViewTrace] | None = None
+        self._photo_windows: dict[ViewKey, tuple[Window, Window | None]] = {}
+        """For each view the object's window, and that of the photo which belongs to it."""
 
     def look_at_all_of(self, view: ViewKey) -> None:
         """Look at a view without a window from now on."""
@@ -155,8 +161,9 @@ class CloseViews(SessionViews):
         window = self.placed.get(view)
         if window is None:
             return super().picture(view, side)
-        if side is None:
-            return self.training.window_picture(int(view), window)
+        part = window if side is None else self.photo_window(view, side)
+        if part is not None:
+            return self.training.window_picture(int(view), part)
         return self._photographed(int(view), window).picture(int(view), side)
 
     def picture_size(self, view: ViewKey, side: int | None = None) -> tuple[int, int]:
@@ -164,8 +171,9 @@ class CloseViews(SessionViews):
         window = self.placed.get(view)
         if window is None:
             return super().picture_size(view, side)
-        if side is None:
-            return window.height, window.width
+        part = window if side is None else self.photo_window(view, side)
+        if part is not None:
+            return part.height, part.width
         return self._photographed(int(view), window).picture_size(int(view), side)
 
     def shown(self, view: ViewKey, side: int | None = None) -> ViewKey | tuple[int, Window]:
@@ -173,9 +181,27 @@ class CloseViews(SessionViews):
         window = self.placed.get(view)
         if window is None:
             return view
-        if side is None:
-            return int(view), window
+        part = window if side is None else self.photo_window(view, side)
+        if part is not None:
+            return int(view), part
         return view if self._photographed(int(view), window) is self.training else (int(view), window.frame)
+
+    def photo_window(self, view: ViewKey, side: int | None) -> Window | None:
+        """The part of a view's photo that segmenters are shown which ask for a side; None where that is all of it."""
+        window = self.placed.get(view)
+        if window is None or side is None or not self.close_photos or not self.training.has_photos:
+            return None
+        before = self._photo_windows.get(view)
+        if before is None or before[0] != window:
+            usual = max(self.training.frame(int(view)).size)
+            part = photo_window(
+                window,
+                side,
+                lambda length: self.training.frame(int(view), length / usual),
+                None if before is None else before[1],
+            )
+            before = self._photo_windows[view] = (window, part)
+        return before[1]
 
     def _photographed(self, view: int, window: Window) -> Views:
         """Whose photo shows as much as a window's image: of some sizes, a part of a pixel is lacking at the border."""
@@ -208,9 +234,11 @@ class CloseViews(SessionViews):
             self.placed[view] = full.around(box, frame.scale, slack=1.0)
         return True
 
-    def grow(self, view: int, mask: Bool[Tensor, "height width"]) -> bool:
-        """Widen a view's window where a mask leaves it. Returns whether it does."""
-        before = self.placed[view]
+    def grow(self, view: ViewKey, mask: Bool[Tensor, "height width"]) -> bool:
+        """Widen a view's window, if it has one, where a mask leaves it. Returns whether it does."""
+        before = self.placed.get(view)
+        if before is None:
+            return False
         self.placed[view] = before.grown(mask)
         return self.placed[view] != before
 

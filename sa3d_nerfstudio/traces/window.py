@@ -146,6 +146,25 @@ class Window:
         bottom, right = max(bottom, min(top + TILE, height)), max(right, min(left + TILE, width))
         return replace(self, top=top, left=left, height=bottom - top, width=right - left)
 
+    def drawn_from(
+        self, other: Window, images: Float[Tensor, "channels rows columns"], outside: float = 0.0
+    ) -> Float[Tensor, "channels height width"]:
+        """What another window of the same view shows, of any size, on this one's pixels.
+
+        Pixels are averaged over the area that they cover; where the other window's are larger, they are interpolated.
+
+        Args:
+            other: The other window.
+            images: On its pixels.
+            outside: What this window's pixels have where the other one does not show all of them.
+        """
+        factor = other.scale / self.scale
+        down = _shares(self.top, self.height, other.top, other.height, factor)
+        across = _shares(self.left, self.width, other.left, other.width, factor)
+        down, across = down.to(images), across.to(images)
+        inside = down.sum(1)[:, None] * across.sum(1)
+        return down @ images @ across.T + (1 - inside) * outside
+
     def still_fits(self, needed: Window) -> bool:
         """Whether this window will do where another one is needed: it holds it, and is not much larger."""
         return self.contains(needed) and self.height * self.width <= KEPT_AREA * needed.height * needed.width
@@ -172,6 +191,19 @@ class Window:
         whole = torch.nn.functional.interpolate(stack, self.size, mode="bilinear")[0].permute(1, 2, 0).clone()
         whole[self.rows, self.columns] = part
         return whole
+
+
+def _shares(start: int, count: int, other_start: int, other_count: int, factor: float) -> Float[Tensor, "count others"]:
+    """What each pixel along one side takes from each of another image's, whose pixels are ``1 / factor`` as large."""
+    first = (start + torch.arange(count, dtype=torch.float64)) * factor - other_start
+    cell = torch.arange(other_count, dtype=torch.float64)
+    if factor >= 1:
+        overlap = torch.minimum((first + factor)[:, None], cell + 1) - torch.maximum(first[:, None], cell)
+        return overlap.clamp(min=0) / factor
+    # Between the centres of two pixels; up to half of one beyond the first and the last, the value is theirs.
+    centre = first + factor / 2
+    beside = (1 - (centre.clamp(0.5, other_count - 0.5)[:, None] - cell - 0.5).abs()).clamp(min=0)
+    return beside * ((centre >= 0) & (centre <= other_count))[:, None]
 
 
 def bounds(mask: Bool[Tensor, "height width"]) -> tuple[int, int, int, int] | None:

@@ -118,7 +118,8 @@ class FreeViews:
         return next((name for name, other in seen if torch.allclose(_key(other), key, atol=1e-5)), None)
 
     def trace(self, name: str) -> ViewTrace:
-        """The trace of a view; rendered once."""
+        """The trace of a whole view; rendered once. There is no window to it: users click in any part of its image, and
+        segmenters see all of it."""
         if name in self._training:
             return self.views.trace(self._training[name])
         if name not in self.free:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.files import digest
 from sa3d_nerfstudio.gpu_memory import free_bytes, reclaim_from, within_memory
 from sa3d_nerfstudio.segmenters.base import Segmenter, StorableSegmenter
 from sa3d_nerfstudio.terminal import say
@@ -219,7 +220,7 @@ class Embeddings(MutableMapping):
         self._known: dict[CachedView, None] = {}
 
     def __getitem__(self, view: CachedView) -> Any:
-        storable = self._segmenter if isinstance(view, int) else None
+        storable = self._storable(view)
         restore = None if storable is None else (lambda tensors, _: restored(lambda: storable.from_tensors(tensors)))
         value = self._cache.get(self._key(view), restore)
         if value is None:
@@ -228,7 +229,7 @@ class Embeddings(MutableMapping):
         return value
 
     def __setitem__(self, view: CachedView, embedding: Any) -> None:
-        storable = self._segmenter if isinstance(view, int) else None
+        storable = self._storable(view)
         stored = None if storable is None else (lambda: (storable.to_tensors(embedding), {}))
         self._cache.put(self._key(view), embedding, stored)
         self._known[view] = None
@@ -243,7 +244,11 @@ class Embeddings(MutableMapping):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def _storable(self, view: CachedView) -> StorableSegmenter | None:
+        """What writes the embedding of a view to disk; None where it stays in memory, as those of free views do."""
+        return None if isinstance(view, str) else self._segmenter
+
     def _key(self, view: CachedView) -> str:
         if isinstance(view, tuple):
-            return f"embedding-{self._name}-{self._key_of_view(view[0])} {view[1]}"
+            return f"embedding-{self._name}-{self._key_of_view(view[0])}-{digest([view[1]])}"
         return f"embedding-{self._name}-{self._key_of_view(view) if isinstance(view, int) else f'free {view}'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -248,6 +249,9 @@ class TrainingViews:
             tiles = tiles.added(missing, traced)
             kept = tiles
             self.cache.put(f"tiles-{self.key(view)}", tiles, lambda: (kept.tensors(), kept.numbers()))
+        if window.is_whole:
+            # Which is kept, and so holds its rays as other whole views do.
+            return tiles.trace(window, camera_rays(camera, self._directions))
         rays = camera_rays(camera, pixels=window.pixels())
         rays.shared = False
         return tiles.trace(window, rays)
@@ -297,6 +301,19 @@ class TrainingViews:
         if pixels is None:
             return self.model.compressed_view(camera, self.lock, self._directions)
         return self.model.compressed_view(camera, self.lock, pixels=pixels)
+
+    def look_from(self, pose: Float[Tensor, "3 4"], angle: float, side: int) -> ViewTrace:
+        """The trace of a square image of a pinhole camera anywhere; rendered each time.
+
+        Args:
+            pose: Camera-to-world in nerfstudio's frame.
+            angle: Field of view in radians.
+            side: Pixels along each side.
+        """
+        focal = side / (2 * math.tan(angle / 2))
+        camera = Cameras(pose[None, :3], focal, focal, side / 2, side / 2, side, side)
+        camera = camera.to(self.model.device)
+        return self.model.compressed_view(camera, self.lock)
 
     def picture(self, view: int, side: int | None = None) -> Float[Tensor, "height width 3"]:
         """What a segmenter sees of a view, in [0, 1]: the photo, cut to what the render shows, or else the render.

@@ -7,6 +7,7 @@ import torch
 from nerfstudio.model_components import renderers
 
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.exports.object_view import RenderedRays
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.models.gating import Gate, gated_density
 from sa3d_nerfstudio.models.outputs import RAYS_IN_VAIN, LazyOutputs
@@ -223,3 +224,43 @@ def test_masks_are_rendered_for_who_reads_them(monkeypatch: pytest.MonkeyPatch):
         assert rendered == [1]
         _ = outputs["object_rgb"], outputs["background_rgb"]
     assert searched == [1]
+
+
+def test_outputs_of_the_object_need_the_rays_that_pass_it_alone(monkeypatch: pytest.MonkeyPatch):
+    """Such images are those of a render of all rays, and it is said how many were spared."""
+    model = masked(small_model("nerfacto"))
+    model.masks["ball"] = ball(0.2)
+    names = ("object_rgb", "object_accumulation", "mask")
+    rendered: list[int] = []
+    base = type(model)._base_outputs
+    monkeypatch.setattr(
+        type(model), "_base_outputs", lambda self, bundle: rendered.append(len(bundle)) or base(self, bundle)
+    )
+    with torch.no_grad():
+        images = model.render_outputs(camera(20, 28), names)
+        spared = sum(rendered)
+        everything = model.get_outputs_for_camera(camera(20, 28))
+        passing = model.rays_for(camera(20, 28), names)
+    assert set(images) == set(names)
+    shown = everything["mask"] > model.mask_threshold
+    for name, image in images.items():
+        assert image.shape == everything[name].shape, name
+        if name != "mask":
+            assert torch.allclose(image, everything[name], atol=1e-5), name
+    # A ray that passes no cell above the threshold may have a probability, and none above it.
+    assert torch.equal(images["mask"] > model.mask_threshold, shown)
+    assert 0 < int(passing.sum()) < 0.5 * 20 * 28
+    # Once for the image with its mask, and once for the object alone.
+    assert spared == 2 * int(passing.sum())
+    assert bool(model.rays_for(camera(20, 28), ("rgb", "mask")).all())
+    tally = RenderedRays()
+    tally.add(passing)
+    assert (tally.rendered, tally.total) == (int(passing.sum()), 20 * 28)
+
+
+def test_it_is_said_what_an_export_has_rendered(capsys: pytest.CaptureFixture[str]):
+    tally = RenderedRays(10, 400)
+    tally.tell()
+    assert "2.5% of the rays: those that pass an object" in capsys.readouterr().out
+    RenderedRays(400, 400).tell()
+    assert capsys.readouterr().out == ""

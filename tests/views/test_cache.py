@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from sa3d_nerfstudio.segmenters.base import SegmenterImage
 from sa3d_nerfstudio.segmenters.sam import SamSegmenter
 from sa3d_nerfstudio.traces.compressed import CompressedTrace
+from sa3d_nerfstudio.traces.window import Window
 from sa3d_nerfstudio.views.cache import Embeddings, ViewCache, default_budget, size_of
 from sa3d_nerfstudio.views.disk import DiskStore
 from sa3d_nerfstudio.views.training_views import PHOTOS_AHEAD, TrainingViews
@@ -172,13 +174,16 @@ def test_embeddings_are_kept_with_their_weights_and_view(tmp_path: Path):
     segmenter, cache = SamSegmenter(tiny_sam()), ViewCache(1 << 24, store(tmp_path))
     embeddings = Embeddings(cache, segmenter, lambda view: f"camera{view}")
     assert 0 not in embeddings
-    for view in (0, "viewer 1"):
+    window = Window(8, 16, 24, 24, (48, 64), 64, 0.5)
+    for view in (0, "viewer 1", (0, window)):
         embeddings[view] = segmenter.embed(image)
-    assert list(embeddings) == [0, "viewer 1"]
+    assert list(embeddings) == [0, "viewer 1", (0, window)]
     cache.flush()
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 2
     again = Embeddings(ViewCache(1 << 24, store(tmp_path)), segmenter, lambda view: f"camera{view}")
     assert 1 not in again
+    assert (0, window) in again
+    assert (0, replace(window, top=0)) not in again
     assert torch.equal(again[0].features, embeddings[0].features)
     assert again[0].original_size == (20, 30)
     assert again[0].input_size == embeddings[0].input_size
@@ -187,7 +192,7 @@ def test_embeddings_are_kept_with_their_weights_and_view(tmp_path: Path):
     torch.nn.init.normal_(next(other.parameters()))
     assert 0 not in Embeddings(ViewCache(1 << 24, store(tmp_path)), SamSegmenter(other), lambda view: f"camera{view}")
     del embeddings["viewer 1"]
-    assert list(embeddings) == [0]
+    assert list(embeddings) == [0, (0, window)]
 
 
 @pytest.mark.parametrize(("room", "least_hits"), [(19, 18), (10, 4)])

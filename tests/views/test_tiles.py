@@ -151,6 +151,16 @@ def test_a_ray_takes_no_more_than_in_a_whole_view():
     assert tiles.num_bytes / tiles.num_rays < 1.01 * whole.num_bytes / (SIZE[0] * SIZE[1]) + 4 / TILE**2
 
 
+def test_a_whole_view_made_of_tiles_takes_no_more_than_one_that_was_rendered_at_once():
+    """Its rays' directions are those of all views with its lens, and held once."""
+    apart, together = views(), views()
+    apart.window_trace(1, part(apart.frame(1), 5, 9, 17, 20))
+    for other in (apart, together):
+        other.trace(0)
+    assert apart.trace(1).num_bytes == together.trace(1).num_bytes
+    assert apart.rendered["rays"] == together.rendered["rays"]
+
+
 def test_samples_off_their_rays_are_kept_as_they_are(monkeypatch: pytest.MonkeyPatch):
     from sa3d_nerfstudio.models import rays
     from sa3d_nerfstudio.traces.compressed import NotOnRays

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,18 @@ def test_what_is_on_disk_is_preloaded_and_nothing_is_rendered(tmp_path: Path):
         second.preload(view, picture=True)
     assert list(second.cache._entries) == [f"trace-{second.key(1)}"]
     assert second.cache.computed == 0
+
+
+def test_a_view_from_anywhere_is_that_of_a_pinhole_camera(tmp_path: Path):
+    """From where a training camera is, with its angle, it shows what the middle of that camera's view does."""
+    views = looked_at(make(VanillaDataManagerConfig, write_scene(tmp_path / "scene", [(64, 48)] * 3)), 64)
+    camera, whole = views.camera(1), views.trace(1)
+    side = 48
+    angle = 2 * math.atan(side / 2 / float(camera.fx))
+    assert float(camera.fx) == pytest.approx(float(camera.fy))
+    assert (float(camera.cx), float(camera.cy)) == (32, 24)
+    square = views.look_from(views.camera_to_worlds[1], angle, side)
+    assert (square.height, square.width) == (side, side)
+    assert torch.allclose(square.rgb, whole.rgb[:, 8:56], atol=1e-4)
+    middle = whole.surface_points().reshape(48, 64, 3)[:, 8:56]
+    assert torch.allclose(square.surface_points().reshape(side, side, 3), middle, atol=1e-2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import sys
 from types import TracebackType
 
@@ -62,7 +63,6 @@ def sentence_of_process(error: BaseException) -> str | None:
     if kind == "torch.multiprocessing.spawn.ProcessExitedException":
         process, name = getattr(error, "error_index", "?"), getattr(error, "signal_name", None)
         how = f"was ended by {name}: look for a lack of memory there" if name else "has ended"
-        return (
-            f"process {process} of this machine {how}; what was saved stays, and the same command goes on from there."
-        )
+        stays = "what was saved stays, and the same command goes on from there"
+        return f"process {process} on {socket.gethostname()} {how}; {stays}."
     return None

@@ -1,5 +1,14 @@
-from .launch import join, rank_in_environment
+from .launch import check_launch, join, joined, rank_in_environment
 from .ranks import ProcessRanks, Ranks
 from .watch import RankFault, Watch
 
-__all__ = ["ProcessRanks", "RankFault", "Ranks", "Watch", "join", "rank_in_environment"]
+__all__ = [
+    "ProcessRanks",
+    "RankFault",
+    "Ranks",
+    "Watch",
+    "check_launch",
+    "join",
+    "joined",
+    "rank_in_environment",
+]

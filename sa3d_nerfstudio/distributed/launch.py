@@ -6,6 +6,8 @@ import itertools
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -14,6 +16,7 @@ from urllib.parse import urlsplit
 import torch
 import torch.distributed as dist
 from nerfstudio.configs.base_config import MachineConfig
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from sa3d_nerfstudio.distributed.ranks import TIMEOUT, ProcessRanks, Ranks
 from sa3d_nerfstudio.distributed.watch import Watch, this_member
@@ -103,6 +106,20 @@ def join(device_type: str, url: str = "auto", local_rank: int = 0) -> Ranks:
     _end_when_terminated(watch)
     local = mates.index(rank), len(mates)
     return ProcessRanks(for_values, watch, rank, size, *local, device, destroys_group=not launched)
+
+
+@contextmanager
+def joined(device_type: str | None) -> Iterator[Ranks]:
+    """:func:`join`, for a command as a whole: the first rank alone prints, and all part at the end.
+
+    Args:
+        device_type: "cuda" or "cpu"; by default CUDA where there is such a device.
+    """
+    ranks = join(device_type or ("cuda" if torch.cuda.is_available() else "cpu"))
+    CONSOLE.quiet = CONSOLE.quiet or not ranks.is_first
+    with ranks.guarded():
+        yield ranks
+        ranks.close()
 
 
 def _stores(rank: int, url: str, device: torch.device, agent: bool) -> tuple[dist.Store, dist.Store]:

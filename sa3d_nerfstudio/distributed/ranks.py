@@ -3,7 +3,7 @@
 A session asks few things: which views are its own, the sum of tensors over all ranks, what rank 0 says, what each rank
 has to say. One process by itself answers all of them at once. Tensors go through ``torch.distributed`` (NCCL on GPUs,
 gloo on CPUs). All else goes through its key-value store, which can be waited at for as long as it takes: rank 0 may be
-writing, or its user thinking, and no collective's timeout ends the others. Collectives begin when all have come to them.
+writing, or its user thinking, and no collective's timeout ends the others: these begin when all have come to them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.gpu_memory import is_out_of_memory
 
 Value = TypeVar("Value")
-View = TypeVar("View")
+Item = TypeVar("Item")
 
 PART_BYTES = 1 << 22
 """Values are stored in parts of this size; a store takes 8 MB at a time."""
@@ -83,6 +83,19 @@ class Ranks:
     def gather(self, value: Value) -> list[Value]:
         """The values of all ranks, on all of them, by rank."""
         return [value]
+
+    def collect(self, value: Value) -> list[Value]:
+        """The values of all ranks, by rank, on rank 0; nothing on the others, which do not wait."""
+        return [value]
+
+    def every(self, items: Sequence[Item]) -> list[Item]:
+        """This rank's share of what may be done anywhere: every ``size``-th."""
+        return list(items[self.rank :: self.size])
+
+    def merged(self, own: Sequence[Item]) -> list[Item]:
+        """What all ranks have made of their shares by :meth:`every`, on all ranks, in the order of the whole."""
+        parts = self.gather(list(own))
+        return [part[place] for place in range(len(parts[0])) for part in parts if place < len(part)]
 
     def any(self, flag: bool) -> bool:
         """Whether it is so on any rank."""
@@ -172,6 +185,18 @@ class ProcessRanks(Ranks):
             for key in keys:
                 self._store.delete_key(key)
         self._posted = self._posted[len(done) :]
+        return values
+
+    def collect(self, value: Value) -> list[Value]:
+        """The values of all ranks, by rank, on rank 0; nothing on the others, which do not wait."""
+        self._count += 1
+        if self.rank > 0:
+            self._post(f"{self._count}/{self.rank}", value)
+            return []
+        keys = [f"{self._count}/{rank}" for rank in range(1, self.size)]
+        values = [value, *(self._take(key) for key in keys)]
+        for key in keys:
+            self._store.delete_key(key)
         return values
 
     def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:

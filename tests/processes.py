@@ -8,9 +8,11 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from sa3d_nerfstudio.distributed.launch import joined
@@ -22,7 +24,9 @@ Job = Callable[..., Any]
 # One process imports everything, and each rank is a fork of it: the test's own has threads, which forks do not survive.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.distributed.jobs"])
-HANG = 600.0
+_ROOT = Path(__file__).resolve().parents[1]
+HANG = 1800.0
+"""Seconds; a busy machine takes many."""
 
 
 @dataclass
@@ -45,6 +49,7 @@ def run_ranks(job: Job, size: int, folder: Path, *arguments: Any) -> Ended:
         folder: For what they print and return.
         arguments: What the job is given besides the ranks.
     """
+    _start_server()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -61,6 +66,13 @@ def run_ranks(job: Job, size: int, folder: Path, *arguments: Any) -> Ended:
     files = [folder / f"{rank}.pt" for rank in range(size)]
     results = [torch.load(file, weights_only=False) if file.exists() else None for file in files]
     return Ended(codes, printed, results)
+
+
+def _start_server() -> None:
+    """Start the process that imports everything; it finds modules as the tests do, by the environment alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (_ROOT, _ROOT / "tests"))))
+        forkserver.ensure_running()
 
 
 def _rank(job: Job, rank: int, size: int, port: int, folder: Path, arguments: tuple[Any, ...]) -> None:

@@ -392,7 +392,8 @@ def report(result: dict[str, Any], options: Options) -> dict[str, Any]:
     parts = Parts(**result["parts"])
     print(
         f"prompt {parts.prompt:.2f} s, first visit {mean(parts.first_visits):.3f} s, "
-        f"later {mean(parts.later_visits):.3f} s, embed {parts.embed:.3f} s, fit {parts.fit_views * 1e3:.2f} ms a view and step ({parts.fit_steps} steps), "
+        f"later {mean(parts.later_visits):.3f} s, embed {parts.embed:.3f} s, "
+        f"fit {parts.fit_views * 1e3:.2f} ms a view and step ({parts.fit_steps} steps), "
         f"sum of {parts.sum_bytes / 1e6:.1f} MB {parts.sum_seconds * 1e3:.1f} ms"
     )
     table = {views: [predicted(parts, ranks, views, options) for ranks in RANKS] for views in VIEWS}

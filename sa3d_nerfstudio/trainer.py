@@ -257,6 +257,9 @@ class SA3DTrainer(Trainer):
             self._update_viewer_state(self.step)
             try:
                 self._train_complete_viewer()
+            except KeyboardInterrupt:
+                if self.ranks.size == 1:
+                    raise
             finally:
                 # Ctrl-C is how one leaves; what runs stops at the next view, and what it has found is saved.
                 self.pipeline.segment_panel.close()

@@ -69,7 +69,7 @@ class Turntable(OfRun):
         boxes = [object_box(item.field, threshold) for item in objects]
         trained = cast(Filtered, pipeline.datamanager).training_cameras().camera_to_worlds
         poses = turntable.orbit(boxes, trained, self.frames, self.elevation)
-        path = turntable.camera_path(poses, width, height, self.fps)
+        path = turntable.camera_path(poses, *self.size, self.fps)
         path_file = self.output_path.with_suffix(".json")
         if ranks.is_first:
             write_json(path_file, path)

@@ -17,15 +17,18 @@ import torch
 import torch.distributed as dist
 from nerfstudio.configs.base_config import MachineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[reportPrivateImportUsage]
 
-from sa3d_nerfstudio.distributed.ranks import TIMEOUT, ProcessRanks, Ranks
+from sa3d_nerfstudio.distributed.ranks import ProcessRanks, Ranks
 from sa3d_nerfstudio.distributed.watch import Watch, this_member
 from sa3d_nerfstudio.errors import SA3DError
 
+TIMEOUT = timedelta(minutes=30)
+"""Of collectives, which begin when all ranks have come to them."""
 STORE_SECONDS = 60
 """After so long without an answer the machine with the store is taken to be gone."""
 _JOINED = itertools.count()
-_SERVERS: list[dist.TCPStore] = []
+_SERVERS: list[TCPStore] = []
 """Stores that this process holds: as long as it lives."""
 
 
@@ -100,7 +103,7 @@ def join(device_type: str, url: str = "auto", local_rank: int = 0) -> Ranks:
     for_values, for_watch = _stores(rank, url, device, agent=not launched)
     members: list[Any] = [None] * size
     dist.all_gather_object(members, this_member())
-    mates = [other for other, member in enumerate(members) if member.host == members[rank].host]
+    mates = [other for other, member in enumerate(members) if member.is_beside(members[rank])]
     watch = Watch(for_watch, rank, members, speaks=not launched)
     watch.begin()
     _end_when_terminated(watch)
@@ -122,7 +125,7 @@ def joined(device_type: str | None) -> Iterator[Ranks]:
         ranks.close()
 
 
-def _stores(rank: int, url: str, device: torch.device, agent: bool) -> tuple[dist.Store, dist.Store]:
+def _stores(rank: int, url: str, device: torch.device, agent: bool) -> tuple[Store, Store]:
     """Two connections to the key-value store of all ranks: one for values, one for the thread that looks after them.
 
     Args:
@@ -139,12 +142,12 @@ def _stores(rank: int, url: str, device: torch.device, agent: bool) -> tuple[dis
     else:
         port = [0]
         if rank == 0:
-            server = dist.TCPStore(host, 0, None, True, timeout, wait_for_workers=False)
+            server = TCPStore(host, 0, None, True, timeout, wait_for_workers=False)
             _SERVERS.append(server)
             port = [server.port]
         dist.broadcast_object_list(port, src=0, device=device if device.type == "cuda" else None)
-    clients = [dist.TCPStore(host, port[0], None, False, timeout) for _ in range(2)]
-    return dist.PrefixStore(prefix, clients[0]), dist.PrefixStore(prefix, clients[1])
+    clients = [TCPStore(host, port[0], None, False, timeout) for _ in range(2)]
+    return PrefixStore(prefix, clients[0]), PrefixStore(prefix, clients[1])
 
 
 def _end_when_terminated(watch: Watch) -> None:

@@ -9,15 +9,17 @@ writing, or its user thinking, and no collective's timeout ends the others: thes
 from __future__ import annotations
 
 import io
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store  # type: ignore[reportPrivateImportUsage]
 
 from sa3d_nerfstudio.distributed.watch import RankFault, Watch, as_reason
 from sa3d_nerfstudio.errors import SA3DError, one_line
@@ -137,7 +139,7 @@ class ProcessRanks(Ranks):
 
     def __init__(
         self,
-        store: dist.Store,
+        store: Store,
         watch: Watch,
         rank: int,
         size: int,
@@ -243,6 +245,9 @@ class ProcessRanks(Ranks):
 
     def close(self) -> None:
         """Wait until all ranks have come here, and part."""
+        if self.rank > 0 and threading.current_thread() is threading.main_thread():
+            # Whoever leaves rank 0's viewer by Ctrl-C ends this by that.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.gather(None)
         self.watch.close()
         if self.rank == 0:
@@ -264,7 +269,7 @@ class ProcessRanks(Ranks):
         starts = range(0, len(content), PART_BYTES)
         keys = [f"{key}/{number}" for number in range(len(starts))]
         for part, start in zip(keys, starts, strict=True):
-            self._store.set(part, bytes(content[start : start + PART_BYTES]))
+            self._store.set(part, bytes(content[start : start + PART_BYTES]))  # type: ignore[arg-type]
         self._store.set(key, str(len(keys)))
         self._posted.append((self._count, [key, *keys]))
 
@@ -298,7 +303,3 @@ def _described(error: BaseException) -> str:
     if isinstance(error, SA3DError):
         return str(error).rstrip(".")
     return OUT_OF_MEMORY if _is_out_of_memory(error) else f"{type(error).__name__}: {one_line(error)}"
-
-
-TIMEOUT = timedelta(minutes=30)
-"""Of collectives, which begin when all ranks have come to them."""

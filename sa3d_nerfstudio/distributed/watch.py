@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from torch.distributed import Store
+from torch.distributed import Store  # type: ignore[reportPrivateImportUsage]
 
 from sa3d_nerfstudio.errors import SA3DError
 
@@ -50,7 +50,14 @@ class Member:
     """A rank's process."""
 
     host: str
+    """Name of its machine, for people."""
     process: int
+    space: str = ""
+    """Where that number counts: containers of one host may have one name, and numbers of their own."""
+
+    def is_beside(self, other: Member) -> bool:
+        """Whether this process can tell by the number whether the other runs."""
+        return (self.host, self.space) == (other.host, other.space)
 
 
 def is_running(process: int) -> bool:
@@ -97,7 +104,7 @@ class Watch:
 
     def _watched_by_signs(self) -> list[int]:
         others = range(1, len(self._members)) if self.rank == 0 else [0]
-        return [other for other in others if self._members[other].host != self.host]
+        return [other for other in others if not self._members[self.rank].is_beside(self._members[other])]
 
     @property
     def is_closed(self) -> bool:
@@ -143,7 +150,8 @@ class Watch:
             return True
         if fault.told and fault.host == self.host:
             return False
-        mates = [rank for rank, member in enumerate(self._members) if member.host == self.host and rank != fault.rank]
+        own = self._members[self.rank]
+        mates = [rank for rank, member in enumerate(self._members) if own.is_beside(member) and rank != fault.rank]
         return self.rank == next((rank for rank in mates if is_running(self._members[rank].process)), self.rank)
 
     def report(self, reason: str, told: bool = True) -> Fault:
@@ -201,8 +209,9 @@ class Watch:
                 self._write(Fault(other, host, "was killed, or its machine does not answer", told=False))
 
     def _look_at_processes(self) -> None:
+        own = self._members[self.rank]
         for other, member in enumerate(self._members):
-            if member.host == self.host and not is_running(member.process) and not self._has_left(other):
+            if own.is_beside(member) and not is_running(member.process) and not self._has_left(other):
                 self._write(Fault(other, member.host, "was killed: look for a lack of memory there", told=False))
                 return
 
@@ -221,7 +230,11 @@ class Watch:
 
 def this_member() -> Member:
     """This process."""
-    return Member(socket.gethostname(), os.getpid())
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return Member(socket.gethostname(), os.getpid(), space)
 
 
 def as_reason(error: BaseException, describe: Callable[[BaseException], str]) -> str:

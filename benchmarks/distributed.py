@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import matplotlib
 import torch
@@ -81,8 +81,8 @@ class Options:
     """JSON file to write."""
     plot: Path | None = None
     """PNG file to draw the growth in."""
-    worker: Annotated[Path | None, tyro.conf.Suppress] = None
-    """Where one of the processes puts what it has measured."""
+    worker: Path | None = None
+    """Set by this command for the processes that it starts: where the first puts what it has measured."""
 
 
 class TimedRanks(ProcessRanks):

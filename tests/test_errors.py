@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.subprocesses import run
+
 PROGRAM = """
 import os, signal, sys
 import torch.multiprocessing as mp
@@ -49,5 +51,4 @@ def launch(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
     """Start two processes as nerfstudio does, of which the second ends."""
     program = folder / "program.py"
     program.write_text(PROGRAM)
-    words = [sys.executable, "-W", "ignore", str(program), how]
-    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)
+    return run(sys.executable, "-W", "ignore", program, how)

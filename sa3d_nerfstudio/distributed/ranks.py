@@ -230,6 +230,7 @@ class ProcessRanks(Ranks):
         try:
             yield
         except (RankFault, SystemExit):
+            self._leave_as_last()
             raise
         except BaseException as error:
             if isinstance(error, SA3DError) and self.rank > 0:
@@ -237,11 +238,17 @@ class ProcessRanks(Ranks):
                 self.watch.await_fault(3.0)
             known = isinstance(error, (SA3DError, KeyboardInterrupt)) or _is_out_of_memory(error)
             fault = self.watch.report(as_reason(error, _described))
+            self._leave_as_last()
             if fault.rank != self.rank:
                 raise self.watch.ending(fault) from error
             if known and not (self.rank == 0 and isinstance(error, SA3DError)):
                 raise RankFault(self.watch.sentence(fault)) from error
             raise
+
+    def _leave_as_last(self) -> None:
+        """Rank 0 may hold the store, by which the others learn why all end."""
+        if self.rank == 0 and self.watch.fault is not None:
+            self.watch.await_others()
 
     def close(self) -> None:
         """Wait until all ranks have come here, and part."""
@@ -276,7 +283,7 @@ class ProcessRanks(Ranks):
     def _take(self, key: str) -> Any:
         begun, sleep = time.perf_counter(), 1e-4
         try:
-            while not self._store.check([key]):
+            while self.watch.fault is not None or not self._store.check([key]):
                 self.watch.check()
                 time.sleep(sleep)
                 sleep = min(1.2 * sleep, LONGEST_SLEEP)

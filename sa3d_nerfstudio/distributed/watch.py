@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +24,9 @@ SILENT = 30.0
 GRACE = 15.0
 """Seconds that work has to come to an end by itself once a rank has ended; it may be within a render or a sum."""
 STAYS = "what was saved stays, and the same command goes on from there"
+
+ANSWER = 5.0
+"""Seconds in which living ranks take note of a fault; so long the one waits that may hold what all read."""
 
 _FAULT, _STOP = "fault", "stop"
 
@@ -92,6 +96,8 @@ class Watch:
         self.rank = rank
         self.host = members[rank].host
         self.fault: Fault | None = None
+        self.tells = False
+        """Whether this process says what has happened."""
         self.is_stopping = False
         """Whether all are asked to stop at the next view."""
         self.speaks = speaks
@@ -138,25 +144,40 @@ class Watch:
 
     def ending(self, fault: Fault) -> BaseException:
         """What ends this process for a fault: the sentence, or where others say it nothing but the exit code."""
-        return RankFault(self.sentence(fault)) if not self.speaks or self._is_to_tell(fault) else SystemExit(1)
+        return RankFault(self.sentence(fault)) if self.tells or not self.speaks else SystemExit(1)
 
     def sentence(self, fault: Fault) -> str:
         """What to say of a fault."""
         return f"rank {fault.rank} of {len(self._members)}, on {fault.host}, {fault.reason}; {STAYS}."
 
-    def _is_to_tell(self, fault: Fault) -> bool:
-        """One on each machine tells, and where a rank has told by itself, no other on its machine."""
-        if fault.rank == self.rank:
-            return True
-        if fault.told and fault.host == self.host:
-            return False
+    def _note(self, fault: Fault) -> None:
+        """Take note of a fault, and find out who tells of it: one on each machine, be it the rank itself."""
         own = self._members[self.rank]
-        mates = [rank for rank, member in enumerate(self._members) if own.is_beside(member) and rank != fault.rank]
-        return self.rank == next((rank for rank in mates if is_running(self._members[rank].process)), self.rank)
+        tells = fault.rank == self.rank
+        if not tells and not (fault.told and own.is_beside(self._members[fault.rank])):
+            try:
+                claimed = self._store.compare_set(f"tells/{own.host}/{own.space}", "", str(self.rank))
+                tells = claimed == str(self.rank).encode()
+            except RuntimeError:
+                tells = True
+        self.tells, self.fault = tells, fault
+        with suppress(RuntimeError):
+            self._store.set(f"noted/{self.rank}", "1")
+
+    def await_others(self) -> None:
+        """Wait until the others have taken note of a fault: what they read may be in this process."""
+        until = time.monotonic() + ANSWER
+        with suppress(RuntimeError):
+            for rank, member in enumerate(self._members):
+                own = self._members[self.rank].is_beside(member)
+                while time.monotonic() < until and not self._store.check([f"noted/{rank}"]):
+                    if (self.fault is not None and rank == self.fault.rank) or (own and not is_running(member.process)):
+                        break
+                    time.sleep(0.02)
 
     def report(self, reason: str, told: bool = True) -> Fault:
         """Write down what ends this rank; if another one has ended before, that is what ends all."""
-        return self._write(Fault(self.rank, self.host, reason, told))
+        return self.fault or self._write(Fault(self.rank, self.host, reason, told))
 
     def await_fault(self, seconds: float) -> Fault | None:
         """What has ended another rank, as soon as that is known; None if it is not by then."""
@@ -172,12 +193,10 @@ class Watch:
         return self.fault
 
     def _write(self, fault: Fault) -> Fault:
-        try:
-            kept = self._store.compare_set(_FAULT, "", json.dumps(asdict(fault)))
-            self.fault = Fault(**json.loads(kept))
-        except RuntimeError:
-            self.fault = self.fault or fault
-        return self.fault
+        with suppress(RuntimeError):
+            fault = Fault(**json.loads(self._store.compare_set(_FAULT, "", json.dumps(asdict(fault)))))
+        self._note(fault)
+        return fault
 
     def _run(self) -> None:
         while not self._closed.wait(SECONDS):
@@ -186,8 +205,8 @@ class Watch:
             except RuntimeError:
                 # Where all write and read is gone, and with it the process that held it.
                 if not self._closed.is_set():
-                    first = self._members[0]
-                    self.fault = self.fault or Fault(0, first.host, "was killed, or its machine does not answer", False)
+                    first = self._members[0].host
+                    self._note(self.fault or Fault(0, first, "was killed, or its machine does not answer", False))
             if self.fault is not None:
                 self._see_to_the_end(self.fault)
                 return
@@ -197,7 +216,7 @@ class Watch:
         self._store.set(f"sign/{self.rank}", str(self._beats))
         self.is_stopping = self.is_stopping or self._store.check([_STOP])
         if self._store.check([_FAULT]):
-            self.fault = Fault(**json.loads(self._store.get(_FAULT)))
+            self._note(Fault(**json.loads(self._store.get(_FAULT))))
             return
         self._look_at_processes()
         for other, (last, when) in list(self._signs.items()):

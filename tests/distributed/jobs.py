@@ -197,7 +197,7 @@ def run_out_of_memory(ranks: Ranks) -> None:
 def be_wrong(ranks: Ranks) -> None:
     """A mistake of the user's, which is the same on all ranks."""
     session = ball_session(ranks)
-    session.prompt(0, Prompt.from_points(48, 64, []))
+    session.prompt(0, Prompt(48, 64, mask=torch.zeros(48, 64, dtype=torch.bool)))
 
 
 def stop(ranks: Ranks, number_of_pass: int) -> tuple[bool, torch.Tensor, int]:

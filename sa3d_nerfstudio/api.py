@@ -59,7 +59,9 @@ def load(
             raise SA3DError(f"there is no option {name}: see the fields of SA3DPipelineConfig.")
         setattr(config.pipeline, name, value)
     config.set_timestamp()
-    trainer = SA3DTrainer(config)
+    # Of several processes on a machine, each has its own GPU.
+    on_cuda = config.machine.device_type == "cuda" and torch.cuda.is_available()
+    trainer = SA3DTrainer(config, local_rank=torch.cuda.current_device() if on_cuda else 0)
     trainer.restore()
     return Run(trainer)
 

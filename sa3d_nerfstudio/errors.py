@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
+import socket
 import sys
 from types import TracebackType
 
 
 class SA3DError(Exception):
     """An error that a user can fix. Its message is one sentence that names the remedy."""
+
+    is_of_rank = False
+    """Whether it is about one of several processes; others are the same in all of them."""
 
 
 class MissingWeightsError(SA3DError):
@@ -31,8 +37,32 @@ def end_in_a_sentence() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         if isinstance(error, SA3DError):
-            print(f"error: {error}", file=sys.stderr)
+            # torchrun starts several processes on a machine, and one of them says what all would.
+            if error.is_of_rank or os.environ.get("LOCAL_RANK", "0") == "0":
+                print(f"error: {error}", file=sys.stderr)
+        elif (sentence := sentence_of_process(error)) is not None:
+            print(f"error: {sentence}", file=sys.stderr)
         else:
             previous(kind, error, traceback)
 
     sys.excepthook = hook
+
+
+def sentence_of_process(error: BaseException) -> str | None:
+    """What ended one of the processes that torch has started for nerfstudio, as a sentence; None if that is no fault
+    of a user's or the machine's.
+
+    Args:
+        error: What ``torch.multiprocessing`` raises in the process that has started them: with the text of the
+            traceback, or the signal.
+    """
+    kind = f"{type(error).__module__}.{type(error).__name__}"
+    if kind == "torch.multiprocessing.spawn.ProcessRaisedException":
+        found = re.findall(r"^sa3d_nerfstudio\.[\w.]+: (.+)", str(error), flags=re.MULTILINE)
+        return found[-1] if found else None
+    if kind == "torch.multiprocessing.spawn.ProcessExitedException":
+        process, name = getattr(error, "error_index", "?"), getattr(error, "signal_name", None)
+        how = f"was ended by {name}: look for a lack of memory there" if name else "has ended"
+        stays = "what was saved stays, and the same command goes on from there"
+        return f"process {process} on {socket.gethostname()} {how}; {stays}."
+    return None

@@ -23,6 +23,7 @@ from torch import Tensor
 from sa3d_nerfstudio.base_run.checkpoint import check_finite, load_checkpoint
 from sa3d_nerfstudio.base_run.patches import GUIDANCE, lpips_without_download, without_guidance
 from sa3d_nerfstudio.datamanager import Filtered, frozen_datamanager
+from sa3d_nerfstudio.distributed.ranks import Ranks
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.fields.mask_grid import MIN_RESOLUTION
 from sa3d_nerfstudio.files import atomic_path, cannot_write, digest
@@ -51,7 +52,6 @@ CPU_RAYS_PER_CHUNK = 1024
 INSTANCE_CELLS = 64
 """Vertices along each axis of the grids by which instances in several views are matched."""
 
-ONE_DEVICE = "sa3d uses one device: leave out --machine.num-devices and --machine.num-machines."
 SCENE_BYTES = 2_000_000_000
 """What the mask grids of a whole scene may take."""
 VERTEX_BYTES = 12
@@ -160,8 +160,6 @@ class SA3DPipeline(VanillaPipeline):
     ) -> None:
         if config.base is None:
             raise SA3DError("there is no run to segment: give one with --load-dir outputs/SCENE/METHOD/TIME.")
-        if world_size > 1:
-            raise SA3DError(ONE_DEVICE)
         if getattr(config.model, "enable_temporal_distortion", False):
             raise SA3DError(MOVING)
         # nerfstudio's tools put sa3d's own here, and ns-render dataset builds another data manager from it afterwards.
@@ -172,7 +170,8 @@ class SA3DPipeline(VanillaPipeline):
         vanilla.model = copy.copy(config.model)
         try:
             with lpips_without_download(), without_guidance():
-                super().__init__(vanilla, device, test_mode, world_size, local_rank, grad_scaler)
+                # Nothing is trained: of several processes, each has the whole of data and model.
+                super().__init__(vanilla, device, test_mode, 1, 0, grad_scaler)
         except OSError as error:  # Pillow's error for what is no whole image is one of these
             place = "" if error.filename else f", in {config.datamanager.data}"
             raise SA3DError(f"the data set cannot be read ({one_line(error)}{place}): restore its images.") from error
@@ -186,6 +185,8 @@ class SA3DPipeline(VanillaPipeline):
         self._model = model.to(device)
         self.model.for_inference = test_mode == "inference"
         self.eval()
+        self.ranks = Ranks()
+        """The processes that share the jobs of the command line."""
         self._views: TrainingViews | None = None
         self._segmenter: tuple[Any, Segmenter] | None = None
         self._embeddings: tuple[Segmenter, dict[int, Embeddings]] | None = None
@@ -232,7 +233,8 @@ class SA3DPipeline(VanillaPipeline):
         disk = None
         if folder is not None and config.keep_cache:
             disk = DiskStore(lambda: folder / self.base_digest(), int(config.cache_disk_gb * 1e9))
-        budget = default_budget(self.device) if config.cache_gb is None else int(config.cache_gb * 1e9)
+        free = default_budget(self.device) // (self.ranks.local_size if self.device.type == "cpu" else 1)
+        budget = free if config.cache_gb is None else int(config.cache_gb * 1e9)
         return ViewCache(budget, disk)
 
     def base_digest(self) -> str:
@@ -283,6 +285,7 @@ class SA3DPipeline(VanillaPipeline):
         segmenter: Segmenter | None = None,
         register: bool = True,
         resolution: int | None = None,
+        ranks: Ranks | None = None,
     ) -> SegmentationSession:
         """Begin to segment an object.
 
@@ -291,6 +294,7 @@ class SA3DPipeline(VanillaPipeline):
             segmenter: The segmenter, if it has been built before.
             register: Whether the object is there from now on.
             resolution: Vertices of the mask grid along each axis, at most; by default as configured.
+            ranks: The processes that segment it together; this one alone by default, as in the viewer.
         """
         config = self.config
         segmenter = segmenter or self.make_segmenter()
@@ -298,7 +302,7 @@ class SA3DPipeline(VanillaPipeline):
         grid = self.model.new_field(resolution or config.resolution)
         views, embeddings = self.sized(segmenter)
         choose = partial(self.sized, segmenter) if config.working_size is None else None
-        session = SegmentationSession(views, segmenter, grid, config, embeddings, choose)
+        session = SegmentationSession(views, segmenter, grid, config, embeddings, choose, ranks=ranks)
         if register:
             self.model.masks[name] = grid
         return session

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TextIO
@@ -39,17 +40,31 @@ def confirm(question: str, console: Console, answers: TextIO) -> bool:
 
 
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets instead of raising; on other threads than the main one, it is never set."""
+def interruptible(on_first: Callable[[], None] | None = None, repeated: float = 0.0) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets instead of raising; on other threads than the main one, it is never set.
+
+    Args:
+        on_first: Called then, at whatever line the program is.
+        repeated: Seconds in which further ones are taken for the first: launchers pass on what the terminal has sent.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
     previous = signal.getsignal(signal.SIGINT)
+    first = [0.0]
 
     def note(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, previous)
+        if event.is_set():
+            if time.monotonic() - first[0] < repeated:
+                return
+            signal.signal(signal.SIGINT, previous)
+            signal.raise_signal(number)
+            return
+        first[0] = time.monotonic()
         event.set()
+        if on_first is not None:
+            on_first()
 
     signal.signal(signal.SIGINT, note)
     try:

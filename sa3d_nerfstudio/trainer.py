@@ -20,21 +20,24 @@ from jaxtyping import Float
 from nerfstudio.configs.base_config import MachineConfig
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
-from nerfstudio.utils import writer
+from nerfstudio.utils import comms, writer
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from sa3d_nerfstudio.base_run.checkpoint import load_checkpoint
 from sa3d_nerfstudio.base_run.find import BaseRun, find_run
+from sa3d_nerfstudio.distributed.launch import check_launch, join, rank_in_environment
+from sa3d_nerfstudio.distributed.ranks import Ranks
 from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.files import atomic_path, check_writable
 from sa3d_nerfstudio.jobs import job_digest, print_progress_so_far, run_scene_job, unfinished_run
 from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
-from sa3d_nerfstudio.pipeline import ONE_DEVICE, BaseReference, SA3DPipeline, SA3DPipelineConfig
+from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineConfig
 from sa3d_nerfstudio.segmentation.everything import SceneReport
 from sa3d_nerfstudio.segmentation.progress import print_report, run_with_progress
-from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.session import NO_SUM, SegmentationSession
+from sa3d_nerfstudio.segmentation.session_views import ViewKey
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter
 from sa3d_nerfstudio.terminal import confirm, say
@@ -44,6 +47,8 @@ LOCAL = "127.0.0.1"
 """Where the viewer of ``ns-train sa3d`` listens by default: to this machine only."""
 OVERVIEW_VIEWS = 12
 """Views in the grid of overview.png."""
+Overview = tuple[PromptPanel, list[ViewPanel]]
+"""What an object's overview.png shows."""
 QUICK_ON_A_CPU = ("mobile-sam", "grabcut", "oracle")
 """Segmenters that a CPU is quick enough for: 1.5 s a view for MobileSAM, 18 s for sam-vit-b."""
 
@@ -75,6 +80,8 @@ class SA3DTrainerConfig(TrainerConfig):
         holds nothing but real values.
         """
         restored = self.load_dir is not None or self.pipeline.base is None
+        started = rank_in_environment()
+        CONSOLE.quiet = CONSOLE.quiet or (started is not None and started[0] > 0)
         if restored:
             self.restore_base()
         super().set_timestamp()
@@ -85,10 +92,10 @@ class SA3DTrainerConfig(TrainerConfig):
         """Take model, data and checkpoint from the run that ``load_dir`` names.
 
         Raises:
-            SA3DError: There is no such run, or no CUDA device.
+            SA3DError: There is no such run, or no CUDA device, or several processes cannot do what is asked for.
         """
-        if self.machine.num_devices * self.machine.num_machines > 1:
-            raise SA3DError(ONE_DEVICE)
+        if check_launch(self.machine) > 1:
+            self._check_several()
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
             raise SA3DError("CUDA was asked for, but torch finds no CUDA device: use --machine.device-type cpu.")
         if self.load_dir is None:
@@ -104,6 +111,20 @@ class SA3DTrainerConfig(TrainerConfig):
         self.data = self.pipeline.datamanager.data
         self.load_dir, self.load_step = run.checkpoint_path.parent, run.step
         self.resumed = run.is_sa3d
+
+    def _check_several(self) -> None:
+        """Whether what is asked for can be shared by several processes.
+
+        Raises:
+            SA3DError: It cannot.
+        """
+        if self.pipeline.lifting != "evidence":
+            raise SA3DError(NO_SUM)
+        if self.pipeline.everything:
+            raise SA3DError(
+                "--pipeline.everything is for one process: leave out --machine.num-devices and --machine.num-machines, "
+                "and start it without torchrun."
+            )
 
     def _continue_in_place(self) -> None:
         """Continue an unfinished run of the same base in the folder that this run will write to."""
@@ -158,8 +179,22 @@ class SA3DTrainer(Trainer):
     config: SA3DTrainerConfig
     pipeline: SA3DPipeline  # type: ignore[assignment]
 
+    def __init__(self, config: SA3DTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
+        CONSOLE.quiet = CONSOLE.quiet or comms.get_rank() > 0
+        super().__init__(config, local_rank, world_size)
+        self.ranks = Ranks()
+        """The processes that segment together."""
+
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
-        """Restore the run."""
+        """Join the other processes, if there are any, and restore the run."""
+        machine = self.config.machine
+        self.ranks = join(machine.device_type, machine.dist_url, self.local_rank)
+        if self.ranks.size > 1 and machine.device_type == "cuda":
+            self.device = f"cuda:{torch.cuda.current_device()}"
+        with self.ranks.guarded():
+            self._set_up(test_mode)
+
+    def _set_up(self, test_mode: Literal["test", "val", "inference"]) -> None:
         if not self.config.is_viewer_enabled() and not self._has_job:
             raise SA3DError(
                 "there is nothing to do: give a prompt (--pipeline.prompt.view IMAGE --pipeline.prompt.points X Y), "
@@ -169,9 +204,8 @@ class SA3DTrainer(Trainer):
 
     def restore(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build the pipeline and load the base run's checkpoint, or that of a sa3d run with its objects."""
-        self.pipeline = self.config.pipeline.setup(
-            device=self.device, test_mode=test_mode, world_size=self.world_size, local_rank=self.local_rank
-        )
+        self.pipeline = self.config.pipeline.setup(device=self.device, test_mode=test_mode, world_size=1, local_rank=0)
+        self.pipeline.ranks = self.ranks
         assert self.config.load_dir is not None
         loaded = load_checkpoint(self.config.load_dir / f"step-{self.config.load_step:09d}.ckpt")
         self.pipeline.load_pipeline(loaded["pipeline"], loaded["step"])
@@ -200,7 +234,15 @@ class SA3DTrainer(Trainer):
         writer.setup_local_writer(logging, max_iter=1, banner_messages=self.viewer_state.viewer_info)
 
     def train(self) -> None:
-        """Segment what the configuration prompts, save, and stay while the viewer is open."""
+        """Segment what the configuration prompts, save, and stay while the viewer is open.
+
+        Of several processes, the first alone saves, prints and has the viewer; the others wait for it to end.
+        """
+        with self.ranks.guarded():
+            self._train()
+            self.ranks.close()
+
+    def _train(self) -> None:
         self.training_state = "completed"
         if self.config.pipeline.prompt.is_given:
             self.segment()
@@ -209,12 +251,15 @@ class SA3DTrainer(Trainer):
         if self._has_job and self.config.viewer.quit_on_train_completion:
             return
         # After the job, which changes masks that a viewer would be rendering.
-        if self.config.is_viewer_enabled():
+        if self.config.is_viewer_enabled() and self.ranks.is_first:
             self._open_viewer()
             self._init_viewer_state()
             self._update_viewer_state(self.step)
             try:
                 self._train_complete_viewer()
+            except KeyboardInterrupt:
+                if self.ranks.size == 1:
+                    raise
             finally:
                 # Ctrl-C is how one leaves; what runs stops at the next view, and what it has found is saved.
                 self.pipeline.segment_panel.close()
@@ -252,24 +297,26 @@ class SA3DTrainer(Trainer):
         Raises:
             SA3DError: A prompt is at fault, nothing came of it, or the run cannot be saved.
         """
-        masks = self.pipeline.model.masks
-        prompts = {prompted.name: prompted for prompted in self.pipeline.prompts_from_config()}
+        masks, ranks = self.pipeline.model.masks, self.ranks
+        prompts = {prompted.name: prompted for prompted in ranks.share(self.pipeline.prompts_from_config)}
         size = self.pipeline.views.long_side
         jobs = {name: job_digest(prompted, self.config.pipeline, size) for name, prompted in prompts.items()}
         kept = [name for name in jobs if masks.finished.get(name) == jobs[name] and not self.config.pipeline.redo]
+        kept = ranks.share(partial(list, kept))
         sessions: dict[str, SegmentationSession] = {}
         todo = [name for name in prompts if name not in kept]
         # The segmenter is built once, and not where there is nothing to do; all prompts are tried before the first long
         # loop begins.
         segmenter = self._segmenter() if todo else None
         for name in todo:
-            sessions[name] = self.pipeline.session(name, segmenter, register=False)
+            sessions[name] = self.pipeline.session(name, segmenter, register=False, ranks=ranks)
             for view, prompt in prompts[name].views.items():
                 sessions[name].prompt(view, prompt)
         if self.config.resumed:
             print_progress_so_far(kept, list(sessions), masks.names)
         # Nor does it begin where its result could not be saved.
-        check_writable(self.base_dir, self.pipeline.checkpoint_bytes())
+        if ranks.is_first:
+            check_writable(self.base_dir, self.pipeline.checkpoint_bytes())
         for name, session in sessions.items():
             if len(prompts) > 1:
                 CONSOLE.rule(name)
@@ -292,14 +339,20 @@ class SA3DTrainer(Trainer):
 
     def _segmenter(self) -> Segmenter:
         """The segmenter that the configuration names, or what the user agrees to where its weights cannot be had."""
+        # Rank 0 fetches weights that are not there yet, and asks.
+        self.config.pipeline.segmenter = self.ranks.share(self._agreed_segmenter)
+        return self.pipeline.make_segmenter()
+
+    def _agreed_segmenter(self) -> str:
+        """Name of the segmenter that is to be used, and that can be built."""
         try:
-            return self.pipeline.make_segmenter()
+            self.pipeline.make_segmenter()
+            return self.config.pipeline.segmenter
         except MissingWeightsError as error:
             if not confirm(f"{error}\nSegment with grabcut instead?", CONSOLE, sys.stdin):
                 raise
-        self.config.pipeline.segmenter = "grabcut"
         say("segmenter   grabcut")
-        return self.pipeline.make_segmenter()
+        return "grabcut"
 
     def save(
         self, sessions: dict[str, SegmentationSession] | None = None, several: bool = False, last: bool = True
@@ -319,16 +372,18 @@ class SA3DTrainer(Trainer):
         """
         sessions = sessions or {}
         several = several or len(sessions) > 1
-        self._write_or_rescue(sessions, several)
+        overviews = {name: self._overview(session) for name, session in sessions.items()}
+        if self.ranks.is_first:
+            self._write_or_rescue(overviews, several)
         self.pipeline.views.cache.flush()
-        if not last:
+        if not last or not self.ranks.is_first:
             return
         config = self.base_dir / "config.yml"
         say(f"saved       {config}")
         export = f"ns-export {self.pipeline.model.EXPORT} --load-config {shlex.quote(str(config))}"
         say(f"next        {export} --output-dir exports")
 
-    def _write_or_rescue(self, sessions: dict[str, SegmentationSession], several: bool) -> None:
+    def _write_or_rescue(self, overviews: dict[str, Overview], several: bool) -> None:
         """Write the run; without room for that, without the base weights; or else in the folder for temporary files.
 
         The configuration says afterwards what has been written, and where.
@@ -339,13 +394,13 @@ class SA3DTrainer(Trainer):
         config, base = self.config, self.config.pipeline.base
         assert base is not None
         try:
-            return self._write(sessions, several)
+            return self._write(overviews, several)
         except SA3DError as error:
             reason = error
         if config.pipeline.save_base:
             config.pipeline.save_base = False
             try:
-                self._write(sessions, several)
+                self._write(overviews, several)
             except SA3DError as error:
                 reason = error
             else:
@@ -356,43 +411,50 @@ class SA3DTrainer(Trainer):
                 return None
         config.output_dir = Path(tempfile.mkdtemp(prefix="sa3d-"))
         self.base_dir, self.checkpoint_dir = config.get_base_dir(), config.get_checkpoint_dir()
-        self._write(sessions, several)
+        self._write(overviews, several)
         sentence = str(reason).split(": make room", maxsplit=1)[0]
         raise SA3DError(f"{sentence}: make room there; the objects are safe for now in {self.base_dir}.") from reason
 
-    def _write(self, sessions: dict[str, SegmentationSession], several: bool) -> None:
+    def _write(self, overviews: dict[str, Overview], several: bool) -> None:
         self.save_checkpoint(self.step)
         outputs = getattr(self.pipeline.datamanager, "train_dataparser_outputs", None)
         if outputs is not None:
             with atomic_path(self.base_dir / "dataparser_transforms.json") as path:
                 outputs.save_dataparser_transform(path)
-        for name, session in sessions.items():
+        for name, (top, panels) in overviews.items():
             suffix = f"-{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}" if several else ""
-            self._write_overview(self.base_dir / f"overview{suffix}.png", session)
+            write_overview(self.base_dir / f"overview{suffix}.png", top, panels)
         self.config.write(self.base_dir)
 
     def save_checkpoint(self, step: int) -> None:
         """Save masks and base weights, as nerfstudio's tools read them."""
         self.pipeline.save_checkpoint(self.checkpoint_dir / f"step-{step:09d}.ckpt", step)
 
-    def _write_overview(self, path: Path, session: SegmentationSession) -> None:
+    def _overview(self, session: SegmentationSession) -> Overview:
+        """The panels of an object's overview; each rank draws those of its own views."""
         records = session.report.last()
         view = next(iter(session.prompted))
-        trace = session.trace(view)
-        prompted = session.prompted[view]
-        top = PromptPanel(trace.rgb.cpu(), prompted.mask.cpu(), prompted.prompt, session.name(view))
+        top = session.ranks.share(partial(_prompt_panel, session, view))
         others = [record for record in records.values() if record.view not in session.prompted]
         step = max(1, len(others) / OVERVIEW_VIEWS)
         chosen = [others[int(index * step)] for index in range(min(OVERVIEW_VIEWS, len(others)))]
         panels = []
-        for record in sorted(chosen, key=lambda record: record.name):
+        for record in chosen:
+            if session.ranks.owner(int(record.view)) != session.ranks.rank:
+                continue
             window = session.window(record.view)
             rgb = session.image(record.view, lambda trace: trace.rgb)
             probability = session.image(record.view, partial(_probability, session.grid))[..., 0]
             status = f"{record.state}: {record.reason}" if record.reason else record.state
             shares = None if window is None else window.shares
             panels.append(ViewPanel(rgb.cpu(), probability.cpu(), record.name, status, shares))
-        write_overview(path, top, panels)
+        drawn = [panel for part in session.ranks.gather(panels) for panel in part]
+        return top, sorted(drawn, key=lambda panel: panel.name)
+
+
+def _prompt_panel(session: SegmentationSession, view: ViewKey) -> PromptPanel:
+    prompted = session.prompted[view]
+    return PromptPanel(session.trace(view).rgb.cpu(), prompted.mask.cpu(), prompted.prompt, session.name(view))
 
 
 def _probability(field: MaskField, trace: ViewTrace) -> Float[Tensor, "height width 1"]:

@@ -196,10 +196,31 @@ def test_cuda_that_is_not_there_is_refused(tiny_run: Path):
         sa3d.load(tiny_run, device="cuda")
 
 
-@pytest.mark.parametrize("machine", [MachineConfig(num_devices=2), MachineConfig(num_machines=2)])
-def test_more_than_one_device_is_refused_before_anything_runs(machine: MachineConfig, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("machine", "started", "options", "sentence"),
+    [
+        (MachineConfig(num_devices=2, device_type="cpu"), 1, {}, "torchrun --nproc-per-node 2"),
+        (MachineConfig(num_devices=2), 1, {"lifting": "gradient"}, "takes the views one after another"),
+        (MachineConfig(num_devices=2), 1, {"everything": True}, "everything is for one process"),
+        (MachineConfig(num_machines=2), 1, {}, "dist-url tcp://HOST:PORT"),
+        (MachineConfig(num_devices=2), 4, {}, "torchrun has started 4 processes already"),
+        (MachineConfig(), 4, {"lifting": "gradient"}, "takes the views one after another"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused_before_anything_runs(
+    machine: MachineConfig,
+    started: int,
+    options: dict[str, Any],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("WORLD_SIZE", str(started))
+    monkeypatch.setenv("RANK", "0")
     config = default_config()
     config.machine, config.load_dir = machine, tmp_path
-    with pytest.raises(SA3DError, match="sa3d uses one device"):
+    for name, value in options.items():
+        setattr(config.pipeline, name, value)
+    with pytest.raises(SA3DError, match=sentence):
         config.set_timestamp()
     assert list(tmp_path.iterdir()) == []

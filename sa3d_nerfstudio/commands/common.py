@@ -55,11 +55,12 @@ class OfRun:
 
         check_writable(output)
         quiet_nerfstudio()
+        was_quiet = CONSOLE.quiet
         CONSOLE.quiet = True  # nerfstudio prints a line for each image
         try:
             return load(self.load_config, data=self.data, device=self.device).pipeline
         finally:
-            CONSOLE.quiet = False
+            CONSOLE.quiet = was_quiet
 
     def choose(self, pipeline: SA3DPipeline, names: tuple[str, ...]) -> list[ExportObject]:
         """Choose objects, and say which.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sa3d_nerfstudio.commands.common import OfRun
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.terminal import say
+
+if TYPE_CHECKING:
+    from sa3d_nerfstudio.distributed.ranks import Ranks
 
 
 @dataclass(kw_only=True)
@@ -37,6 +40,13 @@ class Masks(OfRun):
             )
         if self.format == "rgba" and self.camera_path is not None:
             raise SA3DError("--format rgba is of photos, and a camera path has none: leave out --camera-path.")
+        from sa3d_nerfstudio.distributed.launch import joined
+
+        with joined(self.device) as ranks:
+            self._write(ranks)
+
+    def _write(self, ranks: Ranks) -> None:
+        """Write the masks of this rank's cameras; the first rank writes what names them."""
         from sa3d_nerfstudio.exports import dataset as cameras
         from sa3d_nerfstudio.exports import masks
         from sa3d_nerfstudio.exports.dataset import DataSetFiles
@@ -47,29 +57,32 @@ class Masks(OfRun):
         chosen = on_path or cameras.dataset_cameras(pipeline, self.split)
         if self.format == "rgba":
             cameras.require_photos(pipeline, chosen)
-        maps = masks.id_maps(pipeline.model, chosen, objects, pipeline.config.threshold)
+        maps = masks.id_maps(pipeline.model, chosen, objects, pipeline.config.threshold, ranks)
         if self.format == "coco":
-            masks.write_coco(self.output_dir / "annotations.json", maps, objects, pipeline.model.masks.parents)
-            say(f"saved       {self.output_dir / 'annotations.json'}")
+            path = self.output_dir / "annotations.json"
+            masks.write_coco(path, maps, objects, pipeline.model.masks.parents, ranks)
+            say(f"saved       {path}")
             return
         if self.format == "id-map":
-            names = masks.write_id_maps(self.output_dir, maps, objects)
+            names = masks.write_id_maps(self.output_dir, maps, objects, ranks)
             say(f"saved       {self.output_dir / 'ids'}, named in {names}")
             return
         if self.format == "rgba":
-            images = masks.write_rgba(self.output_dir, maps, self.invert, self.grow)
+            images = masks.write_rgba(self.output_dir, maps, self.invert, self.grow, ranks)
             say(f"saved       {len(images)} photos with alpha in {self.output_dir / 'rgba'}")
             transforms = self.output_dir / "transforms.json"
-            if DataSetFiles.of(pipeline).write_with_images(transforms, images):
+            if ranks.is_first and DataSetFiles.of(pipeline).write_with_images(transforms, images):
                 say(f"saved       {transforms}, which names them")
                 say(f"next        ns-train nerfacto --data {transforms}    # {self._what}")
             return
-        written = masks.write_masks(self.output_dir, maps, objects, self.invert, self.grow)
+        written = masks.write_masks(self.output_dir, maps, objects, self.invert, self.grow, ranks)
         say(f"saved       {len(chosen)} masks in {self.output_dir / 'masks'}")
         if on_path is not None:
             return
         if getattr(pipeline.datamanager, "cached_train", None) is not None:
             say("note        the masks fit the images without their lens distortion, as the run was trained on them")
+            return
+        if not ranks.is_first:
             return
         transforms = self.output_dir / "transforms.json"
         if DataSetFiles.of(pipeline).write_with_masks(transforms, written):

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sa3d_nerfstudio.commands.common import OfRun
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.terminal import say
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from sa3d_nerfstudio.distributed.ranks import Ranks
 
 
 @dataclass(kw_only=True)
@@ -37,7 +44,16 @@ class Turntable(OfRun):
             raise SA3DError("a video needs at least 2 --frames, a positive --fps, and a --size of 16 x 16 or more.")
         if self.output_path.suffix.lower() != ".mp4":
             raise SA3DError(f"{self.output_path} is to be a video in MP4: call it {self.output_path.stem}.mp4.")
+        from sa3d_nerfstudio.distributed.launch import joined
+
+        with joined(self.device) as ranks:
+            self._render(ranks)
+
+    def _render(self, ranks: Ranks) -> None:
+        """Render this rank's images; the first rank writes the video."""
         pipeline, objects = self.load(self.output_path.parent)
+        from collections import deque
+
         from nerfstudio.cameras.camera_paths import get_path_from_json
         from nerfstudio.utils.rich_utils import CONSOLE
         from rich.progress import track
@@ -52,9 +68,10 @@ class Turntable(OfRun):
         boxes = [object_box(item.field, threshold) for item in objects]
         trained = pipeline.training_cameras().camera_to_worlds
         poses = turntable.orbit(boxes, trained, self.frames, self.elevation)
-        path = turntable.camera_path(poses, width, height, self.fps)
+        path = turntable.camera_path(poses, *self.size, self.fps)
         path_file = self.output_path.with_suffix(".json")
-        write_json(path_file, path)
+        if ranks.is_first:
+            write_json(path_file, path)
         say(f"saved       {path_file}")
         names = " ".join(self.rendered_output_names)
         say(
@@ -67,10 +84,16 @@ class Turntable(OfRun):
         model, rays = pipeline.model, RenderedRays()
         with only(model.masks, objects):
             turntable.check_outputs(model, cameras[0:1], self.rendered_output_names)
-            images = (
-                turntable.render(model, cameras[index : index + 1], self.rendered_output_names, rays)
-                for index in track(range(len(cameras)), "turntable", console=CONSOLE)
-            )
-            turntable.write_video(self.output_path, images, self.fps)
-        rays.tell()
+
+            def image(index: int) -> NDArray[np.floating]:
+                return turntable.render(model, cameras[index : index + 1], self.rendered_output_names, rays)
+
+            rounds = track(range(0, len(cameras), ranks.size), "turntable", console=CONSOLE)
+            images = turntable.shared_images(rounds, len(cameras), image, ranks)
+            if ranks.is_first:
+                turntable.write_video(self.output_path, images, self.fps)
+            else:
+                # They go to the first rank.
+                deque(images, maxlen=0)
+        rays.summed(ranks).tell()
         say(f"saved       {self.output_path}")

@@ -15,6 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from rich.progress import track
 
+from sa3d_nerfstudio.distributed.ranks import Ranks
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.exports.dataset import NamedCamera
 from sa3d_nerfstudio.exports.object_view import RenderedRays, view_objects
@@ -26,7 +27,11 @@ IdMap = NDArray[np.int64]
 
 
 def id_maps(
-    model: MaskOutputs, cameras: Sequence[NamedCamera], objects: Sequence[ExportObject], threshold: float
+    model: MaskOutputs,
+    cameras: Sequence[NamedCamera],
+    objects: Sequence[ExportObject],
+    threshold: float,
+    ranks: Ranks | None = None,
 ) -> Iterator[tuple[NamedCamera, IdMap]]:
     """Which object each pixel of each camera shows, 0 for none, under a progress bar.
 
@@ -35,13 +40,14 @@ def id_maps(
         cameras: The cameras, each at its own size.
         objects: The objects; where two overlap, the more probable one has the pixel.
         threshold: Probability above which something is on an object.
+        ranks: The processes that share the cameras; what is yielded is this one's share.
     """
-    rays = RenderedRays()
-    for item in track(cameras, "masks", console=CONSOLE):
+    ranks, rays = ranks or Ranks(), RenderedRays()
+    for item in track(ranks.every(cameras), "masks", console=CONSOLE):
         view = view_objects(model, item.camera, objects, threshold)
         rays.add(view.seen.passing)
         yield item, view.ids(threshold).numpy()
-    rays.tell()
+    rays.summed(ranks).tell()
 
 
 def grown(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
@@ -58,6 +64,7 @@ def write_masks(
     objects: Sequence[ExportObject],
     invert: bool = False,
     grow: int = 0,
+    ranks: Ranks | None = None,
 ) -> dict[Path, Path]:
     """Write PNGs: 255 on the object and 0 elsewhere, or the other way round.
 
@@ -70,24 +77,29 @@ def write_masks(
         objects: The objects.
         invert: Write 0 on the object and 255 elsewhere.
         grow: Pixels to dilate the masks by.
+        ranks: The processes that share the cameras; each writes the masks of its own.
 
     Returns:
         The mask of all objects of each image; cameras without images are left out.
     """
-    written = {}
+    written = []
     for item, ids in maps:
         masks = {folder / "masks" / item.name: ids > 0}
         if len(objects) > 1:
             masks |= {folder / "objects" / each.stem / item.name: ids == each.id for each in objects}
         for path, mask in masks.items():
             write_png(path, ((grown(mask, grow) != invert) * 255).astype(np.uint8))
-        if item.image is not None:
-            written[item.image] = folder / "masks" / item.name
-    return written
+        written.append((item.image, folder / "masks" / item.name))
+    everything = (ranks or Ranks()).merged(written)
+    return {image: path for image, path in everything if image is not None}
 
 
 def write_rgba(
-    folder: Path, maps: Iterable[tuple[NamedCamera, IdMap]], invert: bool = False, grow: int = 0
+    folder: Path,
+    maps: Iterable[tuple[NamedCamera, IdMap]],
+    invert: bool = False,
+    grow: int = 0,
+    ranks: Ranks | None = None,
 ) -> dict[Path, Path]:
     """Write ``rgba/IMAGE.png``: each photo with the mask of all objects as alpha, 0 or 255.
 
@@ -98,6 +110,7 @@ def write_rgba(
         maps: See :func:`id_maps`; of cameras that have photos.
         invert: Alpha is 0 on the objects.
         grow: By how many pixels to make the masks wider.
+        ranks: The processes that share the cameras; each writes the images of its own.
 
     Returns:
         The new image of each photo.
@@ -105,7 +118,7 @@ def write_rgba(
     Raises:
         SA3DError: A photo cannot be read, or is not of its camera's size.
     """
-    written = {}
+    written = []
     for item, ids in maps:
         assert item.image is not None
         try:
@@ -121,12 +134,23 @@ def write_rgba(
         alpha = ((grown(ids > 0, grow) != invert) * 255).astype(np.uint8)
         path = folder / "rgba" / item.name
         write_png(path, np.dstack([colors, alpha]))
-        written[item.image] = path
-    return written
+        written.append((item.image, path))
+    return dict((ranks or Ranks()).merged(written))
 
 
-def write_id_maps(folder: Path, maps: Iterable[tuple[NamedCamera, IdMap]], objects: Sequence[ExportObject]) -> Path:
+def write_id_maps(
+    folder: Path,
+    maps: Iterable[tuple[NamedCamera, IdMap]],
+    objects: Sequence[ExportObject],
+    ranks: Ranks | None = None,
+) -> Path:
     """Write ``ids/IMAGE.png`` with the id of the object in each pixel, and ``objects.json`` that names them.
+
+    Args:
+        folder: Where to.
+        maps: See :func:`id_maps`.
+        objects: The objects.
+        ranks: The processes that share the cameras; each writes the maps of its own, and the first the names.
 
     Returns:
         The objects.json.
@@ -138,7 +162,8 @@ def write_id_maps(folder: Path, maps: Iterable[tuple[NamedCamera, IdMap]], objec
     path = folder / "objects.json"
     colors = {item.id: [round(255 * value) for value in item.color] for item in objects}
     table = [{"id": item.id, "name": item.name, "color": colors[item.id]} for item in objects]
-    write_json(path, {"background_id": 0, "objects": table})
+    if (ranks or Ranks()).is_first:
+        write_json(path, {"background_id": 0, "objects": table})
     return path
 
 
@@ -147,6 +172,7 @@ def write_coco(
     maps: Iterable[tuple[NamedCamera, IdMap]],
     objects: Sequence[ExportObject],
     parents: Mapping[str, str | None] | None = None,
+    ranks: Ranks | None = None,
 ) -> None:
     """Write annotations as COCO has them, with masks as compressed run lengths; ``pycocotools`` reads them.
 
@@ -157,23 +183,22 @@ def write_coco(
         maps: See :func:`id_maps`.
         objects: The objects.
         parents: What objects are parts of: the category's "supercategory", which is "object" for all others.
+        ranks: The processes that share the cameras; the first writes the file.
     """
-    parents = parents or {}
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, (item, ids) in enumerate(maps, start=1):
+    parents, ranks = parents or {}, ranks or Ranks()
+    own: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
+    for item, ids in maps:
         height, width = ids.shape
         name = item.name if item.image is None else item.image
-        images.append({"id": number, "file_name": str(name), "height": height, "width": width})
+        image, shown = {"file_name": str(name), "height": height, "width": width}, []
+        own.append((image, shown))
         for each in objects:
             mask = ids == each.id
             if not mask.any():
                 continue
             lengths: Any = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-            annotations.append(
+            shown.append(
                 {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
                     "category_id": each.id,
                     "segmentation": {"size": [height, width], "counts": lengths["counts"].decode("ascii")},
                     "area": int(mask.sum()),
@@ -181,6 +206,15 @@ def write_coco(
                     "iscrowd": 0,
                 }
             )
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, (image, shown) in enumerate(ranks.merged(own), start=1):
+        images.append({"id": number, **image})
+        annotations += [
+            {"id": len(annotations) + 1 + index, "image_id": number, **item} for index, item in enumerate(shown)
+        ]
+    if not ranks.is_first:
+        return
     above = {each.name: parents.get(each.name) or "object" for each in objects}
     categories = [{"id": each.id, "name": each.name, "supercategory": above[each.name]} for each in objects]
     with atomic_path(path) as temporary:

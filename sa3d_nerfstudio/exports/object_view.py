@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
+from sa3d_nerfstudio.distributed.ranks import Ranks
 from sa3d_nerfstudio.exports.objects import ExportObject
 from sa3d_nerfstudio.models.outputs import MaskOutputs, Observation
 from sa3d_nerfstudio.terminal import say
@@ -40,6 +41,11 @@ class RenderedRays:
     def add(self, passing: Bool[Tensor, "height width"]) -> None:
         """Count an image, of which these rays were rendered."""
         self.rendered, self.total = self.rendered + int(passing.sum()), self.total + passing.numel()
+
+    def summed(self, ranks: Ranks) -> RenderedRays:
+        """The counts of all processes that share the images."""
+        rendered, total = zip(*ranks.gather((self.rendered, self.total)), strict=True)
+        return RenderedRays(sum(rendered), sum(total))
 
     def tell(self) -> None:
         """Say it, where anything was saved."""

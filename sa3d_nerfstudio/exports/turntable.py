@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from nerfstudio.utils import colormaps
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sa3d_nerfstudio.distributed.ranks import Ranks
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.exports.boxes import Box
 from sa3d_nerfstudio.exports.object_view import RenderedRays
@@ -132,6 +133,31 @@ def render(
             image = colormaps.apply_colormap(image)
         images.append(image.cpu().numpy())
     return np.concatenate(images, axis=1)
+
+
+def shared_images(
+    rounds: Iterable[int], count: int, render_one: Callable[[int], NDArray[np.floating]], ranks: Ranks
+) -> Iterator[NDArray[np.floating]]:
+    """All images in order on rank 0, each rank having rendered one of each round; none on the others.
+
+    Args:
+        rounds: Index of the first image of each round.
+        count: Of the images.
+        render_one: Renders an image, in [0, 1].
+        ranks: The processes that share them.
+    """
+    for start in rounds:
+        index = start + ranks.rank
+        image = render_one(index) if index < count else None
+        if ranks.size == 1:
+            assert image is not None
+            yield image
+            continue
+        # As bytes, which is how they are encoded.
+        pixels = None if image is None else (image.clip(0, 1) * 255).round().astype(np.uint8)
+        for other in ranks.collect(pixels):
+            if other is not None:
+                yield other / 255
 
 
 def write_video(path: Path, images: Iterator[NDArray[np.floating]], frames_per_second: float) -> None:

@@ -194,6 +194,18 @@ class MaskField(nn.Module):
         """
         raise NotImplementedError
 
+    def cells_place(self) -> tuple[int, dict[str, Tensor]]:
+        """Number of cells, and all tensors that say where they are: what :meth:`place_as` of another field takes."""
+        evidence = ("hit", "seen", "logits")
+        return self.num_cells, {name: value for name, value in self.state_dict().items() if name not in evidence}
+
+    def place_as(self, place: tuple[int, dict[str, Tensor]]) -> None:
+        """Drop all evidence, and put the cells where another field's are; see :meth:`cells_place`."""
+        num_cells, tensors = place
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor.to(self.hit).clone())
+        self.set(self.hit.new_zeros(num_cells), self.hit.new_zeros(num_cells))
+
     def same_cells(self, other: Self) -> bool:
         """Whether the other field has the same cells."""
         return self.num_cells == other.num_cells

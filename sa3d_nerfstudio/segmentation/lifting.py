@@ -123,9 +123,17 @@ def masks_change(
     What is lifted is linear in the masks, ``|Aᵀ m' - Aᵀ m| <= Aᵀ |m' - m|``, so the same masks make the same field,
     wherever its cells have moved meanwhile.
     """
+    changed, total = changed_pixels(before, after)
+    return changed / total if total else 0.0
+
+
+def changed_pixels(
+    before: Mapping[ViewKey, Bool[Tensor, " num_rays"]], after: Mapping[ViewKey, Bool[Tensor, " num_rays"]]
+) -> tuple[int, int]:
+    """How many pixels have changed, Σ |m' - m|, and of how many, Σ max(m', m)."""
     changed = total = 0
     for view in before.keys() | after.keys():
         masks = [masks[view] for masks in (before, after) if view in masks]
         changed += int((masks[0] ^ masks[-1] if len(masks) == 2 else masks[0]).sum())
         total += int((masks[0] | masks[-1]).sum())
-    return changed / total if total else 0.0
+    return changed, total

@@ -33,12 +33,14 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sa3d_nerfstudio.distributed.ranks import Ranks
 from sa3d_nerfstudio.fields.base import LIGHT_LOGIT, MIN_EVIDENCE, SHARPNESS, MaskField
 from sa3d_nerfstudio.traces.base import MIN_KNOWN, TraceRows, ViewTrace
 
@@ -129,22 +131,31 @@ class MaskLikelihood:
         field: Holds the evidence of these views; it is left alone until :meth:`fit`.
         views: The masks. Of their rays, those take part whose answer is open by the evidence or that pass near the
             object.
+        ranks: The processes that have other views of it; losses, gradients and weights are of all of them.
     """
 
-    def __init__(self, field: MaskField, views: Iterable[MaskedView] = ()) -> None:
+    def __init__(self, field: MaskField, views: Iterable[MaskedView] = (), ranks: Ranks | None = None) -> None:
         self.field = field
+        self._ranks = ranks or Ranks()
         self.start = field.start_logits()
         self._cells = torch.stack([self.start, field.known().float()]).T
-        self._hit, self._seen = field.hit.clone(), field.seen.clone()
-        """Evidence of the views that are not left out."""
+        own = field.hit.clone(), field.seen.clone()
+        self._hit, self._seen = own if self._ranks.is_first else [torch.zeros_like(part) for part in own]
+        """Evidence of the views that are not left out: the sum over all ranks."""
         self._equations: list[_Equations] = []
         for view in views:
             self.add(view)
 
-    def add(self, view: MaskedView) -> None:
-        """Let a view take part."""
+    def add(self, view: MaskedView, number: int | None = None) -> None:
+        """Let a view take part.
+
+        Args:
+            view: The view.
+            number: Which one it is, counted from 0 over all ranks; by default the next.
+        """
         equations = self._of(view)
-        if len(self._equations) % HELD_OUT == HELD_OUT // 2 and not view.prompted:
+        number = len(self._equations) if number is None else number
+        if number % HELD_OUT == HELD_OUT // 2 and not view.prompted:
             equations.held_out = True
             counted = torch.as_tensor(view.weight, dtype=torch.float32, device=view.mask.device)
             image = torch.stack([counted * view.mask, counted.expand(view.mask.shape)], dim=-1)
@@ -172,7 +183,7 @@ class MaskLikelihood:
     @property
     def num_rays(self) -> int:
         """How many rays take part."""
-        return sum(len(equations.mask) for equations in self._equations)
+        return sum(self._ranks.gather(sum(len(equations.mask) for equations in self._equations)))
 
     def loss(self, logits: Float[Tensor, " num_cells"]) -> float:
         """Negative log likelihood of the masks: a convex function."""
@@ -182,13 +193,11 @@ class MaskLikelihood:
         """Derivative of the loss: the adjoint of what the renders have too much of the masks."""
         return self._gradient(self._equations, logits)[1]
 
-    @staticmethod
-    def _loss(used: Sequence[_Equations], logits: Float[Tensor, " num_cells"]) -> float:
-        return float(sum(equations.loss(equations.logits(logits)) for equations in used))
+    def _loss(self, used: Sequence[_Equations], logits: Float[Tensor, " num_cells"]) -> float:
+        return sum(self._ranks.gather(float(sum(equations.loss(equations.logits(logits)) for equations in used))))
 
-    @staticmethod
     def _gradient(
-        used: Sequence[_Equations], logits: Float[Tensor, " num_cells"]
+        self, used: Sequence[_Equations], logits: Float[Tensor, " num_cells"]
     ) -> tuple[float, Float[Tensor, " num_cells"]]:
         """Loss and gradient."""
         loss, gradient = logits.new_zeros(()), torch.zeros_like(logits)
@@ -197,6 +206,7 @@ class MaskLikelihood:
             loss += equations.loss(rays)
             excess = (rays.sigmoid() - equations.mask) * equations.weight * (equations.trust / equations.known)
             equations.rows.backproject(excess, gradient)
+        loss, gradient = self._ranks.sum(loss, gradient)
         return float(loss), gradient
 
     def weigh(self, logits: Float[Tensor, " num_cells"], held_out: bool = True) -> None:
@@ -214,16 +224,16 @@ class MaskLikelihood:
             probability = equations.logits(logits).sigmoid()
             common = torch.minimum(probability, equations.mask).sum()
             sums.append(torch.stack([torch.maximum(probability, equations.mask).sum(), common]))
-        if not sums:
-            return
-        union, common = torch.stack(sums).unbind(-1)
+        counts = self._ranks.gather(torch.stack(sums) if sums else logits.new_zeros(0, 2))
+        union, common = torch.cat(counts).unbind(-1)
         shown = union > FEW_PIXELS
         if not bool(shown.any()):
             return
         misfit = (union - common) / common.clamp(min=1e-6)
         tolerated = TOLERATED * misfit[shown].median().clamp(min=LEAST_MISFIT)
         trust = torch.where(shown, 1 / (1 + (misfit / tolerated) ** 4), 1.0)
-        for equations, share in zip(self._equations, trust.tolist(), strict=True):
+        own = sum(len(part) for part in counts[: self._ranks.rank])
+        for equations, share in zip(self._equations, trust[own:].tolist(), strict=False):
             if held_out or not equations.held_out:
                 equations.trust = 1.0 if equations.prompted else share
 
@@ -239,19 +249,21 @@ class MaskLikelihood:
             if step == steps:
                 break
         self.field.set_logits(logits)
-        trust = [equations.trust for equations in self._equations]
+        trust = [share for part in self._ranks.gather([item.trust for item in self._equations]) for share in part]
         return LikelihoodReport(steps, self.num_rays, losses, trust, held_out)
 
     def _held_out_losses(self, most_steps: int) -> list[float]:
         """Loss in the views that are left out, after each step of a descent without them."""
         rest = [equations for equations in self._equations if not equations.held_out]
         out = [equations for equations in self._equations if equations.held_out]
-        if len(self._equations) < FEWEST_VIEWS or not out or not rest:
+        num_rest, num_out = (sum(counts) for counts in zip(*self._ranks.gather((len(rest), len(out))), strict=True))
+        if num_rest + num_out < FEWEST_VIEWS or not num_out or not num_rest:
             return []
         evidence = self.field.fresh()
+        hit, seen = self._ranks.sum(self._hit, self._seen)
         # What has been lifted may lack a pixel here and there that takes part.
-        seen = torch.where(self._seen > MIN_EVIDENCE, self._seen, 0.0)
-        evidence.set(self._hit.clamp(min=0).minimum(seen), seen)
+        seen = torch.where(seen > MIN_EVIDENCE, seen, 0.0)
+        evidence.set(hit.clamp(min=0).minimum(seen), seen)
         losses: list[float] = []
         for step, (_, logits) in enumerate(self._descent(evidence, rest)):
             losses.append(self._loss(out, logits))
@@ -274,11 +286,17 @@ class MaskLikelihood:
             loss, gradient = self._gradient(used, ahead)
             yield loss, logits
             new = torch.where(known, evidence.bounded(ahead - length * gradient), 0.0)
-            if float(((ahead - new) * (new - logits)).sum()) > 0:
+            # Rank 0 says so for all: on other hardware, sums round otherwise.
+            if self._ranks.share(partial(_climbs, ahead - new, new - logits)):
                 momentum = 1.0
             following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
             ahead = new + (momentum - 1) / following * (new - logits)
             logits, momentum = new, following
+
+
+def _climbs(up: Float[Tensor, " num_cells"], step: Float[Tensor, " num_cells"]) -> bool:
+    """Whether a step leads to where the loss is higher."""
+    return float((up * step).sum()) > 0
 
 
 def _widened(mask: Bool[Tensor, "height width"], pixels: int) -> Bool[Tensor, "height width"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import median
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sa3d_nerfstudio.distributed.ranks import Ranks
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, Weight
 from sa3d_nerfstudio.segmentation.likelihood import LikelihoodReport, MaskedView, MaskLikelihood
@@ -41,10 +42,14 @@ class MaskLifter:
         settings: Of the session. Only evidence is weighted, and checked by depth; the published update takes masks as
             they are.
         ray_weight: What a ray counts: larger images have more of them, and say no more for it.
+        ranks: The processes that have other views of the object.
     """
 
-    def __init__(self, views: SessionViews, settings: SessionSettings, ray_weight: float = 1.0) -> None:
+    def __init__(
+        self, views: SessionViews, settings: SessionSettings, ray_weight: float = 1.0, ranks: Ranks | None = None
+    ) -> None:
         self.views = views
+        self.ranks = ranks or Ranks()
         self.settings = settings
         self.ray_weight = ray_weight
         self._lifted: dict[ViewKey, LiftedMask] = {}
@@ -65,12 +70,16 @@ class MaskLifter:
 
     def spacing(self) -> float:
         """Distance between the rays of neighbouring pixels at the object; the median over the views that showed it."""
+        return median(value for values in self.ranks.gather(self._own_spacings()) for value in values)
+
+    def _own_spacings(self) -> list[float]:
+        """Of the views of this process."""
         values = list(self._spacings.values())
         on_device = next((value for value in values if isinstance(value, Tensor)), None)
         if on_device is None:
-            return median(map(float, values))
+            return [float(value) for value in values]
         # The host waits for all of them once.
-        return median(torch.stack([torch.as_tensor(value).to(on_device) for value in values]).tolist())
+        return torch.stack([torch.as_tensor(value).to(on_device) for value in values]).tolist()
 
     def surface(self, prompted: Iterable[tuple[ViewKey, PromptedMask]]) -> Float[Tensor, "num_points 3"]:
         """Points of the object's surface in views that the user has prompted."""
@@ -125,14 +134,21 @@ class MaskLifter:
             solid = in_one_piece(trace, mask, self._gap, spacing, known=known, between=self._places)
         self._lift(lifting, view, mask, solid, spacing=spacing)
 
-    def fit(self, field: MaskField) -> LikelihoodReport:
-        """Give a field the logits that explain the masks of the newest pass, which its evidence is made of."""
-        likelihood = MaskLikelihood(field)
+    def fit(self, field: MaskField, order: Sequence[ViewKey]) -> LikelihoodReport:
+        """Give a field the logits that explain the masks of the newest pass, which its evidence is made of.
+
+        Args:
+            field: The field.
+            order: In which the views were visited, those of other processes among them.
+        """
+        likelihood = MaskLikelihood(field, ranks=self.ranks)
+        lifted_anywhere = {view for views in self.ranks.gather(list(self._lifted)) for view in views}
+        numbers = {view: number for number, view in enumerate(view for view in order if view in lifted_anywhere)}
         for view, lifted in self._lifted.items():
             trace = self.views.trace(view)
             with self.views.report.timed("lift"):
                 weight = lifted.weight * ~lifted.doubtful
-                likelihood.add(MaskedView(trace, lifted.mask, weight, lifted.prompted))
+                likelihood.add(MaskedView(trace, lifted.mask, weight, lifted.prompted), numbers[view])
         with self.views.report.timed("lift"):
             return likelihood.fit(self.settings.likelihood_steps)
 

@@ -13,6 +13,9 @@ from sa3d_nerfstudio.fields.mask_grid import robust_bounds
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.terminal import interruptible, say
 
+AT_ONCE = 3.0
+"""Seconds in which several Ctrl-C are one: the terminal's, and the same passed on by what has started the processes."""
+
 
 def run_with_progress(session: SegmentationSession, console: Console) -> bool:
     """Run all steps of a session under a progress bar, one per pass.
@@ -34,7 +37,11 @@ def run_with_progress(session: SegmentationSession, console: Console) -> bool:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     ]
-    with Progress(*columns, console=console) as progress, interruptible() as interrupted:
+    ranks = session.ranks
+    with (
+        Progress(*columns, console=console) as progress,
+        interruptible(ranks.stop, AT_ONCE if ranks.size > 1 else 0.0) as interrupted,
+    ):
         task, number, counts = None, 0, Counter[str]()
         for record in session.steps():
             if task is None or record.number_of_pass != number:
@@ -42,14 +49,17 @@ def run_with_progress(session: SegmentationSession, console: Console) -> bool:
                 task = progress.add_task(f"pass {number}", total=session.num_visits, note="")
             counts[record.state] += 1
             progress.update(task, advance=1, note=f"{counts['used']} used, {counts['rejected']} rejected")
-            if interrupted.is_set():
-                console.print(f"stopped by Ctrl-C in pass {number}: what the views so far have shown is kept.")
+            # Several ranks stop together, at the next place where they meet.
+            if interrupted.is_set() and ranks.size == 1:
                 break
+        stopped = interrupted.is_set() or session.stopped
+        if stopped:
+            console.print(f"stopped by Ctrl-C in pass {number}: what the views so far have shown is kept.")
     if not session.grid.holds_object(session.settings.threshold):
         raise SA3DError(
             "the segmented object is empty: no surface lies behind the prompted pixels; prompt another view."
         )
-    return not interrupted.is_set()
+    return not stopped
 
 
 def print_report(session: SegmentationSession, console: Console) -> None:

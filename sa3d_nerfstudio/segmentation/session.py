@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sa3d_nerfstudio.distributed.ranks import Ranks
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.prompts.prompt import Prompt
-from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, field_change, make_lifting, masks_change
+from sa3d_nerfstudio.segmentation.lifting import (
+    EvidenceLifting,
+    Lifting,
+    changed_pixels,
+    field_change,
+    make_lifting,
+)
 from sa3d_nerfstudio.segmentation.mask_lifter import MaskLifter
 from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
 from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord, ViewState
@@ -33,6 +41,11 @@ from sa3d_nerfstudio.segmenters.base import CUDA_BATCH, Candidates, Segmenter
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.window import Window
 
+NO_SUM = (
+    "--pipeline.lifting gradient takes the views one after another, and several processes cannot share it: take "
+    "evidence, or one process."
+)
+
 
 class SegmentationSession:
     """One object being segmented: the user's prompts, and the evidence that the views add.
@@ -47,6 +60,11 @@ class SegmentationSession:
             are segmented there. None to stay with the views.
         free: Views beside the training views that may be prompted, by name.
         prompted: Views that have been prompted already, with their masks.
+        ranks: The processes that segment together: each has the same session, and visits its own views. Whatever is
+            called must then be called on all of them, in the same order.
+
+    Raises:
+        SA3DError: The published update is no sum over views, and several processes are to share it.
     """
 
     def __init__(
@@ -59,7 +77,11 @@ class SegmentationSession:
         sized: Callable[[float], tuple[Views, MutableMapping[ViewKey, Any]]] | None = None,
         free: dict[str, FreeView] | None = None,
         prompted: Mapping[ViewKey, PromptedMask] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
+        if self.ranks.size > 1 and settings.lifting != "evidence":
+            raise SA3DError(NO_SUM)
         self.segmenter = segmenter
         self.grid = grid
         self.settings = settings
@@ -72,6 +94,10 @@ class SegmentationSession:
         """Names of the virtual views around the object."""
         self.lifting: Lifting | None = None
         """What the newest pass has lifted."""
+        self.stopped = False
+        """Whether one of several ranks has asked all of them to stop."""
+        self._order: list[ViewKey] = []
+        """Views of the newest pass, of all ranks."""
         self._sized = sized
         self._beside: Float[Tensor, "num 3"] | None = None
         """What the user has pointed at that is not the object, in space."""
@@ -83,7 +109,7 @@ class SegmentationSession:
         self._embeddings = embeddings
         batch = self.settings.encode_batch or (CUDA_BATCH if self.grid.hit.is_cuda else 1)
         self.predictor = MaskPredictor(self.segmenter, self._views, embeddings, batch)
-        self._lifter = MaskLifter(self._views, self.settings)
+        self._lifter = MaskLifter(self._views, self.settings, ranks=self.ranks)
         self._route = Route(self._views, self.settings)
 
     @property
@@ -105,7 +131,8 @@ class SegmentationSession:
             SA3DError: The prompt selects nothing.
         """
         self._views.look_at_all_of(view)
-        self.prompted[view] = self.predictor.answer(view, prompt)
+        # Views that the user has prompted are rank 0's: what it sees there is said to the others.
+        self.prompted[view] = self.ranks.share(lambda: self.predictor.answer(view, prompt))
         return self.prompted[view].candidates
 
     def choose(self, view: ViewKey, candidate: int) -> None:
@@ -179,9 +206,9 @@ class SegmentationSession:
             raise SA3DError("nothing to segment: prompt a view first.")
         self._choose_size()
         yield from self._passes()
-        fits = self.settings.lifting == "evidence" and self.settings.likelihood_steps > 0
-        if fits and self.lifting is not None and self._lifter.masks:
-            self.report.likelihood = self._lifter.fit(self.lifting.field)
+        fits = self.settings.lifting == "evidence" and self.settings.likelihood_steps > 0 and not self.stopped
+        if fits and self.lifting is not None and self.ranks.any(bool(self._lifter.masks)):
+            self.report.likelihood = self._lifter.fit(self.lifting.field, self._order)
             if self.lifting.field is not self.grid:
                 self.grid.copy_from(self.lifting.field)
 
@@ -218,9 +245,11 @@ class SegmentationSession:
             for record in self._pass(number, lifting, guide):
                 self.report.records.append(record)
                 yield record
-            coming = lifting.field.placed_again(self._lifter.spacing())
+            if self.stopped:
+                return
+            coming = self._placed_again(lifting.field)
             if number > 1:
-                if not lifting.field.holds_object(self.settings.threshold):
+                if not self.ranks.share(partial(lifting.field.holds_object, self.settings.threshold)):
                     # What an earlier pass has found is better than nothing.
                     self._lifter.forget()
                     return
@@ -245,49 +274,72 @@ class SegmentationSession:
         # The same masks make the same field, wherever its cells have moved meanwhile. Where they are to move again,
         # some of the object may be beyond their reach as yet.
         if coming.same_cells(after):
-            change = masks_change(*on_same_pixels(*masks, self._lifter.masks, self._lifter.windows))
+            pixels = changed_pixels(*on_same_pixels(*masks, self._lifter.masks, self._lifter.windows))
+            changed, total = (sum(counts) for counts in zip(*self.ranks.gather(pixels), strict=True))
+            change = changed / total if total else 0.0
             if change < self.settings.tolerance:
                 return change
-        return field_change(before.resampled(after), after)
+        return self.ranks.share(lambda: field_change(before.resampled(after), after))
 
     def new_lifting(self, field: MaskField) -> Lifting:
         """How masks go to a field, as the settings say."""
         return make_lifting(self.settings.lifting, field)
 
     def _pass(self, number: int, lifting: Lifting, guide: Lifting) -> Iterator[ViewRecord]:
-        """Visit every view once; masks rendered from ``guide`` prompt, what they find goes to ``lifting``."""
-        self._lifter.begin_pass(None if guide is lifting else guide.field)
-        self._beside = self._marked_beside()
-        for view, prompted in self.prompted.items():
-            self._lifter.lift_prompted(lifting, view, prompted)
-            yield ViewRecord(view, self.name(view), number, "prompt")
-        order = self._route.of(self.prompted, guide.field.center)
-        with self.predictor.prefetching() as ahead:
-            for place, view in enumerate(order):
-                coming = order[place + 1 :]
-                ahead.begin(view, coming)
-                state, reason, iou = "skipped", "object not in view", None
-                if self._views.locate(view, guide):
-                    state, reason, iou = self._visit(view, lifting, guide, coming)
-                yield ViewRecord(view, self.name(view), number, state, reason, iou)
-        self._look_around(guide)
-        for view in self._around:
-            yield ViewRecord(view, view, number, *self._visit(view, lifting, guide, ()))
+        """Visit every view once; masks rendered from ``guide`` prompt, what they find goes to ``lifting``.
 
-    def _look_around(self, guide: Lifting) -> None:
-        """Choose virtual views around the object, once it is known where it is."""
+        Of several ranks, each visits its own views. In the first pass, where views prompt each other, they meet after
+        each round of one view a rank, and later at the end.
+        """
+        self._lifter.begin_pass(None if guide is lifting else guide.field)
+        self._beside = self.ranks.share(self._marked_beside)
+        meeting = _Meeting(self.ranks, lifting, self.new_lifting)
+        if self.ranks.is_first:
+            for view, prompted in self.prompted.items():
+                self._lifter.lift_prompted(meeting.own, view, prompted)
+                yield meeting.note(ViewRecord(view, self.name(view), number, "prompt"))
+        order = self.ranks.share(lambda: self._route.of(self.prompted, guide.field.center))
+        self._order = [*self.prompted, *order]
+        if guide is lifting:
+            yield from meeting.hold()
+        own = self.ranks.own(order)
+        with self.predictor.prefetching() as ahead:
+            for place in range(self.ranks.rounds(order)):
+                if place < len(own) and not self.ranks.is_stopping:
+                    view, coming = own[place], own[place + 1 :]
+                    ahead.begin(view, coming)
+                    state, reason, iou = "skipped", "object not in view", None
+                    if self._views.locate(view, guide):
+                        state, reason, iou = self._visit(view, meeting.own, guide, coming)
+                    yield meeting.note(ViewRecord(view, self.name(view), number, state, reason, iou))
+                if guide is lifting:
+                    yield from meeting.hold()
+                    if meeting.stopped:
+                        break
+        if self.settings.views_around:
+            # The first rank chooses them, and visits them by itself.
+            self._around = self.ranks.share(lambda: self._look_around(guide))
+            self._order += self._around
+            for view in self._around if self.ranks.is_first else ():
+                yield meeting.note(ViewRecord(view, view, number, *self._visit(view, meeting.own, guide, ())))
+        if guide is not lifting or self._around:
+            yield from meeting.hold()
+        self.stopped = meeting.stopped
+
+    def _look_around(self, guide: Lifting) -> list[str]:
+        """Choose virtual views around the object, once it is known where it is; their names."""
         views, lifted = self.views, self._lifter.masks
-        if self._around or not self.settings.views_around or not isinstance(views, RendersAnywhere):
-            return
+        if self._around or not isinstance(views, RendersAnywhere):
+            return self._around
         shown = [self._views.pose(view).to(views.camera_to_worlds) for view, mask in lifted.items() if mask.any()]
         if not shown:
-            return
+            return []
         with self.report.timed("render"):
             visited, spacing = torch.stack(shown), self._lifter.spacing()
             threshold, count = self.settings.threshold, self.settings.views_around
             around = views_around(views, guide.field, threshold, visited, spacing, count)
         self.free.update(around)
-        self._around = list(around)
+        return list(around)
 
     def _visit(
         self, view: ViewKey, lifting: Lifting, guide: Lifting, coming: Sequence[int]
@@ -374,8 +426,60 @@ class SegmentationSession:
         return len(self.prompted) + self._route.count(self.prompted) + len(self._around)
 
     def _place_around_prompts(self) -> None:
-        surface = self._lifter.surface(self.prompted.items())
-        self.grid.prepare(surface, self._lifter.spacing())
+        surface = self._lifter.surface(self.prompted.items()) if self.ranks.is_first else None
+        spacing = self._lifter.spacing()
+        if surface is not None:
+            self.grid.prepare(surface, spacing)
+        self._place_as_first(self.grid)
+
+    def _placed_again(self, field: MaskField) -> MaskField:
+        """An empty field for the next pass, with its cells around what a pass has found."""
+        coming = field.placed_again(self._lifter.spacing())
+        self._place_as_first(coming)
+        return coming
+
+    def _place_as_first(self, field: MaskField) -> None:
+        """Put the cells of an empty field where rank 0 has put them."""
+        if self.ranks.size > 1:
+            field.place_as(self.ranks.share(field.cells_place))
+
+
+class _Meeting:
+    """Where the ranks bring together what they have lifted in a pass.
+
+    Args:
+        ranks: Those that meet.
+        lifting: Takes up what all have lifted; of a single process it is lifted into at once.
+        new_lifting: Makes the lifting of this rank's own views.
+    """
+
+    def __init__(self, ranks: Ranks, lifting: Lifting, new_lifting: Callable[[MaskField], Lifting]) -> None:
+        self.ranks = ranks
+        self.lifting = lifting
+        self.own = lifting if ranks.size == 1 else new_lifting(lifting.field.fresh())
+        """Takes up what this rank lifts."""
+        self.stopped = False
+        """Whether any rank has been asked to stop."""
+        self._records: list[ViewRecord] = []
+
+    def note(self, record: ViewRecord) -> ViewRecord:
+        """Note what became of a view, to tell the others."""
+        self._records.append(record)
+        return record
+
+    def hold(self) -> Iterator[ViewRecord]:
+        """Sum what has been lifted since the last time, and yield what became of the other ranks' views."""
+        if self.ranks.size == 1:
+            return
+        told = self.ranks.gather((self._records, self.ranks.is_stopping))
+        self.stopped = any(stopping for _, stopping in told)
+        self._records = []
+        field = self.own.field
+        self.lifting.field.add(*self.ranks.sum(field.hit, field.seen))
+        field.set(torch.zeros_like(field.hit), torch.zeros_like(field.seen))
+        for rank, (records, _) in enumerate(told):
+            if rank != self.ranks.rank:
+                yield from records
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """A slow, obvious rasteriser of Gaussians in plain PyTorch, in the place of gsplat's CUDA kernels.
 
-Projection and spherical harmonics are gsplat's own PyTorch twins; compositing is written out: every pixel meets every
-splat, in the order of depth. The formulas are those of 3D Gaussian Splatting (arXiv 2308.04079, eq. 2 and 3) with the
+Projection and spherical harmonics are gsplat's own PyTorch twins; compositing is written out: the pixels of a tile meet
+every splat that any of them can see, in the order of depth. The formulas are those of 3D Gaussian Splatting (arXiv 2308.04079, eq. 2 and 3) with the
 constants of gsplat: alphas below 1/255 are skipped and none exceeds 0.999, and a pixel ends when less than 1e-4 of
 its light is left.
 """
@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from gsplat.cuda import _torch_impl as twins
 from torch import Tensor
+
+TILE = 8
+"""Pixels along each side of a tile."""
 
 
 def rasterization(
@@ -65,18 +68,19 @@ def rasterization(
 
     order = depths[0].argsort()
     order = order[radii[0, order] > 0]
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    delta = torch.stack([x, y], dim=-1).reshape(-1, 1, 2).to(means) - means2d[0, order]
-    a, b, c = conics[0, order].unbind(-1)
-    sigma = 0.5 * (a * delta[..., 0] ** 2 + c * delta[..., 1] ** 2) + b * delta[..., 0] * delta[..., 1]
-    alpha = (opacities[0, order] * torch.exp(-sigma)).clamp(max=0.999)
-    alpha = torch.where((sigma >= 0) & (alpha >= 1 / 255), alpha, 0.0)
-    after = torch.cumprod(1 - alpha, dim=-1)
-    before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], dim=-1)
-    weights = torch.where(after > 1e-4, alpha * before, 0.0)
-
-    image = weights @ colors[order]
-    total = weights.sum(-1, keepdim=True)
+    x0, y0, x1, y1 = _bounds(means2d[0, order], conics[0, order], opacities[0, order]).unbind(-1)
+    rows, pixels = [], []
+    for top in range(0, height, TILE):
+        for left in range(0, width, TILE):
+            bottom, right = min(top + TILE, height), min(left + TILE, width)
+            here = order[(x1 >= left) & (x0 <= right) & (y1 >= top) & (y0 <= bottom)]
+            y, x = torch.meshgrid(torch.arange(top, bottom), torch.arange(left, right), indexing="ij")
+            delta = torch.stack([x, y], dim=-1).reshape(-1, 1, 2).to(means) + 0.5 - means2d[0, here]
+            weights = _weights(delta, conics[0, here], opacities[0, here])
+            rows.append(torch.cat([weights @ colors[here], weights.sum(-1, keepdim=True)], dim=-1))
+            pixels.append((y * width + x).reshape(-1))
+    both = torch.cat(rows)[torch.cat(pixels).argsort()]
+    image, total = both[:, :-1], both[:, -1:]
     if backgrounds is not None:
         image = image + (1 - total) * backgrounds
     if render_mode.endswith("ED"):
@@ -87,3 +91,22 @@ def rasterization(
         "tile_size": tile_size,
     }  # fmt: skip
     return image.reshape(1, height, width, -1), total.reshape(1, height, width, 1), meta
+
+
+def _bounds(means2d: Tensor, conics: Tensor, opacities: Tensor) -> Tensor:
+    """Left, top, right and bottom of the ellipses [splats, 4] beyond which alphas are below 1/255, and a bit more."""
+    a, b, c = conics.detach().unbind(-1)
+    level = 2 * (255 * opacities.detach()).clamp(min=1).log() / (a * c - b * b).clamp(min=1e-12)
+    reach = 1.001 * torch.stack([level * c, level * a], dim=-1).sqrt() + 0.01
+    return torch.cat([means2d.detach() - reach, means2d.detach() + reach], dim=-1)
+
+
+def _weights(delta: Tensor, conics: Tensor, opacities: Tensor) -> Tensor:
+    """What each splat contributes to each pixel [pixels, splats], with the splats in the order of depth."""
+    a, b, c = conics.unbind(-1)
+    sigma = 0.5 * (a * delta[..., 0] ** 2 + c * delta[..., 1] ** 2) + b * delta[..., 0] * delta[..., 1]
+    alpha = (opacities * torch.exp(-sigma)).clamp(max=0.999)
+    alpha = torch.where((sigma >= 0) & (alpha >= 1 / 255), alpha, 0.0)
+    after = torch.cumprod(1 - alpha, dim=-1)
+    before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], dim=-1)
+    return torch.where(after > 1e-4, alpha * before, 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,8 @@ from sa3d_nerfstudio.traces.window import Window
 
 ViewKey = int | str
 """Index of a training view, or name of a free view."""
+TOGETHER = 8
+"""Views that are visited together, at most, where what is known of the object does not change meanwhile."""
 
 
 class Guide(Protocol):
@@ -129,12 +131,17 @@ class SessionViews:
         """Names :meth:`picture`: a view, or a window of it."""
         return view
 
-    def locate(self, view: int, guide: Guide) -> bool:
-        """Find the object in a view, by what is known of it. Returns whether it may be there."""
-        return True
+    def locate(self, views: Sequence[int], guide: Guide) -> list[bool]:
+        """Find the object in views, by what is known of it. Returns whether it may be there in each."""
+        return [True] * len(views)
 
-    def grow(self, view: int, mask: Bool[Tensor, "height width"]) -> bool:
-        """Widen the window of a view where a mask leaves it. Returns whether it does."""
+    def grow(self, view: int, touched: Sequence[bool]) -> bool:
+        """Widen the window of a view where a mask leaves it. Returns whether it does.
+
+        Args:
+            view: The view.
+            touched: Whether the mask reaches the top, the left, the bottom and the right of the window.
+        """
         return False
 
     def ray_weight(self, view: ViewKey) -> float:

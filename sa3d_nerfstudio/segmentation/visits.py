@@ -1,0 +1,215 @@
+"""Visits of views: what is known of the object prompts the segmenter, and what that finds is compared and lifted.
+
+A GPU is told what to do long before it does it, unless the host has to know a result. That takes three waits: where in
+the view the object is, what its rendered mask is, and how well the segmenter's candidates agree with that. Where what
+is known does not change meanwhile, views are visited together, and wait together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.segmentation.lifting import Lifting
+from sa3d_nerfstudio.segmentation.mask_lifter import MaskLifter
+from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
+from sa3d_nerfstudio.segmentation.report import ViewState
+from sa3d_nerfstudio.segmentation.self_prompting import certainty_of, overlaps, points_in_view, self_prompt
+from sa3d_nerfstudio.segmentation.session_views import SessionViews
+from sa3d_nerfstudio.segmentation.settings import SessionSettings
+from sa3d_nerfstudio.segmenters.base import Candidates
+from sa3d_nerfstudio.traces.base import ViewTrace
+from sa3d_nerfstudio.traces.window import touched_sides
+
+Choose = Callable[[Candidates, Sequence[float], Sequence[float]], int | None]
+"""Which of the candidates is the object, by their agreement with the rendered mask, and by that where all pixels count
+by how much is known there; None if none is."""
+
+
+@dataclass
+class Outcome:
+    """What became of a view."""
+
+    view: int
+    state: ViewState
+    reason: str = ""
+    agreement: float | None = None
+
+
+@dataclass
+class _Rendered:
+    """What is known of the object in a view."""
+
+    view: int
+    trace: ViewTrace
+    probability: Float[Tensor, "height width"]
+    known: Bool[Tensor, "height width"]
+    prompt: Prompt | None = None
+    """What that prompts the segmenter with; None if the object is not in view."""
+
+    def on(self, threshold: float) -> Bool[Tensor, "height width"]:
+        """The rendered mask."""
+        return self.known & (self.probability > threshold)
+
+
+@dataclass
+class _Answer:
+    """What the segmenter has found in a view, and how that compares with what is known."""
+
+    rendered: _Rendered
+    candidates: Candidates
+    agreements: list[float]
+    certain: list[float]
+    touched: list[list[bool]]
+    """Whether each candidate reaches each side of the window."""
+    is_empty: bool
+    """Whether no candidate has any pixel."""
+
+
+class Visits:
+    """Visits views in one pass.
+
+    Args:
+        views: The views of the session.
+        predictor: The segmenter, for these.
+        lifter: Lifts what is found.
+        settings: Of the session.
+        choose: Which candidate is taken.
+        lifting: Takes up what is found.
+        guide: What is known of the object: ``lifting`` itself, or what an earlier pass has lifted.
+        beside: What the user has pointed at that is not the object, in space.
+    """
+
+    def __init__(
+        self,
+        views: SessionViews,
+        predictor: MaskPredictor,
+        lifter: MaskLifter,
+        settings: SessionSettings,
+        choose: Choose,
+        lifting: Lifting,
+        guide: Lifting,
+        beside: Float[Tensor, "num 3"] | None,
+    ) -> None:
+        self._views = views
+        self._predictor = predictor
+        self._lifter = lifter
+        self._settings = settings
+        self._choose = choose
+        self._lifting = lifting
+        self._guide = guide
+        self._beside = beside
+
+    def of(self, views: Sequence[int], coming: Sequence[int]) -> Iterator[Outcome]:
+        """Visit some views together; they are lifted in their order, each before its outcome is told.
+
+        Args:
+            views: The views; one where ``guide`` changes by what is lifted.
+            coming: Views that will be visited next.
+        """
+        located = self._views.locate(views, self._guide)
+        there = [view for view, shows in zip(views, located, strict=True) if shows]
+        answers = {answer.rendered.view: answer for answer in self._ask(there, coming)}
+        for view in views:
+            answer = answers.pop(view, None)
+            yield Outcome(view, "skipped", "object not in view") if answer is None else self._take(answer, coming)
+
+    def _take(self, answer: _Answer, coming: Sequence[int]) -> Outcome:
+        """Lift what has been found in a view, if it agrees with what is known."""
+        view = answer.rendered.view
+        if answer.is_empty:
+            return Outcome(view, "rejected", "the segmenter found nothing")
+        chosen = self._choose(answer.candidates, answer.agreements, answer.certain)
+        if chosen is None:
+            best = max(answer.agreements)
+            return Outcome(view, "rejected", f"IoU with the rendered mask is {best:.2f}", best)
+        if self._views.grow(view, answer.touched[chosen]):
+            again = self._ask([view], coming)
+            return self._take(again[0], coming) if again else Outcome(view, "skipped", "object not in view")
+        on = answer.rendered.on(self._settings.threshold)
+        self._lifter.lift_self_prompted(self._lifting, view, answer.candidates.masks[chosen], on)
+        return Outcome(view, "used", "", answer.agreements[chosen])
+
+    def _ask(self, views: Sequence[int], coming: Sequence[int]) -> list[_Answer]:
+        """What the segmenter finds in views; those that do not show the object are left out."""
+        shown = [rendered for rendered in self._render(views) if rendered.prompt is not None]
+        self._predictor.embed_all([rendered.view for rendered in shown], coming, self._shows)
+        found = self._predictor.predict_all([(each.view, each.prompt) for each in shown if each.prompt is not None])
+        device = [candidates.to(rendered.known.device) for rendered, candidates in zip(shown, found, strict=True)]
+        with self._views.report.timed("lift"):
+            numbers = fetched([self._compared(r, c) for r, c in zip(shown, device, strict=True)])
+        return [self._answer(*each) for each in zip(shown, device, numbers, strict=True)]
+
+    def _render(self, views: Sequence[int]) -> list[_Rendered]:
+        """Render the masks of views, and choose prompts."""
+        rendered = []
+        for view in views:
+            trace = self._views.trace(view)
+            with self._views.report.timed("lift"):
+                shape = (trace.height, trace.width)
+                probability, known = (image.reshape(shape) for image in self._guide.render(trace))
+                rendered.append(_Rendered(view, trace, probability, known))
+        with self._views.report.timed("lift"):
+            priors = fetched([torch.where(each.known, each.probability, torch.nan) for each in rendered])
+            for each, prior in zip(rendered, priors, strict=True):
+                each.prompt = self._self_prompt(each, prior)
+        return rendered
+
+    def _self_prompt(self, rendered: _Rendered, prior: Float[Tensor, "height width"]) -> Prompt | None:
+        """What a rendered mask, here on the host and NaN where nothing is known, prompts the segmenter with."""
+        settings, trace = self._settings, rendered.trace
+        count, threshold, rule = settings.num_prompts, settings.threshold, settings.self_prompts
+        depth = trace.depth[..., 0]
+        depth = depth.cpu() if rule == "published" else torch.empty(0)
+        prompt = self_prompt(prior.nan_to_num(), ~prior.isnan(), depth, count, threshold, rule)
+        if prompt is None or self._beside is None or rule == "published":
+            return prompt
+        position = self._views.pose(rendered.view)[:, 3]
+        return prompt.avoiding(points_in_view(self._beside, trace, position, rendered.on(threshold)))
+
+    def _compared(self, rendered: _Rendered, candidates: Candidates) -> Float[Tensor, "num_candidates 10"]:
+        """Of each candidate: union and intersection with the rendered mask; the same where pixels count by how much is
+        known; whether it reaches each side; whether there is any pixel; and its score."""
+        masks, threshold = candidates.masks, self._settings.threshold
+        arguments = (masks, rendered.probability, rendered.known, threshold)
+        plain = certain = overlaps(*arguments)
+        if len(masks) > 1:
+            certainty = certainty_of(rendered.trace, self._guide.field, rendered.on(threshold))
+            certain = overlaps(*arguments, certainty)
+        on = masks.flatten(1).any(1, keepdim=True)
+        scores = candidates.scores[:, None].float()
+        return torch.cat([plain, certain, touched_sides(masks).float(), on.float(), scores], dim=-1)
+
+    def _answer(self, rendered: _Rendered, candidates: Candidates, numbers: Tensor) -> _Answer:
+        rows = numbers.tolist()
+        return _Answer(
+            rendered,
+            replace(candidates, scores=numbers[:, 9]),
+            agreements=[row[1] / row[0] if row[0] else 0.0 for row in rows],
+            certain=[row[3] / row[2] if row[2] else 0.0 for row in rows],
+            touched=[[side > 0 for side in row[4:8]] for row in rows],
+            is_empty=not any(row[8] for row in rows),
+        )
+
+    def _shows(self, view: int) -> bool:
+        """Whether a view shows the object, as far as that is known by now."""
+        if not self._views.locate([view], self._guide)[0]:
+            return False
+        trace = self._views.trace(view)
+        with self._views.report.timed("lift"):
+            probability, known = self._guide.render(trace)
+            return bool((known & (probability > self._settings.threshold)).any())
+
+
+def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of one kind on the host, which waits for them once."""
+    if not tensors:
+        return []
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).cpu()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

@@ -255,15 +255,10 @@ class SegmentationSession:
         visits = Visits(
             self._views, self.predictor, self._lifter, self.settings, self.choose_found, lifting, guide, beside
         )
-        # In the first pass, each view is prompted by what those before it have shown.
-        together = 1 if guide is lifting else self._together
         with self.predictor.prefetching() as ahead:
-            for place in range(0, len(order), together):
-                views, coming = order[place : place + together], order[place + together :]
-                ahead.begin(views, coming)
-                for outcome in visits.of(views, coming):
-                    name = self.name(outcome.view)
-                    yield ViewRecord(outcome.view, name, number, outcome.state, outcome.reason, outcome.agreement)
+            for outcome in visits.of(order, self._together, ahead.begin):
+                name = self.name(outcome.view)
+                yield ViewRecord(outcome.view, name, number, outcome.state, outcome.reason, outcome.agreement)
 
     @property
     def _together(self) -> int:

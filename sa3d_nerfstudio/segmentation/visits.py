@@ -11,15 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sa3d_nerfstudio.prompts.prompt import Prompt
-from sa3d_nerfstudio.segmentation.lifting import Lifting
+from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting
 from sa3d_nerfstudio.segmentation.mask_lifter import MaskLifter
 from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
 from sa3d_nerfstudio.segmentation.report import ViewState
-from sa3d_nerfstudio.segmentation.self_prompting import certainty_of, overlaps, points_in_view, self_prompt
+from sa3d_nerfstudio.segmentation.self_prompting import (
+    AGREEMENT_WEIGHT,
+    certainty_of,
+    overlaps,
+    points_in_view,
+    self_prompt,
+)
 from sa3d_nerfstudio.segmentation.session_views import SessionViews
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates
@@ -29,6 +35,8 @@ from sa3d_nerfstudio.traces.window import touched_sides
 Choose = Callable[[Candidates, Sequence[float], Sequence[float]], int | None]
 """Which of the candidates is the object, by their agreement with the rendered mask, and by that where all pixels count
 by how much is known there; None if none is."""
+Begin = Callable[[Sequence[int], Sequence[int]], None]
+"""Told which views are visited now, and which come after them."""
 
 
 @dataclass
@@ -51,6 +59,10 @@ class _Rendered:
     known: Bool[Tensor, "height width"]
     prompt: Prompt | None = None
     """What that prompts the segmenter with; None if the object is not in view."""
+
+    def prior(self) -> Float[Tensor, "height width"]:
+        """The probability, NaN where nothing is known."""
+        return torch.where(self.known, self.probability, torch.nan)
 
     def on(self, threshold: float) -> Bool[Tensor, "height width"]:
         """The rendered mask."""
@@ -105,13 +117,23 @@ class Visits:
         self._guide = guide
         self._beside = beside
 
-    def of(self, views: Sequence[int], coming: Sequence[int]) -> Iterator[Outcome]:
-        """Visit some views together; they are lifted in their order, each before its outcome is told.
+    def of(self, order: Sequence[int], together: int, begin: Begin) -> Iterator[Outcome]:
+        """Visit views; they are lifted in their order, each before its outcome is told.
 
         Args:
-            views: The views; one where ``guide`` changes by what is lifted.
-            coming: Views that will be visited next.
+            order: The views.
+            together: How many to visit together, where ``guide`` does not change by what is lifted.
+            begin: Called with views before they are visited, and with those that come after them.
         """
+        if self._guide is self._lifting:
+            yield from self._in_turn(order, begin)
+            return
+        for place in range(0, len(order), together):
+            views, coming = order[place : place + together], order[place + together :]
+            begin(views, coming)
+            yield from self._together(views, coming)
+
+    def _together(self, views: Sequence[int], coming: Sequence[int]) -> Iterator[Outcome]:
         located = self._views.locate(views, self._guide)
         there = [view for view, shows in zip(views, located, strict=True) if shows]
         answers = {answer.rendered.view: answer for answer in self._ask(there, coming)}
@@ -119,34 +141,97 @@ class Visits:
             answer = answers.pop(view, None)
             yield Outcome(view, "skipped", "object not in view") if answer is None else self._take(answer, coming)
 
-    def _take(self, answer: _Answer, coming: Sequence[int]) -> Outcome:
-        """Lift what has been found in a view, if it agrees with what is known."""
+    def _in_turn(self, order: Sequence[int], begin: Begin) -> Iterator[Outcome]:
+        """Visit views one by one, each prompted by what has been lifted of those before it.
+
+        On a GPU a view is lifted before the host knows how well it agrees, so that this is read together with where in
+        the next view the object is. Where that was rash, it is taken back.
+        """
+        is_there: bool | None = None
+        rendered: _Rendered | None = None
+        for place, view in enumerate(order):
+            coming = order[place + 1 :]
+            begin([view], coming)
+            if is_there is None:
+                (is_there,) = self._views.locate([view], self._guide)
+            if is_there and rendered is None:
+                (rendered,) = self._prompted(self._render([view]))
+            now, is_there, rendered = rendered, None, None
+            if now is None or now.prompt is None:
+                yield Outcome(view, "skipped", "object not in view")
+                continue
+            (candidates,) = self._find([now], coming)
+            numbers = self._compared(now, candidates)
+            if not (coming and numbers.is_cuda and isinstance(self._lifting, EvidenceLifting)):
+                yield self._take(self._answer(now, candidates, numbers.cpu()), coming)
+                continue
+            field, state = self._lifting.field, self._lifter.state_of(view)
+            before = field.hit.clone(), field.seen.clone()
+            likely = _likely(numbers)
+            self._lift(now, candidates.masks.index_select(0, likely)[0])
+            begin(coming[:1], coming[1:])
+            search = self._views.search(coming[:1], self._guide)
+            # Where the next view is looked at as a whole, its rendered mask can be read as well.
+            following = self._render(coming[:1]) if search.found is None else []
+            reading = [numbers, likely, *[each.prior() for each in following]]
+            host = fetched(reading if search.found is None else [*reading, search.found])
+            answer = self._answer(now, candidates, host[0])
+            outcome, chosen = self._judged(answer)
+            if (
+                outcome.state == "used"
+                and chosen == int(host[1])
+                and not self._views.leaves(view, answer.touched[chosen])
+            ):
+                (is_there,) = search.place(None if search.found is None else host[-1])
+                rendered = next(iter(self._prompted(following, host[2:])), None) if following else None
+            else:
+                self._lifter.take_back(view, state)
+                field.set(*before)
+                outcome = self._take(answer, coming)
+            yield outcome
+
+    def _judged(self, answer: _Answer) -> tuple[Outcome, int]:
+        """What is to become of a view, and which candidate is taken if it is used."""
         view = answer.rendered.view
         if answer.is_empty:
-            return Outcome(view, "rejected", "the segmenter found nothing")
+            return Outcome(view, "rejected", "the segmenter found nothing"), 0
         chosen = self._choose(answer.candidates, answer.agreements, answer.certain)
         if chosen is None:
             best = max(answer.agreements)
-            return Outcome(view, "rejected", f"IoU with the rendered mask is {best:.2f}", best)
-        if self._views.grow(view, answer.touched[chosen]):
-            again = self._ask([view], coming)
-            return self._take(again[0], coming) if again else Outcome(view, "skipped", "object not in view")
-        on = answer.rendered.on(self._settings.threshold)
-        self._lifter.lift_self_prompted(self._lifting, view, answer.candidates.masks[chosen], on)
-        return Outcome(view, "used", "", answer.agreements[chosen])
+            return Outcome(view, "rejected", f"IoU with the rendered mask is {best:.2f}", best), 0
+        return Outcome(view, "used", "", answer.agreements[chosen]), chosen
+
+    def _take(self, answer: _Answer, coming: Sequence[int]) -> Outcome:
+        """Lift what has been found in a view, if it agrees with what is known."""
+        outcome, chosen = self._judged(answer)
+        if outcome.state != "used":
+            return outcome
+        if self._views.grow(outcome.view, answer.touched[chosen]):
+            again = self._ask([outcome.view], coming)
+            return self._take(again[0], coming) if again else Outcome(outcome.view, "skipped", "object not in view")
+        self._lift(answer.rendered, answer.candidates.masks[chosen])
+        return outcome
+
+    def _lift(self, rendered: _Rendered, mask: Bool[Tensor, "height width"]) -> None:
+        on = rendered.on(self._settings.threshold)
+        self._lifter.lift_self_prompted(self._lifting, rendered.view, mask, on)
 
     def _ask(self, views: Sequence[int], coming: Sequence[int]) -> list[_Answer]:
         """What the segmenter finds in views; those that do not show the object are left out."""
-        shown = [rendered for rendered in self._render(views) if rendered.prompt is not None]
-        self._predictor.embed_all([rendered.view for rendered in shown], coming, self._shows)
-        found = self._predictor.predict_all([(each.view, each.prompt) for each in shown if each.prompt is not None])
-        device = [candidates.to(rendered.known.device) for rendered, candidates in zip(shown, found, strict=True)]
+        shown = [rendered for rendered in self._prompted(self._render(views)) if rendered.prompt is not None]
+        device = self._find(shown, coming)
         with self._views.report.timed("lift"):
             numbers = fetched([self._compared(r, c) for r, c in zip(shown, device, strict=True)])
         return [self._answer(*each) for each in zip(shown, device, numbers, strict=True)]
 
+    def _find(self, shown: Sequence[_Rendered], coming: Sequence[int]) -> list[Candidates]:
+        """What the segmenter finds in views from their prompts, where what is known of them is."""
+        self._predictor.embed_all([rendered.view for rendered in shown], coming, self._shows)
+        found = self._predictor.predict_all([(each.view, each.prompt) for each in shown if each.prompt is not None])
+        return [candidates.to(rendered.known.device) for rendered, candidates in zip(shown, found, strict=True)]
+
     def _render(self, views: Sequence[int]) -> list[_Rendered]:
-        """Render the masks of views, and choose prompts."""
+        """Render the masks of views."""
         rendered = []
         for view in views:
             trace = self._views.trace(view)
@@ -154,8 +239,12 @@ class Visits:
                 shape = (trace.height, trace.width)
                 probability, known = (image.reshape(shape) for image in self._guide.render(trace))
                 rendered.append(_Rendered(view, trace, probability, known))
+        return rendered
+
+    def _prompted(self, rendered: list[_Rendered], priors: Sequence[Tensor] | None = None) -> list[_Rendered]:
+        """Choose prompts, by what is known as it is on the host, if it has been read before."""
         with self._views.report.timed("lift"):
-            priors = fetched([torch.where(each.known, each.probability, torch.nan) for each in rendered])
+            priors = fetched([each.prior() for each in rendered]) if priors is None else priors
             for each, prior in zip(rendered, priors, strict=True):
                 each.prompt = self._self_prompt(each, prior)
         return rendered
@@ -206,10 +295,16 @@ class Visits:
             return bool((known & (probability > self._settings.threshold)).any())
 
 
+def _likely(numbers: Float[Tensor, "num_candidates 10"]) -> Int[Tensor, "1"]:
+    """The candidate that will most likely be taken, by what :meth:`Visits._compared` computes; told where that is."""
+    certain = numbers[:, 3] / numbers[:, 2].clamp(min=1e-12)
+    return (numbers[:, 9].clamp(0, 1) + AGREEMENT_WEIGHT * certain).argmax(0, keepdim=True)
+
+
 def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors of one kind on the host, which waits for them once."""
+    """Tensors on the host in single precision, which waits for them once."""
     if not tensors:
         return []
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).cpu()
+    flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors]).cpu()
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from sa3d_nerfstudio.segmentation.report import SessionReport
-from sa3d_nerfstudio.segmentation.session_views import TOGETHER, FreeView, Guide, SessionViews, ViewKey, Views
+from sa3d_nerfstudio.segmentation.session_views import TOGETHER, FreeView, Guide, Search, SessionViews, ViewKey, Views
 from sa3d_nerfstudio.traces.base import ViewTrace
-from sa3d_nerfstudio.traces.window import MARGIN, Window, all_bounds, bounds
+from sa3d_nerfstudio.traces.window import MARGIN, Box, Window, all_bounds, bounds, boxes_of, sides_of
 
 COARSE = 4
 """Views are looked through in images smaller than the working size by this, to locate the object."""
@@ -191,15 +191,12 @@ class CloseViews(SessionViews):
         )
         return self.training if same else self.training.sized(window.long_side)
 
-    def locate(self, views: Sequence[int], guide: Guide) -> list[bool]:
-        """Find the object in views, and place their windows there. The host waits once for all of them.
+    def search(self, views: Sequence[int], guide: Guide) -> Search:
+        """Begin to find the object in views, to place their windows there. The host waits once for all of them.
 
         Args:
             views: The views.
-            guide: What is known of the object.
-
-        Returns:
-            Whether it may be there in each.
+            guide: What is known of the object, which must not change until the windows have been placed.
         """
         coarse = [self._coarse(view) for view in views]
         with self.report.timed("lift"):
@@ -207,17 +204,27 @@ class CloseViews(SessionViews):
             for trace, _ in coarse:
                 probability, known = guide.render(trace)
                 shown.append(((probability > self.threshold) & known).reshape(trace.height, trace.width))
-            boxes = all_bounds(shown)
-            hidden = [place for place, box in enumerate(boxes) if box is None]
-            small = self._small([(views[place], coarse[place][0]) for place in hidden], guide)
-            for place, box in zip(hidden, small, strict=True):
-                boxes[place] = box
-        for view, (_, frame), box in zip(views, coarse, boxes, strict=True):
-            if box is not None:
-                full, here = self.training.frame(view, self.factor), self.placed.get(view)
-                if here is None or not here.still_fits(full.around(box, frame.scale, slack=0.5, margin=0.1)):
-                    self.placed[view] = full.around(box, frame.scale, slack=1.0)
-        return [box is not None for box in boxes]
+            sides = sides_of(shown) if shown else None
+
+        def place(sides: Num[Tensor, "num 5"] | None) -> list[bool]:
+            boxes = [] if sides is None else boxes_of(sides, shown)
+            with self.report.timed("lift"):
+                hidden = [number for number, box in enumerate(boxes) if box is None]
+                small = self._small([(views[number], coarse[number][0]) for number in hidden], guide)
+            for number, box in zip(hidden, small, strict=True):
+                boxes[number] = box
+            for view, (_, frame), box in zip(views, coarse, boxes, strict=True):
+                if box is not None:
+                    full, here = self.training.frame(view, self.factor), self.placed.get(view)
+                    if here is None or not here.still_fits(full.around(box, frame.scale, slack=0.5, margin=0.1)):
+                        self.placed[view] = full.around(box, frame.scale, slack=1.0)
+            return [box is not None for box in boxes]
+
+        return Search(sides, place)
+
+    def leaves(self, view: int, touched: Sequence[bool]) -> bool:
+        """Whether a mask leaves a view's window, which does not end there with the image."""
+        return self.placed[view].grown(touched) != self.placed[view]
 
     def grow(self, view: int, touched: Sequence[bool]) -> bool:
         """Widen a view's window where a mask leaves it. Returns whether it does."""
@@ -257,7 +264,7 @@ class CloseViews(SessionViews):
         with self.report.timed("render"):
             return self.training.window_trace(view, frame), frame
 
-    def _small(self, views: Sequence[tuple[int, ViewTrace]], guide: Guide) -> list[tuple[int, int, int, int] | None]:
+    def _small(self, views: Sequence[tuple[int, ViewTrace]], guide: Guide) -> list[Box | None]:
         """Where the rays of coarse traces pass the object, if it is too small to be shown by them."""
         passing = []
         for view, coarse in views:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 TILE = 8
@@ -182,21 +182,33 @@ def touched_sides(masks: Bool[Tensor, "num height width"]) -> Bool[Tensor, "num 
     return torch.stack([rows[:, 0], columns[:, 0], rows[:, -1], columns[:, -1]], dim=-1)
 
 
-def bounds(mask: Bool[Tensor, "height width"]) -> tuple[int, int, int, int] | None:
+Box = tuple[int, int, int, int]
+"""y0, x0, y1, x1 in pixels, upper bounds exclusive."""
+
+
+def bounds(mask: Bool[Tensor, "height width"]) -> Box | None:
     """y0, x0, y1, x1 of a mask, upper bounds exclusive; None if it is empty."""
     return all_bounds([mask])[0]
 
 
-def all_bounds(masks: Sequence[Bool[Tensor, "height width"]]) -> list[tuple[int, int, int, int] | None]:
+def all_bounds(masks: Sequence[Bool[Tensor, "height width"]]) -> list[Box | None]:
     """:func:`bounds` of masks of any sizes on one device, which the host waits for once."""
-    if not masks:
-        return []
+    return boxes_of(sides_of(masks).cpu(), masks) if masks else []
+
+
+def sides_of(masks: Sequence[Bool[Tensor, "height width"]]) -> Int[Tensor, "num 5"]:
+    """Distances of masks from the four sides of their images, and whether there is any pixel, where the masks are."""
     sides = []
     for mask in masks:
         rows, columns = mask.any(dim=1).to(torch.uint8), mask.any(dim=0).to(torch.uint8)
         ends = [rows.argmax(), columns.argmax(), rows.flip(0).argmax(), columns.flip(0).argmax(), rows.amax().long()]
         sides.append(torch.stack(ends))
-    found = zip(masks, torch.stack(sides).tolist(), strict=True)
+    return torch.stack(sides)
+
+
+def boxes_of(sides: Num[Tensor, "num 5"], masks: Sequence[Bool[Tensor, "height width"]]) -> list[Box | None]:
+    """The bounds of masks, by their :func:`sides_of` on the host."""
+    found = zip(masks, sides.long().tolist(), strict=True)
     return [
         (top, left, mask.shape[0] - bottom, mask.shape[1] - right) if there else None
         for mask, (top, left, bottom, right, there) in found

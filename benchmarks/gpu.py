@@ -8,7 +8,8 @@ the benchmarks of speed and of visits. Each part is a command of its own with a 
 passed is not done again (``--again`` does), so that it can be called until all has. The table is written after each.
 
 With ``--tiny`` it does the same in small on a CPU: a scene of ten small images, and stand-ins for the kernels that CUDA
-alone has.
+alone has. Its parts are processes of their own, too, but forked from one that has imported nerfstudio already, which
+takes longer than the parts.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import importlib.util
 import json
 import os
 import platform
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,8 +61,11 @@ TINY_OPTIONS: dict[str, tuple[object, ...]] = {
         *("--pipeline.datamanager.train-num-rays-per-batch", 128),
     ),
 }
-TINY_THRESHOLD = 0.25
-"""Of the mask: few rays end in the fog of so short a training."""
+TINY_SEGMENTING = (
+    *("--pipeline.threshold", 0.25),  # few rays end in the fog of so short a training
+    # Splats are rasterised in Python: each view and each step of the fit takes a second.
+    *("--pipeline.num-views", 3, "--pipeline.max-passes", 2, "--pipeline.likelihood-steps", 2),
+)
 
 
 @dataclass
@@ -139,28 +145,80 @@ class Run:
         begun = time.perf_counter()
         with log.open("w", encoding="utf8") as file, GpuMemory() as memory:
             print("$", *part.command, file=file, flush=True)
-            process = subprocess.Popen(
-                part.command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
-                cwd=ROOT, start_new_session=True,
-            )  # fmt: skip
-            late = threading.Timer(60 * self.options.minutes, os.killpg, (process.pid, signal.SIGKILL))
+            if self.options.tiny:
+                pid = forked(part.command, file.fileno(), environment)
+            else:
+                pid = subprocess.Popen(
+                    part.command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
+                    cwd=ROOT, start_new_session=True,
+                ).pid  # fmt: skip
+            late = threading.Timer(60 * self.options.minutes, os.killpg, (pid, signal.SIGKILL))
             late.start()
             try:
-                _, status, usage = os.wait4(process.pid, 0)
+                _, status, usage = os.wait4(pid, 0)
             except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(pid, signal.SIGKILL)
                 raise
             finally:
                 late.cancel()
-            process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - begun
+        returncode, seconds = os.waitstatus_to_exitcode(status), time.perf_counter() - begun
         result = Result("passed", seconds, memory.peak_mb, usage.ru_maxrss / 1e3)
-        if process.returncode == -signal.SIGKILL and seconds >= 60 * self.options.minutes:
+        if returncode == -signal.SIGKILL and seconds >= 60 * self.options.minutes:
             result.state, result.note = "too slow", f"ended after {self.options.minutes:g} minutes"
-        elif process.returncode:
+        elif returncode:
             lines = [line for line in log.read_text("utf8", errors="replace").splitlines() if line.strip()]
             result.state, result.note = "failed", lines[-1][:200] if lines else ""
         return result
+
+
+def forked(command: Sequence[str], output: int, environment: dict[str, str]) -> int:
+    """Start a command of this Python's, as it would run in a new interpreter, in a fork of this process.
+
+    What has been imported here need not be imported there: nerfstudio takes longer for that than most parts in small.
+
+    Args:
+        command: ``python FILE ...``, ``python -m MODULE ...`` or ``python -c CODE ...``.
+        output: File descriptor of what it prints.
+        environment: Its environment variables.
+
+    Returns:
+        The process, in a session of its own.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(ROOT)
+        os.environ.clear()
+        os.environ.update(environment)
+        for source, target in ((os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (output, 2)):
+            os.dup2(source, target)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, encoding="utf8") for number in (1, 2))
+        _, what, *arguments = command
+        if what == "-m":
+            sys.argv = arguments
+            runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+        elif what == "-c":
+            sys.argv = ["-c", *arguments[1:]]
+            exec(compile(arguments[0], "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            sys.argv = [what, *arguments]
+            sys.path.insert(0, str(Path(what).parent))
+            runpy.run_path(what, run_name="__main__")
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
 
 
 class GpuMemory:
@@ -233,12 +291,11 @@ def parts_of_run(options: Options, scene: Path, method: str) -> Iterator[Part]:
     )  # fmt: skip
     base, segmented = runs / scene.name / method / "T", runs / scene.name / "sa3d" / method
     prompt, segmenter = click(scene)
-    threshold = ("--pipeline.threshold", TINY_THRESHOLD) if tiny else ()
     yield Part(
         f"{name} segment",
         command(
             options, "ns-train", "sa3d", "--load-dir", base, "--output-dir", runs, "--timestamp", method, *QUIET[:2],
-            *device, *prompt, *segmenter, *threshold,
+            *device, *prompt, *segmenter, *(TINY_SEGMENTING if tiny else ()),
         ),
         after=(f"{name} train",),
     )  # fmt: skip
@@ -337,6 +394,12 @@ def main(options: Options) -> int:
         console.print("torch finds no GPU here: --tiny runs all parts in small, on a CPU.")
         return 1
     run = Run(options)
+    if options.tiny:
+        # Before the parts are forked, which would each import it. What computes with several threads cannot be forked.
+        torch.set_num_threads(1)
+        from nerfstudio.scripts import exporter, train  # noqa: F401
+
+        import sa3d_nerfstudio.commands  # noqa: F401
     for part in all_parts(options):
         run.carry_out(part)
         result = run.results[part.name]

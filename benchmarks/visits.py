@@ -14,9 +14,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import tyro
@@ -103,8 +104,56 @@ class Reads(TorchFunctionMode):
 def counted() -> Iterator[Count]:
     """Count what is done meanwhile."""
     count = Count()
-    with Reads(count), count:
+
+    def synchronize(*_: Any) -> None:
+        count.waits["synchronize"] += 1
+
+    with mock.patch.object(torch.cuda, "synchronize", synchronize), Reads(count), count:
         yield count
+
+
+@dataclass
+class Cost:
+    """What some steps of a session cost."""
+
+    steps: int = 0
+    operations: int = 0
+    bytes: int = 0
+    waits: Counter[str] = field(default_factory=Counter)
+
+    def add(self, count: Count, before: tuple[int, int, Counter[str]], steps: int = 1) -> None:
+        """Add what has been counted since."""
+        self.steps += steps
+        self.operations += count.operations - before[0]
+        self.bytes += count.bytes - before[1]
+        self.waits += count.waits - before[2]
+
+    def each(self, number: int | None = None) -> dict[str, Any]:
+        """For each of the steps, or of another number."""
+        number = max(1, self.steps if number is None else number)
+        return {
+            "visits": self.steps,
+            "operations a visit": self.operations / number,
+            "MB a visit": self.bytes / number / 1e6,
+            "round trips a visit": self.waits.total() / number,
+            "of these": {name: waits / number for name, waits in self.waits.most_common()},
+        }
+
+
+def costs_of(session: Any) -> dict[str, Cost]:
+    """Do a session's steps, and count them: the views that the user has prompted, each with what begins a pass; visits
+    in the first pass; those in later ones; and the fit of the field to the masks at the end."""
+    costs: dict[str, Cost] = {}
+    with counted() as count:
+        steps = session.steps()
+        while True:
+            before = count.operations, count.bytes, Counter(count.waits)
+            record = next(steps, None)
+            if record is None:
+                costs.setdefault("fit", Cost()).add(count, before, steps=0)
+                return costs
+            passed = "first pass" if record.number_of_pass == 1 else "later passes"
+            costs.setdefault("passes" if record.state == "prompt" else passed, Cost()).add(count, before)
 
 
 def measure(options: Options) -> dict[str, Any]:
@@ -120,23 +169,35 @@ def measure(options: Options) -> dict[str, Any]:
         num_views=options.views,
         **settings,
     )
-    views, found = run.pipeline.views, {}
+    views, costs = run.pipeline.views, {}
     for name in options.objects:
         entry = prompts[name]
         view = views.find(Path(entry["frame"]).name)
         session = run.pipeline.session(name)
         session.prompt(view, Prompt.from_points(*views.image_size(view), entry["points"][:1]))
         for _ in range(2):  # at first, some of its views are rendered
-            with counted() as count:
-                visits = sum(1 for _ in session.steps())
-        found = {
-            "visits": visits,
-            "operations a visit": count.operations / visits,
-            "MB a visit": count.bytes / visits / 1e6,
-            "round trips a visit": sum(count.waits.values()) / visits,
-            "of these": {name: number / visits for name, number in count.waits.most_common()},
-        }
-    return found
+            costs = costs_of(session)
+    visits = Cost()
+    for name in ("first pass", "later passes"):
+        part = costs.get(name, Cost())
+        visits.steps += part.steps
+        visits.operations += part.operations
+        visits.bytes += part.bytes
+        visits.waits += part.waits
+    return visits.each() | {name: cost.each() for name, cost in costs.items()}
+
+
+def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and figures for a table."""
+    for name, value in found.items():
+        if not isinstance(value, dict):
+            yield name, f"{value:.1f}" if isinstance(value, float) else str(value)
+        elif name == "of these":
+            yield from ((f"  {each}", f"{number:.2f}") for each, number in value.items())
+        else:
+            yield "", ""
+            yield f"[bold]{name}", ""
+            yield from rows(value)
 
 
 def main(options: Options) -> None:
@@ -144,13 +205,9 @@ def main(options: Options) -> None:
     with ExitStack() as stack:
         stack.enter_context(a_cuda_device())
         found = measure(options)
-    table = Table("a later visit", "")
-    for name, value in found.items():
-        if name == "of these":
-            for each, number in value.items():
-                table.add_row(f"  {each}", f"{number:.2f}")
-        else:
-            table.add_row(name, f"{value:.1f}")
+    table = Table("all later visits", "")
+    for row in rows(found):
+        table.add_row(*row)
     Console(width=90).print(table)
     if options.output is not None:
         options.output.write_text(json.dumps(found, indent=1) + "\n")

@@ -8,6 +8,7 @@ speed it says nothing. Gradients of pretended tensors need ``autograd=True``.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import FunctionType, SimpleNamespace
@@ -300,6 +301,24 @@ class _Factories(TorchDispatchMode):
         return _run(function, args, kwargs)
 
 
+class PretendedEvent:
+    """A moment on the device, which is not behind the host."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self._at = 0.0
+
+    def record(self) -> None:
+        """It is now."""
+        self._at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        """Wait for it."""
+
+    def elapsed_time(self, end: PretendedEvent) -> float:
+        """Milliseconds until another event."""
+        return 1e3 * (end._at - self._at)
+
+
 # -- the device -------------------------------------------------------------------------------------------------------
 
 
@@ -340,6 +359,7 @@ def pretended_device(autograd: bool = False) -> Iterator[None]:
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwrites)
         # A parameter that is no wrapper cannot become one in place.
         torch.__future__.set_overwrite_module_params_on_conversion(True)
+        stack.enter_context(mock.patch.object(torch.cuda, "Event", PretendedEvent))
         for name, answer in answers.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, mock.Mock(return_value=answer)))
         stack.enter_context(mock.patch.object(torch, "load", _loading(torch.load)))

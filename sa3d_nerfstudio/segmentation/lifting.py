@@ -43,7 +43,7 @@ class EvidenceLifting:
     def add(self, trace: RayTrace, mask: Bool[Tensor, " num_rays"], weight: Weight = 1.0) -> None:
         """Lift the mask of one view, counted ``weight`` times, as a whole or ray by ray."""
         counted = torch.as_tensor(weight, dtype=torch.float32, device=mask.device).expand(mask.shape)
-        if isinstance(trace, KeepsAllRays):
+        if isinstance(trace, KeepsAllRays) and trace.keeps_all_rays:
             hit = trace.backproject(self.field, (counted * mask)[:, None])[:, 0]
             seen = self._seen(trace, trace.backproject_all(self.field), weight, counted)
         else:
@@ -111,8 +111,8 @@ def field_change(before: MaskField, after: MaskField) -> float:
     """
     p, q = before.probability(), after.probability()
     seen = torch.maximum(before.seen, after.seen).clamp(max=1.0)
-    total = (torch.maximum(p, q) * seen).sum()
-    return float(((p - q).abs() * seen).sum() / total) if total > 0 else 0.0
+    changed, total = torch.stack([((p - q).abs() * seen).sum(), (torch.maximum(p, q) * seen).sum()]).tolist()
+    return changed / total if total > 0 else 0.0
 
 
 def masks_change(
@@ -131,9 +131,13 @@ def changed_pixels(
     before: Mapping[ViewKey, Bool[Tensor, " num_rays"]], after: Mapping[ViewKey, Bool[Tensor, " num_rays"]]
 ) -> tuple[int, int]:
     """How many pixels have changed, Σ |m' - m|, and of how many, Σ max(m', m)."""
-    changed = total = 0
+    counts = []
     for view in before.keys() | after.keys():
         masks = [masks[view] for masks in (before, after) if view in masks]
-        changed += int((masks[0] ^ masks[-1] if len(masks) == 2 else masks[0]).sum())
-        total += int((masks[0] | masks[-1]).sum())
+        changed = masks[0] ^ masks[-1] if len(masks) == 2 else masks[0]
+        counts.append(torch.stack([changed.sum(), (masks[0] | masks[-1]).sum()]))
+    if not counts:
+        return 0, 0
+    # The host waits for all views once.
+    changed, total = torch.stack(counts).sum(0).tolist()
     return changed, total

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import median
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -133,6 +134,17 @@ class MaskLifter:
             spacing = pixel_spacing(trace, mask)
             solid = in_one_piece(trace, mask, self._gap, spacing, known=known, between=self._places)
         self._lift(lifting, view, mask, solid, spacing=spacing)
+
+    def state_of(self, view: ViewKey) -> tuple[Any, ...]:
+        """What is kept of a view, for :meth:`take_back`."""
+        return self._lifted.get(view), self._windows.get(view), self._spacings.get(view)
+
+    def take_back(self, view: ViewKey, state: tuple[Any, ...]) -> None:
+        """Keep of a view what was kept before it was lifted; the field is the caller's to put back."""
+        for kept, value in zip((self._lifted, self._windows, self._spacings), state, strict=True):
+            kept.pop(view, None)
+            if value is not None:
+                kept[view] = value
 
     def fit(self, field: MaskField, order: Sequence[ViewKey]) -> LikelihoodReport:
         """Give a field the logits that explain the masks of the newest pass, which its evidence is made of.

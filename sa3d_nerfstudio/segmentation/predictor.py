@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from sa3d_nerfstudio.segmenters.base import (
     SegmenterImage,
     embed_all,
     input_side,
+    predict_all,
+    predictions_at_once,
 )
 from sa3d_nerfstudio.segmenters.proposals import no_proposals, propose
 from sa3d_nerfstudio.traces.window import Window
@@ -51,15 +54,14 @@ class Prefetcher:
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._jobs.clear()
 
-    def begin(self, view: int, coming: Sequence[int]) -> None:
-        """Wait until a view is ready, if it is being prepared, and prepare the first of those that come after it."""
+    def begin(self, views: Sequence[int], coming: Sequence[int]) -> None:
+        """Wait until views are ready, if they are being prepared, and prepare the first of those that come after."""
         soon = coming[: self._count]
-        self._jobs = {item: job for item, job in self._jobs.items() if item == view or item in soon}
+        self._jobs = {item: job for item, job in self._jobs.items() if item in views or item in soon}
         for item in soon:
             if item not in self._jobs:
                 self._jobs[item] = self._thread.submit(self._prepare, item)
-        if view in self._jobs:
-            wait([self._jobs[view]])
+        wait([self._jobs[view] for view in views if view in self._jobs])
 
     def check(self, view: int) -> None:
         """Wait until a view is ready, if it is being prepared, and tell if it is not.
@@ -122,7 +124,7 @@ class MaskPredictor:
         if resized.mask is not None:
             candidates = Candidates(resized.mask[None], torch.ones(1))
         else:
-            candidates = self.predict(view, resized)
+            candidates = self.predict(view, resized).to("cpu")
         choice = candidates.of_size(prompt.candidate)
         if resized.is_empty or not candidates.masks[choice].any():
             raise SA3DError(
@@ -133,21 +135,26 @@ class MaskPredictor:
 
     def predict(self, view: ViewKey, prompt: Prompt) -> Candidates:
         """Segment a view. Prompt and candidates are on the pixels of its trace, whatever size the segmenter sees."""
-        embedding, window = self.embed(view), self._views.window(view)
-        # Of a view with a window, networks are shown all of the photo, or a window of it, all others the window.
-        shown = self._views.photo_window(view, self.side)
-        if window is not None and shown is not None:
-            with self._views.report.timed("segment"):
-                there = prompt_between(prompt, window, shown)
-                found = within_memory(lambda: self.segmenter.predict(embedding, there), SMALLER)
-                return candidates_between(found, shown, window)
-        part = window if self.side is not None else None
-        asked = prompt if part is None else prompt.placed(part.top, part.left, *part.size)
+        return self.predict_all([(view, prompt)])[0]
+
+    def predict_all(self, asked: Sequence[tuple[ViewKey, Prompt]]) -> list[Candidates]:
+        """:meth:`predict` for several views, all at once where the segmenter can."""
+        questions, on_trace = [], []
+        for view, prompt in asked:
+            embedding, window = self.embed(view), self._views.window(view)
+            # Of a view with a window, networks are shown all of the photo, or a window of it, all others the window.
+            shown = self._views.photo_window(view, self.side)
+            if window is not None and shown is not None:
+                questions.append((embedding, prompt_between(prompt, window, shown)))
+                on_trace.append(partial(candidates_between, part=shown, window=window))
+                continue
+            part = window if self.side is not None else None
+            prompt = prompt if part is None else prompt.placed(part.top, part.left, *part.size)
+            questions.append((embedding, prompt.moved(*self._views.picture_size(view, self.side))))
+            on_trace.append(partial(_resized, height=prompt.height, width=prompt.width, part=part))
         with self._views.report.timed("segment"):
-            moved = asked.moved(*self._views.picture_size(view, self.side))
-            found = within_memory(lambda: self.segmenter.predict(embedding, moved), SMALLER)
-            found = found.at(asked.height, asked.width)
-            return found if part is None else replace(found, masks=found.masks[:, part.rows, part.columns])
+            answers = within_memory(lambda: predict_all(self.segmenter, questions), SMALLER)
+            return [move(answer) for move, answer in zip(on_trace, answers, strict=True)]
 
     def propose(self, view: ViewKey) -> Candidates:
         """All masks that the segmenter finds in a view by itself, on the pixels of its trace; there may be none."""
@@ -169,8 +176,27 @@ class MaskPredictor:
         """
         if self._key(view) not in self._embeddings:
             others = [other for other in coming[: self.batch - 1] if self._key(other) not in self._embeddings]
+            if self.side is None and self._views.window(view) is not None:
+                others = []  # windows of views that come are not known yet
             self._embed([view, *(other for other in others if wanted is None or wanted(other))])
         return self._embeddings[self._key(view)]
+
+    def embed_all(
+        self, views: Sequence[ViewKey], coming: Sequence[ViewKey], wanted: Callable[[Any], bool] | None = None
+    ) -> None:
+        """Embed views that are about to be asked about; see :meth:`embed`."""
+        if self.at_once > 1:
+            missing = [view for view in views if self._key(view) not in self._embeddings]
+            for start in range(0, len(missing), self.at_once):
+                self._embed(missing[start : start + self.at_once])
+            return
+        for place, view in enumerate(views):
+            self.embed(view, [*views[place + 1 :], *coming], wanted)
+
+    @property
+    def at_once(self) -> int:
+        """Views that the segmenter can be asked about at once."""
+        return predictions_at_once(self.segmenter)
 
     def _key(self, view: ViewKey) -> ViewKey | tuple[int, Window]:
         """What a view is embedded under: by itself, or by the window that the segmenter sees of it."""
@@ -203,3 +229,9 @@ class MaskPredictor:
 
     def _preload(self, view: int) -> None:
         self._views.training.preload(view, picture=self._key(view) not in self._embeddings)
+
+
+def _resized(candidates: Candidates, height: int, width: int, part: Window | None) -> Candidates:
+    """Candidates on the pixels of an image of some size, or of a part of it."""
+    candidates = candidates.at(height, width)
+    return candidates if part is None else replace(candidates, masks=candidates.masks[:, part.rows, part.columns])

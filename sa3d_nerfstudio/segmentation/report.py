@@ -46,23 +46,39 @@ class SessionReport:
     records: list[ViewRecord] = field(default_factory=list)
     changes: list[float] = field(default_factory=list)
     """Relative L1 change of the field in each pass after the first."""
-    seconds: dict[str, float] = field(default_factory=lambda: {"render": 0.0, "segment": 0.0, "lift": 0.0})
-    """Time spent in "render", "segment" and "lift"."""
     converged: bool = False
     likelihood: LikelihoodReport | None = None
     """How the field was fitted to the masks at the end."""
+    _seconds: dict[str, float] = field(default_factory=lambda: {"render": 0.0, "segment": 0.0, "lift": 0.0})
+    _events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+    """Beginnings and ends on CUDA, which does later what it is told now."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time spent in "render", "segment" and "lift"; waits for what CUDA still has to do."""
+        for what, start, end in self._events:
+            end.synchronize()
+            self._seconds[what] += start.elapsed_time(end) / 1e3
+        self._events.clear()
+        return self._seconds
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Add the time that something takes to ``seconds``."""
-        start = time.perf_counter()
+        """Add the time that something takes to ``seconds``. On CUDA the time is taken there, without a wait for it."""
+        if torch.cuda.is_initialized():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            try:
+                yield
+            finally:
+                end.record()
+                self._events.append((what, start, end))
+            return
+        begun = time.perf_counter()
         try:
             yield
-            if torch.cuda.is_initialized():
-                # CUDA does later what it is told now: the time is to be counted here, and not where it is waited for.
-                torch.cuda.synchronize()
         finally:
-            self.seconds[what] += time.perf_counter() - start
+            self._seconds[what] += time.perf_counter() - begun
 
     @property
     def advice(self) -> str | None:

@@ -221,10 +221,22 @@ def agreement(
         threshold: Probability above which a pixel is on the object.
         certainty: How much each pixel counts; by default all the same. See :func:`certainty_of`.
     """
+    ((union, common),) = overlaps(mask[None], probability, known, threshold, certainty).tolist()
+    return common / union if union else 0.0
+
+
+def overlaps(
+    masks: Bool[Tensor, "num height width"],
+    probability: Float[Tensor, "height width"],
+    known: Bool[Tensor, "height width"],
+    threshold: float = 0.5,
+    certainty: Float[Tensor, "height width"] | None = None,
+) -> Float[Tensor, "num 2"]:
+    """Union and intersection of masks and the rendered one, whose quotient is :func:`agreement`, where masks are."""
     rendered = (probability > threshold) & known
     weight = known.float() if certainty is None else certainty * known
-    union = float((weight * (mask | rendered)).sum())
-    return float((weight * (mask & rendered)).sum()) / union if union else 0.0
+    sums = [(weight * part).flatten(1).sum(1) for part in (masks | rendered, masks & rendered)]
+    return torch.stack(sums, dim=-1)
 
 
 def certainty_of(
@@ -244,5 +256,7 @@ def certainty_of(
         In [0, 1]; 1 where at least as much is known as in the middle of the object.
     """
     seen = trace.render(field, field.seen[:, None])[:, 0].reshape(rendered.shape)
-    usual = seen[rendered].median() if bool(rendered.any()) else seen.max()
+    # As a median of what is rendered would be, but for a wait for the device.
+    usual = torch.where(rendered, seen, torch.nan).nanmedian()
+    usual = torch.where(usual.isnan(), seen.amax(), usual)
     return (seen / usual.clamp(min=1e-12)).clamp(max=1)

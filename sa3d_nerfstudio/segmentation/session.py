@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,18 +24,13 @@ from sa3d_nerfstudio.segmentation.lifting import (
 )
 from sa3d_nerfstudio.segmentation.mask_lifter import MaskLifter
 from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
-from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord, ViewState
-from sa3d_nerfstudio.segmentation.self_prompting import (
-    agreement,
-    best_agreeing,
-    certainty_of,
-    points_in_view,
-    self_prompt,
-)
-from sa3d_nerfstudio.segmentation.session_views import FreeView, PromptedMask, SessionViews, ViewKey, Views
+from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord
+from sa3d_nerfstudio.segmentation.self_prompting import best_agreeing
+from sa3d_nerfstudio.segmentation.session_views import TOGETHER, FreeView, PromptedMask, SessionViews, ViewKey, Views
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmentation.view_selection import Route, magnification
 from sa3d_nerfstudio.segmentation.views_around import RendersAnywhere, views_around
+from sa3d_nerfstudio.segmentation.visits import Visits
 from sa3d_nerfstudio.segmentation.windows import CloseViews, Masks, Places, enlargement, has_windows, on_same_pixels
 from sa3d_nerfstudio.segmenters.base import CUDA_BATCH, Candidates, Segmenter
 from sa3d_nerfstudio.traces.base import ViewTrace
@@ -99,8 +94,6 @@ class SegmentationSession:
         self._order: list[ViewKey] = []
         """Views of the newest pass, of all ranks."""
         self._sized = sized
-        self._beside: Float[Tensor, "num 3"] | None = None
-        """What the user has pointed at that is not the object, in space."""
         self._look_at(SessionViews(views, self.free, self.report), {} if embeddings is None else embeddings)
 
     def _look_at(self, views: SessionViews, embeddings: MutableMapping[Any, Any]) -> None:
@@ -292,7 +285,7 @@ class SegmentationSession:
         each round of one view a rank, and later at the end.
         """
         self._lifter.begin_pass(None if guide is lifting else guide.field)
-        self._beside = self.ranks.share(self._marked_beside)
+        beside = self.ranks.share(self._marked_beside)
         meeting = _Meeting(self.ranks, lifting, self.new_lifting)
         if self.ranks.is_first:
             for view, prompted in self.prompted.items():
@@ -302,16 +295,14 @@ class SegmentationSession:
         self._order = [*self.prompted, *order]
         if guide is lifting:
             yield from meeting.hold()
-        own = self.ranks.own(order)
+        visits = Visits(
+            self._views, self.predictor, self._lifter, self.settings, self.choose_found, meeting.own, guide, beside
+        )
         with self.predictor.prefetching() as ahead:
-            for place in range(self.ranks.rounds(order)):
-                if place < len(own) and not self.ranks.is_stopping:
-                    view, coming = own[place], own[place + 1 :]
-                    ahead.begin(view, coming)
-                    state, reason, iou = "skipped", "object not in view", None
-                    if self._views.locate(view, guide):
-                        state, reason, iou = self._visit(view, meeting.own, guide, coming)
-                    yield meeting.note(ViewRecord(view, self.name(view), number, state, reason, iou))
+            own = visits.of(self.ranks.own(order), 1 if guide is lifting else self._together, ahead.begin)
+            for _ in range(self.ranks.rounds(order)):
+                if not self.ranks.is_stopping and (outcome := next(own, None)) is not None:
+                    yield meeting.note(outcome.record(self.name(outcome.view), number))
                 if guide is lifting:
                     yield from meeting.hold()
                     if meeting.stopped:
@@ -321,7 +312,7 @@ class SegmentationSession:
             self._around = self.ranks.share(lambda: self._look_around(guide))
             self._order += self._around
             for view in self._around if self.ranks.is_first else ():
-                yield meeting.note(ViewRecord(view, view, number, *self._visit(view, meeting.own, guide, ())))
+                yield meeting.note(visits.at(view).record(view, number))
         if guide is not lifting or self._around:
             yield from meeting.hold()
         self.stopped = meeting.stopped
@@ -341,51 +332,10 @@ class SegmentationSession:
         self.free.update(around)
         return list(around)
 
-    def _visit(
-        self, view: ViewKey, lifting: Lifting, guide: Lifting, coming: Sequence[int]
-    ) -> tuple[ViewState, str, float | None]:
-        trace = self.trace(view)
-        shape = (trace.height, trace.width)
-        with self.report.timed("lift"):
-            probability, known = (image.reshape(shape) for image in guide.render(trace))
-            rendered = known & (probability > self.settings.threshold)
-            prompt = self._self_prompt(view, trace, probability, known)
-        if prompt is None:
-            return "skipped", "object not in view", None
-        self.predictor.embed(view, coming, lambda other: self._shows(other, guide))
-        candidates = self.predictor.predict(view, prompt)
-        candidates = replace(candidates, masks=candidates.masks.to(known.device))
-        if not candidates.masks.any():
-            return "rejected", "the segmenter found nothing", None
-        with self.report.timed("lift"):
-            certainty = certainty_of(trace, guide.field, rendered) if len(candidates.masks) > 1 else None
-            agreements, certain = (
-                [agreement(mask, probability, known, self.settings.threshold, weight) for mask in candidates.masks]
-                for weight in (None, certainty)
-            )
-        chosen = self.choose_found(candidates, agreements, certain)
-        if chosen is None:
-            return "rejected", f"IoU with the rendered mask is {max(agreements):.2f}", max(agreements)
-        if self._views.grow(view, candidates.masks[chosen]):
-            return self._visit(view, lifting, guide, coming)
-        self._lifter.lift_self_prompted(lifting, view, candidates.masks[chosen], rendered)
-        return "used", "", agreements[chosen]
-
-    def _self_prompt(
-        self,
-        view: ViewKey,
-        trace: ViewTrace,
-        probability: Float[Tensor, "height width"],
-        known: Bool[Tensor, "height width"],
-    ) -> Prompt | None:
-        """What a rendered mask prompts the segmenter with; None if the object is not in view."""
-        settings = self.settings
-        count, threshold, rule = settings.num_prompts, settings.threshold, settings.self_prompts
-        prompt = self_prompt(probability, known, trace.depth[..., 0], count, threshold, rule)
-        if prompt is None or self._beside is None or rule == "published":
-            return prompt
-        rendered = known & (probability > threshold)
-        return prompt.avoiding(points_in_view(self._beside, trace, self.position(view), rendered))
+    @property
+    def _together(self) -> int:
+        """How many views are visited together: where that saves a GPU's waits, or the segmenter answers several."""
+        return TOGETHER if self.grid.hit.is_cuda else min(TOGETHER, self.predictor.at_once)
 
     def choose_found(self, candidates: Candidates, agreements: Sequence[float], certain: Sequence[float]) -> int | None:
         """Which of the candidates of a self-prompted view is the object; None if none is.
@@ -410,15 +360,6 @@ class SegmentationSession:
                 index = points[:, 1] * trace.width + points[:, 0]
                 places.append(trace.surface_points()[index.to(trace.depth.device)])
         return torch.cat(places) if places else None
-
-    def _shows(self, view: int, guide: Lifting) -> bool:
-        """Whether a view shows the object, as far as that is known by now."""
-        if not self._views.locate(view, guide):
-            return False
-        trace = self.trace(view)
-        with self.report.timed("lift"):
-            probability, known = guide.render(trace)
-            return bool((known & (probability > self.settings.threshold)).any())
 
     @property
     def num_visits(self) -> int:

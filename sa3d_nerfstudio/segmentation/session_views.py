@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from sa3d_nerfstudio.fields.base import MaskField
@@ -18,6 +18,8 @@ from sa3d_nerfstudio.traces.window import Window
 
 ViewKey = int | str
 """Index of a training view, or name of a free view."""
+TOGETHER = 8
+"""Views that are visited together, at most, where what is known of the object does not change meanwhile."""
 
 
 class Guide(Protocol):
@@ -81,6 +83,16 @@ class FreeView:
 
 
 @dataclass
+class Search:
+    """A search for the object in some views, whose results are still to be read."""
+
+    found: Num[Tensor, "num 5"] | None
+    """What has been found, where it is computed; None where nothing has to be known."""
+    place: Callable[[Num[Tensor, "num 5"] | None], list[bool]]
+    """Takes that from the host, places windows, and tells of each view whether the object may be there."""
+
+
+@dataclass
 class SessionViews:
     """The training views by index, and free views by name."""
 
@@ -133,12 +145,26 @@ class SessionViews:
         """The part of a view's photo that segmenters are shown which ask for a side; None where that is all of it."""
         return None
 
-    def locate(self, view: int, guide: Guide) -> bool:
-        """Find the object in a view, by what is known of it. Returns whether it may be there."""
-        return True
+    def locate(self, views: Sequence[int], guide: Guide) -> list[bool]:
+        """Find the object in views, by what is known of it. Returns whether it may be there in each."""
+        search = self.search(views, guide)
+        return search.place(None if search.found is None else search.found.cpu())
 
-    def grow(self, view: ViewKey, mask: Bool[Tensor, "height width"]) -> bool:
-        """Widen the window of a view where a mask leaves it. Returns whether it does."""
+    def search(self, views: Sequence[int], guide: Guide) -> Search:
+        """Begin to :meth:`locate` the object, without a wait for what is found."""
+        return Search(None, lambda _: [True] * len(views))
+
+    def leaves(self, view: ViewKey, touched: Sequence[bool]) -> bool:
+        """Whether a mask leaves the window of a view, which can be widened there.
+
+        Args:
+            view: The view.
+            touched: Whether the mask reaches the top, the left, the bottom and the right of the window.
+        """
+        return False
+
+    def grow(self, view: ViewKey, touched: Sequence[bool]) -> bool:
+        """Widen the window of a view where a mask :meth:`leaves` it. Returns whether it does."""
         return False
 
     def ray_weight(self, view: ViewKey) -> float:

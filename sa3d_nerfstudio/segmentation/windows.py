@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from sa3d_nerfstudio.segmentation.photo_windows import photo_window
 from sa3d_nerfstudio.segmentation.report import SessionReport
-from sa3d_nerfstudio.segmentation.session_views import FreeView, Guide, SessionViews, ViewKey, Views
+from sa3d_nerfstudio.segmentation.session_views import TOGETHER, FreeView, Guide, Search, SessionViews, ViewKey, Views
 from sa3d_nerfstudio.traces.base import ViewTrace
-from sa3d_nerfstudio.traces.window import MARGIN, Window, bounds
+from sa3d_nerfstudio.traces.window import MARGIN, Box, Window, all_bounds, bounds, boxes_of, sides_of
 
 COARSE = 4
 """Views are looked through in images smaller than the working size by this, to locate the object."""
@@ -134,7 +134,8 @@ class CloseViews(SessionViews):
         self.close_photos = close_photos
         self.placed: dict[ViewKey, Window] = {}
         """The window of each view in which the object has been located."""
-        self._newest: tuple[ViewKey, Window, ViewTrace] | None = None
+        self._newest: dict[ViewKey, tuple[Window, ViewTrace]] = {}
+        """The traces of the windows that were looked at last; they are made anew for each visit."""
         self._photo_windows: dict[ViewKey, tuple[Window, Window | None]] = {}
         """For each view the object's window, and that of the photo which belongs to it."""
 
@@ -151,10 +152,14 @@ class CloseViews(SessionViews):
         window = self.placed.get(view)
         if window is None:
             return super().trace(view)
-        if self._newest is None or self._newest[:2] != (view, window):
+        newest = self._newest.pop(view, None)
+        if newest is None or newest[0] != window:
             with self.report.timed("render"):
-                self._newest = (view, window, self.training.window_trace(int(view), window))
-        return self._newest[2]
+                newest = (window, self.training.window_trace(int(view), window))
+        self._newest[view] = newest
+        for oldest in list(self._newest)[:-TOGETHER]:
+            del self._newest[oldest]
+        return newest[1]
 
     def picture(self, view: ViewKey, side: int | None = None) -> Float[Tensor, "height width 3"]:
         """What segmenters see of a view: its window, or for those that ask for a side the whole photo."""
@@ -212,35 +217,48 @@ class CloseViews(SessionViews):
         )
         return self.training if same else self.training.sized(window.long_side)
 
-    def locate(self, view: int, guide: Guide) -> bool:
-        """Find the object in a view, and place its window there.
+    def search(self, views: Sequence[int], guide: Guide) -> Search:
+        """Begin to find the object in views, to place their windows there. The host waits once for all of them.
 
         Args:
-            view: The view.
-            guide: What is known of the object.
-
-        Returns:
-            Whether it may be there.
+            views: The views.
+            guide: What is known of the object, which must not change until the windows have been placed.
         """
-        coarse, frame = self._coarse(view)
+        coarse = [self._coarse(view) for view in views]
         with self.report.timed("lift"):
-            probability, known = guide.render(coarse)
-            box = bounds(((probability > self.threshold) & known).reshape(coarse.height, coarse.width))
-            box = self._small(view, coarse, guide) if box is None else box
-        if box is None:
-            return False
-        full, here = self.training.frame(view, self.factor), self.placed.get(view)
-        if here is None or not here.still_fits(full.around(box, frame.scale, slack=0.5, margin=0.1)):
-            self.placed[view] = full.around(box, frame.scale, slack=1.0)
-        return True
+            shown = []
+            for trace, _ in coarse:
+                probability, known = guide.render(trace)
+                shown.append(((probability > self.threshold) & known).reshape(trace.height, trace.width))
+            sides = sides_of(shown) if shown else None
 
-    def grow(self, view: ViewKey, mask: Bool[Tensor, "height width"]) -> bool:
-        """Widen a view's window, if it has one, where a mask leaves it. Returns whether it does."""
-        before = self.placed.get(view)
-        if before is None:
+        def place(sides: Num[Tensor, "num 5"] | None) -> list[bool]:
+            boxes = [] if sides is None else boxes_of(sides, shown)
+            with self.report.timed("lift"):
+                hidden = [number for number, box in enumerate(boxes) if box is None]
+                small = self._small([(views[number], coarse[number][0]) for number in hidden], guide)
+            for number, box in zip(hidden, small, strict=True):
+                boxes[number] = box
+            for view, (_, frame), box in zip(views, coarse, boxes, strict=True):
+                if box is not None:
+                    full, here = self.training.frame(view, self.factor), self.placed.get(view)
+                    if here is None or not here.still_fits(full.around(box, frame.scale, slack=0.5, margin=0.1)):
+                        self.placed[view] = full.around(box, frame.scale, slack=1.0)
+            return [box is not None for box in boxes]
+
+        return Search(sides, place)
+
+    def leaves(self, view: ViewKey, touched: Sequence[bool]) -> bool:
+        """Whether a mask leaves a view's window, if it has one, which does not end there with the image."""
+        window = self.placed.get(view)
+        return window is not None and window.grown(touched) != window
+
+    def grow(self, view: ViewKey, touched: Sequence[bool]) -> bool:
+        """Widen a view's window where a mask leaves it. Returns whether it does."""
+        if not self.leaves(view, touched):
             return False
-        self.placed[view] = before.grown(mask)
-        return self.placed[view] != before
+        self.placed[view] = self.placed[view].grown(touched)
+        return True
 
     def ray_weight(self, view: ViewKey) -> float:
         """What a ray of a view counts: larger images have more of them, and say no more for it."""
@@ -274,15 +292,16 @@ class CloseViews(SessionViews):
         with self.report.timed("render"):
             return self.training.window_trace(view, frame), frame
 
-    def _small(self, view: int, coarse: ViewTrace, guide: Guide) -> tuple[int, int, int, int] | None:
-        """Where the rays of a coarse trace pass the object, if it is too small to be shown by it."""
-        position = self.pose(view)[:, 3].to(coarse.depth)
-        directions = torch.nn.functional.normalize(coarse.surface_points() - position, dim=-1)
-        passing = guide.field.hits(position.expand_as(directions), directions, self.threshold)
-        box = bounds(passing.reshape(coarse.height, coarse.width))
-        if box is None or max(box[2] - box[0], box[3] - box[1]) > FEW_PIXELS:
-            return None
-        return box
+    def _small(self, views: Sequence[tuple[int, ViewTrace]], guide: Guide) -> list[Box | None]:
+        """Where the rays of coarse traces pass the object, if it is too small to be shown by them."""
+        passing = []
+        for view, coarse in views:
+            position = self.pose(view)[:, 3].to(coarse.depth)
+            directions = torch.nn.functional.normalize(coarse.surface_points() - position, dim=-1)
+            on = guide.field.hits(position.expand_as(directions), directions, self.threshold)
+            passing.append(on.reshape(coarse.height, coarse.width))
+        boxes = all_bounds(passing)
+        return [None if box and max(box[2] - box[0], box[3] - box[1]) > FEW_PIXELS else box for box in boxes]
 
 
 def on_same_pixels(before: Masks, places: Places, after: Masks, new_places: Places) -> tuple[Masks, Masks]:

@@ -43,7 +43,10 @@ class SegmenterImage:
 
 @dataclass
 class Candidates:
-    """What a segmenter answers to one prompt: one or more masks, with how sure it is of each."""
+    """What a segmenter answers to one prompt: one or more masks, with how sure it is of each.
+
+    They are where the segmenter computes, so that nobody has to wait for them who asks for nothing else.
+    """
 
     masks: Bool[Tensor, "num_candidates height width"]
     """Masks at the size of the image; SAM's three are part, object, whole."""
@@ -92,6 +95,11 @@ class Candidates:
         else:
             values = torch.nn.functional.interpolate(values[None], (height, width), mode="bilinear", antialias=True)[0]
         return Candidates(values > 0, self.scores, single=self.single)
+
+    def to(self, device: torch.device | str) -> Candidates:
+        """The same candidates on a device."""
+        logits = None if self.logits is None else self.logits.to(device)
+        return Candidates(self.masks.to(device), self.scores.to(device), logits, self.single)
 
     def best(self) -> Bool[Tensor, "height width"]:
         """The mask that the segmenter would choose."""
@@ -203,6 +211,30 @@ class BatchSegmenter(Protocol):
     def embed_all(self, images: Sequence[SegmenterImage]) -> list[Any]:
         """The embedding of each, as if it had been embedded by itself."""
         ...
+
+
+@runtime_checkable
+class ParallelSegmenter(Protocol):
+    """A segmenter that answers several prompts at once, in views of its own choosing or of one."""
+
+    at_once: int
+    """How many."""
+
+    def predict_all(self, questions: Sequence[tuple[Any, Prompt]]) -> list[Candidates]:
+        """What :meth:`Segmenter.predict` answers to each pair of an embedding and a prompt."""
+        ...
+
+
+def predictions_at_once(segmenter: Segmenter) -> int:
+    """How many prompts a segmenter answers at once."""
+    return segmenter.at_once if isinstance(segmenter, ParallelSegmenter) else 1
+
+
+def predict_all(segmenter: Segmenter, questions: Sequence[tuple[Any, Prompt]]) -> list[Candidates]:
+    """Answer prompts, each about an embedded image; at once where the segmenter can."""
+    if isinstance(segmenter, ParallelSegmenter):
+        return segmenter.predict_all(questions)
+    return [segmenter.predict(embedding, prompt) for embedding, prompt in questions]
 
 
 def embed_all(segmenter: Segmenter, images: Sequence[SegmenterImage]) -> list[Any]:

@@ -263,8 +263,8 @@ class Sam2Segmenter:
         for multimask in self._answers(several):
             with torch.no_grad():
                 outputs = self.model(**kept, **inputs, multimask_output=multimask)
-            logits.append(self._logits(outputs.pred_masks.float().cpu(), embedding))
-            scores.append(outputs.iou_scores[0, 0].float().cpu())
+            logits.append(self._logits(outputs.pred_masks.float(), embedding))
+            scores.append(outputs.iou_scores[0, 0].float())
         values = torch.cat(logits)
         return Candidates(values > 0, torch.cat(scores), values, single=len(values) - 1 if len(logits) > 1 else None)
 

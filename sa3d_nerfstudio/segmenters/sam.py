@@ -109,9 +109,9 @@ class SamSegmenter:
                 dense_prompt_embeddings=dense,
             )
             tokens = [*range(1, logits.shape[1]), *([0] if several else [])]
-            logits = model.postprocess_masks(logits[:, tokens], embedding.input_size, embedding.original_size)[0].cpu()
+            logits = model.postprocess_masks(logits[:, tokens], embedding.input_size, embedding.original_size)[0]
         logits = logits - model.mask_threshold
-        return Candidates(logits > 0, scores[0, tokens].cpu(), logits, single=len(tokens) - 1 if several else None)
+        return Candidates(logits > 0, scores[0, tokens], logits, single=len(tokens) - 1 if several else None)
 
     def propose(self, embedding: SamEmbedding) -> Candidates:
         """All masks of the image by the authors' generator: a grid of points, filtered by quality and stability."""

@@ -53,6 +53,11 @@ class RayTrace(Protocol):
 class KeepsAllRays(Protocol):
     """A trace, in addition, that keeps what all of its rays give a field, which is the same for all masks."""
 
+    @property
+    def keeps_all_rays(self) -> bool:
+        """Whether that is worth its memory for this trace."""
+        ...
+
     def backproject_all(self, field: Any) -> Float[Tensor, " num_cells"]:
         """``Aᵀ 1``."""
         ...

@@ -109,7 +109,11 @@ CPU_RAYS = 8192
 LENSES = 8
 """Lenses whose directions views may share. Where each view has its own, nothing is shared and much is searched."""
 REMEMBERED = 1 << 24
-"""Atoms of a view whose places in a grid are remembered, at most."""
+"""Atoms whose places in a grid are remembered, at most; of one view, or on CUDA of several."""
+REMEMBERED_VIEWS = 16
+"""Views on CUDA of whose atoms that holds: those that are visited together, their windows and coarse images."""
+MANY_RAYS = 1 << 17
+"""Rays from which on the host waits for CUDA to tell which of them count; fewer are all lifted sooner than that."""
 SHARE_OF_EVERY_RAY = 0.1
 """Of the memory that is free, what may be kept of all rays of views in grids."""
 
@@ -251,6 +255,8 @@ class CompressedTrace:
     log_step: float
     """Step of the logarithms of distances from code to code."""
     rays: ViewRays
+    is_part: bool = False
+    """Whether it has been made of a larger trace for once, and will be made anew when it is needed again."""
 
     @classmethod
     def pack(
@@ -321,6 +327,7 @@ class CompressedTrace:
             log_low=self.log_low,
             log_step=self.log_step,
             rays=self.rays.part(index) if rays is None else rays,
+            is_part=True,
         )
 
     def recoded(self, log_low: float, log_step: float) -> CompressedTrace:
@@ -365,6 +372,11 @@ class CompressedTrace:
     def _render(
         self, field: MaskGrid, values: Float[Tensor, "num_cells channels"]
     ) -> Float[Tensor, "num_rays channels"]:
+        if values.is_cuda:
+            whole = values.new_zeros(len(self.coverage), values.shape[1])
+            for part, weights, index, fractions in self._everywhere(field):
+                whole[part] = trilinear.read_all(values, weights, index, fractions, field.resolution)
+            return whole
         channels, told = _channels(field, values)
         out = values.new_zeros(values.shape[1], len(self.coverage))
         for part, weights, index, fractions in self._everywhere(field):
@@ -382,6 +394,11 @@ class CompressedTrace:
     def _backproject(
         self, field: MaskGrid, image: Float[Tensor, "num_rays channels"]
     ) -> Float[Tensor, "num_cells channels"]:
+        if image.is_cuda and len(image) <= MANY_RAYS:
+            whole = image.new_zeros(field.num_cells, image.shape[1])
+            for part, weights, index, fractions in self._everywhere(field):
+                trilinear.add_all(whole, image[part], weights, index, fractions, field.resolution)
+            return whole
         channels = []
         for channel in image.unbind(-1):
             out = image.new_zeros(field.num_cells)
@@ -399,6 +416,11 @@ class CompressedTrace:
         return with_smaller_chunks(
             LIFTED, lambda: AtomRows.of((located[1:] for located in self._along(field, rays)), field)
         )
+
+    @property
+    def keeps_all_rays(self) -> bool:
+        """Whether :meth:`backproject_all` is worth its memory: it is asked for again, and takes long."""
+        return not self.is_part and (not self.coverage.is_cuda or len(self.coverage) > MANY_RAYS)
 
     def backproject_all(self, field: MaskGrid) -> Float[Tensor, " num_cells"]:
         """``Aᵀ 1``: how much of all rays each cell has; kept for as long as the field's cells are where they are."""
@@ -451,22 +473,21 @@ class CompressedTrace:
             yield part, self._weights(part), *self._located(field, part)
 
     def _everywhere(self, field: MaskGrid) -> Iterator[Located]:
-        """The atoms of all rays in a grid, remembered if asked for last: a view is rendered, and then lifted."""
-        global _newest  # noqa: PLW0603
+        """The atoms of all rays in a grid, remembered if asked for lately: a view is rendered, and then lifted."""
         place = field.placement()
-        newest = _newest
-        if newest is not None and newest[0]() is self and newest[1] == place:
-            yield from newest[2]
+        parts = _LOCATED.get(self, place)
+        if parts is not None:
+            yield from parts
         elif self.shares.numel() > REMEMBERED:
             yield from self._along(field, None)
         else:
             # First the old ones go, so that these take their memory; and each is used while the CPU's caches hold it.
-            newest = _newest = None
+            _LOCATED.make_room(self)
             parts = []
             for located in self._along(field, None):
                 parts.append(located)
                 yield located
-            _newest = (weakref.ref(self), place, parts)
+            _LOCATED.put(self, place, parts)
 
 
 def _channels(field: MaskGrid, values: Float[Tensor, "num_cells channels"]) -> tuple[list[Tensor], list[Tensor]]:
@@ -485,16 +506,40 @@ def _channels(field: MaskGrid, values: Float[Tensor, "num_cells channels"]) -> t
 
 _split: tuple[weakref.ref[Tensor], tuple[int, int], list[Tensor], list[Tensor]] | None = None
 """What was rendered last: values of a grid, their version, their channels, and where these have one value."""
-_newest: tuple[weakref.ref[CompressedTrace], tuple[float, ...], list[Located]] | None = None
-"""The trace that was worked on last, the place of the grid, and its atoms there."""
 
 
-class _Remembered:
-    """What is remembered, to be asked for its memory."""
+class _LocatedAtoms:
+    """The atoms of traces that were worked on last, where they are in a grid."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[weakref.ref[CompressedTrace], tuple[float, ...], list[Located]]] = {}
+
+    def get(self, trace: CompressedTrace, place: tuple[float, ...]) -> list[Located] | None:
+        """What is remembered of a trace in a grid at that place."""
+        kept = self._kept.get(id(trace))
+        return kept[2] if kept is not None and kept[0]() is trace and kept[1] == place else None
+
+    def make_room(self, trace: CompressedTrace) -> None:
+        """Forget as much as another trace will take; of CPU traces, whatever there is."""
+        views = REMEMBERED_VIEWS if trace.coverage.is_cuda else 1
+        kept = {key: each for key, each in self._kept.items() if each[0]() not in (None, trace)}
+        sizes = {key: sum(part[1].numel() for part in each[2]) for key, each in kept.items()}
+        while kept and (len(kept) >= views or sum(sizes.values()) + trace.shares.numel() > REMEMBERED):
+            oldest = next(iter(kept))
+            del kept[oldest], sizes[oldest]
+        self._kept = kept
+
+    def put(self, trace: CompressedTrace, place: tuple[float, ...], parts: list[Located]) -> None:
+        """Remember a trace, for which there is room."""
+        self._kept[id(trace)] = (weakref.ref(trace), place, parts)
+
+    def forget(self) -> None:
+        """Let go of all."""
+        self._kept = {}
 
     def reclaim(self) -> int:
-        """Let go of it; how many bytes it was."""
-        held = [] if _newest is None else [part for located in _newest[2] for part in (*located[1:3], *located[3])]
+        """Let go of all, and of values; how many bytes it was."""
+        held = [part for kept in self._kept.values() for located in kept[2] for part in (*located[1:3], *located[3])]
         forget()
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
@@ -533,12 +578,13 @@ class _EveryRay:
         return num_bytes
 
 
-_REMEMBERED, _EVERY_RAY = _Remembered(), _EveryRay()
-for _holder in (_REMEMBERED, _EVERY_RAY):
+_LOCATED, _EVERY_RAY = _LocatedAtoms(), _EveryRay()
+for _holder in (_LOCATED, _EVERY_RAY):
     reclaim_from(_holder)
 
 
 def forget() -> None:
     """Let go of what is remembered of atoms and of values."""
-    global _newest, _split  # noqa: PLW0603
-    _newest = _split = None
+    global _split  # noqa: PLW0603
+    _split = None
+    _LOCATED.forget()

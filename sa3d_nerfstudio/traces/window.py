@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 TILE = 8
@@ -121,12 +122,13 @@ class Window:
         beside = max(margin * max(y1 - y0, x1 - x0), LEAST_MARGIN, slack * factor)
         return self.snapped((y0 - beside, x0 - beside, y1 + beside, x1 + beside))
 
-    def grown(self, mask: Bool[Tensor, "height width"]) -> Window:
-        """This window, wider by half on those sides at which a mask leaves it; itself where none does."""
+    def grown(self, touched: Sequence[bool]) -> Window:
+        """This window, wider by half on those sides at which a mask leaves it; itself where none does.
+
+        Args:
+            touched: Whether a mask reaches each side; see :func:`touched_sides`.
+        """
         y0, x0, y1, x1 = self.top, self.left, self.bottom, self.right
-        rows, columns = mask.any(dim=1), mask.any(dim=0)
-        sides = [rows[0], columns[0], rows[-1], columns[-1]]
-        touched = [bool(side) for side in sides]
         step_y, step_x = max(self.height // 2, TILE), max(self.width // 2, TILE)
         box = (
             y0 - step_y * touched[0],
@@ -206,9 +208,40 @@ def _shares(start: int, count: int, other_start: int, other_count: int, factor: 
     return beside * ((centre >= 0) & (centre <= other_count))[:, None]
 
 
-def bounds(mask: Bool[Tensor, "height width"]) -> tuple[int, int, int, int] | None:
+def touched_sides(masks: Bool[Tensor, "num height width"]) -> Bool[Tensor, "num 4"]:
+    """Whether each mask reaches the top, the left, the bottom and the right of its image."""
+    rows, columns = masks.any(dim=2), masks.any(dim=1)
+    return torch.stack([rows[:, 0], columns[:, 0], rows[:, -1], columns[:, -1]], dim=-1)
+
+
+Box = tuple[int, int, int, int]
+"""y0, x0, y1, x1 in pixels, upper bounds exclusive."""
+
+
+def bounds(mask: Bool[Tensor, "height width"]) -> Box | None:
     """y0, x0, y1, x1 of a mask, upper bounds exclusive; None if it is empty."""
-    rows, columns = mask.any(dim=1).nonzero()[:, 0], mask.any(dim=0).nonzero()[:, 0]
-    if not len(rows):
-        return None
-    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+    return all_bounds([mask])[0]
+
+
+def all_bounds(masks: Sequence[Bool[Tensor, "height width"]]) -> list[Box | None]:
+    """:func:`bounds` of masks of any sizes on one device, which the host waits for once."""
+    return boxes_of(sides_of(masks).cpu(), masks) if masks else []
+
+
+def sides_of(masks: Sequence[Bool[Tensor, "height width"]]) -> Int[Tensor, "num 5"]:
+    """Distances of masks from the four sides of their images, and whether there is any pixel, where the masks are."""
+    sides = []
+    for mask in masks:
+        rows, columns = mask.any(dim=1).to(torch.uint8), mask.any(dim=0).to(torch.uint8)
+        ends = [rows.argmax(), columns.argmax(), rows.flip(0).argmax(), columns.flip(0).argmax(), rows.amax().long()]
+        sides.append(torch.stack(ends))
+    return torch.stack(sides)
+
+
+def boxes_of(sides: Num[Tensor, "num 5"], masks: Sequence[Bool[Tensor, "height width"]]) -> list[Box | None]:
+    """The bounds of masks, by their :func:`sides_of` on the host."""
+    found = zip(masks, sides.long().tolist(), strict=True)
+    return [
+        (top, left, mask.shape[0] - bottom, mask.shape[1] - right) if there else None
+        for mask, (top, left, bottom, right, there) in found
+    ]

@@ -91,7 +91,7 @@ class TiledTrace:
         traced = traced.recoded(before.log_low, before.log_step)
         old, new = before.tensors(), traced.tensors()
         rays = {"distances": 1, "shares": 1}
-        joined = {name: torch.cat([old[name], new[name]], dim=rays.get(name, 0)) for name in old}
+        joined: dict[str, Any] = {name: torch.cat([old[name], new[name]], dim=rays.get(name, 0)) for name in old}
         height = before.height + traced.height
         columns = CompressedTrace(
             **joined, height=height, width=1, log_low=before.log_low, log_step=before.log_step, rays=_NO_RAYS

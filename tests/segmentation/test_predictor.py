@@ -28,7 +28,7 @@ def test_views_are_ready_when_they_are_come_to():
     views = [4, 2, 7, 1, 3]
     with Prefetcher(lambda view: done.append((view, threading.current_thread().name)), count=2) as ahead:
         for place, view in enumerate(views):
-            ahead.begin(view, views[place + 1 :])
+            ahead.begin([view], views[place + 1 :])
             ahead.check(view)
             prepared = [item for item, _ in done]
             assert place == 0 or view in prepared
@@ -44,10 +44,10 @@ def test_what_goes_wrong_is_told_where_it_is_needed():
             raise SA3DError("the photo is gone.")
 
     with Prefetcher(prepare) as ahead:
-        ahead.begin(1, [2, 3])
-        ahead.begin(2, [3])
+        ahead.begin([1], [2, 3])
+        ahead.begin([2], [3])
         ahead.check(2)
-        ahead.begin(3, [])
+        ahead.begin([3], [])
         with pytest.raises(SA3DError, match="the photo is gone"):
             ahead.check(3)
 
@@ -60,7 +60,7 @@ def test_ctrl_c_leaves_what_has_not_begun():
         done.append(view)
 
     with pytest.raises(KeyboardInterrupt), Prefetcher(prepare, count=50) as ahead:
-        ahead.begin(0, range(1, 51))
+        ahead.begin([0], range(1, 51))
         raise KeyboardInterrupt
     assert len(done) < 50
     assert threads() == []

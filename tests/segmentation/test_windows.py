@@ -17,7 +17,7 @@ from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmentation.windows import enlargement, on_same_pixels
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
 from sa3d_nerfstudio.traces.nerf import NerfViewTrace, WeightedSamples
-from sa3d_nerfstudio.traces.window import Window
+from sa3d_nerfstudio.traces.window import Window, touched_sides
 from tests.analytic import BallSegmenter, BallViews
 from tests.segmentation.test_session import iou_in_unseen_views, point_on
 
@@ -240,13 +240,17 @@ def test_windows_grow_where_a_mask_leaves_them():
     window = frame.snapped((32, 32, 64, 64))
     mask = torch.zeros(32, 32, dtype=torch.bool)
     mask[10:20, 10:20] = True
-    assert window.grown(mask) is window
+
+    def grown_by(mask: Tensor, window: Window = window) -> Window:
+        return window.grown(touched_sides(mask[None])[0].tolist())
+
+    assert grown_by(mask) is window
     mask[10, 0] = True
-    grown = window.grown(mask)
+    grown = grown_by(mask)
     assert (grown.top, grown.bottom, grown.left, grown.right) == (32, 64, 16, 64)
     mask[-1, 5] = True
-    assert window.grown(mask).bottom == 80
-    assert frame.grown(torch.ones(96, 128, dtype=torch.bool)) == frame
+    assert grown_by(mask).bottom == 80
+    assert grown_by(torch.ones(96, 128, dtype=torch.bool), frame) == frame
 
 
 def test_masks_of_two_windows_are_compared_on_the_same_pixels():

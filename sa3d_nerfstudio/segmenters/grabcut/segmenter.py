@@ -10,7 +10,11 @@ fitted to a first guess, the image is cut where they and its edges say so, and t
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -56,6 +60,11 @@ SMOOTHNESS = 8.0
 """Cost of a unit of border away from any edge."""
 SURE = 400.0
 """Cost of contradicting a click."""
+MOST_THREADS = 8
+"""Images that are worked on at once, at most: half of the work holds Python's lock."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -69,7 +78,30 @@ class GrabCutEmbedding:
 
 
 class GrabCutSegmenter:
-    """Segments by colour, depth and edges around the prompt."""
+    """Segments by colour, depth and edges around the prompt.
+
+    All of it is done on the CPU; several images, or prompts, are worked on by a thread each.
+
+    Args:
+        threads: How many at once; by default one for each core, up to :data:`MOST_THREADS`.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.at_once = threads or min(available_cores(), MOST_THREADS)
+
+    def embed_all(self, images: Sequence[SegmenterImage]) -> list[GrabCutEmbedding]:
+        """:meth:`embed` each."""
+        return self._each(self.embed, images)
+
+    def predict_all(self, questions: Sequence[tuple[GrabCutEmbedding, Prompt]]) -> list[Candidates]:
+        """:meth:`predict` each."""
+        return self._each(lambda question: self.predict(*question), questions)
+
+    def _each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        if len(items) < 2 or self.at_once < 2:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(min(len(items), self.at_once), thread_name_prefix="sa3d-grabcut") as pool:
+            return list(pool.map(work, items))
 
     def embed(self, image: SegmenterImage) -> GrabCutEmbedding:
         """Edges and codes of the image at both sizes."""
@@ -104,6 +136,11 @@ class GrabCutSegmenter:
             regions = _refine(embedding.fine, fine, regions, distance, reaches)
         masks = _resized(regions, embedding.height, embedding.width) > 0.5
         return Candidates(torch.from_numpy(masks), torch.from_numpy(scores.astype(np.float32)))
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _fitting(height: int, width: int, side: int) -> tuple[int, int]:

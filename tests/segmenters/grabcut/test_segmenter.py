@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from PIL import Image
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.prompts.prompt import Prompt
-from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
+from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, embed_all, predict_all
+from sa3d_nerfstudio.segmenters.grabcut import segmenter as grabcut
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 
 HEIGHT, WIDTH = 120, 160
@@ -220,3 +223,27 @@ def test_shared_scenes(shared_dir: Path, scene: str, least: float) -> None:
         answer = ask(rgb, positive=entry["points"], negative=entry["negative_points"])
         found.append(iou(answer.best(), truth))
     assert np.mean(found) > least
+
+
+@pytest.mark.parametrize(("step", "what"), [("see", "embedded"), ("judge", "asked about")])
+def test_several_images_are_worked_on_at_once(step: str, what: str, monkeypatch: pytest.MonkeyPatch):
+    """Each waits for the others in the middle of its work, and what comes of it is what it is alone."""
+    images = [SegmenterImage(colored().roll(shift, 1), f"{shift}.png", table_depth(DISC)) for shift in (0, 5, 10)]
+    prompts = [Prompt.from_points(HEIGHT, WIDTH, [(60 + shift, 70)]) for shift in (0, 5, 10)]
+    segmenter = grabcut.GrabCutSegmenter(threads=3)
+    alone = [segmenter.embed(image) for image in images]
+    expected = [segmenter.predict(*pair) for pair in zip(alone, prompts, strict=True)]
+    all_there = threading.Barrier(3, timeout=300)
+    original: Callable[..., Any] = getattr(grabcut, step)
+
+    def meet(*args: Any) -> Any:
+        all_there.wait()
+        return original(*args)
+
+    monkeypatch.setattr(grabcut, step, meet)
+    embeddings = embed_all(segmenter, images) if what == "embedded" else alone
+    monkeypatch.setattr(grabcut, step, meet if what == "asked about" else original)
+    found = predict_all(segmenter, list(zip(embeddings, prompts, strict=True)))
+    for each, other in zip(found, expected, strict=True):
+        assert torch.equal(each.masks, other.masks)
+        assert torch.equal(each.scores, other.scores)

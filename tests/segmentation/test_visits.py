@@ -1,0 +1,117 @@
+"""Views of later passes are visited together: the same object, for fewer waits, and asked about at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from benchmarks.visits import costs_of
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.settings import SessionSettings
+from sa3d_nerfstudio.segmenters.base import Candidates
+from sa3d_nerfstudio.traces.compressed import CompressedTrace, ViewRays, atoms_of
+from tests.analytic import BallSegmenter, BallViews
+from tests.pretended_device import a_cuda_device
+from tests.segmentation.test_session import point_on
+
+
+@dataclass
+class AskedTogether(BallSegmenter):
+    """Answers several prompts at once, with two candidates each, and notes how many."""
+
+    at_once: int = 4
+    asked: list[int] = field(default_factory=list)
+
+    def predict_all(self, questions: Sequence[tuple[Any, Prompt]]) -> list[Candidates]:
+        self.asked.append(len(questions))
+        return [self.predict(*question) for question in questions]
+
+    def predict(self, embedding: Any, prompt: Prompt) -> Candidates:
+        found = super().predict(embedding, prompt)
+        return Candidates(torch.cat([found.masks, torch.ones_like(found.masks)]), torch.tensor([0.8, 0.9]))
+
+
+def session_of(at_once: int, views: BallViews) -> tuple[SegmentationSession, AskedTogether]:
+    segmenter = AskedTogether(views, {}, [], [], at_once=at_once)
+    session = SegmentationSession(views, segmenter, MaskGrid(48), SessionSettings(min_agreement=0.3))
+    session.prompt(0, point_on(views, 0, 1))
+    return session, segmenter
+
+
+def test_views_of_later_passes_are_asked_about_together():
+    results = []
+    for at_once in (1, 4):
+        session, segmenter = session_of(at_once, BallViews(count=12))
+        report = session.run()
+        results.append((report.records, report.changes, session.grid.hit, session.grid.seen))
+        # The user's prompt, eleven visits of the first pass one by one; of the later ones, four, four and three.
+        assert segmenter.asked[:12] == [1] * 12
+        assert segmenter.asked[12:15] == ([1, 1, 1] if at_once == 1 else [4, 4, 3])
+    one_by_one, together = results
+    assert together[:2] == one_by_one[:2]
+    assert all(torch.equal(a, b) for a, b in zip(together[2:], one_by_one[2:], strict=True))
+
+
+def test_a_pass_may_be_left_between_views_that_are_visited_together():
+    session, _ = session_of(4, BallViews(count=12))
+    steps = session.steps()
+    records = [next(steps) for _ in range(12 + 3)]
+    steps.close()
+    assert [record.number_of_pass for record in records[-3:]] == [2, 2, 2]
+    assert [record.view for record in records[-2:]] == [record.view for record in records[1:3]]
+
+
+class ViewsOnCuda(BallViews):
+    """Compressed traces that lie on the device."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.kept: dict[int, CompressedTrace] = {}
+
+    def trace(self, view: int) -> Any:
+        if view not in self.kept:
+            exact = super().trace(view)
+            origins, directions = exact.origins, exact.directions
+            rays = ViewRays.of(origins, directions, self.poses[view][:, :3])
+            atoms = atoms_of(exact.samples, origins, directions, 1 / self.width)
+            accumulation = exact.samples.accumulation
+            packed = CompressedTrace.pack(*atoms, accumulation, exact.rgb, exact.depth.clamp(max=20), rays)
+            there = {name: tensor.cuda() for name, tensor in packed.tensors().items()}
+            rays = replace(rays, origins=rays.origins.cuda(), local=rays.local.cuda(), rotation=rays.rotation.cuda())
+            self.kept[view] = CompressedTrace(**there, **packed.numbers(), rays=rays)
+        return self.kept[view]
+
+
+def test_the_host_waits_for_a_gpu_once_a_visit():
+    """Once in the first pass, where a view's rendered mask is read with what candidates of the one before have in
+    common with theirs, unless one has to be taken back; in later passes eight views wait together."""
+    size = {"count": 10, "height": 24, "width": 32}
+    settings = SessionSettings(max_passes=2, likelihood_steps=0, part_gap=0.0, view_order="file")
+    views = BallViews(**size)
+    # In one view, the segmenter takes another ball.
+    segmenters = [BallSegmenter.of(views, {4: views.ids(4) == 3}) for _ in range(2)]
+    expected = SegmentationSession(views, segmenters[0], MaskGrid(24), settings)
+    expected.prompt(0, point_on(views, 0, 1))
+    expected.run()
+    with a_cuda_device():
+        session = SegmentationSession(ViewsOnCuda(**size), segmenters[1], MaskGrid(24).cuda(), settings)
+        session.prompt(0, point_on(views, 0, 1))
+        costs = costs_of(session)
+        first, later = costs["first pass"], costs["later passes"]
+        assert (first.steps, later.steps) == (9, 9)
+        # One for the first mask; and one more for each view after one that has been taken back.
+        rejected = sum(record.state == "rejected" for record in session.report.records[:10])
+        assert 0 < rejected < 9
+        assert first.waits.total() <= 9 + 1 + rejected, first.waits
+        assert later.waits.total() <= 2 * 2 + 1, later.waits
+        session.grid.cpu()
+    states = [[(record.view, record.state) for record in each.report.records] for each in (session, expected)]
+    assert states[0] == states[1]
+    assert (4, "rejected") in states[0]
+    agree = (session.grid.probability() > 0.5) == (expected.grid.probability() > 0.5)
+    assert agree.float().mean() > 0.99

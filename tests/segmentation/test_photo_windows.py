@@ -154,7 +154,8 @@ def test_images_between_sizes_that_do_not_divide():
     for first, second in ((coarse, fine), (fine, coarse)):
         whole = torch.stack(torch.meshgrid(*(torch.arange(n) + 0.5 for n in first.size), indexing="ij")).double()
         images = whole[:, first.rows, first.columns] / first.scale
-        window = second.snapped(tuple(side * second.scale / 0.1 for side in (20, 30, 45, 62)))
+        y0, x0, y1, x1 = (side * second.scale / 0.1 for side in (20, 30, 45, 62))
+        window = second.snapped((y0, x0, y1, x1))
         found = window.drawn_from(first, images)
         y, x = ((torch.arange(n).double() + 0.5) / second.scale for n in second.size)
         assert torch.allclose(found[0], y[window.rows, None].expand(found[0].shape), atol=0.02)

@@ -157,7 +157,10 @@ def test_a_whole_view_made_of_tiles_takes_no_more_than_one_that_was_rendered_at_
     apart.window_trace(1, part(apart.frame(1), 5, 9, 17, 20))
     for other in (apart, together):
         other.trace(0)
-    assert apart.trace(1).num_bytes == together.trace(1).num_bytes
+    tiled, whole = apart.trace(1), together.trace(1)
+    assert isinstance(tiled, CompressedTrace)
+    assert isinstance(whole, CompressedTrace)
+    assert tiled.num_bytes == whole.num_bytes
     assert apart.rendered["rays"] == together.rendered["rays"]
 
 

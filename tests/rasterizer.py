@@ -1,9 +1,9 @@
 """A slow, obvious rasteriser of Gaussians in plain PyTorch, in the place of gsplat's CUDA kernels.
 
 Projection and spherical harmonics are gsplat's own PyTorch twins; compositing is written out: the pixels of a tile meet
-every splat that any of them can see, in the order of depth. The formulas are those of 3D Gaussian Splatting (arXiv 2308.04079, eq. 2 and 3) with the
-constants of gsplat: alphas below 1/255 are skipped and none exceeds 0.999, and a pixel ends when less than 1e-4 of
-its light is left.
+every splat that any of them can see, in the order of depth. The formulas are those of 3D Gaussian Splatting (arXiv
+2308.04079, eq. 2 and 3) with the constants of gsplat: alphas below 1/255 are skipped and none exceeds 0.999, and a
+pixel ends when less than 1e-4 of its light is left.
 """
 
 from __future__ import annotations

@@ -55,6 +55,8 @@ class SceneObject:
     """Mean IoU of its renders with the proposals that fit them best: how well the views agree that it is an object."""
     area: int
     """Pixels that it covers in all views with proposals."""
+    confidence: float = 1.0
+    """The same as the support, but each proposal counts by how good a mask the segmenter takes it for."""
 
 
 @dataclass
@@ -127,7 +129,7 @@ class SceneSegmentation:
     @property
     def cut(self) -> list[str]:
         """Names of the objects that the scene falls into, none of which is a part of another."""
-        return self.tree.cut({item.name: item.support * item.area for item in self.objects.values()})
+        return self.tree.cut({item.name: item.confidence * item.area for item in self.objects.values()})
 
     @property
     def tried(self) -> list[tuple[int, int]]:
@@ -233,8 +235,9 @@ class SceneSegmentation:
     def _add(self, name: str, mask_field: MaskField, rendered: Rendered | None = None) -> SceneObject:
         rendered = self._rendered(mask_field) if rendered is None else rendered
         support, area = self.pool.support_of(rendered), self.pool.explain(rendered)
+        confidence = self.pool.confidence_of(rendered)
         self._builder.add(name, mask_field)
-        found = self.objects[name] = SceneObject(name, mask_field, support or 0.0, area)
+        found = self.objects[name] = SceneObject(name, mask_field, support or 0.0, area, confidence)
         mask_field.forget_derived()
         return found
 

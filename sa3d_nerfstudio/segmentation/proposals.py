@@ -22,7 +22,8 @@ NEW_SHARE = 0.5
 LEVEL_SUPPORT = 0.6
 """Support that a part or a whole of known objects needs to be segmented as well."""
 CONTRAST = 4.0
-"""Power of the support in a proposal's rank: one that other views contradict comes after all that they confirm."""
+"""Power of the support in a proposal's rank, one that other views contradict coming after all that they confirm; and of
+scores in an object's confidence."""
 UNSEEN_SUPPORT = 0.5
 """Support of what no other view sees."""
 
@@ -44,6 +45,8 @@ class Proposal:
     """Pixels of the mask."""
     new: int
     """Those of them that no object covers as yet."""
+    score: float = 1.0
+    """How good the segmenter thinks it is, in [0, 1]: for networks, the IoU that they predict of themselves."""
     explained: bool = False
     """Whether an object is what it shows."""
     support: float | None = None
@@ -111,7 +114,8 @@ class ProposalPool:
             area = int(mask.sum())
             if area >= max(self.min_share * height * width, 1):
                 window = window_of(mask, margin=0)
-                found.append(Proposal(view, index, window, mask[window].clone(), (height, width), area, area))
+                score = min(max(float(candidates.scores[index]), 0.0), 1.0)
+                found.append(Proposal(view, index, window, mask[window].clone(), (height, width), area, area, score))
         self._of_view[view] = found
         self._proposed[view] = masks.any(0)
         self._covered[view] = torch.zeros_like(self._proposed[view])
@@ -158,14 +162,36 @@ class ProposalPool:
         Returns:
             The mean, or None where no view can tell.
         """
+        best = self._best(rendered, but)
+        return mean(agreement for agreement, _ in best) if best else None
+
+    def confidence_of(self, rendered: Rendered) -> float:
+        """How well the proposals of the views confirm an object that the segmenter itself is sure of.
+
+        Where things touch in every view, they and their sum agree with proposals alike, and the sum a little better,
+        having less outline for its size. What tells them apart is which the segmenter takes for a good mask: agreement
+        counts times the fourth power (``CONTRAST``) of the proposal's score.
+
+        Args:
+            rendered: The object in all views.
+
+        Returns:
+            The mean over the views that can tell, in [0, 1]; 0 where none can.
+        """
+        best = self._best(rendered)
+        return mean(agreement * score**CONTRAST for agreement, score in best) if best else 0.0
+
+    def _best(self, rendered: Rendered, but: int | None = None) -> list[tuple[float, float]]:
+        """In each view that can tell, the best agreement of a proposal with an object, and the proposal's score."""
         best = []
         for view, (probability, known) in rendered.items():
             shown = known & (probability > self.threshold)
             if view == but or int(shown.sum()) < max(self.min_share * shown.numel(), 1):
                 continue
             shown, known = shown.to(self._covered[view].device), known.to(self._covered[view].device)
-            best.append(max((_agreement(item, shown, known) for item in self._of_view[view]), default=0.0))
-        return mean(best) if best else None
+            answers = ((_agreement(item, shown, known), item.score) for item in self._of_view[view])
+            best.append(max(answers, default=(0.0, 0.0)))
+        return best
 
     def next(self, support: Callable[[Proposal], float | None]) -> Proposal | None:
         """The proposal that explains most of what no object explains as yet; None where nothing is left.

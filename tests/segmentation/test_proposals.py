@@ -66,6 +66,20 @@ def test_support_is_the_mean_over_the_views_that_show_it(pool: ProposalPool):
     assert pool.support_of(rendered(mask(0, 0), mask(0, 0))) is None
 
 
+def test_confidence_prefers_the_level_whose_masks_the_segmenter_scores_higher():
+    pool = ProposalPool(min_share=0.02)
+    masks = torch.stack([mask(0, 4), mask(4, 8), mask(0, 8)])
+    pool.add(0, Candidates(masks, torch.tensor([0.9, 0.9, 0.7])))
+    pool.add(1, Candidates(masks, torch.tensor([0.9, 0.9, 0.7])))
+    left, right, both = (pool.confidence_of(rendered(item, item)) for item in (mask(0, 4), mask(4, 8), mask(0, 8)))
+    assert left == right == pytest.approx(0.9**4)
+    assert both == pytest.approx(0.7**4)
+    # As sums over pixels, which the tree is cut by: without scores they would be the same.
+    assert 40 * left + 40 * right > 80 * both
+    assert pool.confidence_of(rendered(mask(0, 0), mask(0, 0))) == 0.0
+    assert pool.confidence_of(rendered(mask(10, 15), mask(10, 15))) == 0.0
+
+
 def test_what_has_been_tried_is_not_tried_again(pool: ProposalPool):
     pool.strike([(0, 2), (0, 3), (9, 9)])
     first = pool.next(always)

@@ -33,8 +33,10 @@ def test_several_processes_find_what_one_does(size: int, alone: dict[str, Any], 
         assert one["masks"].float().mean() > 0.02
         assert (several["masks"] == one["masks"]).float().mean() >= 0.999
         # In the end all views have been used, in as many passes.
-        for what in ("records", "changes", "steps"):
+        for what in ("records", "steps"):
             assert several[what] == one[what]
+        # But for the order of sums.
+        assert several["changes"] == pytest.approx(one["changes"], rel=1e-4, abs=1e-6)
         assert several["rays"] == pytest.approx(one["rays"], rel=0.05)
         # All ranks hold the same, bit by bit, of which what is decided is made.
         for other in ended.results[1:]:

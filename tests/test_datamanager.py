@@ -405,6 +405,22 @@ def test_full_images(ring: Path) -> None:
     assert len(datamanager.fixed_indices_eval_dataloader) == 1
 
 
+@pytest.mark.skipif(
+    not hasattr(FullImageDatamanagerConfig(), "dataloader_num_workers"),
+    reason="nerfstudio 1.1.5 keeps no images on disk",
+)
+def test_full_images_may_stay_on_disk(ring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On nerfstudio's main branch, whose processes cannot be told of a class that is made while the program runs."""
+    monkeypatch.setattr(torch.multiprocessing, "set_start_method", lambda _: None)
+    datamanager = make(FullImageDatamanagerConfig, ring, cache_images="disk")
+    assert not torch.multiprocessing.active_children()
+    assert datamanager.training_photo(0).shape == (48, 64, 3)
+    assert datamanager.get_train_rays_per_batch() == 48 * 64
+    ((camera, batch),) = datamanager.fixed_indices_eval_dataloader
+    assert camera.shape == (1,)
+    assert batch["image"].shape == (48, 64, 3)
+
+
 def test_full_images_are_looked_at_as_they_were_trained_on(tmp_path: Path) -> None:
     """Distorted images are trained on without their distortion: so with other intrinsics than the data set gives."""
     distorted = write_scene(tmp_path / "distorted", [(64, 48)] * 3, k1=0.2)

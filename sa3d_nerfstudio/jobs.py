@@ -26,6 +26,7 @@ _NO_PART_OF_A_JOB = frozenset(
     {"_target", "datamanager", "model", "base", "prompt", "object_name", "object_background", "save_base", "redo"}
     | {"cache_gb", "cache_disk_gb", "keep_cache", "cache_dir", "sam_download", "encode_batch"}
     | {"everything", "everything_views", "everything_min_share", "everything_max_objects", "everything_max_minutes"}
+    | {"everything_text"}
 )
 
 
@@ -92,7 +93,8 @@ SAVING_SHARE = 0.05
 def scene_digest(config: SA3DPipelineConfig, working_size: int) -> str:
     """What a scene is taken apart by, all settings but the bounds, as a checksum; see :func:`job_digest`."""
     settings = job_digest(ObjectPrompts("everything"), config, working_size)
-    return digest([settings, config.everything_views, config.everything_min_share])
+    words = [config.everything_text] if config.everything_text else []
+    return digest([settings, config.everything_views, config.everything_min_share, *words])
 
 
 class SceneJob:

@@ -132,6 +132,8 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     """Views whose masks are the proposals."""
     everything_min_share: float = SceneSettings.min_share
     """Of an image's pixels, what a proposal must cover."""
+    everything_text: str = ""
+    """Segment all that these words name, and nothing else; several things are divided by full stops."""
     everything_max_objects: int = SceneSettings.max_objects
     """Objects at most, parts and wholes included."""
     everything_max_minutes: float | None = None
@@ -331,7 +333,11 @@ class SA3DPipeline(VanillaPipeline):
         vertices = SCENE_BYTES / (VERTEX_BYTES * max(config.everything_max_objects, 1))
         resolution = max(min(config.resolution, int(vertices ** (1 / 3))), MIN_RESOLUTION)
         session = partial(self.session, None, segmenter, register=False, resolution=resolution)
-        return SceneSegmentation(views, predictor, session, settings)
+        words = config.everything_text
+        if not words.strip(" ."):
+            return SceneSegmentation(views, predictor, session, settings)
+        finder = self.text_finder()
+        return SceneSegmentation(views, predictor, session, settings, lambda view: finder.proposals(view, words))
 
     def text_options(self) -> TextOptions:
         """What finds words in images."""

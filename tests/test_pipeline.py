@@ -20,6 +20,7 @@ from sa3d_nerfstudio.segmenters.sam import SamSegmenter
 from sa3d_nerfstudio.segmenters.text import TextOptions, find_boxes
 from tests.tiny_dino import save_tiny_dino
 from tests.tiny_sam import save_tiny_sam
+from tests.tiny_transformers_sam import HAS_SAM3, save_tiny_sam3_concepts
 
 pytestmark = pytest.mark.slow
 
@@ -136,3 +137,47 @@ def test_a_later_run_renders_nothing(tiny_run: Path, tmp_path: Path, tiny_prompt
         weights = dict(other.pipeline.model.named_parameters())
         next(weights[name] for name in weights if name.startswith("field.")).add_(1e-3)
     assert other.pipeline.base_digest() != second.pipeline.base_digest()
+
+
+def test_words_are_proposals_by_their_boxes(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("transformers", reason="text prompts need the extra [text]")
+    model = save_tiny_dino(tmp_path / "dino")
+    options = {"text_model": str(model), "everything_views": 2, "everything_min_share": 0.0}
+    run = load(tiny_run, tmp_path / "out", everything_text="A mug. a plate.", **options)
+    monkeypatch.setattr(run.pipeline, "make_segmenter", Boxed)
+    views = run.pipeline.views
+    image = SegmenterImage(views.picture(1, 1333), views.name(1))
+    matches = [match for text in ("a mug", "a plate") for match in find_boxes(image, text, TextOptions(str(model)))]
+    found = run.pipeline.text_finder().proposals(1, "A mug. a plate.")
+    assert 0 < len(found.masks) <= len(matches)
+    for mask, score in zip(found.masks, found.scores.tolist(), strict=True):
+        boxes = [match.box for match in matches if match.score == pytest.approx(score)]
+        assert any(torch.equal(mask, run.prompt(1, box=list(box), name="box").cpu()) for box in boxes)
+    # A scene is taken apart by them, and not by what the segmenter proposes.
+    scene = run.pipeline.scene()
+    steps = scene.steps()
+    assert [next(steps).stage for _ in range(2)] == ["proposals"] * 2
+    view = scene.pool.views[0]
+    asked = run.pipeline.text_finder().proposals(view, "A mug. a plate.").scores.tolist()
+    scores = [item.score for item in scene.pool.proposals if item.view == view]
+    assert scores and set(scores) <= set(asked)
+
+
+@pytest.mark.skipif(not HAS_SAM3, reason="SAM 3 needs transformers 5: the extra [sam3]")
+def test_instances_of_sam3_are_proposals_as_they_are(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = TextOptions(str(save_tiny_sam3_concepts(tmp_path / "concepts")), mask_threshold=0.0)
+    run = load(tiny_run, tmp_path / "out")
+    monkeypatch.setattr(run.pipeline, "text_options", lambda: options)
+    views, finder = run.pipeline.views, run.pipeline.text_finder()
+    found = finder.proposals(1, "a mug.")
+    matches = find_boxes(SegmenterImage(views.picture(1, 1333), views.name(1)), "a mug", options)
+    size = views.trace(1).height, views.trace(1).width
+    masks = torch.stack([match.mask for match in matches if match.mask is not None])
+    expected = Candidates(masks, torch.ones(len(masks))).at(*size).masks
+    assert 0 < len(found.masks) <= len(expected)
+    for mask, score in zip(found.masks, found.scores.tolist(), strict=True):
+        alike = [index for index, match in enumerate(matches) if match.score == pytest.approx(score)]
+        assert any(torch.equal(mask, expected[index]) for index in alike)
+    nothing = TextOptions(options.model, mask_threshold=1.0)
+    monkeypatch.setattr(run.pipeline, "text_options", lambda: nothing)
+    assert run.pipeline.text_finder().proposals(1, "a mug").masks.shape == (0, *size)

@@ -99,6 +99,7 @@ class SceneSegmentation:
         predictor: Embeds them.
         new_session: Begins the session of an object.
         settings: How to go about it.
+        propose: What else than the segmenter proposes the masks of a view, on the pixels of its trace.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class SceneSegmentation:
         predictor: MaskPredictor,
         new_session: Callable[[], SegmentationSession],
         settings: SceneSettings,
+        propose: Callable[[int], Candidates] | None = None,
     ) -> None:
         self.views = views
         self.settings = settings
@@ -114,7 +116,7 @@ class SceneSegmentation:
         """What has been found, by name."""
         self.report = SceneReport()
         self.pool = ProposalPool(settings.min_share, settings.threshold, settings.min_agreement)
-        self._predictor = predictor
+        self._propose = predictor.propose if propose is None else propose
         self._new_session = new_session
         self._builder = TreeBuilder(settings.threshold)
         self._known: dict[str, MaskField] = {}
@@ -188,8 +190,8 @@ class SceneSegmentation:
         return covering_views(poses, focus(poses), [], self.settings.num_views)
 
     def _proposals(self, view: int) -> Candidates:
-        """What the segmenter proposes in a view, on the pixels of its trace, without what is elsewhere in space."""
-        trace, found = self.views.trace(view), self._predictor.propose(view)
+        """What is proposed in a view, on the pixels of its trace, without what is elsewhere in space."""
+        trace, found = self.views.trace(view), self._propose(view)
         masks = found.masks.to(trace.depth.device)
         solid = [
             in_one_piece(trace, mask, self.settings.part_gap, pixel_spacing(trace, mask)) if mask.any() else mask

@@ -16,6 +16,7 @@ from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
 from sa3d_nerfstudio.segmentation.report import SessionReport
 from sa3d_nerfstudio.segmentation.session_views import SessionViews, Views
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
+from sa3d_nerfstudio.segmenters.proposals import distinct, no_proposals
 from sa3d_nerfstudio.segmenters.text import TextBox, TextOptions, choose_box, describe_boxes, find_boxes, gives_masks
 from sa3d_nerfstudio.terminal import say
 
@@ -58,6 +59,8 @@ class TextFinder:
         self._predictor = predictor
         self._new_field = new_field
         self._threshold = threshold
+        self._mask_predictor: MaskPredictor | None = None
+        """Of proposals, once it has been asked for."""
 
     def box(self, view: int | None, text: str, index: int | None = None) -> tuple[int, tuple[float, ...]]:
         """Where the words are: in one view, or in the one of several with the best match.
@@ -109,7 +112,8 @@ class TextFinder:
         predictor = None if has_masks else self._predictor(self._views)
         masks: dict[int, list[tuple[Tensor, float]]] = {}
         for each in looked:
-            masks[each] = [(self._mask(each, match, predictor), match.score) for match in self._matches(each, text)]
+            answers = [(self._mask(each, match, predictor), match.score) for match in self._matches(each, text)]
+            masks[each] = [(mask, score) for mask, score in answers if bool(mask.any())]
         objects = match_instances(self._views, masks, self._new_field, self._threshold)
         if not objects:
             raise self._nothing(looked, text)
@@ -119,6 +123,32 @@ class TextFinder:
             {each: Prompt(mask.shape[0], mask.shape[1], mask=mask.cpu()) for each, mask in instance.masks.items()}
             for instance in (sure if every else sure[:1])
         ]
+
+    def proposals(self, view: int, text: str) -> Candidates:
+        """All that words name in a view, as proposals for a scene that is taken apart; there may be none.
+
+        Args:
+            view: Index of the training view.
+            text: The words; several things are divided by full stops.
+
+        Returns:
+            Masks on the pixels of the view's trace, with the network's scores.
+
+        Raises:
+            SA3DError: A network cannot be had.
+        """
+        if self._mask_predictor is None and not gives_masks(self._options):
+            self._mask_predictor = self._predictor(self._views)
+        # Of several phrases at once, a network would name the words but not all that they fit.
+        phrases = [phrase for phrase in text.split(".") if phrase.strip()]
+        found = [match for phrase in phrases for match in self._matches(view, phrase)]
+        if not found:
+            trace = self._views.trace(view)
+            return no_proposals(trace.height, trace.width)
+        masks = torch.stack([self._mask(view, match, self._mask_predictor) for match in found]).cpu()
+        scores = torch.tensor([match.score for match in found])
+        kept = distinct(masks, scores)
+        return Candidates(masks[kept], scores[kept])
 
     def _matches(self, view: int, text: str) -> list[TextBox]:
         """What the words may be in a view, in pixels of its photo at up to :data:`LONGEST_SIDE`."""
@@ -131,8 +161,9 @@ class TextFinder:
             trace = self._views.trace(view)
             return Candidates(match.mask[None], torch.ones(1)).at(trace.height, trace.width).masks[0]
         assert predictor is not None
-        height, width = self._training.picture_size(view, LONGEST_SIDE)
-        return predictor.answer(view, Prompt.from_points(height, width, box=match.box)).mask
+        trace, size = self._views.trace(view), self._training.picture_size(view, LONGEST_SIDE)
+        prompt = Prompt.from_points(*size, box=match.box).resized(trace.height, trace.width)
+        return predictor.predict(view, prompt).best()
 
     def _nothing(self, looked: list[int], text: str) -> SA3DError:
         where = self._training.name(looked[0]) if len(looked) == 1 else f"{len(looked)} views"

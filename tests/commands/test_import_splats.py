@@ -41,8 +41,8 @@ pytestmark = pytest.mark.slow
 
 BALL, BLOCK, BOARD = range(3)
 """Solids of the desk."""
-QUICK: dict[str, Any] = {"working_size": 64, "num_views": 6, "max_passes": 2, "likelihood_steps": 4}
-"""Few renders: each asks every splat of every pixel."""
+QUICK: dict[str, Any] = {"working_size": 96, "num_views": 10, "max_passes": 2, "likelihood_steps": 6}
+"""As few renders as will do: six views of 64 pixels leave out a whole side of the block."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -180,13 +180,12 @@ def test_an_object_of_imported_splats_is_segmented_and_exported(segmented: Path,
     keys = [set(zip(*(part[axis].tolist() for axis in "xyz"), strict=True)) for part in (everything, ball, rest)]
     assert not keys[1] & keys[2]
     true = {tuple(row) for row in scene.gaussians.means[scene.owner == BALL].tolist()}
-    assert len(keys[1] & true) > 0.8 * len(keys[1] | true)
+    assert len(keys[1] & true) > 0.9 * len(keys[1] | true)
     run(*words, "--labelled")
     labelled, table = columns(out / "scene.ply"), json.loads((out / "objects.json").read_text())
     assert labelled["object_id"].dtype == np.int32
     assert {entry["name"]: entry["id"] for entry in table["objects"]} == {"ball": 1, "block": 2}
-    # Few views see the block's far sides.
-    for number, owner, least in ((1, BALL, 0.75), (2, BLOCK, 0.35), (0, BOARD, 0.75)):
+    for number, owner, least in ((1, BALL, 0.9), (2, BLOCK, 0.75), (0, BOARD, 0.9)):
         on, truly = labelled["object_id"] == number, scene.owner == owner
         assert (on & truly).sum() > least * (on | truly).sum(), number
     for name, values in everything.items():

@@ -25,9 +25,11 @@ from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.oracle import read_ids, resize_nearest
+from sa3d_nerfstudio.traces.atoms import atoms_of
 from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
-from sa3d_nerfstudio.traces.compressed import CompressedTrace, ViewRays, atoms_of, pixel_angle
+from sa3d_nerfstudio.traces.compressed import CompressedTrace
 from sa3d_nerfstudio.traces.nerf import NerfViewTrace
+from sa3d_nerfstudio.traces.view_rays import ViewRays, pixel_angle
 
 
 @dataclass

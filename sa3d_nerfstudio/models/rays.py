@@ -33,8 +33,9 @@ from sa3d_nerfstudio.models.outputs import (
 )
 from sa3d_nerfstudio.models.signed_distance import cut_to_objects, whole_scene
 from sa3d_nerfstudio.scoped import scoped
+from sa3d_nerfstudio.traces.atoms import NotOnRays, atoms_of
 from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
-from sa3d_nerfstudio.traces.compressed import CompressedTrace, NotOnRays, ViewRays, atoms_of, pixel_angle
+from sa3d_nerfstudio.traces.compressed import CompressedTrace
 from sa3d_nerfstudio.traces.nerf import (
     NerfTrace,
     NerfViewTrace,
@@ -43,6 +44,7 @@ from sa3d_nerfstudio.traces.nerf import (
     install_hooks,
     trace_rays,
 )
+from sa3d_nerfstudio.traces.view_rays import ViewRays, pixel_angle
 from sa3d_nerfstudio.traces.window import Pixels
 
 Kept = TypeVar("Kept")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,7 @@ from sa3d_nerfstudio.segmentation.lifting import (
     make_lifting,
 )
 from sa3d_nerfstudio.segmentation.mask_lifter import MaskLifter
+from sa3d_nerfstudio.segmentation.meeting import Meeting
 from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
 from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord
 from sa3d_nerfstudio.segmentation.self_prompting import best_agreeing
@@ -286,7 +286,7 @@ class SegmentationSession:
         """
         self._lifter.begin_pass(None if guide is lifting else guide.field)
         beside = self.ranks.share(self._marked_beside)
-        meeting = _Meeting(self.ranks, lifting, self.new_lifting)
+        meeting = Meeting(self.ranks, lifting, self.new_lifting)
         if self.ranks.is_first:
             for view, prompted in self.prompted.items():
                 self._lifter.lift_prompted(meeting.own, view, prompted)
@@ -383,69 +383,3 @@ class SegmentationSession:
         """Put the cells of an empty field where rank 0 has put them."""
         if self.ranks.size > 1:
             field.place_as(self.ranks.share(field.cells_place))
-
-
-class _Meeting:
-    """Where the ranks bring together what they have lifted in a pass.
-
-    Args:
-        ranks: Those that meet.
-        lifting: Takes up what all have lifted; of a single process it is lifted into at once.
-        new_lifting: Makes the lifting of this rank's own views.
-    """
-
-    def __init__(self, ranks: Ranks, lifting: Lifting, new_lifting: Callable[[MaskField], Lifting]) -> None:
-        self.ranks = ranks
-        self.lifting = lifting
-        self.own = lifting if ranks.size == 1 else new_lifting(lifting.field.fresh())
-        """Takes up what this rank lifts."""
-        self.stopped = False
-        """Whether any rank has been asked to stop."""
-        self._records: list[ViewRecord] = []
-
-    def note(self, record: ViewRecord) -> ViewRecord:
-        """Note what became of a view, to tell the others."""
-        self._records.append(record)
-        return record
-
-    def hold(self) -> Iterator[ViewRecord]:
-        """Sum what has been lifted since the last time, and yield what became of the other ranks' views."""
-        if self.ranks.size == 1:
-            return
-        told = self.ranks.gather((self._records, self.ranks.is_stopping))
-        self.stopped = any(stopping for _, stopping in told)
-        self._records = []
-        field = self.own.field
-        self.lifting.field.add(*self.ranks.sum(field.hit, field.seen))
-        field.set(torch.zeros_like(field.hit), torch.zeros_like(field.seen))
-        for rank, (records, _) in enumerate(told):
-            if rank != self.ranks.rank:
-                yield from records
-
-
-@dataclass
-class Progress:
-    """How far a segmentation has got."""
-
-    number_of_pass: int
-    done: int
-    """Views visited in this pass."""
-    total: int
-    """Views to visit in this pass."""
-    used: int
-    rejected: int
-    name: str
-    """Of the view just visited."""
-
-
-def followed(session: SegmentationSession) -> Iterator[Progress]:
-    """Do a session's steps, one at a time, and count them."""
-    progress = Progress(0, 0, 0, 0, 0, "")
-    for record in session.steps():
-        if record.number_of_pass != progress.number_of_pass:
-            progress = Progress(record.number_of_pass, 0, session.num_visits, 0, 0, "")
-        progress.done += 1
-        progress.used += record.state in ("used", "prompt")
-        progress.rejected += record.state == "rejected"
-        progress.name = record.name
-        yield progress

@@ -1,7 +1,8 @@
 from .base import RayTrace, ViewTrace, render_probability
-from .compressed import CompressedTrace, ViewRays
+from .compressed import CompressedTrace
 from .gaussians import GaussianTrace, GaussianViewTrace, trace_gaussians
 from .nerf import NerfTrace, NerfViewTrace, WeightedSamples, trace_rays
+from .view_rays import ViewRays
 from .window import Pixels, Window
 
 __all__ = [

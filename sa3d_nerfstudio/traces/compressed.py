@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, Union
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Int16, UInt8
@@ -14,100 +14,15 @@ from torch import Tensor
 from sa3d_nerfstudio.fields import trilinear
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.gpu_memory import LIFTED, free_bytes, reclaim_from, with_smaller_chunks
-from sa3d_nerfstudio.traces.nerf import WeightedSamples
+from sa3d_nerfstudio.traces.atoms import NEAREST, AtomRows
+from sa3d_nerfstudio.traces.view_rays import Part, ViewRays, rotated
 from sa3d_nerfstudio.traces.window import Pixels
-
-ATOMS = 10
-"""Atoms that a ray is kept in."""
-NEAREST = 1e-6
-"""Distances are told from zero by their logarithms, and are no smaller than this."""
-
-
-class NotOnRays(ValueError):
-    """The samples of a model do not lie on its rays, so that distances along these do not say where they are."""
-
-
-def rotated(vectors: Float[Tensor, "num 3"], matrix: Float[Tensor, "3 3"]) -> Float[Tensor, "num 3"]:
-    """A matrix times each of some vectors, in full precision.
-
-    A product of matrices on CUDA may be one of 10 bits (TF32), as some containers set it: half a pixel of an image of
-    a thousand.
-    """
-    x, y, z = (vectors[:, axis, None] for axis in range(3))
-    return torch.addcmul(torch.addcmul(x * matrix[:, 0], y, matrix[:, 1]), z, matrix[:, 2])
-
-
-def pixel_angle(directions: Float[Tensor, "height width 3"]) -> float:
-    """Angle between the rays of neighbouring pixels, in radians: the median over the image."""
-    pairs = [(directions[:, 1:], directions[:, :-1]), (directions[1:], directions[:-1])]
-    steps = torch.cat([torch.linalg.cross(a, b).norm(dim=-1).reshape(-1) for a, b in pairs])
-    return max(float(steps.median()), 1e-6) if len(steps) else 1e-3
-
-
-def atoms_of(
-    samples: WeightedSamples,
-    origins: Float[Tensor, "num_rays 3"],
-    directions: Float[Tensor, "num_rays 3"],
-    angle: float,
-    count: int = ATOMS,
-) -> tuple[Float[Tensor, "count num_rays"], Float[Tensor, "count num_rays"]]:
-    """Gather the samples of each ray into at most ``count`` atoms, each at the mean distance of its samples.
-
-    No weight is lost, and none changes its ray. Which samples go together is decided as a quantiser of ``count`` levels
-    is laid out for a density f: levels as dense as f^(1/3) (P. Panter, W. Dite, "Quantization distortion in
-    pulse-count modulation", 1951), with distances by their logarithms, as pixels see them.
-
-    Args:
-        samples: All samples, ordered by ray.
-        origins: Where the rays begin, world space.
-        directions: Unit directions of the rays.
-        angle: Between the rays of neighbouring pixels, in radians.
-        count: How many atoms a ray may have.
-
-    Returns:
-        Distances along the rays and weights of the atoms; atoms without weight lie anywhere.
-
-    Raises:
-        NotOnRays: A sample lies farther off its ray than half the distance to the next ray.
-    """
-    num_rays, ray = len(origins), samples.ray_indices
-    if len(ray) == 0:
-        return origins.new_ones(count, num_rays), origins.new_zeros(count, num_rays)
-    offset, along = samples.positions - origins[ray], directions[ray]
-    distance = (offset * along).sum(-1)
-    stray = (offset - along * distance[:, None]).norm(dim=-1) - 1e-4 * samples.positions.norm(dim=-1)
-    if bool(((stray > 0.5 * angle * distance.abs() + 1e-6) & (samples.weights > 1e-3)).any()):
-        raise NotOnRays
-    distance, weights = distance.clamp(min=NEAREST), samples.weights
-    first = torch.ones_like(ray, dtype=torch.bool)
-    first[1:] = ray[1:] != ray[:-1]
-    if bool(((distance[1:] < distance[:-1]) & ~first[1:]).any()):
-        order = distance.argsort()
-        order = order[ray[order].argsort(stable=True)]
-        distance, weights = distance[order], weights[order]
-    gap = torch.diff(distance.log(), prepend=distance[:1].log())
-    between = (weights + torch.cat([weights[:1], weights[:-1]])) / 2
-    # f^(1/3) times the gap, with f = weight / gap.
-    cost = torch.where(first, 0.0, between.clamp(min=1e-5) ** (1 / 3) * gap.clamp(min=0) ** (2 / 3))
-    sums = cost.double().cumsum(0)
-    begin = first.nonzero()[:, 0]
-    lengths = torch.diff(begin, append=begin.new_tensor([len(ray)]))
-    total = (sums[begin + lengths - 1] - sums[begin]).clamp(min=1e-12)
-    level = (sums - sums[begin].repeat_interleave(lengths)) * (count / total).repeat_interleave(lengths)
-    target = level.long().clamp(max=count - 1) * num_rays + ray
-    weight = weights.new_zeros(count * num_rays).index_add_(0, target, weights)
-    moment = weights.new_zeros(count * num_rays).index_add_(0, target, weights * distance)
-    mean = torch.where(weight > 1e-12, moment / weight.clamp(min=1e-12), distance.min())
-    return mean.reshape(count, num_rays), weight.reshape(count, num_rays)
-
 
 LEVELS = 255
 """A ray's weight is dealt out to its atoms in so many parts."""
 CPU_RAYS = 8192
 """Rays that are worked on at a time on a CPU: as many as its caches hold."""
 
-LENSES = 8
-"""Lenses whose directions views may share. Where each view has its own, nothing is shared and much is searched."""
 REMEMBERED = 1 << 24
 """Atoms whose places in a grid are remembered, at most; of one view, or on CUDA of several."""
 REMEMBERED_VIEWS = 16
@@ -117,114 +32,8 @@ MANY_RAYS = 1 << 17
 SHARE_OF_EVERY_RAY = 0.1
 """Of the memory that is free, what may be kept of all rays of views in grids."""
 
-Part = Union[slice, Tensor]
 Located = tuple[Part, Tensor, Tensor, trilinear.Fractions]
 """Rays, weights of their atoms [atoms, rays], and the flattened places of these in a grid."""
-
-
-@dataclass
-class ViewRays:
-    """The rays of a view: directions in the camera's frame, which all views of one lens share, and its pose."""
-
-    origins: Float[Tensor, "one_or_num_rays 3"]
-    """World space; one row if all begin in one place."""
-    local: Float[Tensor, "num_rays 3"]
-    """Unit directions in the camera's frame."""
-    rotation: Float[Tensor, "3 3"]
-    """From there to the world."""
-    shared: bool = True
-    """Whether the directions are kept for other views as well."""
-
-    @classmethod
-    def of(
-        cls,
-        origins: Float[Tensor, "num_rays 3"],
-        directions: Float[Tensor, "num_rays 3"],
-        rotation: Float[Tensor, "3 3"],
-        known: list[Tensor] | None = None,
-    ) -> ViewRays:
-        """Take the rays that a camera generates.
-
-        Args:
-            origins: Where they begin.
-            directions: Where they go.
-            rotation: The camera's.
-            known: Directions in the camera's frame of other views. Those that are equal are held once; this view's are
-                added, if there are not too many.
-        """
-        rotation = rotation.to(directions)
-        local = rotated(directions, rotation.T)
-        if not torch.allclose(rotated(local, rotation), directions, atol=1e-5):
-            rotation, local = torch.eye(3).to(directions), directions
-        if torch.equal(origins, origins[:1].expand_as(origins)):
-            origins = origins[:1].clone()
-        shared = True
-        if known is not None:
-            same = (other for other in known if other.shape == local.shape and torch.allclose(other, local, atol=1e-6))
-            found = next(same, None)
-            shared = found is not None or len(known) < LENSES
-            if found is not None:
-                local = found
-            elif shared:
-                known.append(local)
-        return cls(origins, local, rotation, shared)
-
-    def origins_of(self, part: Part) -> Float[Tensor, "one_or_num_rays 3"]:
-        """Where some of the rays begin."""
-        return self.origins if len(self.origins) == 1 else self.origins[part]
-
-    def directions_of(self, part: Part) -> Float[Tensor, "num_rays 3"]:
-        """Where some of the rays go."""
-        return rotated(self.local[part], self.rotation)
-
-    def part(self, pixels: Int[Tensor, " num_pixels"]) -> ViewRays:
-        """Those of some of the pixels."""
-        return ViewRays(self.origins_of(pixels), self.local[pixels], self.rotation, shared=False)
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that is this view's alone."""
-        own = [self.origins] * (len(self.origins) > 1) + [self.local] * (not self.shared)
-        return sum(each.numel() * each.element_size() for each in own)
-
-
-@dataclass
-class AtomRows:
-    """Rows of a trace over a mask grid, as the atoms that have any weight and their places in the grid."""
-
-    num_rows: int
-    rows: Int[Tensor, " num_atoms"]
-    """Which row each atom belongs to."""
-    weights: Float[Tensor, " num_atoms"]
-    index: Int[Tensor, " num_atoms"]
-    """First vertices of the blocks that the atoms lie in."""
-    fractions: trilinear.Fractions
-    """Where in these."""
-    resolution: int
-
-    @classmethod
-    def of(cls, parts: Iterable[tuple[Tensor, Tensor, trilinear.Fractions]], field: MaskGrid) -> AtomRows:
-        """Join parts of consecutive rays: weights [atoms, rays], and the flattened places of the atoms in a grid."""
-        kept, first = [], 0
-        for weights, index, fractions in parts:
-            count = weights.shape[1]
-            atoms = weights.reshape(-1).nonzero()[:, 0]
-            kept.append((atoms % count + first, *(part[atoms] for part in (weights.reshape(-1), index, *fractions))))
-            first += count
-        if not kept:
-            empty = field.hit.new_zeros(0)
-            return cls(0, empty.long(), empty, empty.long(), (empty, empty, empty), field.resolution)
-        rows, weights, index, x, y, z = (torch.cat(columns) for columns in zip(*kept, strict=True))
-        return cls(first, rows, weights, index, (x, y, z), field.resolution)
-
-    def render(self, values: Float[Tensor, " num_cells"]) -> Float[Tensor, " num_rows"]:
-        """``A x``."""
-        read = trilinear.read(values, self.index, self.fractions, self.resolution).mul_(self.weights)
-        return values.new_zeros(self.num_rows).index_add_(0, self.rows, read)
-
-    def backproject(self, image: Float[Tensor, " num_rows"], out: Float[Tensor, " num_cells"]) -> None:
-        """Add ``Aᵀ y`` to ``out``."""
-        trilinear.add(out, image[self.rows] * self.weights, self.index, self.fractions, self.resolution)
 
 
 @dataclass(eq=False)
@@ -268,7 +77,7 @@ class CompressedTrace:
         depth: Float[Tensor, "height width 1"],
         rays: ViewRays,
     ) -> CompressedTrace:
-        """Pack the atoms of :func:`sa3d_nerfstudio.traces.compressed.atoms_of` with what the model renders."""
+        """Pack the atoms of :func:`sa3d_nerfstudio.traces.atoms.atoms_of` with what the model renders."""
         depth = depth.reshape(-1).nan_to_num().clamp(min=NEAREST)
         low = float(torch.minimum(depth.min(), distances.min()).log())
         high = float(torch.maximum(depth.max(), distances.max()).log())

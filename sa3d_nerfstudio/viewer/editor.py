@@ -18,7 +18,7 @@ from sa3d_nerfstudio.fields.objects import next_color
 from sa3d_nerfstudio.prompts.view_prompt import Mark, ViewPrompt
 from sa3d_nerfstudio.segmentation.saved_prompts import read_prompts, write_prompts
 from sa3d_nerfstudio.segmentation.self_prompting import self_prompt
-from sa3d_nerfstudio.segmentation.session import Progress, followed
+from sa3d_nerfstudio.segmentation.session_progress import Progress, followed
 from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.viewer.free_views import FreeViews
 from sa3d_nerfstudio.viewer.history import History, ObjectState, SceneState

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import viser
 
 from sa3d_nerfstudio.segmentation.report import advice
-from sa3d_nerfstudio.segmentation.session import Progress
+from sa3d_nerfstudio.segmentation.session_progress import Progress
 from sa3d_nerfstudio.viewer.context import PanelContext
 from sa3d_nerfstudio.viewer.prompt_section import PromptSection
 from sa3d_nerfstudio.viewer.viser_compat import literal

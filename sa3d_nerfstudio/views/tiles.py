@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sa3d_nerfstudio.traces.compressed import CompressedTrace, ViewRays
+from sa3d_nerfstudio.traces.compressed import CompressedTrace
+from sa3d_nerfstudio.traces.view_rays import ViewRays
 from sa3d_nerfstudio.traces.window import TILE, Pixels, Window
 
 SLACK = 0.4

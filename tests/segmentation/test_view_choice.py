@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from sa3d_nerfstudio.segmentation.progress import run_with_progress
-from sa3d_nerfstudio.segmentation.session import followed
+from sa3d_nerfstudio.segmentation.session_progress import followed
 from sa3d_nerfstudio.segmentation.view_selection import covering_views
 from tests.analytic import BallViews
 from tests.segmentation.test_session import iou_in_unseen_views, session_on

@@ -14,7 +14,9 @@ from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates
-from sa3d_nerfstudio.traces.compressed import CompressedTrace, ViewRays, atoms_of
+from sa3d_nerfstudio.traces.atoms import atoms_of
+from sa3d_nerfstudio.traces.compressed import CompressedTrace
+from sa3d_nerfstudio.traces.view_rays import ViewRays
 from tests.analytic import BallSegmenter, BallViews
 from tests.pretended_device import a_cuda_device
 from tests.segmentation.test_session import point_on

@@ -14,9 +14,12 @@ from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.models.rays import camera_rays
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
 from sa3d_nerfstudio.traces import compressed as packed
+from sa3d_nerfstudio.traces import view_rays
+from sa3d_nerfstudio.traces.atoms import ATOMS, NotOnRays, atoms_of
 from sa3d_nerfstudio.traces.base import render_probability
-from sa3d_nerfstudio.traces.compressed import ATOMS, CompressedTrace, NotOnRays, ViewRays, atoms_of, pixel_angle
+from sa3d_nerfstudio.traces.compressed import CompressedTrace
 from sa3d_nerfstudio.traces.nerf import NerfTrace, NerfViewTrace, WeightedSamples
+from sa3d_nerfstudio.traces.view_rays import ViewRays, pixel_angle
 from tests.analytic import BallViews
 from tests.small_models import CONFIGS, NEEDING_STAND_INS, camera, masked, small_model
 from tests.stand_ins import no_diffusion, occupancy_on_cpu, sdf_on_cpu
@@ -248,7 +251,7 @@ def test_views_of_one_lens_share_their_directions_and_others_count_their_own():
         item.fx = item.fx * zoom
         views.append(camera_rays(item, known))
     assert views[0].local is views[1].local
-    assert len(known) == packed.LENSES
+    assert len(known) == view_rays.LENSES
     assert [rays.num_bytes for rays in views] == [0] * 9 + [6 * 8 * 3 * 4] * 2
 
 

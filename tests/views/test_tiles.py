@@ -166,7 +166,7 @@ def test_a_whole_view_made_of_tiles_takes_no_more_than_one_that_was_rendered_at_
 
 def test_samples_off_their_rays_are_kept_as_they_are(monkeypatch: pytest.MonkeyPatch):
     from sa3d_nerfstudio.models import rays
-    from sa3d_nerfstudio.traces.compressed import NotOnRays
+    from sa3d_nerfstudio.traces.atoms import NotOnRays
 
     def refuse(*_: object) -> None:
         raise NotOnRays

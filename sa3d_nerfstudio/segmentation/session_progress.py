@@ -1,0 +1,36 @@
+"""How far a session has got, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
+
+
+@dataclass
+class Progress:
+    """How far a segmentation has got."""
+
+    number_of_pass: int
+    done: int
+    """Views visited in this pass."""
+    total: int
+    """Views to visit in this pass."""
+    used: int
+    rejected: int
+    name: str
+    """Of the view just visited."""
+
+
+def followed(session: SegmentationSession) -> Iterator[Progress]:
+    """Do a session's steps, one at a time, and count them."""
+    progress = Progress(0, 0, 0, 0, 0, "")
+    for record in session.steps():
+        if record.number_of_pass != progress.number_of_pass:
+            progress = Progress(record.number_of_pass, 0, session.num_visits, 0, 0, "")
+        progress.done += 1
+        progress.used += record.state in ("used", "prompt")
+        progress.rejected += record.state == "rejected"
+        progress.name = record.name
+        yield progress

@@ -403,7 +403,7 @@ def main(options: Options) -> int:
         import sa3d_nerfstudio.commands  # noqa: F401
 
         # The process that reads nerfacto's images, which nerfstudio 1.1.5 would begin anew, is a fork as well.
-        mp.set_start_method("fork", force=True)
+        mp.set_start_method("fork", force=True)  # type: ignore[attr-defined]
     for part in all_parts(options):
         run.carry_out(part)
         result = run.results[part.name]

@@ -90,7 +90,7 @@ class ViewsOnCuda(BallViews):
 def test_the_host_waits_for_a_gpu_once_a_visit():
     """Once in the first pass, where a view's rendered mask is read with what candidates of the one before have in
     common with theirs, unless one has to be taken back; in later passes eight views wait together."""
-    size = {"count": 10, "height": 24, "width": 32}
+    size: dict[str, Any] = {"count": 10, "height": 24, "width": 32}
     settings = SessionSettings(max_passes=2, likelihood_steps=0, part_gap=0.0, view_order="file")
     views = BallViews(**size)
     # In one view, the segmenter takes another ball.

@@ -398,8 +398,12 @@ def main(options: Options) -> int:
         # Before the parts are forked, which would each import it. What computes with several threads cannot be forked.
         torch.set_num_threads(1)
         from nerfstudio.scripts import exporter, train  # noqa: F401
+        from pathos.helpers import mp
 
         import sa3d_nerfstudio.commands  # noqa: F401
+
+        # The process that reads nerfacto's images, which nerfstudio 1.1.5 would begin anew, is a fork as well.
+        mp.set_start_method("fork", force=True)  # type: ignore[attr-defined]
     for part in all_parts(options):
         run.carry_out(part)
         result = run.results[part.name]

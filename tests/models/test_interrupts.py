@@ -25,6 +25,8 @@ from tests.stand_ins import occupancy_on_cpu, splats_on_cpu
 
 ALL_OF = ("sa3d_nerfstudio", "contextlib.py", "renderers.py")
 """Files each of whose lines a render is interrupted at, when it comes there first and last; others at random."""
+BETWEEN = 60
+"""So many of these lines when it comes there in between: with another chunk or object under way."""
 ELSEWHERE = 40
 """So many places in all other files."""
 
@@ -56,8 +58,13 @@ def interrupted_everywhere(render: Callable[[], Any]) -> Iterator[str]:
     lines: list[tuple[str, int]] = []
     run_traced(render, lambda frame: lines.append((frame.f_code.co_filename, frame.f_lineno)))
     ours = [number for number, (file, _) in enumerate(lines) if any(part in Path(file).parts for part in ALL_OF)]
-    first, last = ({lines[number]: number for number in order} for order in (reversed(ours), ours))
-    chosen = {*first.values(), *last.values(), *random.Random(0).sample(range(len(lines)), ELSEWHERE)}
+    visits: dict[tuple[str, int], list[int]] = {}
+    for number in ours:
+        visits.setdefault(lines[number], []).append(number)
+    draw = random.Random(0)
+    between = [draw.choice(numbers[1:-1]) for numbers in visits.values() if len(numbers) > 2]
+    chosen = {number for numbers in visits.values() for number in (numbers[0], numbers[-1])}
+    chosen |= {*draw.sample(between, min(BETWEEN, len(between))), *draw.sample(range(len(lines)), ELSEWHERE)}
     for number in sorted(chosen):
         place = ""
         numbers = count()

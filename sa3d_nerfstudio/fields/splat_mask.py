@@ -136,14 +136,15 @@ class SplatMask(MaskField):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Take the evidence as the checkpoint has it, packed or not."""
-        packed = {name: state_dict.get(prefix + name) for name in PACKED}
+        stored = {name: state_dict.get(prefix + name) for name in PACKED}
+        packed = {name: values for name, values in stored.items() if isinstance(values, Tensor)}
         self.unpack()
-        if not all(isinstance(stored, Tensor) for stored in packed.values()):
+        if len(packed) < len(PACKED):
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
             return
         self._buffers.update(dict.fromkeys(EVIDENCE))
-        for name, stored in packed.items():
-            self._buffers[name] = torch.empty_like(stored, device=self.positions.device)
+        for name, values in packed.items():
+            self._buffers[name] = torch.empty_like(values, device=self.positions.device)
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
         self.version += 1
 

@@ -78,13 +78,17 @@ class MaskField(nn.Module):
         Renders ask for the same few tensors with every chunk of rays.
         """
         kept = self._derived.get(key)
-        if kept is None or kept[0] != self.version or kept[1].device != self.hit.device:
+        if kept is None or kept[0] != self.version or kept[1].device != self.center.device:
             kept = self._derived[key] = (self.version, compute())
         return kept[1]
 
     def forget_derived(self) -> None:
         """Let go of what was computed from the evidence; it is several times as large."""
         self._derived.clear()
+
+    def rest(self) -> None:
+        """Take as little memory as may be until the field is used again, which may then take a little longer."""
+        self.forget_derived()
 
     def add(self, hit: Float[Tensor, " num_cells"], seen: Float[Tensor, " num_cells"]) -> None:
         """Add the evidence of one view."""

@@ -181,8 +181,10 @@ class MaskObjects(nn.Module):
         if extra is not None:
             self.fields, self.colors, self.prompts = nn.ModuleDict(), {}, {}
             for name in extra["names"]:
-                cells = state_dict[f"{prefix}fields.{_key(name)}.hit"].shape[0]
-                self[name] = self._make_field(cells)
+                kept = f"{prefix}fields.{_key(name)}."
+                # Fields of splats may be packed; see fields/splat_mask.py.
+                cells = state_dict[kept + ("hit" if kept + "hit" in state_dict else "packed_seen")]
+                self[name] = self._make_field(cells.shape[0])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

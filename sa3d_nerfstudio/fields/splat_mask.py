@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Bool, Float
-from sklearn.neighbors import NearestNeighbors
-from torch import Tensor
+from typing import Any
 
-from sa3d_nerfstudio.fields.base import MaskField
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor, nn
+
+from sa3d_nerfstudio.fields.base import LIGHT_LOGIT, MIN_EVIDENCE, MaskField
 
 NEIGHBORS_OF_STRAYS = 20
 """Neighbours whose mean distance marks a splat as stray."""
@@ -15,8 +17,19 @@ NEIGHBORS = 5
 """Well-seen neighbours that decide for a splat without evidence."""
 
 
+EVIDENCE = ("hit", "seen", "logits")
+"""Buffers that are packed."""
+PACKED = ("packed_rows", "packed_values", "packed_seen")
+"""Buffers that they are packed into."""
+STEPS = 8.0
+"""In packed fields, steps in which ``seen`` doubles."""
+
+
 class SplatMask(MaskField):
     """One cell per splat: the object is a set of splats.
+
+    An object's rays touch few of a scene's splats. A field at :meth:`rest` holds numbers for those alone, and of each
+    other splat a byte that says how well it was seen; reading or changing the evidence unpacks it.
 
     Args:
         positions: World positions of the splats, which the model holds: checkpoints do not store them
@@ -24,12 +37,116 @@ class SplatMask(MaskField):
     """
 
     positions: Float[Tensor, "num_cells 3"]
+    packed_rows: Int[Tensor, " num_touched"] | None
+    """Splats that rays of the object touch, of a packed field."""
+    packed_values: Float[Tensor, "num_touched values"] | None
+    """Their hit, seen, and logit if there are logits."""
+    packed_seen: UInt8[Tensor, " num_cells"] | None
+    """0 where there is no evidence; else a logarithm of ``seen``."""
 
     def __init__(self, positions: Float[Tensor, "num_cells 3"]) -> None:
         super().__init__(len(positions))
         self.to(positions.device)
         self.register_buffer("positions", positions, persistent=False)
         self.register_buffer("center", torch.zeros_like(positions[:1].sum(0)))
+        for name in PACKED:
+            self.register_buffer(name, None)
+
+    @property
+    def num_cells(self) -> int:
+        """Number of splats."""
+        return self.positions.shape[0]
+
+    @property
+    def num_bytes(self) -> int:
+        """What the evidence takes in memory; the positions are the model's."""
+        held = (self._buffers[name] for name in (*EVIDENCE, *PACKED))
+        return sum(buffer.numel() * buffer.element_size() for buffer in held if buffer is not None)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the field is at rest."""
+        return self._buffers.get("packed_rows") is not None
+
+    def rest(self) -> None:
+        """Pack the evidence. It is the same when it is unpacked, but for how well splats were seen that no ray of the
+        object has touched: that is known to a twentieth.
+        """
+        self._derived = {key: kept for key, kept in self._derived.items() if kept[1].numel() < self.num_cells}
+        if self.is_packed:
+            return
+        hit, seen, logits, known = self.hit, self.seen, self.logits, self.known()
+        touched = (hit > 0) & known
+        if logits is not None:
+            touched |= known & (logits != LIGHT_LOGIT)
+        rows = touched.nonzero()[:, 0]
+        values = [hit, seen] if logits is None else [hit, seen, logits]
+        level = 1 + (STEPS * (seen.clamp(min=MIN_EVIDENCE) / MIN_EVIDENCE).log2()).round()
+        self.packed_seen = torch.where(known, level.clamp(max=255), 0.0).to(torch.uint8)
+        self.packed_values = torch.stack([value[rows] for value in values], dim=1)
+        # A render may be interrupted at any line: the evidence is there in one form at least.
+        self.packed_rows = rows.int()
+        for name in EVIDENCE:
+            self._buffers[name] = None
+
+    def unpack(self) -> dict[str, Tensor | None]:
+        """Take the evidence up again, and return it by the buffers' names; it stays as it is if it is not packed."""
+        if not self.is_packed:
+            return {name: self._buffers[name] for name in EVIDENCE}
+        evidence = self._unpacked()
+        self._buffers.update(evidence)
+        for name in PACKED:
+            self._buffers[name] = None
+        return evidence
+
+    def _unpacked(self) -> dict[str, Tensor | None]:
+        rows, values, level = (self._buffers[name] for name in PACKED)
+        assert rows is not None and values is not None and level is not None
+        rows, known = rows.long(), level > 0
+        # Rounding must not make a splat one that no view has seen.
+        seen = (MIN_EVIDENCE * 2 ** ((level.float() - 1) / STEPS)).clamp(min=1.001 * MIN_EVIDENCE)
+        seen = torch.where(known, seen, 0.0).index_copy(0, rows, values[:, 1])
+        hit = torch.zeros_like(seen).index_copy(0, rows, values[:, 0])
+        logits = None
+        if values.shape[1] > 2:
+            logits = torch.where(known, LIGHT_LOGIT, 0.0).index_copy(0, rows, values[:, 2])
+        return {"hit": hit, "seen": seen, "logits": logits}
+
+    def _highest(self) -> Tensor:
+        """Without unpacking anything: off the rows, nothing is on the object."""
+        if not self.is_packed or self.packed_values is None:
+            return super()._highest()
+        values = self.packed_values
+        if len(values) == 0:
+            return values.new_tensor(0.0)
+        return (values[:, 2].sigmoid() if values.shape[1] > 2 else values[:, 0] / values[:, 1]).amax()
+
+    def __getattr__(self, name: str) -> Any:
+        """Unpack the evidence where it is read."""
+        if name in EVIDENCE and "_buffers" in self.__dict__ and self.is_packed:
+            # Another thread may pack it again meanwhile.
+            return self.unpack()[name]
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Unpack the evidence before a part of it is replaced."""
+        if name in EVIDENCE and "_buffers" in self.__dict__ and self.is_packed:
+            self.unpack()
+        super().__setattr__(name, value)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Take the evidence as the checkpoint has it, packed or not."""
+        stored = {name: state_dict.get(prefix + name) for name in PACKED}
+        packed = {name: values for name, values in stored.items() if isinstance(values, Tensor)}
+        self.unpack()
+        if len(packed) < len(PACKED):
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            return
+        self._buffers.update(dict.fromkeys(EVIDENCE))
+        for name, values in packed.items():
+            self._buffers[name] = torch.empty_like(values, device=self.positions.device)
+        nn.Module._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
+        self.version += 1
 
     def fresh(self) -> SplatMask:
         """A field of the same splats with no evidence."""
@@ -86,7 +203,14 @@ class SplatMask(MaskField):
         What lies within an object's bounds and has too little evidence of its own, such as the splats beneath its
         surface, takes the probability of the well-seen splats nearest to it. Nothing beyond the bounds is the object.
         """
-        return self.derived(("selected", threshold), lambda: self._select(threshold))
+        # The rows alone outlast a rest: which they are takes a search for neighbours.
+        rows = self.derived(("selected", threshold), lambda: self._selected_rows(threshold))
+        selected = torch.zeros(self.num_cells, dtype=torch.bool, device=rows.device)
+        selected[rows.long()] = True
+        return selected
+
+    def _selected_rows(self, threshold: float) -> Tensor:
+        return self._select(threshold).nonzero()[:, 0].int()
 
     def _select(self, threshold: float) -> Tensor:
         on = self.object_cells(threshold).clone()

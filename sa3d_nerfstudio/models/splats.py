@@ -41,6 +41,9 @@ from sa3d_nerfstudio.traces.gaussians import (
     trace_gaussians,
 )
 
+TOGETHER = 16
+"""Objects that are rasterised at once: two channels each, of the 32 that gsplat takes at a time."""
+
 _Base = SplatfactoModel if TYPE_CHECKING else object
 _RENDERING: ContextVar[bool] = ContextVar("rendering", default=False)
 """Whether the base model renders, which sees all splats."""
@@ -91,7 +94,10 @@ class MaskedSplatModel(MaskOutputs, _Base):
         keep = torch.zeros(len(means), dtype=torch.bool, device=means.device)
         for field in self.masks.shown:
             assert isinstance(field, SplatMask)
+            resting = field.is_packed
             keep |= field.selected(self.mask_threshold)
+            if resting:
+                field.rest()
         return keep
 
     def new_field(self, resolution: int) -> SplatMask:
@@ -135,15 +141,20 @@ class MaskedSplatModel(MaskOutputs, _Base):
         )
 
     def probabilities(self, trace: RayTrace, fields: Sequence[MaskField]) -> list[Float[Tensor, " num_rays"]]:
-        """Probability of each of some objects in the pixels of a view, of all in one rasterisation."""
-        if not fields:
-            return []
-        sums = trace.render(fields[0], torch.cat([field.cells() for field in fields], dim=-1))
-        parts = sums.split(sums.shape[1] // len(fields), dim=-1)
-        return [
-            render_probability(RenderedCells(part, trace.accumulation), field)[0]
-            for part, field in zip(parts, fields, strict=True)
-        ]
+        """Probability of each of some objects in the pixels of a view, of several in one rasterisation."""
+        found: list[Tensor] = []
+        for start in range(0, len(fields), TOGETHER):
+            some = fields[start : start + TOGETHER]
+            resting = [field for field in some if isinstance(field, SplatMask) and field.is_packed]
+            sums = trace.render(some[0], torch.cat([field.cells() for field in some], dim=-1))
+            parts = sums.split(sums.shape[1] // len(some), dim=-1)
+            found += [
+                render_probability(RenderedCells(part, trace.accumulation), field)[0]
+                for part, field in zip(parts, some, strict=True)
+            ]
+            for field in resting:
+                field.rest()
+        return found
 
     def trace(self, camera: Cameras) -> tuple[dict[str, Any], GaussianTrace]:
         """The base model's outputs for a camera, and the trace of its pixels."""

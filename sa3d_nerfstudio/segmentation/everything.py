@@ -240,7 +240,7 @@ class SceneSegmentation:
         confidence = self.pool.confidence_of(rendered)
         self._builder.add(name, mask_field)
         found = self.objects[name] = SceneObject(name, mask_field, support or 0.0, area, confidence)
-        mask_field.forget_derived()
+        mask_field.rest()
         return found
 
     def _rendered(self, mask_field: MaskField) -> Rendered:

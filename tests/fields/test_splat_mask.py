@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import io
+
 import pytest
 import torch
 
+from sa3d_nerfstudio.fields.objects import MaskObjects
 from sa3d_nerfstudio.fields.splat_mask import SplatMask
 
 
@@ -82,3 +86,82 @@ def test_a_copy_is_independent():
 
 def test_positions_are_not_saved_again():
     assert set(line().state_dict()) == {"hit", "seen", "center"}
+
+
+def touched_few(num: int = 4000, fitted: bool = True) -> SplatMask:
+    """A field of many splats in a cube, of which the object's rays touch some; a corner has not been seen."""
+    chance = torch.Generator().manual_seed(0)
+    field = SplatMask(torch.rand(num, 3, generator=chance))
+    near = (field.positions - 0.5).norm(dim=-1)
+    seen = torch.rand(num, generator=chance) * 40 * (field.positions[:, 0] > 0.1) + 2e-3 * (near > 0.3)
+    hit = seen * (1.2 - 4 * near).clamp(0, 1)
+    field.add(hit, seen)
+    if fitted:
+        field.set_logits(field.start_logits() + (hit > 0) * torch.randn(num, generator=chance))
+    return field
+
+
+@pytest.mark.parametrize("fitted", [True, False])
+def test_a_field_at_rest_takes_little_and_is_the_same_again(fitted: bool):
+    field, before = touched_few(fitted=fitted), touched_few(fitted=fitted)
+    field.selected()
+    field.rest()
+    assert field.is_packed
+    assert field.num_bytes < 0.3 * before.num_bytes
+    assert field.holds_object(0.5) and field.num_cells == before.num_cells
+    assert torch.equal(field.selected(), before.selected())
+    assert field.is_packed, "neither of these needs the evidence"
+    assert torch.equal(field.hit, before.hit)
+    assert not field.is_packed
+    assert (field.logits is None) == (before.logits is None)
+    assert torch.equal(field.cells(), before.cells())
+    assert torch.equal(field.probability(), before.probability())
+    assert torch.equal(field.known(), before.known())
+    touched = before.hit > 0
+    assert torch.equal(field.seen[touched], before.seen[touched])
+    assert torch.allclose(field.seen, before.seen, rtol=0.05)
+    # Selected anew, without what was remembered of it.
+    field.forget_derived()
+    assert torch.equal(field.selected(), before.selected())
+
+
+def test_a_packed_field_takes_evidence_and_new_values():
+    for change in (
+        lambda field: field.add(torch.ones(4000), torch.ones(4000)),
+        lambda field: field.set(torch.zeros(4000), torch.ones(4000)),
+        lambda field: field.set_logits(None),
+        lambda field: field.copy_from(touched_few(fitted=False)),
+    ):
+        field, before = touched_few(), touched_few()
+        field.rest()
+        change(field)
+        change(before)
+        assert torch.equal(field.hit, before.hit)
+        assert torch.allclose(field.seen, before.seen, rtol=0.05)
+        assert field.logits is None and not field.is_packed
+    field = touched_few()
+    field.rest()
+    moved = copy.deepcopy(field).to(torch.device("cpu"))
+    assert moved.is_packed and field.is_packed
+    assert torch.equal(moved.cells(), field.cells())
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_packed_fields_are_saved_and_restored_as_they_are(packed: bool):
+    masks, field = MaskObjects(lambda cells: SplatMask(touched_few().positions)), touched_few()
+    masks["mug"], masks["plate"] = field, touched_few(fitted=False)
+    if packed:
+        field.rest()
+    stored = io.BytesIO()
+    torch.save(masks.state_dict(), stored)
+    again = MaskObjects(lambda cells: SplatMask(touched_few().positions[:cells]))
+    # Whatever was there before.
+    again["mug"] = SplatMask(touched_few().positions)
+    stored.seek(0)
+    again.load_state_dict(torch.load(stored, weights_only=True))
+    restored = again["mug"]
+    assert isinstance(restored, SplatMask)
+    assert restored.is_packed == packed
+    assert again.names == ["mug", "plate"]
+    assert torch.equal(restored.cells(), touched_few().cells())
+    assert torch.equal(again["plate"].cells(), touched_few(fitted=False).cells())

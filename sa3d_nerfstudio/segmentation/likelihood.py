@@ -81,6 +81,9 @@ class MaskedView:
     """What its rays count, as when they were lifted."""
     prompted: bool = False
     """Whether the user has prompted it: then it keeps its weight, however little the field explains it."""
+    doubtful: Bool[Tensor, " num_rays"] | None = None
+    """Pixels that are the object by the segmenter, but were not lifted as such, for their depth. They are the object
+    where the averages of all views say so as well; elsewhere they take no part."""
 
 
 @dataclass
@@ -169,13 +172,17 @@ class MaskLikelihood:
         total, weight = trace.render(self.field, self._cells).unbind(-1)
         share = (1 - trace.accumulation).clamp(min=0)
         known, light = weight + share, LIGHT_LOGIT * share
-        mask = view.mask.to(total)
         average = 0.5 + (total + light) / known.clamp(min=MIN_KNOWN) / SHARPNESS
-        image = view.mask.reshape(trace.height, trace.width)
+        on, counted = view.mask, torch.as_tensor(view.weight, dtype=total.dtype, device=total.device)
+        if view.doubtful is not None:
+            confirmed = average > 0.5
+            on, counted = on | (view.doubtful & confirmed), counted * ~(view.doubtful & ~confirmed)
+        mask = on.to(total)
+        image = on.reshape(trace.height, trace.width)
         margin = round(MARGIN * max(max(image.shape) / 160, 1))
         near = _widened(((average - mask).abs() > OPEN).reshape(image.shape), NEIGHBORS)
         near |= _widened(image, margin) & _widened(~image, margin)
-        counted = torch.as_tensor(view.weight, dtype=mask.dtype, device=mask.device).expand(mask.shape)
+        counted = counted.expand(mask.shape)
         rays = (near.reshape(-1) & (known > MIN_KNOWN) & (counted > 0)).nonzero()[:, 0]
         rows = trace.rows(self.field, rays)
         return _Equations(rows, mask[rays], light[rays], known[rays], counted[rays], view.prompted)

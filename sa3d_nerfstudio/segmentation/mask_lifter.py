@@ -159,8 +159,8 @@ class MaskLifter:
         for view, lifted in self._lifted.items():
             trace = self.views.trace(view)
             with self.views.report.timed("lift"):
-                weight = lifted.weight * ~lifted.doubtful
-                likelihood.add(MaskedView(trace, lifted.mask, weight, lifted.prompted), numbers[view])
+                masked = MaskedView(trace, lifted.mask, lifted.weight, lifted.prompted, lifted.doubtful)
+                likelihood.add(masked, numbers[view])
         with self.views.report.timed("lift"):
             return likelihood.fit(self.settings.likelihood_steps)
 

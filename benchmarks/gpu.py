@@ -61,8 +61,10 @@ TINY_OPTIONS: dict[str, tuple[object, ...]] = {
         *("--pipeline.datamanager.train-num-rays-per-batch", 128),
     ),
 }
+TINY_THRESHOLD = 0.25
+"""Of the mask: few rays end in the fog of so short a training."""
 TINY_SEGMENTING = (
-    *("--pipeline.threshold", 0.25),  # few rays end in the fog of so short a training
+    *("--pipeline.threshold", TINY_THRESHOLD),
     # Splats are rasterised in Python: each view and each step of the fit takes a second.
     *("--pipeline.num-views", 3, "--pipeline.max-passes", 2, "--pipeline.likelihood-steps", 2),
 )
@@ -360,7 +362,7 @@ def all_parts(options: Options) -> Iterator[Part]:
     yield Part("tests marked gpu", [sys.executable, "-m", "pytest", "-m", "gpu", "-q", *some])
     names = ("ball", "crate") if options.tiny else ("mug", "moka_pot")
     measured = ("--scene", scene, "--run", run, "--objects", *names)
-    small = ("--views", 2, "--working-size", 16) if options.tiny else ()
+    small = ("--views", 2, "--working-size", 16, "--threshold", TINY_THRESHOLD) if options.tiny else ()
     visits = (sys.executable, "-m", "benchmarks.visits", *measured, *small, "--output", options.work / "visits.json")
     yield Part("visits", [str(word) for word in visits], after=trained)
     if not options.tiny:

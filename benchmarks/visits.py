@@ -54,6 +54,8 @@ class Options:
     """Views beside the prompted one."""
     working_size: int = 160
     """Longer side of the images."""
+    threshold: float = 0.5
+    """Probability above which something is on the object."""
     cache_dir: Path | None = None
     """Folder of views that are rendered already."""
     output: Path | None = None
@@ -167,6 +169,7 @@ def measure(options: Options) -> dict[str, Any]:
         oracle_instances=options.scene / "instances",
         working_size=options.working_size,
         num_views=options.views,
+        threshold=options.threshold,
         **settings,
     )
     views, costs = run.pipeline.views, {}

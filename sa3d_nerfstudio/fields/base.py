@@ -157,9 +157,18 @@ class MaskField(nn.Module):
         """``hit / seen``; 0 where there is no evidence."""
         return torch.where(self.known(), self.hit / self.seen.clamp(min=MIN_EVIDENCE), 0.0)
 
-    def firm_evidence(self) -> float:
-        """Evidence that a cell needs to be trusted by itself: a share of what half of the object's surface has."""
+    def firm_evidence(self) -> float | Tensor:
+        """Evidence that a cell needs to be trusted by itself: a share of what half of the object's surface has.
+
+        Where the field lies on a GPU, so does the figure, and the host does not wait for it.
+        """
         on = self.probability() > 0.5
+        if on.is_cuda:
+            seen, order = torch.where(on, self.seen, torch.inf).sort()
+            mass = torch.where(on, self.hit, 0.0)[order].cumsum(0)
+            middle = torch.searchsorted(mass, mass[-1:] / 2).clamp(max=len(seen) - 1)
+            firm = (FIRM * seen[middle][0]).clamp(min=MIN_EVIDENCE)
+            return torch.where(on.any(), firm, MIN_EVIDENCE)
         if not bool(on.any()):
             return MIN_EVIDENCE
         seen, order = self.seen[on].sort()

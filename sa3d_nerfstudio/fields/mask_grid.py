@@ -354,6 +354,8 @@ def _pull_push(mass: Tensor, known: Tensor) -> Tensor:
 STEPS = 96
 """Places along a ray at which widened cells are tested."""
 SAMPLES_AT_A_TIME = 1 << 20
+FEW_RAYS = 1 << 14
+"""Rays on a GPU that are all tested; of more, those that pass the object's box."""
 
 
 def passing(
@@ -414,19 +416,32 @@ def _any_along(
 ) -> Bool[Tensor, " num_rays"]:
     """Whether values read anywhere along a ray, within the object's bounds and some cells around, pass a test."""
     passed = torch.zeros(len(origins), dtype=torch.bool, device=origins.device)
-    if not bool(grid.object_cells(threshold).any()):
+    # On a GPU, few rays are all tested sooner than the host is told which of them pass the box, if there is one.
+    unread = origins.is_cuda and len(origins) <= FEW_RAYS
+    if not unread and not bool(grid.object_cells(threshold).any()):
         return passed
-    low, high = grid.object_bounds(threshold)
+    low, high = _box_of_object(grid, threshold) if unread else grid.object_bounds(threshold)
     low, high = low - margin * grid.cell_size, high + margin * grid.cell_size
     safe = torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
     t0, t1 = (low - origins) / safe, (high - origins) / safe
     near = torch.minimum(t0, t1).amax(-1).clamp(min=0)
     far = torch.maximum(t0, t1).amin(-1)
-    candidates = torch.nonzero(near < far)[:, 0]
+    candidates = torch.arange(len(origins), device=origins.device) if unread else torch.nonzero(near < far)[:, 0]
     steps = (torch.arange(num_steps, device=origins.device) + 0.5) / num_steps
     for chunk in candidates.split(max(1, SAMPLES_AT_A_TIME // num_steps)):
         t = near[chunk, None] + (far - near)[chunk, None] * steps
         x = origins[chunk, None] + directions[chunk, None] * t[..., None]
         read = grid.gather(values, x.reshape(-1, 3)).reshape(len(chunk), num_steps, values.shape[1])
         passed[chunk] = test(read).any(-1)
-    return passed
+    return passed & (near < far) if unread else passed
+
+
+def _box_of_object(grid: MaskGrid, threshold: float) -> Float[Tensor, "2 3"]:
+    """:meth:`MaskGrid.object_bounds` without a wait for the device; NaN, which nothing passes, without an object."""
+
+    def box() -> Tensor:
+        on, places = grid.object_cells(threshold)[:, None], grid.cell_positions()
+        low, high = torch.where(on, places, torch.inf).amin(0), torch.where(on, places, -torch.inf).amax(0)
+        return torch.where(low <= high, torch.stack([low, high]), torch.nan)
+
+    return grid.derived(("box", threshold), box)

@@ -7,9 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sa3d_nerfstudio.fields.mask_grid import MaskGrid, robust_bounds
+from benchmarks.visits import counted
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid, may_show, passing, robust_bounds
 from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.traces.nerf import NerfTrace, WeightedSamples
+from tests.pretended_device import a_cuda_device
 
 
 def placed_grid(resolution: int = 9) -> MaskGrid:
@@ -260,3 +262,29 @@ def test_no_ray_that_shows_an_object_by_its_logits_is_left_out(seed: int, thresh
     trace = NerfTrace(WeightedSamples(positions.reshape(-1, 3), weights.reshape(-1), ray, torch.ones(200)))
     shown = render_probability(trace, grid)[0] > threshold
     assert (shown <= grid.may_show(origins, directions, threshold)).all()
+
+
+def test_a_gpu_is_not_waited_for_to_tell_which_rays_pass_the_object():
+    grid = MaskGrid(24)
+    ball = (grid.cell_positions().norm(dim=-1) < 0.3).float()
+    grid.set(ball * torch.linspace(1, 5, len(ball)), 5 * torch.linspace(0.2, 1, len(ball)))
+    generator = torch.Generator().manual_seed(0)
+    origins = torch.randn(500, 3, generator=generator) * 0.2 + torch.tensor([0.0, 0.0, 3.0])
+    towards = torch.randn(500, 3, generator=generator) * 0.15 - torch.tensor([0.0, 0.0, 1.0])
+    directions = torch.nn.functional.normalize(towards, dim=-1)
+    expected, shown = (test(grid, origins, directions) for test in (passing, may_show))
+    assert 100 < int(expected.sum()) < 400
+    with a_cuda_device():
+        there = grid.fresh().cuda()
+        there.place(grid.center.cuda(), grid.half_extent.cuda())
+        there.set(grid.hit.cuda(), grid.seen.cuda())
+        rays = origins.cuda(), directions.cuda()
+        with counted() as count:
+            found = passing(there, *rays)
+        assert count.operations > 10
+        assert not count.waits
+        assert torch.equal(found.cpu(), expected)
+        assert torch.equal(may_show(there, *rays).cpu(), shown)
+        assert float(there.firm_evidence()) == pytest.approx(float(grid.firm_evidence()))
+        there.set(there.hit * 0, there.seen)
+        assert not passing(there, *rays).any()

@@ -35,9 +35,8 @@ def share_inside(inner: MaskField, outer: MaskField, threshold: float = 0.5) -> 
         In [0, 1]; 0 where ``inner`` holds nothing.
     """
     if isinstance(inner, SplatMask) and isinstance(outer, SplatMask):
-        on = inner.object_cells(threshold)
-        weights = inner.hit * on
-        within = outer.object_cells(threshold)
+        weights = inner.object_weights(threshold)
+        within = torch.isin(inner.object_rows(threshold), outer.object_rows(threshold))
     else:
         points, weights = inner.object_points(threshold)
         within = _on_surface(outer, points, threshold)
@@ -61,8 +60,10 @@ def _on_surface(field: MaskField, points: Float[Tensor, "num 3"], threshold: flo
 
 def object_size(field: MaskField, threshold: float = 0.5) -> float:
     """How large an object is, by the cells of its surface: their volume, or their number for splats."""
-    cells = int(field.object_cells(threshold).sum())
-    return cells * float(field.cell_size) ** 3 if isinstance(field, MaskGrid) else float(cells)
+    if isinstance(field, SplatMask):
+        return float(len(field.object_rows(threshold)))
+    cells = float(field.object_cells(threshold).sum())
+    return cells * float(field.cell_size) ** 3 if isinstance(field, MaskGrid) else cells
 
 
 @dataclass

@@ -183,6 +183,14 @@ class SplatMask(MaskField):
         on = self.object_cells(threshold)
         return self.positions[on], self.hit[on]
 
+    def object_rows(self, threshold: float = 0.5) -> Int[Tensor, " num"]:
+        """Numbers of the splats of :meth:`object_cells`, in ascending order; remembered while the field is at rest."""
+        return self.derived(("object rows", threshold), lambda: _rows(self.object_cells(threshold)))
+
+    def object_weights(self, threshold: float = 0.5) -> Float[Tensor, " num"]:
+        """Weight of the rays on the object for each of :meth:`object_rows`; remembered likewise."""
+        return self.derived(("object weights", threshold), lambda: self.hit[self.object_rows(threshold).long()])
+
     def main_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], float]:
         """World positions of the object's splats without stray ones; a splat's size does not count.
 
@@ -204,13 +212,10 @@ class SplatMask(MaskField):
         surface, takes the probability of the well-seen splats nearest to it. Nothing beyond the bounds is the object.
         """
         # The rows alone outlast a rest: which they are takes a search for neighbours.
-        rows = self.derived(("selected", threshold), lambda: self._selected_rows(threshold))
+        rows = self.derived(("selected", threshold), lambda: _rows(self._select(threshold)))
         selected = torch.zeros(self.num_cells, dtype=torch.bool, device=rows.device)
         selected[rows.long()] = True
         return selected
-
-    def _selected_rows(self, threshold: float) -> Tensor:
-        return self._select(threshold).nonzero()[:, 0].int()
 
     def _select(self, threshold: float) -> Tensor:
         on = self.object_cells(threshold).clone()
@@ -230,3 +235,7 @@ class SplatMask(MaskField):
             neighbors = sure[torch.from_numpy(nearest).to(sure.device)]
             on[unsure] = self.probability()[neighbors].mean(-1) > threshold
         return on
+
+
+def _rows(on: Bool[Tensor, " num_cells"]) -> Int[Tensor, " num"]:
+    return on.nonzero()[:, 0].int()

@@ -60,3 +60,22 @@ def test_objects_leave_the_tree_and_change_their_names():
     tree = ObjectTree({"scene": None, "cup": "scene", "handle": "cup"})
     assert tree.without("cup").parents == {"scene": None, "handle": "scene"}
     assert tree.renamed("cup", "mug").parents == {"scene": None, "mug": "scene", "handle": "mug"}
+
+
+def test_splats_at_rest_are_compared_without_unpacking_them():
+    positions = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0))
+    seen = torch.full((4000,), 5.0)
+    builder, fields = TreeBuilder(), {}
+    for name, reach in (("whole", 0.5), ("part", 0.2)):
+        fields[name] = SplatMask(positions)
+        fields[name].add(seen * (positions[:, 0] < reach), seen)
+        builder.add(name, fields[name])
+        fields[name].rest()
+    again, other = SplatMask(positions), SplatMask(positions)
+    again.add(seen * (positions[:, 0] < 0.21), seen)
+    other.add(seen * (positions[:, 0] > 0.6), seen)
+    assert builder.same(again) == "part"
+    assert builder.same(other) is None
+    builder.add("other", other)
+    assert builder.tree().parents == {"whole": None, "part": "whole", "other": None}
+    assert all(field.is_packed for field in fields.values())

@@ -188,8 +188,12 @@ class SplatMask(MaskField):
         return self.derived(("object rows", threshold), lambda: _rows(self.object_cells(threshold)))
 
     def object_weights(self, threshold: float = 0.5) -> Float[Tensor, " num"]:
-        """Weight of the rays on the object for each of :meth:`object_rows`; remembered likewise."""
-        return self.derived(("object weights", threshold), lambda: self.hit[self.object_rows(threshold).long()])
+        """Weight of the rays on the object for each of :meth:`object_rows`."""
+        rows = self.object_rows(threshold)
+        held, values = self.packed_rows, self.packed_values
+        if held is None or values is None:
+            return self.hit[rows.long()]
+        return values[torch.searchsorted(held, rows), 0]
 
     def main_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], float]:
         """World positions of the object's splats without stray ones; a splat's size does not count.

@@ -40,7 +40,6 @@ QUIET = ("--vis", "tensorboard", "--logging.local-writer.max-log-size", "0")
 NEVER = tuple(f"--steps-per-eval-{what}=999999" for what in ("batch", "image", "all-images"))
 STEPS = {"nerfacto": 5000, "splatfacto": 7000, "instant-ngp": 5000}
 """Steps of training, which a GPU of today does in some minutes."""
-TINY_STEPS = {"nerfacto": 60, "splatfacto": 30, "instant-ngp": 40}
 TINY_OPTIONS: dict[str, tuple[object, ...]] = {
     "nerfacto": (
         *("--pipeline.model.implementation", "torch", "--pipeline.model.num-levels", 6),
@@ -280,7 +279,7 @@ def click(scene: Path) -> tuple[list[object], list[object]]:
 def parts_of_run(options: Options, scene: Path, method: str) -> Iterator[Part]:
     """Train, segment and export."""
     runs, name, tiny = (options.work / "runs").resolve(), f"{scene.name} {method}", options.tiny
-    steps = TINY_STEPS[method] if tiny else STEPS[method]
+    steps = 60 if tiny else STEPS[method]
     extra: Sequence[object] = TINY_OPTIONS[method] if tiny else ()
     if not tiny and method == "nerfacto" and importlib.util.find_spec("tinycudann") is None:
         extra = ("--pipeline.model.implementation", "torch")
@@ -363,7 +362,7 @@ def all_parts(options: Options) -> Iterator[Part]:
     yield Part("tests marked gpu", [sys.executable, "-m", "pytest", "-m", "gpu", "-q", *some])
     names = ("ball", "crate") if options.tiny else ("mug", "moka_pot")
     measured = ("--scene", scene, "--run", run, "--objects", *names)
-    small = ("--views", 1, "--working-size", 16, "--threshold", TINY_THRESHOLD) if options.tiny else ()
+    small = ("--views", 2, "--working-size", 16, "--threshold", TINY_THRESHOLD) if options.tiny else ()
     visits = (sys.executable, "-m", "benchmarks.visits", *measured, *small, "--output", options.work / "visits.json")
     yield Part("visits", [str(word) for word in visits], after=trained)
     if not options.tiny:

@@ -28,7 +28,7 @@ from sa3d_nerfstudio.views.training_views import TrainingViews
 from tests.analytic import BallSegmenter, BallViews
 from tests.segmentation.test_session import point_on
 from tests.segmentation.test_windows import WindowedBallSegmenter, WindowedBallViews
-from tests.small_models import masked_splats
+from tests.small_models import masked, masked_splats, small_model
 from tests.splat_scenes import desk
 from tests.stand_ins import Forever, splats_on_cpu
 
@@ -144,6 +144,27 @@ def exchange(ranks: Ranks) -> dict[str, Any]:
         "images": [round(float(image.mean()), 1) for image in images],
         "size": (ranks.rank, ranks.size, ranks.local_rank, ranks.local_size),
     }
+
+
+def render_together(ranks: Ranks) -> tuple[int, list[torch.Tensor]]:
+    """A view that all render together: how many rays this process has traced of it, and on rank 0 what it shows."""
+    model = masked(small_model("nerfacto"))
+    cameras = Cameras(BallViews(3).poses, 30.0, 30.0, 15.0, 11.0, 30, 22)
+    views = TrainingViews(model, cameras, [Path(f"{view}.png") for view in range(3)], 30)
+    traced = []
+    look = model.compressed_view
+
+    def counted(*args: Any, **options: Any) -> Any:
+        trace = look(*args, **options)
+        traced.append(trace.height * trace.width)
+        return trace
+
+    model.compressed_view = counted  # type: ignore[method-assign]
+    views.trace_together(1, ranks)
+    if not ranks.is_first:
+        return sum(traced), []
+    trace = views.trace(1)
+    return sum(traced), [trace.depth, trace.rgb, trace.accumulation]
 
 
 def count_bytes(ranks: Ranks) -> tuple[int, float]:

@@ -50,6 +50,17 @@ def test_several_processes_find_what_one_does(size: int, alone: dict[str, Any], 
         assert result["splats"]["rendered"] == [view for view in range(9) if view % size == rank]
 
 
+def test_a_prompted_view_is_rendered_by_all(tmp_path: Path):
+    _, expected = jobs.render_together(Ranks())
+    ended = run_ranks(jobs.render_together, 3, tmp_path)
+    assert ended.codes == [0, 0, 0], ended.printed
+    rays = [count for count, _ in ended.results]
+    assert sum(rays) == 30 * 22
+    assert max(rays) < 0.45 * 30 * 22
+    for image, alone in zip(ended.results[0][1], expected, strict=True):
+        assert torch.allclose(image, alone, atol=1e-3)
+
+
 def test_a_pass_sends_two_grids(tmp_path: Path):
     ended = run_ranks(jobs.count_bytes, 2, tmp_path)
     assert ended.codes == [0, 0], ended.printed

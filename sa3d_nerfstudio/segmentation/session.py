@@ -309,7 +309,14 @@ class SegmentationSession:
             yield from meeting.hold()
             yield from meeting.settle()
         visits = Visits(
-            self._views, self.predictor, self._lifter, self.settings, self.choose_found, meeting.own, guide, beside
+            self._views,
+            self.predictor,
+            self._lifter,
+            self.settings,
+            self.choose_found,
+            meeting.own,
+            meeting.known if guide is lifting else guide,
+            beside,
         )
         with self.predictor.prefetching() as ahead:
             own = visits.of(self.ranks.own(order), 1 if guide is lifting else self._together, ahead.begin)
@@ -415,6 +422,8 @@ class _Meeting:
         self.lifting = lifting
         self.own = lifting if ranks.size == 1 else new_lifting(lifting.field.fresh())
         """Takes up what this rank lifts."""
+        self.known = lifting if ranks.size == 1 else new_lifting(lifting.field.fresh())
+        """What this rank knows in the pass: what all have lifted, and what it has not told yet."""
         self.stopped = False
         """Whether any rank has been asked to stop."""
         self._records: list[ViewRecord] = []
@@ -433,9 +442,12 @@ class _Meeting:
         field = self.own.field
         end = self.ranks.begin((self._records, self.ranks.is_stopping), field.hit, field.seen)
         self._records = []
+        telling = field.hit, field.seen
         field.set(torch.zeros_like(field.hit), torch.zeros_like(field.seen))
         yield from self.settle()
         self._end = end
+        shared = self.lifting.field
+        self.known.field.set(shared.hit + telling[0], shared.seen + telling[1])
 
     def settle(self) -> Iterator[ViewRecord]:
         """End the exchange that has begun, and yield what became of the other ranks' views."""
@@ -443,7 +455,9 @@ class _Meeting:
             return
         (told, sums), self._end = self._end(), None
         self.stopped = self.stopped or any(stopping for _, stopping in told)
-        self.lifting.field.add(*sums)
+        shared = self.lifting.field
+        shared.add(*sums)
+        self.known.field.set(shared.hit.clone(), shared.seen.clone())
         for rank, (records, _) in enumerate(told):
             if rank != self.ranks.rank:
                 yield from records

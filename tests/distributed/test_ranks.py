@@ -32,11 +32,10 @@ def test_several_processes_find_what_one_does(size: int, alone: dict[str, Any], 
         several = first["balls"][name]
         assert one["masks"].float().mean() > 0.02
         assert (several["masks"] == one["masks"]).float().mean() >= 0.999
-        # In the end all views have been used, in as many passes.
-        for what in ("records", "steps"):
-            assert several[what] == one[what]
-        # But for the order of sums.
-        assert several["changes"] == pytest.approx(one["changes"], rel=1e-4, abs=1e-6)
+        # In the first pass less is known where views are visited at a time; in the last, all views are used by both.
+        assert last_pass(several["records"]) == last_pass(one["records"])
+        assert several["steps"] == one["steps"]
+        assert several["changes"][-1] == pytest.approx(one["changes"][-1], abs=1e-6)
         assert several["rays"] == pytest.approx(one["rays"], rel=0.05)
         # All ranks hold the same, bit by bit, of which what is decided is made.
         for other in ended.results[1:]:
@@ -48,6 +47,12 @@ def test_several_processes_find_what_one_does(size: int, alone: dict[str, Any], 
     # Each has rendered its own views; the prompted one is rank 0's in any case.
     for rank, result in enumerate(ended.results):
         assert result["splats"]["rendered"] == [view for view in range(9) if view % size == rank]
+
+
+def last_pass(records: list[tuple[int, str, str]]) -> list[tuple[str, str]]:
+    """Name and state of each view in the last pass."""
+    last = max(number for number, _, _ in records)
+    return [(name, state) for number, name, state in records if number == last]
 
 
 def test_a_prompted_view_is_rendered_by_all(tmp_path: Path):

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import Store  # type: ignore[reportPrivateImportUsage]
 
-from sa3d_nerfstudio.distributed.watch import RankFault, Watch, as_reason
+from sa3d_nerfstudio.distributed.watch import RankEnded, RankFault, Watch, as_reason
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.gpu_memory import is_out_of_memory
 
@@ -243,7 +243,7 @@ class ProcessRanks(Ranks):
         """What ends this rank where a sum has failed: the connection breaks before it is noticed why."""
         fault = self.watch.await_fault(60.0)
         if fault is not None:
-            return self.watch.ending(fault)
+            return RankEnded(fault)
         return SA3DError(f"the ranks have lost each other ({one_line(error)}): start them again.")
 
     def _summed(self, sum_at_work: Any, flat: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -267,7 +267,10 @@ class ProcessRanks(Ranks):
         """
         try:
             yield
-        except (RankFault, SystemExit):
+        except RankEnded as ended:
+            self._leave_as_last()
+            raise self.watch.ending(ended.fault) from None
+        except SystemExit:
             self._leave_as_last()
             raise
         except BaseException as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -196,6 +197,19 @@ def die(ranks: Ranks, folder: Path, after: int) -> None:
     for count, _ in enumerate(session.steps()):
         if ranks.rank == 1 and count == after:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def be_terminated(ranks: Ranks, folder: Path) -> None:
+    """Rank 1 is killed, and a launcher ends the other, as it may be where errors are handled."""
+    ranks.gather(None)
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.2)
+    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    try:
+        time.sleep(60)
+    except Exception:
+        (folder / "handled").touch()
 
 
 class FullSegmenter(BallSegmenter):

@@ -109,6 +109,13 @@ def test_a_killed_rank_ends_all_with_one_sentence(after: int, tmp_path: Path):
     assert (tmp_path / "saved").read_text() == "an object"
 
 
+def test_a_launcher_that_ends_the_others_has_them_tell_why(tmp_path: Path):
+    ended = run_ranks(jobs.be_terminated, 2, tmp_path, tmp_path)
+    assert ended.codes == [1, -9]
+    assert ended.printed[0].count("error: rank 1 of 2, on ") == 1
+    assert not (tmp_path / "handled").exists()
+
+
 def test_a_rank_without_memory_ends_all_with_one_sentence(tmp_path: Path):
     begun = time.monotonic()
     ended = run_ranks(jobs.run_out_of_memory, 2, tmp_path)

@@ -405,7 +405,7 @@ def draw(path: Path, table: dict[int, list[float]]) -> None:
         left.annotate(f"{views:,} views", (RANKS[0], seconds[0] / 60), xytext=(6, 4), textcoords="offset points")
         gains = [seconds[0] / each for each in seconds]
         right.plot(RANKS, gains, "o-", color=color, label=f"{views:,} views", markersize=4)
-    right.plot(RANKS, RANKS, "--", color="#8c959f", label="as many times as fast")
+    right.plot(RANKS, RANKS, "--", color="#8c959f", label="ideal")
     left.set(xlabel="ranks", ylabel="minutes for an object from nothing", xscale="log", yscale="log")
     right.set(xlabel="ranks", ylabel="times as fast as one", xscale="log", yscale="log")
     right.legend(frameon=False, fontsize=8)

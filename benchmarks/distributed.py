@@ -4,9 +4,9 @@
         --output distributed.json --plot benchmarks/distributed.png
 
 The same two processes segment one object from nothing: in turns the first by itself, and both together. Besides
-the time on the clock, which whatever else runs on the machine adds to, there is the time of the longest way: between
-two places where the ranks meet, the processor time of the one that took longest, added up. It is what the clock would
-say if each process had a core to itself.
+the time on the clock, which whatever else runs on the machine adds to, there is the time of the longest way: processor
+times between the places where the ranks wait for each other, added up along the ranks that are waited for. It is what
+the clock would say if each process had a core to itself.
 
 Then all objects, by one process and by both, scored in unseen views. Then the model: how long an object from nothing
 would take for 1 to 64 ranks and 100 to 10,000 views, simulated with the measured times of views and of sums.
@@ -86,35 +86,71 @@ class Options:
 
 
 class TimedRanks(ProcessRanks):
-    """Notes how much processor time has passed since the ranks have met for the last time, at each meeting."""
+    """Notes where ranks wait for each other, and the processor time that has passed since the last such place."""
 
     @classmethod
     def of(cls, ranks: ProcessRanks) -> TimedRanks:
         """The same ranks, timed."""
         timed = cls.__new__(cls)
         timed.__dict__ = ranks.__dict__
-        timed.begin()
+        timed.reset()
         return timed
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         """Note from now on."""
-        self.work: list[float] = []
+        self.events: list[tuple[str, float]] = []
+        """Kind of each place, and the processor time before it."""
         self._left = time.process_time()
 
     def share(self, compute: Callable[[], Value]) -> Value:
         """Meet, and note the work until then, which rank 0's is a part of."""
         value = compute() if self.is_first else None
-        return self._met(lambda: super(TimedRanks, self).share(lambda: value))  # type: ignore[return-value]
+        return self._met("share", lambda: super(TimedRanks, self).share(lambda: value))  # type: ignore[return-value]
 
     def gather(self, value: Value) -> list[Value]:
         """Meet, and note the work until then."""
-        return self._met(lambda: super(TimedRanks, self).gather(value))
+        return self._met("gather", lambda: super(TimedRanks, self).gather(value))
 
-    def _met(self, meet: Callable[[], Value]) -> Value:
-        self.work.append(time.process_time() - self._left)
+    def collect(self, value: Value) -> list[Value]:
+        """Hand over, and note the work until then."""
+        return self._met("collect", lambda: super(TimedRanks, self).collect(value))
+
+    def begin(self, value: Any, *tensors: torch.Tensor) -> Callable[[], Any]:
+        """Begin an exchange, and note the work until then and until its end."""
+        self._met("begin", lambda: None)
+        end = super().begin(value, *tensors)
+        return lambda: self._met("end", end)
+
+    def _met(self, kind: str, meet: Callable[[], Value]) -> Value:
+        self.events.append((kind, time.process_time() - self._left))
         value = meet()
         self._left = time.process_time()
         return value
+
+
+def longest_way(events: Sequence[Sequence[tuple[str, float]]]) -> float:
+    """Seconds until the last rank has ended, each having a core to itself.
+
+    Args:
+        events: Of each rank, where it has waited, and the processor time before each of these places.
+    """
+    now = [0.0] * len(events)
+    begun: list[list[float]] = []
+    for places in zip(*events, strict=True):
+        now = [time + seconds for time, (_, seconds) in zip(now, places, strict=True)]
+        (kind,) = {kind for kind, _ in places}
+        if kind == "gather":
+            now = [max(now)] * len(now)
+        elif kind == "share":
+            now = [max(time, now[0]) for time in now]
+        elif kind == "collect":
+            now[0] = max(now)
+        elif kind == "begin":
+            begun.append(now)
+        else:
+            now = [max(time, *begun[0]) for time in now]
+            begun.pop(0)
+    return max(now)
 
 
 @dataclass
@@ -196,7 +232,7 @@ class Bench:
         """The object from nothing, in all processes."""
         self.forget()
         ranks.gather(None)
-        ranks.begin()
+        ranks.reset()
         begun, sent, waited = time.perf_counter(), ranks.bytes_sent, ranks.seconds
         session = self.session(self.options.object, ranks)
         by_pass: dict[str, float] = {}
@@ -205,8 +241,8 @@ class Bench:
         by_pass["fit"] = ranks.bytes_sent - sent
         ranks.gather(None)
         seconds = time.perf_counter() - begun
-        work, sums = list(ranks.work), ranks.seconds - waited
-        longest = sum(max(parts) for parts in zip(*ranks.gather(work), strict=True))
+        events, sums = list(ranks.events), ranks.seconds - waited
+        longest = longest_way(ranks.gather(events))
         grid, before, each = 4 * session.grid.num_cells, 0.0, {}
         for name, total in by_pass.items():
             each[name], before = (total - before) / grid, total
@@ -234,7 +270,8 @@ class Bench:
         visits: dict[int, list[float]] = {}
         begun = time.process_time()
         for record in session.steps():
-            visits.setdefault(record.number_of_pass, []).append(time.process_time() - begun)
+            if record.state != "prompt":
+                visits.setdefault(record.number_of_pass, []).append(time.process_time() - begun)
             begun = time.process_time()
         fit, report = time.process_time() - begun, session.report
         assert report.likelihood is not None
@@ -330,9 +367,10 @@ def start(options: Options, folder: Path) -> dict[str, Any]:
 def predicted(parts: Parts, ranks: int, views: int, options: Options, seed: int = 0) -> float:
     """Seconds that an object from nothing takes, by the model.
 
-    Views take as long as those that were measured, drawn with replacement. In the first pass, each round takes as long
-    as its longest view; later, a pass takes as long as its busiest rank. A sum is a ring: each rank sends all bytes
-    twice but for a share, in 2 (N - 1) messages. The prompted view is rank 0's alone.
+    Views take as long as those that were measured, drawn with replacement. In the first pass, a rank begins a round
+    when all have ended the one before the last; later, a pass takes as long as its busiest rank. A sum is a ring: each
+    rank sends all bytes twice but for a share, in 2 (N - 1) messages. All render a share of the prompted view, and the
+    first embeds it.
     """
     rng = random.Random(seed)
     rounds = math.ceil(views / ranks)
@@ -343,9 +381,15 @@ def predicted(parts: Parts, ranks: int, views: int, options: Options, seed: int 
         return 2 * (ranks - 1) / ranks * num_bytes / options.bandwidth + 2 * (ranks - 1) * options.latency
 
     first = rng.choices(parts.first_visits, k=views)
-    total = parts.prompt + parts.embed
+    total = parts.prompt / ranks + parts.embed + summed(parts.sum_bytes)
+    now, before = [0.0] * ranks, 0.0
     for start_of_round in range(0, views, ranks):
-        total += max(first[start_of_round : start_of_round + ranks]) + parts.embed + summed(parts.sum_bytes)
+        costs = first[start_of_round : start_of_round + ranks]
+        last = max(now)
+        now = [max(time, before) + cost + parts.embed for time, cost in zip(now, costs, strict=False)]
+        now += [last] * (ranks - len(now))
+        before = last + summed(parts.sum_bytes)
+    total += max(now)
     for _ in range(parts.passes - 1):
         later = rng.choices(parts.later_visits, k=views)
         total += max(sum(later[rank::ranks]) for rank in range(min(ranks, views))) + summed(parts.sum_bytes)
@@ -361,7 +405,7 @@ def draw(path: Path, table: dict[int, list[float]]) -> None:
         left.annotate(f"{views:,} views", (RANKS[0], seconds[0] / 60), xytext=(6, 4), textcoords="offset points")
         gains = [seconds[0] / each for each in seconds]
         right.plot(RANKS, gains, "o-", color=color, label=f"{views:,} views", markersize=4)
-    right.plot(RANKS, RANKS, "--", color="#8c959f", label="as many times as fast")
+    right.plot(RANKS, RANKS, "--", color="#8c959f", label="ideal")
     left.set(xlabel="ranks", ylabel="minutes for an object from nothing", xscale="log", yscale="log")
     right.set(xlabel="ranks", ylabel="times as fast as one", xscale="log", yscale="log")
     right.legend(frameon=False, fontsize=8)

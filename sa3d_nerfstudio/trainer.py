@@ -440,7 +440,7 @@ class SA3DTrainer(Trainer):
         chosen = [others[int(index * step)] for index in range(min(OVERVIEW_VIEWS, len(others)))]
         panels = []
         for record in chosen:
-            if session.ranks.owner(int(record.view)) != session.ranks.rank:
+            if session.ranks.owner(record.view) != session.ranks.rank:
                 continue
             window = session.window(record.view)
             rgb = session.image(record.view, lambda trace: trace.rgb)

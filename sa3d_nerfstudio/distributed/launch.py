@@ -20,7 +20,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[reportPrivateImportUsage]
 
 from sa3d_nerfstudio.distributed.ranks import ProcessRanks, Ranks
-from sa3d_nerfstudio.distributed.watch import Watch, this_member
+from sa3d_nerfstudio.distributed.watch import RankEnded, Watch, this_member
 from sa3d_nerfstudio.errors import SA3DError
 
 TIMEOUT = timedelta(minutes=30)
@@ -162,6 +162,6 @@ def _end_when_terminated(watch: Watch) -> None:
         if watch.is_stopping:
             return
         fault = None if watch.is_closed else watch.look()
-        raise SystemExit(128 + number) if fault is None else watch.ending(fault)
+        raise SystemExit(128 + number) if fault is None else RankEnded(fault)
 
     signal.signal(signal.SIGTERM, end)

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import Store  # type: ignore[reportPrivateImportUsage]
 
-from sa3d_nerfstudio.distributed.watch import RankFault, Watch, as_reason
+from sa3d_nerfstudio.distributed.watch import RankEnded, RankFault, Watch, as_reason
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.gpu_memory import is_out_of_memory
 
@@ -63,9 +63,13 @@ class Ranks:
         """Whether all are asked to stop at the next view."""
         return False
 
-    def owner(self, view: int) -> int:
-        """Rank that visits a view: always the same, so that what has been rendered of it is kept in one place."""
-        return view % self.size
+    def owner(self, view: int | str) -> int:
+        """Rank that visits a view: always the same, so that what has been rendered of it is kept in one place.
+
+        Args:
+            view: Index of a training view, or name of another, which is the first rank's.
+        """
+        return view % self.size if isinstance(view, int) else 0
 
     def own(self, views: Sequence[int]) -> list[int]:
         """Those of the views that are this rank's, in their order."""
@@ -110,6 +114,16 @@ class Ranks:
             tensors: Of the same sizes on all ranks, and of one type.
         """
         return tensors
+
+    def begin(self, value: Value, *tensors: Tensor) -> Callable[[], tuple[list[Value], tuple[Tensor, ...]]]:
+        """Begin to gather values and to sum tensors, and go on meanwhile.
+
+        At most one such exchange may have begun and not ended when the next begins.
+
+        Returns:
+            Ends it: waits until all ranks have begun it too, and returns what :meth:`gather` and :meth:`sum` do.
+        """
+        return lambda: ([value], tensors)
 
     def stop(self) -> None:
         """Ask all ranks to stop at the next view."""
@@ -178,12 +192,17 @@ class ProcessRanks(Ranks):
 
     def gather(self, value: Value) -> list[Value]:
         """The values of all ranks, on all of them, by rank."""
+        return self._gathered(self._begin_gathering(value), value)
+
+    def _begin_gathering(self, value: Any) -> int:
         self._count += 1
-        number = self._count
-        self._post(f"{number}/{self.rank}", value)
+        self._post(f"{self._count}/{self.rank}", value)
+        return self._count
+
+    def _gathered(self, number: int, value: Value) -> list[Value]:
         values = [value if rank == self.rank else self._take(f"{number}/{rank}") for rank in range(self.size)]
-        # Whoever has come here has read what was stored before.
-        for _, keys in (done := [item for item in self._posted if item[0] < number]):
+        # Whoever has come here has read what was stored before, but for an exchange that has not ended.
+        for _, keys in (done := [item for item in self._posted if item[0] < number - 1]):
             for key in keys:
                 self._store.delete_key(key)
         self._posted = self._posted[len(done) :]
@@ -204,19 +223,38 @@ class ProcessRanks(Ranks):
     def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Tensors summed over all ranks, by one collective; the same bits everywhere."""
         self.gather(None)
-        begun = time.perf_counter()
+        return self._summed(*self._begin_summing(tensors))
+
+    def begin(self, value: Value, *tensors: Tensor) -> Callable[[], tuple[list[Value], tuple[Tensor, ...]]]:
+        """Begin to gather values and to sum tensors, and go on meanwhile."""
+        number = self._begin_gathering(value)
+        begun = self._begin_summing(tensors)
+        return lambda: (self._gathered(number, value), self._summed(*begun))
+
+    def _begin_summing(self, tensors: Sequence[Tensor]) -> tuple[Any, Tensor, Sequence[Tensor]]:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        self.bytes_sent += flat.numel() * flat.element_size()
         try:
-            dist.all_reduce(flat)
+            return dist.all_reduce(flat, async_op=True), flat, tensors
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: RuntimeError) -> BaseException:
+        """What ends this rank where a sum has failed: the connection breaks before it is noticed why."""
+        fault = self.watch.await_fault(60.0)
+        if fault is not None:
+            return RankEnded(fault)
+        return SA3DError(f"the ranks have lost each other ({one_line(error)}): start them again.")
+
+    def _summed(self, sum_at_work: Any, flat: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        begun = time.perf_counter()
+        try:
+            sum_at_work.wait()
             if flat.is_cuda:
                 torch.cuda.synchronize(flat.device)
         except RuntimeError as error:
-            # The connection to a rank that has ended breaks before it is noticed why.
-            if self.watch.await_fault(60.0) is None:
-                raise SA3DError(f"the ranks have lost each other ({one_line(error)}): start them again.") from error
-            self.watch.check()
+            raise self._lost(error) from error
         self.seconds += time.perf_counter() - begun
-        self.bytes_sent += flat.numel() * flat.element_size()
         parts = flat.split([tensor.numel() for tensor in tensors])
         return tuple(part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True))
 
@@ -229,7 +267,10 @@ class ProcessRanks(Ranks):
         """
         try:
             yield
-        except (RankFault, SystemExit):
+        except RankEnded as ended:
+            self._leave_as_last()
+            raise self.watch.ending(ended.fault) from None
+        except SystemExit:
             self._leave_as_last()
             raise
         except BaseException as error:

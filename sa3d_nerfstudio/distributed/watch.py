@@ -31,6 +31,14 @@ ANSWER = 5.0
 _FAULT, _STOP = "fault", "stop"
 
 
+class RankEnded(BaseException):
+    """Another rank has ended, noticed at any line. No error, for those are handled: a save would try another way."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+
 class RankFault(SA3DError):
     """The sentence for all ranks about the one that has ended."""
 
@@ -136,11 +144,10 @@ class Watch:
         """End here if another rank has.
 
         Raises:
-            RankFault: It has ended; the message says which one and why.
-            SystemExit: Likewise, where others say it.
+            RankEnded: It has.
         """
         if self.fault is not None:
-            raise self.ending(self.fault)
+            raise RankEnded(self.fault)
 
     def ending(self, fault: Fault) -> BaseException:
         """What ends this process for a fault: the sentence, or where others say it nothing but the exit code."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -26,9 +27,13 @@ class Meeting:
         self.lifting = lifting
         self.own = lifting if ranks.size == 1 else new_lifting(lifting.field.fresh())
         """Takes up what this rank lifts."""
+        self.known = lifting if ranks.size == 1 else new_lifting(lifting.field.fresh())
+        """What this rank knows in the pass: what all have lifted, and what it has not told yet."""
         self.stopped = False
         """Whether any rank has been asked to stop."""
         self._records: list[ViewRecord] = []
+        self._end: Callable[[], Any] | None = None
+        """Ends the exchange that has begun."""
 
     def note(self, record: ViewRecord) -> ViewRecord:
         """Note what became of a view, to tell the others."""
@@ -36,15 +41,28 @@ class Meeting:
         return record
 
     def hold(self) -> Iterator[ViewRecord]:
-        """Sum what has been lifted since the last time, and yield what became of the other ranks' views."""
+        """Begin to sum what has been lifted since the last time, and settle what has begun then."""
         if self.ranks.size == 1:
             return
-        told = self.ranks.gather((self._records, self.ranks.is_stopping))
-        self.stopped = any(stopping for _, stopping in told)
-        self._records = []
         field = self.own.field
-        self.lifting.field.add(*self.ranks.sum(field.hit, field.seen))
+        end = self.ranks.begin((self._records, self.ranks.is_stopping), field.hit, field.seen)
+        self._records = []
+        telling = field.hit, field.seen
         field.set(torch.zeros_like(field.hit), torch.zeros_like(field.seen))
+        yield from self.settle()
+        self._end = end
+        shared = self.lifting.field
+        self.known.field.set(shared.hit + telling[0], shared.seen + telling[1])
+
+    def settle(self) -> Iterator[ViewRecord]:
+        """End the exchange that has begun, and yield what became of the other ranks' views."""
+        if self._end is None:
+            return
+        (told, sums), self._end = self._end(), None
+        self.stopped = self.stopped or any(stopping for _, stopping in told)
+        shared = self.lifting.field
+        shared.add(*sums)
+        self.known.field.set(shared.hit.clone(), shared.seen.clone())
         for rank, (records, _) in enumerate(told):
             if rank != self.ranks.rank:
                 yield from records

@@ -26,7 +26,15 @@ from sa3d_nerfstudio.segmentation.meeting import Meeting
 from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
 from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord
 from sa3d_nerfstudio.segmentation.self_prompting import best_agreeing
-from sa3d_nerfstudio.segmentation.session_views import TOGETHER, FreeView, PromptedMask, SessionViews, ViewKey, Views
+from sa3d_nerfstudio.segmentation.session_views import (
+    TOGETHER,
+    FreeView,
+    PromptedMask,
+    SessionViews,
+    SharedViews,
+    ViewKey,
+    Views,
+)
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmentation.view_selection import Route, magnification
 from sa3d_nerfstudio.segmentation.views_around import RendersAnywhere, views_around
@@ -124,7 +132,9 @@ class SegmentationSession:
             SA3DError: The prompt selects nothing.
         """
         self._views.look_at_all_of(view)
-        # Views that the user has prompted are rank 0's: what it sees there is said to the others.
+        # Views that the user has prompted are rank 0's: what it sees there is said to the others, who help to render.
+        if self.ranks.size > 1 and isinstance(view, int) and isinstance(self.views, SharedViews):
+            self.views.trace_together(view, self.ranks)
         self.prompted[view] = self.ranks.share(lambda: self.predictor.answer(view, prompt))
         return self.prompted[view].candidates
 
@@ -281,8 +291,10 @@ class SegmentationSession:
     def _pass(self, number: int, lifting: Lifting, guide: Lifting) -> Iterator[ViewRecord]:
         """Visit every view once; masks rendered from ``guide`` prompt, what they find goes to ``lifting``.
 
-        Of several ranks, each visits its own views. In the first pass, where views prompt each other, they meet after
-        each round of one view a rank, and later at the end.
+        Of several ranks, each visits its own views. In the first pass, where views prompt each other, they exchange
+        what they have lifted after each round of one view a rank. An exchange goes on while the next round does, so
+        that a rank whose view takes longer does not hold up the others at once. In later passes there is one, at the
+        end.
         """
         self._lifter.begin_pass(None if guide is lifting else guide.field)
         beside = self.ranks.share(self._marked_beside)
@@ -295,8 +307,16 @@ class SegmentationSession:
         self._order = [*self.prompted, *order]
         if guide is lifting:
             yield from meeting.hold()
+            yield from meeting.settle()
         visits = Visits(
-            self._views, self.predictor, self._lifter, self.settings, self.choose_found, meeting.own, guide, beside
+            self._views,
+            self.predictor,
+            self._lifter,
+            self.settings,
+            self.choose_found,
+            meeting.own,
+            meeting.known if guide is lifting else guide,
+            beside,
         )
         with self.predictor.prefetching() as ahead:
             own = visits.of(self.ranks.own(order), 1 if guide is lifting else self._together, ahead.begin)
@@ -307,17 +327,20 @@ class SegmentationSession:
                     yield from meeting.hold()
                     if meeting.stopped:
                         break
-        if self.settings.views_around:
+        yield from meeting.settle()
+        if self.settings.views_around and not meeting.stopped:
             # The first rank chooses them, and visits them by itself.
-            self._around = self.ranks.share(lambda: self._look_around(guide))
+            spacing = self._lifter.spacing()
+            self._around = self.ranks.share(lambda: self._look_around(guide, spacing))
             self._order += self._around
             for view in self._around if self.ranks.is_first else ():
                 yield meeting.note(visits.at(view).record(view, number))
         if guide is not lifting or self._around:
             yield from meeting.hold()
+            yield from meeting.settle()
         self.stopped = meeting.stopped
 
-    def _look_around(self, guide: Lifting) -> list[str]:
+    def _look_around(self, guide: Lifting, spacing: float) -> list[str]:
         """Choose virtual views around the object, once it is known where it is; their names."""
         views, lifted = self.views, self._lifter.masks
         if self._around or not isinstance(views, RendersAnywhere):
@@ -326,7 +349,7 @@ class SegmentationSession:
         if not shown:
             return []
         with self.report.timed("render"):
-            visited, spacing = torch.stack(shown), self._lifter.spacing()
+            visited = torch.stack(shown)
             threshold, count = self.settings.threshold, self.settings.views_around
             around = views_around(views, guide.field, threshold, visited, spacing, count)
         self.free.update(around)

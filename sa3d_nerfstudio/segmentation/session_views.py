@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
+from sa3d_nerfstudio.distributed.ranks import Ranks
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.report import SessionReport
@@ -69,6 +70,15 @@ class Views(Protocol):
 
     def begin_pass(self) -> None:
         """Told that all views are about to be visited in turn, so that it can be seen to what is kept of them."""
+        ...
+
+
+@runtime_checkable
+class SharedViews(Views, Protocol):
+    """Views that several processes can render together."""
+
+    def trace_together(self, view: int, ranks: Ranks) -> None:
+        """Render a view on all ranks, each a part of it, for the first one."""
         ...
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
+from sa3d_nerfstudio.distributed.ranks import Ranks
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.files import digest
 from sa3d_nerfstudio.models.outputs import MaskOutputs
@@ -143,6 +144,37 @@ class TrainingViews:
         stored = (lambda: (trace.tensors(), trace.numbers())) if isinstance(trace, CompressedTrace) else None
         self.cache.put(f"trace-{self.key(view)}", trace, stored)
         return trace
+
+    def trace_together(self, view: int, ranks: Ranks) -> None:
+        """Render what has not been rendered of a view on all ranks, every tile on one of them, for the first rank.
+
+        Called on all of them. Where parts of views cannot be rendered, nothing is done.
+
+        Args:
+            view: Index of the view.
+            ranks: The processes.
+        """
+        if not self.has_windows:
+            return
+        frame, tiles = self.frame(view), None
+        if ranks.is_first and not self.is_rendered(view):
+            tiles = self._tiles(view) or TiledTrace.empty(frame.size)
+        missing = ranks.share(lambda: None if tiles is None else tiles.missing(frame))
+        if missing is None:
+            return
+        own, part = missing[ranks.rank :: ranks.size], None
+        if len(own):
+            empty = TiledTrace.empty(frame.size)
+            pixels = empty.pixels_of(own)
+            traced = self.look(self.camera(view), Pixels(pixels, len(pixels), 1))
+            part = empty.added(own, traced) if isinstance(traced, CompressedTrace) else None
+        for told in ranks.collect(None if part is None else (part.tensors(), part.numbers())):
+            other = None if told is None else TiledTrace.restored(frame.size, *told)
+            if tiles is not None and other is not None and other.columns is not None:
+                tiles = tiles.added(other.tiles, other.columns)
+        if tiles is not None and tiles.num_rays:
+            kept = tiles
+            self.cache.put(f"tiles-{self.key(view)}", tiles, lambda: (kept.tensors(), kept.numbers()))
 
     def known_trace(self, view: int) -> ViewTrace | None:
         """The view's trace if it has been rendered before; None else."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +29,7 @@ from sa3d_nerfstudio.views.training_views import TrainingViews
 from tests.analytic import BallSegmenter, BallViews
 from tests.segmentation.test_session import point_on
 from tests.segmentation.test_windows import WindowedBallSegmenter, WindowedBallViews
-from tests.small_models import masked_splats
+from tests.small_models import masked, masked_splats, small_model
 from tests.splat_scenes import desk
 from tests.stand_ins import Forever, splats_on_cpu
 
@@ -146,6 +147,27 @@ def exchange(ranks: Ranks) -> dict[str, Any]:
     }
 
 
+def render_together(ranks: Ranks) -> tuple[int, list[torch.Tensor]]:
+    """A view that all render together: how many rays this process has traced of it, and on rank 0 what it shows."""
+    model = masked(small_model("nerfacto"))
+    cameras = Cameras(BallViews(3).poses, 30.0, 30.0, 15.0, 11.0, 30, 22)
+    views = TrainingViews(model, cameras, [Path(f"{view}.png") for view in range(3)], 30)
+    traced = []
+    look = model.compressed_view
+
+    def counted(*args: Any, **options: Any) -> Any:
+        trace = look(*args, **options)
+        traced.append(trace.height * trace.width)
+        return trace
+
+    model.compressed_view = counted  # type: ignore[method-assign]
+    views.trace_together(1, ranks)
+    if not ranks.is_first:
+        return sum(traced), []
+    trace = views.trace(1)
+    return sum(traced), [trace.depth, trace.rgb, trace.accumulation]
+
+
 def count_bytes(ranks: Ranks) -> tuple[int, float]:
     """Number of passes, and how many grids' bytes this process sends in those after the first."""
     session = ball_session(ranks, likelihood_steps=0, tolerance=-1.0, max_passes=3)
@@ -175,6 +197,19 @@ def die(ranks: Ranks, folder: Path, after: int) -> None:
     for count, _ in enumerate(session.steps()):
         if ranks.rank == 1 and count == after:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def be_terminated(ranks: Ranks, folder: Path) -> None:
+    """Rank 1 is killed, and a launcher ends the other, as it may be where errors are handled."""
+    ranks.gather(None)
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.2)
+    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    try:
+        time.sleep(60)
+    except Exception:
+        (folder / "handled").touch()
 
 
 class FullSegmenter(BallSegmenter):

@@ -13,6 +13,7 @@ from segment_anything import SamPredictor
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.files import to_bytes
+from sa3d_nerfstudio.gpu_memory import reclaim
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, embed_all
 from sa3d_nerfstudio.segmenters.precision import halved
@@ -322,6 +323,9 @@ def test_a_batch_too_large_for_the_gpu_is_halved(segmenter: SamSegmenter) -> Non
     sizes: list[int] = []
     images = [picture(seed) for seed in range(5)]
     small = Small(segmenter.model)
+    # What earlier tests have left in memory would be let go of first.
+    while reclaim():
+        pass
     found = embed_all(small, images)
     assert sizes == [5, 2, 2, 1]
     # What did not fit is not tried again.

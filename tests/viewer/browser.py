@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,14 @@ def server(log: Path, *words: object, timeout: float = HANG) -> Iterator[str]:
     program = Path(sys.executable).parent / str(words[0])
     command = [sys.executable, program, *words[1:], "--viewer.websocket-port", port]
     with log.open("w") as file:
-        process = subprocess.Popen([*map(str, command)], env=environment, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [*map(str, command)],
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            # Jobs in the background of a shell do not hear Ctrl-C, nor do their children.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        )
         try:
             start = time.monotonic()
             while not _listens(port):

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -51,16 +50,10 @@ def server(log: Path, *words: object, timeout: float = HANG) -> Iterator[str]:
     port = free_port()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     program = Path(sys.executable).parent / str(words[0])
-    command = [sys.executable, program, *words[1:], "--viewer.websocket-port", port]
+    # Jobs in the background of a shell do not hear Ctrl-C, nor do their children, unless that is set back.
+    command = ["env", "--default-signal=INT", sys.executable, program, *words[1:], "--viewer.websocket-port", port]
     with log.open("w") as file:
-        process = subprocess.Popen(
-            [*map(str, command)],
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            # Jobs in the background of a shell do not hear Ctrl-C, nor do their children.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-        )
+        process = subprocess.Popen([*map(str, command)], env=environment, stdout=file, stderr=subprocess.STDOUT)
         try:
             start = time.monotonic()
             while not _listens(port):

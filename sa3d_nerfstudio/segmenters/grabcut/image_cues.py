@@ -15,6 +15,8 @@ COLOR_KINSHIP = 6.0
 DEPTH_BIN = 0.04
 """Width of a depth bin: 4 % of the distance."""
 MAX_DEPTH_BINS = 96
+MIN_CONTRAST = 3.0
+"""Lab units per pixel: the strongest edges of an image are taken to be at least this strong."""
 CREASE = 0.02
 """Curvature of inverse depth per pixel, relative to itself, that counts as a full edge."""
 
@@ -80,15 +82,15 @@ def color_edges(lab: Float[np.ndarray, "height width 3"]) -> Map:
     # Scharr's kernel sums to 32 on a unit ramp.
     x, y = (cv2.Scharr(lab, cv2.CV_32F, *order) / 32 for order in ((1, 0), (0, 1)))
     gradient = np.sqrt((x * x + y * y).sum(axis=2))
-    return np.minimum(gradient / max(float(np.percentile(gradient, 95)), 1e-6), 1.5)
+    return np.minimum(gradient / max(float(np.percentile(gradient, 95)), MIN_CONTRAST), 1.5)
 
 
 def depth_edges(inverse: Map) -> Map:
     """Where one surface ends before another, or stands on it; at most 1.5.
 
     Inverse depth is linear in the pixel coordinates over any plane, so its second derivative vanishes there. It is
-    positive just outside an occluding border and in a concave crease, as where an object meets the table, and negative
-    on convex edges, which belong to the object itself.
+    positive just outside an occluding border and in a concave crease, as where a thing meets the table, and negative on
+    convex edges, which belong to the thing itself.
     """
     smooth = cv2.GaussianBlur(inverse, (0, 0), 1.0)
     xx, yy, xy = (cv2.Sobel(smooth, cv2.CV_32F, *order, ksize=3) / 4 for order in ((2, 0), (0, 2), (1, 1)))

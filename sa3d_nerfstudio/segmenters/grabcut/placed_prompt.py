@@ -8,7 +8,11 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
+from sa3d_nerfstudio.fields.connected_parts import large_parts
 from sa3d_nerfstudio.prompts.prompt import Prompt
+
+SMALL_PART = 0.3
+"""Parts of a prior smaller than this share of the largest are not believed."""
 
 
 @dataclass
@@ -60,9 +64,13 @@ def place(prompt: Prompt, shape: tuple[int, int]) -> PlacedPrompt:
         prior = prompt.prior.detach().cpu().numpy()
         known = ~np.isnan(prior)
         probability = np.where(known, prior, 0.5)
-        probable = probability > 0.5
+        claimed = probability > 0.5
         # A click on what the prior claims anyway adds nothing: most likely it was chosen there.
-        points[0] = [point for point in points[0] if not probable[point]]
+        points[0] = [point for point in points[0] if not claimed[point]]
+        probable = large_parts(claimed, SMALL_PART)
+        # What floats apart from the object was lifted from its rim, where rays just miss it.
+        known &= probable | ~claimed
+        probability[~known] = 0.5
         # At most 1 : 20, for fields err.
         log_odds = np.log((probability + 0.05) / (1.05 - probability))
     return PlacedPrompt(shape, points[0], points[1], inside, probable, known, log_odds)

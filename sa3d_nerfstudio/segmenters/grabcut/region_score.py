@@ -1,4 +1,4 @@
-"""Which of several regions is the object that was meant."""
+"""Which of several regions is the thing that was meant."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ Regions = Bool[np.ndarray, "num height width"]
 
 SMALLEST = 4
 """Regions of fewer pixels are nothing."""
+COMPACTNESS, PRIOR_FIT, SPREAD_FIT = 0.5, 1.0, 0.25
+"""What these count, compared to an edge all around."""
 FULL_MARKS = 6.0
 """What a perfect region would get, about."""
 
 
 def judge(cues: Cues, prompt: PlacedPrompt, regions: Regions) -> Float[np.ndarray, " num"]:
-    """A score for each region, 0 to about 1: does it look like an object, and like the one prompted?"""
+    """A score for each region, 0 to about 1: does it look like a thing, and like the one that was asked for?"""
     alike = np.array([[iou(item, other) for other in regions] for item in regions])
     # What several guesses led to is less of an accident.
     confirm = (alike.sum(axis=1) - 1) / max(len(regions) - 1, 1)
@@ -46,7 +48,7 @@ def distinct(regions: Regions, scores: Float[np.ndarray, " num"], number: int) -
 
 
 def _looks(cues: Cues, region: Region) -> float:
-    """How much like an object a region is: bounded by edges, unlike its surroundings, and not cut off."""
+    """How much of a thing a region is: bounded by edges, unlike its surroundings, compact, and not cut off."""
     area = int(region.sum())
     if area < SMALLEST:
         return 0.0
@@ -64,13 +66,21 @@ def _looks(cues: Cues, region: Region) -> float:
         own, other = (codes.histogram(part.astype(float)) for part in (region, ring))
         # The chi-squared distance: 0 for the same distribution, 1 for two that share nothing.
         unlike += float(0.5 * ((own - other) ** 2 / (own + other + 1e-9)).sum())
+    compact = min(4 * np.pi * area / float(rim.sum()) ** 2, 1.0)
     cut_off = float((rim & frame).sum() / rim.sum())
-    return bounded + unlike - cut_off
+    return bounded + unlike + COMPACTNESS * compact - cut_off
 
 
 def _fits(prompt: PlacedPrompt, region: Region) -> float:
-    """How much of the prompt's box a region spans; 0 without a box."""
-    if prompt.inside is None or not region.any():
-        return 0.0
-    _, _, width, height = cv2.boundingRect(region.astype(np.uint8))
-    return width * height / float(prompt.inside.sum())
+    """Agreement with the prior where that knows something, with the box, and with the extent of the points."""
+    fit = 0.0
+    if prompt.known is not None and prompt.probable is not None:
+        fit += PRIOR_FIT * iou(region & prompt.known, prompt.probable)
+    if prompt.inside is not None and region.any():
+        _, _, width, height = cv2.boundingRect(region.astype(np.uint8))
+        # The region lies in the box.
+        fit += width * height / float(prompt.inside.sum())
+    elif prompt.spread > 0 and prompt.probable is None and region.any():
+        # Who puts several points on a thing spreads them over it.
+        fit -= SPREAD_FIT * np.log(np.sqrt(region.sum()) / prompt.spread) ** 2
+    return fit

@@ -36,10 +36,14 @@ SIZES = (0.0015, 0.004, 0.012, 0.03, 0.08)
 """Sizes of the first guesses, as fractions of the image, around a click."""
 SPREADS = (0.2, 0.45, 1.0, 2.0, 4.0)
 """Sizes of the first guesses as multiples of the square that spans the positive points, if there are several."""
+NARROW = 0.05
+"""Points nearer to each other than this share of the image say nothing about the object's size."""
 GROWTH = (0.6, 0.8, 1.0, 1.25, 1.6)
 """Sizes of the first guesses as multiples of the object in the prior."""
 FILLING = (0.2, 0.35, 0.5, 0.65, 0.8)
 """Sizes of the first guesses as fractions of the prompt's box."""
+ROUNDS = 2
+"""How often models are fitted and the image is cut."""
 STEPS, REFINING_STEPS = 60, 40
 """Steps of the solver in a cut; refining starts near the end."""
 STEP_COST = 0.1
@@ -52,6 +56,8 @@ FAR_AWAY = 0.03
 """What the rest of the image counts in the background model."""
 UNSEEN = 0.01
 """Added to every share in a model: what a region has not shown so far may still be part of it."""
+MAX_EVIDENCE = 4.0
+"""Log odds beyond which models and distance are not believed."""
 NEARNESS = 1.5
 """Weight of the geodesic distance from the prompt against the models."""
 TRUST = 2.0
@@ -127,7 +133,7 @@ class GrabCutSegmenter:
         coarse = place(prompt, embedding.coarse.shape)
         distance = _distance(embedding.coarse, coarse)
         reaches = _reaches(coarse, distance)
-        regions = _cut(embedding.coarse, coarse, distance, reaches)
+        regions = _cut_repeatedly(embedding.coarse, coarse, distance, reaches)
         scores = judge(embedding.coarse, coarse, regions)
         chosen = distinct(regions, scores, NUM_CANDIDATES)
         regions, scores, reaches = regions[chosen], scores[chosen], reaches[chosen]
@@ -182,18 +188,19 @@ def _reaches(prompt: PlacedPrompt, distance: Map) -> Float[np.ndarray, " num"]:
     if prompt.probable is not None:
         areas = np.array(GROWTH) * prompt.expected_area
     elif prompt.spread > 0 and prompt.inside is None:
-        areas = np.array(SPREADS) * prompt.spread**2
+        areas = np.array(SPREADS) * max(prompt.spread, NARROW * max(prompt.shape)) ** 2
     else:
         areas = np.array(SIZES if prompt.inside is None else FILLING) * len(ranked)
     return np.maximum(ranked[np.minimum(areas.astype(int), len(ranked) - 1)], 1e-6)
 
 
-def _cut(cues: Cues, prompt: PlacedPrompt, distance: Map, reaches: Float[np.ndarray, " num"]) -> Regions:
-    """Fit models to each of the first guesses, and cut."""
-    guesses = distance < reaches[:, None, None]
-    unaries = _unaries(cues, prompt, guesses, distance, reaches)
-    regions = tv_cut(unaries, _border_cost(cues), guesses.astype(np.float32), STEPS) > 0.5
-    return np.stack([region & _meant(prompt, region) for region in regions])
+def _cut_repeatedly(cues: Cues, prompt: PlacedPrompt, distance: Map, reaches: Float[np.ndarray, " num"]) -> Regions:
+    """Fit models, cut, and again, from each of the first guesses."""
+    soft = (distance < reaches[:, None, None]).astype(np.float32)
+    for _ in range(ROUNDS):
+        soft = tv_cut(_unaries(cues, prompt, soft > 0.5, distance, reaches), _border_cost(cues), soft, STEPS)
+        soft *= np.stack([_meant(prompt, region) for region in soft > 0.5])
+    return np.stack([_without_pinholes(region) for region in soft > 0.5])
 
 
 def _refine(
@@ -202,8 +209,8 @@ def _refine(
     """Cut once more in a larger image, starting from what was found in the small one."""
     soft, distance = _resized(regions, *prompt.shape), _resized(distance[None], *prompt.shape)[0]
     unaries = _unaries(cues, prompt, soft > 0.5, distance, reaches)
-    refined = tv_cut(unaries, _border_cost(cues), soft, REFINING_STEPS) > 0.5
-    return np.stack([region & _meant(prompt, region) for region in refined])
+    found = tv_cut(unaries, _border_cost(cues), soft, REFINING_STEPS) > 0.5
+    return np.stack([_without_pinholes(region & _meant(prompt, region)) for region in found])
 
 
 def _unaries(
@@ -219,7 +226,7 @@ def _unaries(
         for codes in cues.codes:
             own, other = (codes.histogram(weight.astype(float)) + UNSEEN for weight in (region, outside))
             evidence += np.log(other / own)[codes.index]
-        unary[:] = evidence
+        unary[:] = np.clip(evidence, -MAX_EVIDENCE, MAX_EVIDENCE)
     if prompt.log_odds is not None:
         unaries -= TRUST * prompt.log_odds
     if prompt.inside is not None:
@@ -247,6 +254,14 @@ def _meant(prompt: PlacedPrompt, region: Region) -> Region:
         meant[np.unique(label[prompt.probable])] = True
     meant[0] = False
     return meant[label]
+
+
+def _without_pinholes(region: Region) -> Region:
+    """The region with its small holes filled; a mug's handle keeps its hole."""
+    label, areas = _parts(~region)
+    small = areas < 0.01 * region.sum()
+    small[0] = False
+    return region | small[label]
 
 
 def _parts(region: Region) -> tuple[Int[np.ndarray, "height width"], Int[np.ndarray, " num"]]:

@@ -28,6 +28,19 @@ def test_points_and_box() -> None:
     assert placed.probable is None
 
 
+def test_islands_of_a_prior_are_unknown() -> None:
+    prior = prior_of((10, 10, 40, 40), (60, 10, 63, 13))
+    placed = place(Prompt.from_points(60, 80, [(20, 20)], prior=prior), (60, 80))
+    assert placed.probable is not None
+    assert placed.known is not None
+    assert placed.log_odds is not None
+    assert placed.probable[20, 20]
+    assert not placed.probable[11, 61]
+    assert not placed.known[11, 61]
+    assert placed.log_odds[11, 61] == pytest.approx(0, abs=1e-6)
+    assert placed.log_odds[20, 20] == pytest.approx(-placed.log_odds[50, 70], rel=1e-5)
+
+
 def test_an_object_may_be_seen_in_two_parts() -> None:
     prior = prior_of((10, 10, 30, 40), (34, 10, 50, 40))
     placed = place(Prompt.from_points(60, 80, [(20, 20)], prior=prior), (60, 80))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.grabcut.image_cues import see
@@ -29,6 +30,15 @@ def test_the_thing_itself() -> None:
     click = Prompt.from_points(60, 80, [(40, 30)])
     ragged = disc(12) ^ (np.random.default_rng(0).random(X.shape) < 0.2)
     assert best([disc(5), disc(12), disc(20), ragged, disc(12) & (X < 40), X < 45, X < 0], click) == 1
+
+
+def test_a_prior_decides_between_things_that_look_the_same() -> None:
+    things = [disc(9, 20), disc(9, 60)]
+    cues = see(np.where((things[0] | things[1])[..., None], 0.8, 0.3) * np.ones(3), None)
+    for number, entry in enumerate(things):
+        prior = torch.from_numpy(np.where(X[entry].max() - 5 > X, entry, np.nan)).float()
+        scores = judge(cues, place(Prompt.from_points(60, 80, [(1, 1)], prior=prior), (60, 80)), np.stack(things))
+        assert scores.argmax() == number
 
 
 def test_a_box_is_filled() -> None:

@@ -105,18 +105,23 @@ def _remove_leftovers(folder: Path) -> None:
     _CLEANED.add((os.getpid(), folder))
     for other in folder.iterdir():
         match = _TEMPORARY.fullmatch(other.name)
-        if match and not _is_running(int(match[1])):
+        if match and not is_running(int(match[1])):
             other.unlink(missing_ok=True)
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether a process of this machine runs; one that has ended and is still to be waited for does not."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        # The state follows the name, which is in brackets and may hold anything.
+        return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (OSError, IndexError):
+        return True
 
 
 def _sync_folder(folder: Path) -> None:

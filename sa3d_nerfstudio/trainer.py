@@ -27,13 +27,14 @@ from torch import Tensor
 from sa3d_nerfstudio.base_run.checkpoint import load_checkpoint
 from sa3d_nerfstudio.base_run.find import BaseRun, find_run
 from sa3d_nerfstudio.distributed.launch import check_launch, join, rank_in_environment
-from sa3d_nerfstudio.distributed.ranks import Ranks
+from sa3d_nerfstudio.distributed.ranks import Ranks, tell_as_data
 from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.files import atomic_path, check_writable
 from sa3d_nerfstudio.jobs import job_digest, print_progress_so_far, run_scene_job, unfinished_run
 from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
 from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineConfig
+from sa3d_nerfstudio.prompts.config import ObjectPrompts
 from sa3d_nerfstudio.segmentation.everything import SceneReport
 from sa3d_nerfstudio.segmentation.progress import print_report, run_with_progress
 from sa3d_nerfstudio.segmentation.session import NO_SUM, SegmentationSession
@@ -42,6 +43,8 @@ from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter
 from sa3d_nerfstudio.terminal import confirm, say
 from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
+
+tell_as_data(ObjectPrompts, PromptPanel, ViewPanel)
 
 LOCAL = "127.0.0.1"
 """Where the viewer of ``ns-train sa3d`` listens by default: to this machine only."""

@@ -64,7 +64,7 @@ def run_ranks(job: Job, size: int, folder: Path, *arguments: Any) -> Ended:
     codes = [process.exitcode or 0 for process in processes]
     printed = [(folder / f"{rank}.txt").read_text() for rank in range(size)]
     files = [folder / f"{rank}.pt" for rank in range(size)]
-    results = [torch.load(file, weights_only=False) if file.exists() else None for file in files]
+    results = [torch.load(file, weights_only=True) if file.exists() else None for file in files]
     return Ended(codes, printed, results)
 
 

@@ -37,6 +37,14 @@ LEAVING_SECONDS = 60.0
 OUT_OF_MEMORY = "its memory is full: start fewer processes there, or give --pipeline.cache-gb"
 
 
+def tell_as_data(*classes: type) -> None:
+    """Let ranks tell each other of instances of these classes of data, beside tensors and plain values.
+
+    All else is refused when it is read, as in any weights-only file.
+    """
+    torch.serialization.add_safe_globals(list(classes))
+
+
 class Ranks:
     """The processes that share a job. This class is the one process that is by itself; see :class:`ProcessRanks`."""
 
@@ -334,8 +342,8 @@ class ProcessRanks(Ranks):
                 self.watch.check()
             raise
         self.seconds += time.perf_counter() - begun
-        # From processes of the same job, as torch.distributed's own collectives of objects are.
-        return torch.load(io.BytesIO(b"".join(parts)), map_location=self._located, weights_only=False)
+        # The store listens on the network: what comes from there is read as data.
+        return torch.load(io.BytesIO(b"".join(parts)), map_location=self._located, weights_only=True)
 
     def _located(self, storage: Any, location: str) -> Any:
         """Tensors of another rank's GPU come to this one's; others stay where they are."""

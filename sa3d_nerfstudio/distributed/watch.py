@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from torch.distributed import Store  # type: ignore[reportPrivateImportUsage]
 
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.files import is_running
 
 SECONDS = 0.5
 """Between two looks at the others."""
@@ -70,21 +70,6 @@ class Member:
     def is_beside(self, other: Member) -> bool:
         """Whether this process can tell by the number whether the other runs."""
         return (self.host, self.space) == (other.host, other.space)
-
-
-def is_running(process: int) -> bool:
-    """Whether a process of this machine runs; one that has ended and is still to be waited for does not."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        # The state follows the name, which is in brackets and may hold anything.
-        return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (OSError, IndexError):
-        return True
 
 
 class Watch:

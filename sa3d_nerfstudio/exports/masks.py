@@ -15,13 +15,15 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from rich.progress import track
 
-from sa3d_nerfstudio.distributed.ranks import Ranks
+from sa3d_nerfstudio.distributed.ranks import Ranks, tell_as_data
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.exports.dataset import NamedCamera
 from sa3d_nerfstudio.exports.object_view import RenderedRays, view_objects
 from sa3d_nerfstudio.exports.objects import ExportObject
 from sa3d_nerfstudio.files import atomic_path, write_json, write_png
 from sa3d_nerfstudio.models.outputs import MaskOutputs
+
+tell_as_data(type(Path()))
 
 IdMap = NDArray[np.int64]
 

@@ -154,10 +154,10 @@ def shared_images(
             yield image
             continue
         # As bytes, which is how they are encoded.
-        pixels = None if image is None else (image.clip(0, 1) * 255).round().astype(np.uint8)
+        pixels = None if image is None else torch.from_numpy((image.clip(0, 1) * 255).round().astype(np.uint8))
         for other in ranks.collect(pixels):
             if other is not None:
-                yield other / 255
+                yield other.numpy() / 255
 
 
 def write_video(path: Path, images: Iterator[NDArray[np.floating]], frames_per_second: float) -> None:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sa3d_nerfstudio.distributed.ranks import Ranks
+from sa3d_nerfstudio.distributed.ranks import Ranks, tell_as_data
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.prompts.prompt import Prompt
@@ -43,6 +43,8 @@ from sa3d_nerfstudio.segmentation.windows import CloseViews, Masks, Places, enla
 from sa3d_nerfstudio.segmenters.base import CUDA_BATCH, Candidates, Segmenter
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.window import Window
+
+tell_as_data(Candidates, Prompt, PromptedMask, ViewRecord)
 
 NO_SUM = (
     "--pipeline.lifting gradient takes the views one after another, and several processes cannot share it: take "

@@ -28,6 +28,7 @@ from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.views.training_views import TrainingViews
 from tests.analytic import BallSegmenter, BallViews
 from tests.segmentation.test_session import point_on
+from tests.segmentation.test_views_around import AnywhereBallViews, ShadeSegmenter
 from tests.segmentation.test_windows import WindowedBallSegmenter, WindowedBallViews
 from tests.small_models import masked, masked_splats, small_model
 from tests.splat_scenes import desk
@@ -249,3 +250,31 @@ def stop(ranks: Ranks, number_of_pass: int) -> tuple[bool, torch.Tensor, int]:
 def take_gradient_steps(ranks: Ranks) -> None:
     """The published update."""
     ball_session(ranks, lifting="gradient")
+
+
+class Code:
+    """Runs when it is read as a pickle."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def tell_code(ranks: Ranks, mark: Path) -> None:
+    """Rank 0 tells the others what is no data."""
+    ranks.share(lambda: Code(mark))
+
+
+def look_around(ranks: Ranks) -> dict[str, Any]:
+    """A ball, with four virtual views around it."""
+    views = AnywhereBallViews(6)
+    settings = SessionSettings(views_around=4)
+    session = SegmentationSession(views, ShadeSegmenter(), MaskGrid(32), settings, ranks=ranks)
+    session.prompt(0, point_on(views, 0, 1))
+    session.run()
+    unseen = BallViews(count=3, distance=2.5)
+    masks = [render_probability(unseen.trace(view), session.grid)[0] > 0.5 for view in range(len(unseen))]
+    records = sorted((item.number_of_pass, item.name, item.state) for item in session.report.records)
+    return {"masks": torch.stack(masks), "records": records}

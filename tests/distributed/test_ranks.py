@@ -89,6 +89,23 @@ def test_what_ranks_tell_each_other(tmp_path: Path):
         assert told["size"] == (rank, 3, rank, 3)
 
 
+def test_what_ranks_are_told_is_read_as_data(tmp_path: Path):
+    ended = run_ranks(jobs.tell_code, 2, tmp_path, tmp_path / "mark")
+    assert ended.codes[1] != 0
+    assert "Weights only load failed" in ended.printed[0] + ended.printed[1]
+    assert not (tmp_path / "mark").exists()
+
+
+def test_views_around_are_the_first_ranks(tmp_path: Path):
+    expected = jobs.look_around(Ranks())
+    ended = run_ranks(jobs.look_around, 2, tmp_path)
+    assert ended.codes == [0, 0], ended.printed
+    for result in ended.results:
+        assert sum(isinstance(name, str) and "around" in name for _, name, _ in result["records"]) > 0
+        assert last_pass(result["records"]) == last_pass(expected["records"])
+        assert (result["masks"] == expected["masks"]).float().mean() > 0.99
+
+
 def test_waiting_ranks_outlast_the_timeout_of_collectives(tmp_path: Path):
     ended = run_ranks(jobs.keep_waiting, 2, tmp_path, timedelta(seconds=2), 6.0)
     assert ended.codes == [0, 0], ended.printed

@@ -321,9 +321,9 @@ class SegmentationSession:
             beside,
         )
         with self.predictor.prefetching() as ahead:
-            own = visits.of(self.ranks.own(order), 1 if guide is lifting else self._together, ahead.begin)
+            outcomes = visits.of(self.ranks.own(order), 1 if guide is lifting else self._together, ahead.begin)
             for _ in range(self.ranks.rounds(order)):
-                if not self.ranks.is_stopping and (outcome := next(own, None)) is not None:
+                if not self.ranks.is_stopping and (outcome := next(outcomes, None)) is not None:
                     yield meeting.note(outcome.record(self.name(outcome.view), number))
                 if guide is lifting:
                     yield from meeting.hold()
@@ -333,7 +333,9 @@ class SegmentationSession:
         if self.settings.views_around and not meeting.stopped:
             # The first rank chooses them, and visits them by itself.
             spacing = self._lifter.spacing()
-            self._around = self.ranks.share(lambda: self._look_around(guide, spacing))
+            own = [view for view, mask in self._lifter.masks.items() if mask.any()]
+            shown = sorted((view for views in self.ranks.gather(own) for view in views), key=self._order.index)
+            self._around = self.ranks.share(lambda: self._look_around(guide, spacing, shown))
             self._order += self._around
             for view in self._around if self.ranks.is_first else ():
                 yield meeting.note(visits.at(view).record(view, number))
@@ -342,16 +344,13 @@ class SegmentationSession:
             yield from meeting.settle()
         self.stopped = meeting.stopped
 
-    def _look_around(self, guide: Lifting, spacing: float) -> list[str]:
-        """Choose virtual views around the object, once it is known where it is; their names."""
-        views, lifted = self.views, self._lifter.masks
-        if self._around or not isinstance(views, RendersAnywhere):
+    def _look_around(self, guide: Lifting, spacing: float, shown: Sequence[ViewKey]) -> list[str]:
+        """Choose virtual views around the object, once it is known which views have ``shown`` it; their names."""
+        views = self.views
+        if self._around or not shown or not isinstance(views, RendersAnywhere):
             return self._around
-        shown = [self._views.pose(view).to(views.camera_to_worlds) for view, mask in lifted.items() if mask.any()]
-        if not shown:
-            return []
         with self.report.timed("render"):
-            visited = torch.stack(shown)
+            visited = torch.stack([self._views.pose(view).to(views.camera_to_worlds) for view in shown])
             threshold, count = self.settings.threshold, self.settings.views_around
             around = views_around(views, guide.field, threshold, visited, spacing, count)
         self.free.update(around)

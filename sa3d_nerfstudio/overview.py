@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import cv2
@@ -16,8 +16,13 @@ from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from sa3d_nerfstudio.distributed.ranks import tell_as_data
+from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.files import atomic_path, to_bytes
 from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.session_views import ViewKey
+from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
 
 CELL = 320
 """Width of a view in pixels."""
@@ -63,6 +68,43 @@ class ViewPanel:
     """Its state: ``prompt``, ``used``, ``rejected: why`` or ``skipped: why``."""
     window: tuple[float, float, float, float] | None = None
     """y0, x0, y1, x1, as shares of the image, of what was rendered at full size; None if all was."""
+
+
+Overview = tuple[PromptPanel, list[ViewPanel]]
+"""What an object's overview.png shows."""
+VIEWS = 12
+"""Views beside the prompted one, at most."""
+tell_as_data(PromptPanel, ViewPanel)
+
+
+def overview_of(session: SegmentationSession) -> Overview:
+    """The panels of an object's overview; of several processes, each draws those of its own views."""
+    ranks = session.ranks
+    view = next(iter(session.prompted))
+    top = ranks.share(partial(_prompt_panel, session, view))
+    others = [record for record in session.report.last().values() if record.view not in session.prompted]
+    step = max(1, len(others) / VIEWS)
+    panels = []
+    for record in (others[int(index * step)] for index in range(min(VIEWS, len(others)))):
+        if ranks.owner(record.view) != ranks.rank:
+            continue
+        window = session.window(record.view)
+        rgb = session.image(record.view, lambda trace: trace.rgb)
+        probability = session.image(record.view, partial(_probability, session.grid))[..., 0]
+        status = f"{record.state}: {record.reason}" if record.reason else record.state
+        shares = None if window is None else window.shares
+        panels.append(ViewPanel(rgb.cpu(), probability.cpu(), record.name, status, shares))
+    drawn = [panel for part in ranks.gather(panels) for panel in part]
+    return top, sorted(drawn, key=lambda panel: panel.name)
+
+
+def _prompt_panel(session: SegmentationSession, view: ViewKey) -> PromptPanel:
+    prompted = session.prompted[view]
+    return PromptPanel(session.trace(view).rgb.cpu(), prompted.mask.cpu(), prompted.prompt, session.name(view))
+
+
+def _probability(field: MaskField, trace: ViewTrace) -> Float[Tensor, "height width 1"]:
+    return render_probability(trace, field)[0].reshape(trace.height, trace.width, 1)
 
 
 def write_overview(

@@ -16,42 +16,33 @@ from typing import Annotated, Literal
 import torch
 import tyro
 import yaml
-from jaxtyping import Float
 from nerfstudio.configs.base_config import MachineConfig
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import comms, writer
 from nerfstudio.utils.rich_utils import CONSOLE
-from torch import Tensor
 
 from sa3d_nerfstudio.base_run.checkpoint import load_checkpoint
 from sa3d_nerfstudio.base_run.find import BaseRun, find_run
 from sa3d_nerfstudio.distributed.launch import check_launch, join, rank_in_environment
 from sa3d_nerfstudio.distributed.ranks import Ranks, tell_as_data
 from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
-from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.files import atomic_path, check_writable
 from sa3d_nerfstudio.jobs import job_digest, print_progress_so_far, run_scene_job, unfinished_run
-from sa3d_nerfstudio.overview import PromptPanel, ViewPanel, write_overview
+from sa3d_nerfstudio.overview import Overview, overview_of, write_overview
 from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineConfig
 from sa3d_nerfstudio.prompts.config import ObjectPrompts
 from sa3d_nerfstudio.segmentation.everything import SceneReport
 from sa3d_nerfstudio.segmentation.progress import print_report, run_with_progress
 from sa3d_nerfstudio.segmentation.session import NO_SUM, SegmentationSession
-from sa3d_nerfstudio.segmentation.session_views import ViewKey
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Segmenter
 from sa3d_nerfstudio.terminal import confirm, say
-from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
 
-tell_as_data(ObjectPrompts, PromptPanel, ViewPanel)
+tell_as_data(ObjectPrompts)
 
 LOCAL = "127.0.0.1"
 """Where the viewer of ``ns-train sa3d`` listens by default: to this machine only."""
-OVERVIEW_VIEWS = 12
-"""Views in the grid of overview.png."""
-Overview = tuple[PromptPanel, list[ViewPanel]]
-"""What an object's overview.png shows."""
 QUICK_ON_A_CPU = ("mobile-sam", "grabcut", "oracle")
 """Segmenters that a CPU is quick enough for: 1.5 s a view for MobileSAM, 18 s for sam-vit-b."""
 
@@ -375,7 +366,7 @@ class SA3DTrainer(Trainer):
         """
         sessions = sessions or {}
         several = several or len(sessions) > 1
-        overviews = {name: self._overview(session) for name, session in sessions.items()}
+        overviews = {name: overview_of(session) for name, session in sessions.items()}
         if self.ranks.is_first:
             self._write_or_rescue(overviews, several)
         self.pipeline.views.cache.flush()
@@ -432,36 +423,6 @@ class SA3DTrainer(Trainer):
     def save_checkpoint(self, step: int) -> None:
         """Save masks and base weights, as nerfstudio's tools read them."""
         self.pipeline.save_checkpoint(self.checkpoint_dir / f"step-{step:09d}.ckpt", step)
-
-    def _overview(self, session: SegmentationSession) -> Overview:
-        """The panels of an object's overview; each rank draws those of its own views."""
-        records = session.report.last()
-        view = next(iter(session.prompted))
-        top = session.ranks.share(partial(_prompt_panel, session, view))
-        others = [record for record in records.values() if record.view not in session.prompted]
-        step = max(1, len(others) / OVERVIEW_VIEWS)
-        chosen = [others[int(index * step)] for index in range(min(OVERVIEW_VIEWS, len(others)))]
-        panels = []
-        for record in chosen:
-            if session.ranks.owner(record.view) != session.ranks.rank:
-                continue
-            window = session.window(record.view)
-            rgb = session.image(record.view, lambda trace: trace.rgb)
-            probability = session.image(record.view, partial(_probability, session.grid))[..., 0]
-            status = f"{record.state}: {record.reason}" if record.reason else record.state
-            shares = None if window is None else window.shares
-            panels.append(ViewPanel(rgb.cpu(), probability.cpu(), record.name, status, shares))
-        drawn = [panel for part in session.ranks.gather(panels) for panel in part]
-        return top, sorted(drawn, key=lambda panel: panel.name)
-
-
-def _prompt_panel(session: SegmentationSession, view: ViewKey) -> PromptPanel:
-    prompted = session.prompted[view]
-    return PromptPanel(session.trace(view).rgb.cpu(), prompted.mask.cpu(), prompted.prompt, session.name(view))
-
-
-def _probability(field: MaskField, trace: ViewTrace) -> Float[Tensor, "height width 1"]:
-    return render_probability(trace, field)[0].reshape(trace.height, trace.width, 1)
 
 
 def default_config() -> SA3DTrainerConfig:

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from sa3d_nerfstudio.segmenters.huggingface import SAM_3, transformers_available
+from sa3d_nerfstudio.segmenters.huggingface import SAM_3
+from sa3d_nerfstudio.segmenters.pretrained import transformers_available
 
 HAS_SAM3 = transformers_available(SAM_3.since)
 """Whether the transformers package that is installed has SAM 3."""

@@ -195,16 +195,13 @@ class MaskedModel(MaskOutputs):
         probability.
         """
         rays = camera.to(self.device).generate_rays(camera_indices=0, keep_shape=True)
-        directions = rays.directions
-        height, width = directions.shape[:2]
-        rays = rays.flatten()
-        passing = torch.zeros(len(rays), dtype=torch.bool, device=self.device)
+        passing = torch.zeros(rays.shape, dtype=torch.bool, device=self.device)
         for field in fields:
-            passing |= field.hits(rays.origins, rays.directions, threshold)
-        chosen = rays[passing]
+            passing |= field.hits(rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3), threshold).reshape(
+                rays.shape
+            )
 
-        def see(part: slice) -> tuple[Tensor, Tensor, Tensor]:
-            chunk = chosen[part]
+        def see(chunk: RayBundle) -> dict[str, Tensor]:
             if self.collider is not None:
                 chunk = self.collider(chunk)
             self.eval()
@@ -212,15 +209,28 @@ class MaskedModel(MaskOutputs):
             assert samples.depth is not None
             trace = NerfTrace(samples.pruned())
             probability = torch.stack([render_probability(trace, field)[0] for field in fields], dim=-1)
-            return probability, _first(outputs, "rgb"), chunk.origins + chunk.directions * samples.depth
+            points = chunk.origins + chunk.directions * samples.depth
+            return {"probability": probability, "rgb": _first(outputs, "rgb"), "points": points}
 
-        parts = map_chunks(self.config, len(chosen), see, self.device.type == "cuda")
-        images = [directions.new_zeros(height * width, channels) for channels in (len(fields), 3, 3)]
-        for index, image in enumerate(images):
+        channels = {"probability": len(fields), "rgb": 3, "points": 3}
+        images = {name: rays.directions.new_zeros(*rays.shape, count) for name, count in channels.items()}
+        self._render_where(passing, rays, see, images)
+        probability = images["probability"].permute(2, 0, 1)
+        return Observation(probability, images["rgb"], images["points"], rays.directions, passing)
+
+    def _render_where(
+        self,
+        passing: Bool[Tensor, "height width"],
+        rays: RayBundle,
+        render: Callable[[RayBundle], dict[str, Tensor]],
+        images: dict[str, Tensor],
+    ) -> None:
+        """Render some of a camera's rays, and put what comes of them into images by its names."""
+        chosen = rays[passing]
+        parts = map_chunks(self.config, len(chosen), lambda part: render(chosen[part]), self.device.type == "cuda")
+        for name, image in images.items():
             if parts:
-                image[passing] = torch.cat([part[index] for part in parts])
-        probability, rgb, points = (image.reshape(height, width, -1) for image in images)
-        return Observation(probability.permute(2, 0, 1), rgb, points, directions, passing.reshape(height, width))
+                image[passing] = torch.cat([part[name] for part in parts])
 
     @torch.no_grad()
     def render_outputs(self, camera: Cameras, names: Collection[str]) -> dict[str, Tensor]:
@@ -228,23 +238,15 @@ class MaskedModel(MaskOutputs):
         if not OF_THE_OBJECT.issuperset(names):
             return super().render_outputs(camera, names)
         rays = camera.to(self.device).generate_rays(camera_indices=0, keep_shape=True)
-        height, width = rays.origins.shape[:2]
-        rays, passing = rays.flatten(), self.rays_for(camera, names).reshape(-1)
         # A ray that passes nothing has the same outputs as any other such: the background.
-        empty = 1.0 if self.object_background == "white" else 0.0
-        images = {name: torch.full((len(rays), 3), empty if name == "object_rgb" else 0.0) for name in names}
-        images = {name: image[:, : 3 if name == "object_rgb" else 1].to(self.device) for name, image in images.items()}
-        chosen = rays[passing]
-
-        def see(part: slice) -> dict[str, Tensor]:
-            outputs = self(chosen[part])
-            return {name: outputs[name] for name in names}
-
-        parts = map_chunks(self.config, len(chosen), see, self.device.type == "cuda")
-        for name, image in images.items():
-            if parts:
-                image[passing] = torch.cat([part[name] for part in parts])
-        return {name: image.reshape(height, width, -1) for name, image in images.items()}
+        empty = {"object_rgb": 1.0 if self.object_background == "white" else 0.0}
+        channels = {"object_rgb": 3}
+        images = {
+            name: torch.full((*rays.shape, channels.get(name, 1)), empty.get(name, 0.0), device=self.device)
+            for name in names
+        }
+        self._render_where(self.rays_for(camera, names), rays, self, images)
+        return images
 
     @torch.no_grad()
     def rays_for(self, camera: Cameras, names: Collection[str]) -> Bool[Tensor, "height width"]:

@@ -12,7 +12,7 @@ import torch
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.object_tree import ObjectTree, TreeBuilder
 from sa3d_nerfstudio.prompts.prompt import Prompt
-from sa3d_nerfstudio.segmentation.mask_depth import in_one_piece, pixel_spacing
+from sa3d_nerfstudio.segmentation.mask_depth import FoundMask, in_one_piece, pixel_spacing
 from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
 from sa3d_nerfstudio.segmentation.proposals import Proposal, ProposalPool, Rendered
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
@@ -193,10 +193,8 @@ class SceneSegmentation:
         """What is proposed in a view, on the pixels of its trace, without what is elsewhere in space."""
         trace, found = self.views.trace(view), self._propose(view)
         masks = found.masks.to(trace.depth.device)
-        solid = [
-            in_one_piece(trace, mask, self.settings.part_gap, pixel_spacing(trace, mask)) if mask.any() else mask
-            for mask in masks
-        ]
+        pieces = [FoundMask(trace, mask, pixel_spacing(trace, mask)) for mask in masks]
+        solid = in_one_piece(pieces, self.settings.part_gap)
         return replace(found, masks=torch.stack(solid) if solid else masks)
 
     def _prompted(self, proposal: Proposal) -> SegmentationSession:

@@ -7,7 +7,8 @@ the mask grows in the next views. The published method has no such check.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -85,37 +86,63 @@ STEEP = 4.0
 """Depth over width, in pixels of the object, beyond which a surface is no longer taken for one."""
 
 
+@dataclass
+class FoundMask:
+    """A segmenter's mask of a view, and what says which of its parts are the object."""
+
+    trace: ViewTrace
+    """Of the view."""
+    mask: Bool[Tensor, "height width"]
+    """What the segmenter has found."""
+    spacing: float | Tensor
+    """Distance in space between what neighbouring pixels of the mask see."""
+    points: Int[Tensor, "num_points 2"] | None = None
+    """x, y of pixels that the user has put on the object; none if it was a box. None in views that the user has not
+    prompted."""
+    known: Bool[Tensor, "height width"] | None = None
+    """Pixels of the object as lifted so far."""
+
+    @property
+    def meant(self) -> Bool[Tensor, " num_pixels"]:
+        """Pixels that are taken for the object: under the user's points, or else known to be it."""
+        device = self.trace.depth.device
+        if self.points is not None and len(self.points):
+            meant = torch.zeros(self.mask.numel(), dtype=torch.bool, device=device)
+            meant[(self.points[:, 1] * self.trace.width + self.points[:, 0]).to(device)] = True
+            return meant
+        known = torch.zeros_like(self.mask) if self.known is None else self.known
+        return known.reshape(-1).to(device)
+
+
 def in_one_piece(
-    trace: ViewTrace,
-    mask: Bool[Tensor, "height width"],
-    gap: float,
-    spacing: float | Tensor,
-    points: Int[Tensor, "num_points 2"] | None = None,
-    known: Bool[Tensor, "height width"] | None = None,
-    between: Callable[[], Float[Tensor, "num_places 3"]] | None = None,
-) -> Bool[Tensor, "height width"]:
-    """A mask without the parts that are nowhere near the rest of it in space.
+    found: Sequence[FoundMask], gap: float, between: Callable[[], Float[Tensor, "num_places 3"]] | None = None
+) -> list[Bool[Tensor, "height width"]]:
+    """Masks without the parts that are nowhere near the rest of them in space.
 
     Of a view that the user has prompted, whose mask has been shown, parts are kept that hold one of the points, and
     large ones. Of the others, those that are known to be the object; where none is, the large ones.
 
     Args:
-        trace: Of the view.
-        mask: A segmenter's mask of the view.
+        found: The masks.
         gap: Distance at which parts are no longer one, as a share of the mask's size, which is the root of its area.
-        spacing: Distance in space between what neighbouring pixels of the mask see.
-        points: x, y of pixels that the user has put on the object; none if it was a box. None in other views.
-        known: Pixels of the object as lifted so far.
         between: Gives world positions of the object as lifted so far, visible or not: parts that they join are one,
             such as the two ends of an object behind another.
     """
-    on = mask.to(trace.depth.device).reshape(-1)
-    if on.is_cuda:
-        return mask if gap <= 0 else _in_one_piece(trace, on, gap, spacing, points, known, between).reshape(mask.shape)
-    link = max(gap * float(on.sum()) ** 0.5, LEAST_GAP) * spacing
-    if gap <= 0 or link <= 0:
-        return mask
-    places = trace.surface_points()[on]
+    if gap <= 0 or not found:
+        return [each.mask for each in found]
+    if found[0].trace.depth.is_cuda:
+        return _in_one_piece(found, gap, between)
+    return [_parts_kept(each, gap, between) for each in found]
+
+
+def _parts_kept(
+    found: FoundMask, gap: float, between: Callable[[], Float[Tensor, "num_places 3"]] | None
+) -> Bool[Tensor, "height width"]:
+    on = found.mask.to(found.trace.depth.device).reshape(-1)
+    link = max(gap * float(on.sum()) ** 0.5, LEAST_GAP) * found.spacing
+    if link <= 0:
+        return found.mask
+    places = found.trace.surface_points()[on]
     middle = places.median(dim=0).values
     cells = ((places - middle) / link).floor().clamp(-REACH, REACH)
     parts, count = _parts(cells)
@@ -125,70 +152,66 @@ def in_one_piece(
         joined, count = _parts(torch.cat([cells, joining]))
         parts = joined[: len(cells)]
     if count < 2:
-        return mask
+        return found.mask
     area = parts.bincount(minlength=count + 1).float()
-    meant = torch.zeros_like(on)
-    if points is not None and len(points):
-        meant[points[:, 1] * trace.width + points[:, 0]] = True
-    elif known is not None:
-        meant = known.reshape(-1).to(on)
-    covered = parts.bincount(meant[on].float().cpu(), minlength=count + 1)
+    covered = parts.bincount(found.meant[on].float(), minlength=count + 1)
     large = area >= LARGE_PART * area.max()
-    if points is not None:
+    if found.points is not None:
         kept = (covered > 0) | large
     else:
         kept = covered >= (OVERLAP * area).clamp(min=1)
         kept = kept if bool(kept.any()) else large
     if area[kept].sum() < LEAST_KEPT * area.sum():
-        return mask
+        return found.mask
     solid = torch.zeros_like(on)
-    solid[on] = kept[parts].to(on.device)
-    return solid.reshape(mask.shape)
+    solid[on] = kept[parts]
+    return solid.reshape(found.mask.shape)
 
 
 def _in_one_piece(
-    trace: ViewTrace,
-    on: Bool[Tensor, " num_pixels"],
-    gap: float,
-    spacing: float | Tensor,
-    points: Int[Tensor, "num_points 2"] | None,
-    known: Bool[Tensor, "height width"] | None,
-    between: Callable[[], Float[Tensor, "num_places 3"]] | None,
-) -> Bool[Tensor, " num_pixels"]:
-    """:func:`in_one_piece` on a GPU: all pixels take part, and nothing is read back."""
+    found: Sequence[FoundMask], gap: float, between: Callable[[], Float[Tensor, "num_places 3"]] | None
+) -> list[Bool[Tensor, "height width"]]:
+    """:func:`in_one_piece` on a GPU: all pixels take part, nothing is read back, and the parts of all masks are told
+    apart together."""
     side, num_cells = 2 * REACH + 1, (2 * REACH + 1) ** 3
-    link = (gap * on.sum().sqrt()).clamp(min=LEAST_GAP) * spacing
-    step = link.clamp(min=1e-9)
-    places = trace.surface_points()
-    middle = torch.where(on[:, None], places, torch.nan).nanmedian(dim=0).values.nan_to_num()
+    masks = [each.mask.reshape(-1).to(each.trace.depth.device) for each in found]
+    areas = torch.stack([mask.sum() for mask in masks])
+    spacings = torch.stack([torch.as_tensor(each.spacing).to(areas.device) for each in found])
+    links = (gap * areas.sqrt()).clamp(min=LEAST_GAP) * spacings
+    points = [each.trace.surface_points() for each in found]
+    middles = [
+        torch.where(on[:, None], at, torch.nan).nanmedian(0).values for on, at in zip(masks, points, strict=True)
+    ]
+    middle, step = torch.stack(middles).nan_to_num(), links.clamp(min=1e-9)[:, None]
+    sizes = torch.tensor([len(at) for at in points])
+    which = torch.arange(len(found)).repeat_interleave(sizes).to(areas.device)
 
-    def cells_of(positions: Float[Tensor, "num 3"]) -> tuple[Int[Tensor, " num"], Bool[Tensor, " num"]]:
-        steps = ((positions - middle) / step).floor()
-        x, y, z = (steps.clamp(-REACH, REACH).nan_to_num().long() + REACH).unbind(-1)
-        return (x * side + y) * side + z, (steps.abs() <= REACH).all(-1)
+    def cells_of(steps: Float[Tensor, "... 3"]) -> Int[Tensor, "..."]:
+        x, y, z = (steps.floor().clamp(-REACH, REACH).nan_to_num().long() + REACH).unbind(-1)
+        return (x * side + y) * side + z
 
-    cells, _ = cells_of(places)
+    on, all_cells = torch.cat(masks), len(found) * num_cells
+    cells = cells_of((torch.cat(points) - middle[which]) / step[which]) + which * num_cells
     count = on.float()
-    occupied = count.new_zeros(num_cells).index_add_(0, cells, count)
+    occupied = count.new_zeros(all_cells).index_add_(0, cells, count)
     if between is not None:
-        joining, near = cells_of(between().to(places))
-        occupied.index_add_(0, joining, near.float())
-    part = part_of_each((occupied > 0).reshape(side, side, side)).reshape(-1)[cells]
-    area = count.new_zeros(num_cells).index_add_(0, part, count)
-    meant = torch.zeros_like(on)
-    if points is not None and len(points):
-        meant[(points[:, 1] * trace.width + points[:, 0]).to(on.device)] = True
-    elif known is not None:
-        meant = known.reshape(-1).to(on)
-    covered = count.new_zeros(num_cells).index_add_(0, part, (meant & on).float())
-    large = (area >= LARGE_PART * area.amax()) & (area > 0)
-    if points is not None:
-        kept = (covered > 0) | large
-    else:
-        kept = covered >= (OVERLAP * area).clamp(min=1)
-        kept = torch.where(kept.any(), kept, large)
-    trusted = ((area * kept).sum() >= LEAST_KEPT * area.sum()) & (link > 0)
-    return torch.where(trusted, on & kept[part], on)
+        joining = (between().to(middle) - middle[:, None]) / step[:, None]
+        near = (joining.floor().abs() <= REACH).all(-1).float()
+        first = torch.arange(len(found), device=cells.device)[:, None] * num_cells
+        occupied.index_add_(0, (cells_of(joining) + first).reshape(-1), near.reshape(-1))
+    part = part_of_each((occupied > 0).reshape(-1, side, side, side)).reshape(-1)[cells]
+    meant = torch.cat([each.meant for each in found]) & on
+    area, covered = (
+        count.new_zeros(all_cells).index_add_(0, part, each.float()).reshape(-1, num_cells) for each in (on, meant)
+    )
+    large = (area >= LARGE_PART * area.amax(-1, keepdim=True)) & (area > 0)
+    overlapping = covered >= (OVERLAP * area).clamp(min=1)
+    overlapping = torch.where(overlapping.any(-1, keepdim=True), overlapping, large)
+    prompted = torch.tensor([each.points is not None for each in found])[:, None].to(area.device)
+    kept = torch.where(prompted, (covered > 0) | large, overlapping)
+    trusted = ((area * kept).sum(-1) >= LEAST_KEPT * area.sum(-1)) & (links > 0)
+    solid = torch.where(trusted[which], on & kept.reshape(-1)[part], on).split(sizes.tolist())
+    return [mask.reshape(each.mask.shape) for mask, each in zip(solid, found, strict=True)]
 
 
 def sees_past(

@@ -16,7 +16,7 @@ from sa3d_nerfstudio.distributed.ranks import Ranks
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, Weight
 from sa3d_nerfstudio.segmentation.likelihood import LikelihoodReport, MaskedView, MaskLikelihood
-from sa3d_nerfstudio.segmentation.mask_depth import in_one_piece, pixel_spacing, sees_past, surface_of
+from sa3d_nerfstudio.segmentation.mask_depth import FoundMask, in_one_piece, pixel_spacing, sees_past, surface_of
 from sa3d_nerfstudio.segmentation.session_views import PromptedMask, SessionViews, ViewKey
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.traces.window import Window
@@ -33,6 +33,21 @@ class LiftedMask:
     """What its rays count."""
     prompted: bool
     """Whether the user has prompted the view."""
+
+
+@dataclass
+class CheckedMask:
+    """A mask that the segmenter has found by itself."""
+
+    mask: Bool[Tensor, "height width"]
+    solid: Bool[Tensor, "height width"]
+    """What depth leaves of it."""
+    spacing: float | Tensor
+    """Distance in space between what neighbouring pixels of it see."""
+
+
+SelfPromptedMask = tuple[Bool[Tensor, "height width"], Bool[Tensor, "height width"]]
+"""A mask that the segmenter has found, and where in the image the object is by what is known of it."""
 
 
 class MaskLifter:
@@ -114,26 +129,23 @@ class MaskLifter:
             weight = max(settings.prompt_weight, corrected)
         self._lift(lifting, view, prompted.mask, self._solid(view, prompted), weight, prompted=True)
 
-    def lift_self_prompted(
-        self,
-        lifting: Lifting,
-        view: ViewKey,
-        mask: Bool[Tensor, "height width"],
-        known: Bool[Tensor, "height width"],
-    ) -> None:
-        """Lift a mask that the segmenter has found by itself.
+    def checked(self, found: Sequence[tuple[ViewKey, SelfPromptedMask]]) -> list[CheckedMask]:
+        """What depth leaves of masks that the segmenter has found by itself; on a GPU it looks at all of them at once.
 
         Args:
-            lifting: Takes it up.
-            view: The view.
-            mask: What the segmenter has found.
-            known: Where in the image the object is by what is known of it.
+            found: Views, and what has been found in them.
         """
-        trace = self.views.trace(view)
         with self.views.report.timed("lift"):
-            spacing = pixel_spacing(trace, mask)
-            solid = in_one_piece(trace, mask, self._gap, spacing, known=known, between=self._places)
-        self._lift(lifting, view, mask, solid, spacing=spacing)
+            masks = []
+            for view, (mask, known) in found:
+                trace = self.views.trace(view)
+                masks.append(FoundMask(trace, mask, pixel_spacing(trace, mask), known=known))
+            solid = in_one_piece(masks, self._gap, self._places)
+            return [CheckedMask(each.mask, part, each.spacing) for each, part in zip(masks, solid, strict=True)]
+
+    def lift_self_prompted(self, lifting: Lifting, view: ViewKey, checked: CheckedMask) -> None:
+        """Lift a mask that the segmenter has found by itself."""
+        self._lift(lifting, view, checked.mask, checked.solid, spacing=checked.spacing)
 
     def state_of(self, view: ViewKey) -> tuple[Any, ...]:
         """What is kept of a view, for :meth:`take_back`."""
@@ -203,7 +215,7 @@ class MaskLifter:
         trace = self.views.trace(view)
         spacing = pixel_spacing(trace, prompted.mask)
         points = prompted.prompt.positive.long()
-        return in_one_piece(trace, prompted.mask, self._gap, spacing, points, between=self._places)
+        return in_one_piece([FoundMask(trace, prompted.mask, spacing, points)], self._gap, self._places)[0]
 
     @property
     def _gap(self) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting
-from sa3d_nerfstudio.segmentation.mask_lifter import MaskLifter
+from sa3d_nerfstudio.segmentation.mask_lifter import MaskLifter, SelfPromptedMask
 from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
 from sa3d_nerfstudio.segmentation.report import ViewRecord, ViewState
 from sa3d_nerfstudio.segmentation.self_prompting import (
@@ -146,8 +146,19 @@ class Visits:
         located = self._views.locate(views, self._guide)
         there = [view for view, shows in zip(views, located, strict=True) if shows]
         answers = {answer.rendered.view: answer for answer in self._ask(there, coming)}
+        outcomes: dict[ViewKey, Outcome] = {}
+        found: dict[ViewKey, SelfPromptedMask] = {}
+        for view, answer in answers.items():
+            outcome, chosen = self._judged(answer)
+            if outcome.state == "used" and not self._views.leaves(view, answer.touched[chosen]):
+                outcomes[view], found[view] = outcome, self._found(answer.rendered, answer.candidates.masks[chosen])
+        checked = dict(zip(found, self._lifter.checked(list(found.items())), strict=True))
         for view in views:
-            answer = answers.pop(view, None)
+            if view in checked:
+                self._lifter.lift_self_prompted(self._lifting, view, checked.pop(view))
+                yield outcomes[view]
+                continue
+            answer = answers.get(view)
             yield Outcome(view, "skipped", "object not in view") if answer is None else self._take(answer, coming)
 
     def _in_turn(self, order: Sequence[int], begin: Begin) -> Iterator[Outcome]:
@@ -221,9 +232,12 @@ class Visits:
         self._lift(answer.rendered, answer.candidates.masks[chosen])
         return outcome
 
+    def _found(self, rendered: _Rendered, mask: Bool[Tensor, "height width"]) -> SelfPromptedMask:
+        return mask, rendered.on(self._settings.threshold)
+
     def _lift(self, rendered: _Rendered, mask: Bool[Tensor, "height width"]) -> None:
-        on = rendered.on(self._settings.threshold)
-        self._lifter.lift_self_prompted(self._lifting, rendered.view, mask, on)
+        (checked,) = self._lifter.checked([(rendered.view, self._found(rendered, mask))])
+        self._lifter.lift_self_prompted(self._lifting, rendered.view, checked)
 
     def _ask(self, views: Sequence[ViewKey], coming: Sequence[int]) -> list[_Answer]:
         """What the segmenter finds in views; those that do not show the object are left out."""

@@ -22,7 +22,7 @@ from torchvision.ops import nms
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.files import to_bytes
 from sa3d_nerfstudio.segmenters.base import SegmenterImage
-from sa3d_nerfstudio.segmenters.huggingface import PretrainedKind, load_pretrained, transformers_available
+from sa3d_nerfstudio.segmenters.pretrained import PretrainedKind, load_pretrained, transformers_available
 
 GROUNDING_DINO = PretrainedKind(
     name="Grounding DINO",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sa3d_nerfstudio.commands import doctor, main
-from sa3d_nerfstudio.segmenters.huggingface import OLDEST
+from sa3d_nerfstudio.segmenters.pretrained import OLDEST
 
 VERSIONS = dict.fromkeys(doctor.REPORTED, "99") | {"torch": "2.6.0+cu124", "viser": "0.2.7"}
 

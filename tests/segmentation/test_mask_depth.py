@@ -13,7 +13,7 @@ from benchmarks.visits import counted
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
-from sa3d_nerfstudio.segmentation.mask_depth import _in_one_piece, in_one_piece, pixel_spacing, sees_past
+from sa3d_nerfstudio.segmentation.mask_depth import FoundMask, _in_one_piece, in_one_piece, pixel_spacing, sees_past
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates
@@ -42,6 +42,11 @@ def a_piece(views: BallViews, view: int, ball: int) -> Tensor:
     return piece & (views.ids(view) == ball)
 
 
+def piece(trace: Any, mask: Tensor, gap: float = GAP, between: Any = None, **said: Any) -> Tensor:
+    """One mask, checked by depth."""
+    return in_one_piece([FoundMask(trace, mask, pixel_spacing(trace, mask), **said)], gap, between)[0]
+
+
 @pytest.fixture
 def views() -> BallViews:
     return BallViews()
@@ -53,7 +58,7 @@ def test_what_is_elsewhere_in_space_is_left_out(views: BallViews, said: str):
     mask = ball | a_piece(views, 0, 3)
     points = middle(ball) if said == "a point" else None
     known = ball if said == "what is known" else None
-    solid = in_one_piece(trace, mask, GAP, pixel_spacing(trace, mask), points, known)
+    solid = piece(trace, mask, points=points, known=known)
     assert torch.equal(solid, ball)
 
 
@@ -61,7 +66,7 @@ def test_both_are_kept_where_the_user_points_at_both(views: BallViews):
     trace, ball = views.trace(0), views.ids(0) == 1
     mask = ball | a_piece(views, 0, 3)
     points = torch.cat([middle(ball), middle(mask & ~ball)])
-    assert torch.equal(in_one_piece(trace, mask, GAP, pixel_spacing(trace, mask), points), mask)
+    assert torch.equal(piece(trace, mask, points=points), mask)
 
 
 def test_most_of_a_mask_is_never_left_out(views: BallViews):
@@ -69,7 +74,7 @@ def test_most_of_a_mask_is_never_left_out(views: BallViews):
     trace, ball = views.trace(0), views.ids(0) == 1
     mask = ball | a_piece(views, 0, 3)
     points = middle(mask & ~ball)
-    assert torch.equal(in_one_piece(trace, mask, GAP, pixel_spacing(trace, mask), points), mask)
+    assert torch.equal(piece(trace, mask, points=points), mask)
 
 
 def rod_behind_a_ball() -> BallViews:
@@ -86,10 +91,9 @@ def test_what_joins_two_parts_out_of_sight_is_one_thing_with_them():
     hidden = views.ids(0) == 2
     left = mask & (torch.arange(views.width) < int(hidden.any(0).nonzero().float().mean()))
     assert left.any() and (mask & ~left).any()
-    spacing = pixel_spacing(trace, mask)
 
     def solid(places: Tensor) -> Tensor:
-        return in_one_piece(trace, mask, GAP, spacing, known=left, between=lambda: places)
+        return piece(trace, mask, known=left, between=lambda: places)
 
     known = views.balls[:80, :3]
     assert torch.equal(solid(known[:0]), left)
@@ -102,7 +106,7 @@ def test_a_large_part_of_what_the_user_was_shown_stays():
     trace, mask = views.trace(0), views.ids(0) == 1
     point = torch.tensor([[int(mask.any(0).nonzero()[0]) + 1, 0]])
     point[0, 1] = mask[:, point[0, 0]].nonzero()[0]
-    assert torch.equal(in_one_piece(trace, mask, GAP, pixel_spacing(trace, mask), points=point), mask)
+    assert torch.equal(piece(trace, mask, points=point), mask)
 
 
 def test_a_thing_that_is_seen_on_both_sides_of_another_is_found_whole():
@@ -129,7 +133,7 @@ def test_masks_in_one_piece_stay_as_they_are(views: BallViews, mask: str):
         prompted[y, x] = True
     trace = views.trace(0)
     for gap in (0.0, GAP):
-        solid = in_one_piece(trace, prompted, gap, pixel_spacing(trace, prompted), torch.zeros(0, 2, dtype=torch.long))
+        solid = piece(trace, prompted, gap, points=torch.zeros(0, 2, dtype=torch.long))
         assert torch.equal(solid, prompted)
     assert mask == "ball" or not sees_past(trace, prompted, pixel_spacing(trace, prompted)).any()
 
@@ -225,32 +229,34 @@ def test_a_mask_that_the_user_gives_is_taken_as_it_is(views: BallViews):
 @pytest.mark.parametrize("said", ["nothing", "a point", "what is known"])
 @pytest.mark.parametrize("gap", [GAP, 0.02])
 def test_a_gpu_finds_the_same_parts(views: BallViews, said: str, gap: float):
-    """As it goes about it, and on what lies on the CPU here."""
-    for view in range(0, len(views), 3):
-        trace, ids = views.trace(view), views.ids(view)
-        for ball in range(1, 4):
-            if not (ids == ball).any():
-                continue
-            mask = (ids == ball) | a_piece(views, view, 1 + ball % 3)
-            points = middle(ids == ball) if said == "a point" else None
+    """As it goes about it, all views at once, and on what lies on the CPU here."""
+    left_out = 0
+    for ball in range(1, 4):
+        found = []
+        for view in range(0, len(views), 3):
+            trace, ids = views.trace(view), views.ids(view)
+            mask = (ids == ball) | a_piece(views, view, 1 + ball % 3) if (ids == ball).any() else ids == ball
+            points = middle(ids == ball) if said == "a point" and mask.any() else None
             known = (ids == ball) if said == "what is known" else None
-            between = (lambda: views.balls[:2, :3]) if said == "what is known" else None
-            spacing = pixel_spacing(trace, mask)
-            expected = in_one_piece(trace, mask, gap, spacing, points, known, between)
-            found = _in_one_piece(trace, mask.reshape(-1), gap, torch.tensor(spacing), points, known, between)
-            assert torch.equal(found.reshape(mask.shape), expected)
+            found.append(FoundMask(trace, mask, torch.tensor(pixel_spacing(trace, mask)), points, known))
+        between = (lambda: views.balls[:2, :3]) if said == "what is known" else None
+        expected = [in_one_piece([each], gap, between)[0] for each in found]
+        left_out += sum(int((each.mask & ~solid).sum()) for each, solid in zip(found, expected, strict=True))
+        for solid, at_once in zip(expected, _in_one_piece(found, gap, between), strict=True):
+            assert torch.equal(at_once, solid)
+    assert left_out > 0
 
 
 def test_nothing_is_waited_for_on_a_gpu(views: BallViews):
     trace, mask = views.trace(0), (views.ids(0) == 1) | a_piece(views, 0, 3)
     spacing = pixel_spacing(trace, mask)
-    solid, past = in_one_piece(trace, mask, GAP, spacing, known=views.ids(0) == 1), sees_past(trace, mask, spacing)
+    solid, past = piece(trace, mask, known=views.ids(0) == 1), sees_past(trace, mask, spacing)
     with a_cuda_device():
         moved = NerfViewTrace(**{name: _moved(value) for name, value in vars(trace).items()})
         mask, known = mask.cuda(), (views.ids(0) == 1).cuda()
         with counted() as count:
             there = pixel_spacing(moved, mask)
-            solid_there = in_one_piece(moved, mask, GAP, there, known=known)
+            (solid_there,) = in_one_piece([FoundMask(moved, mask, there, known=known)], GAP)
             past_there = sees_past(moved, mask, there)
         assert count.operations > 50
         assert not count.waits

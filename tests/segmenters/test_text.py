@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
-from sa3d_nerfstudio.segmenters import huggingface as pretrained
+from sa3d_nerfstudio.segmenters import pretrained
 from sa3d_nerfstudio.segmenters.base import SegmenterImage
 from sa3d_nerfstudio.segmenters.text import (
     GROUNDING_DINO,

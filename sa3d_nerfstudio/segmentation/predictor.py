@@ -78,6 +78,10 @@ SMALLER = "segment with a smaller --pipeline.segmenter, keep less in it (--pipel
 """What to do where a segmenter does not fit into the GPU's memory."""
 
 
+SAME_OBJECT = 0.5
+"""IoU above which an answer in a window of the photo is the one to all of it, looked at closely."""
+
+
 class MaskPredictor:
     """Answers prompts in views with 2D masks; each view is embedded once and may be asked about often.
 
@@ -132,6 +136,40 @@ class MaskPredictor:
                 "put a point on the object, add more points, or choose another view."
             )
         return PromptedMask(resized, candidates, choice, picked=prompt.candidate != "auto", original=prompt)
+
+    def look_closer(self, view: ViewKey, prompted: PromptedMask) -> PromptedMask:
+        """Where an object is small in the photo of a prompted view, ask again with a window of the photo around it.
+
+        Args:
+            view: The view.
+            prompted: What has been answered to all of the photo.
+
+        Returns:
+            The same with a finer outline of the mask that is taken; as it was where the object is not small, or where
+            nothing in the window is like that mask.
+        """
+        closer = self._views.closer_photo(view, prompted.mask, self.side)
+        prompt = prompted.original or prompted.prompt
+        if closer is None or prompt.mask is not None:
+            return prompted
+        whole, part = closer.whole, closer.part
+        prompt = _within(prompt_between(prompt.moved(*whole.size), whole, part))
+        if prompt.is_empty:
+            return prompted
+        key = (view, part)
+        with self._views.report.timed("segment"):
+            if key not in self._embeddings:
+                name, depth = self._views.name(view), self._views.trace(view).depth[..., 0]
+                image = SegmenterImage(closer.picture(), name, depth, part.shares)
+                (self._embeddings[key],) = within_memory(lambda: embed_all(self.segmenter, [image]), SMALLER)
+            answer = within_memory(lambda: self.segmenter.predict(self._embeddings[key], prompt), SMALLER)
+            found = candidates_between(answer, part, whole).to("cpu")
+        mask = found.masks[found.most_like(prompted.mask)]
+        if (mask & prompted.mask).sum() < SAME_OBJECT * (mask | prompted.mask).sum():
+            return prompted
+        masks = prompted.candidates.masks.clone()
+        masks[prompted.choice] = mask
+        return replace(prompted, candidates=replace(prompted.candidates, masks=masks, logits=None))
 
     def predict(self, view: ViewKey, prompt: Prompt) -> Candidates:
         """Segment a view. Prompt and candidates are on the pixels of its trace, whatever size the segmenter sees."""
@@ -235,3 +273,14 @@ def _resized(candidates: Candidates, height: int, width: int, part: Window | Non
     """Candidates on the pixels of an image of some size, or of a part of it."""
     candidates = candidates.at(height, width)
     return candidates if part is None else replace(candidates, masks=candidates.masks[:, part.rows, part.columns])
+
+
+def _within(prompt: Prompt) -> Prompt:
+    """A prompt without points beyond its image, and with the part of its box that lies in it; empty where a positive
+    point is beyond."""
+    size = torch.tensor([prompt.width, prompt.height])
+    inside = ((prompt.points >= -0.5) & (prompt.points < size - 0.5)).all(-1)
+    if not inside[prompt.labels].all():
+        return Prompt.from_points(prompt.height, prompt.width)
+    box = None if prompt.box is None else torch.minimum(prompt.box.clamp(min=0), size.repeat(2))
+    return replace(prompt, points=prompt.points[inside], labels=prompt.labels[inside], box=box)

@@ -225,6 +225,8 @@ class SegmentationSession:
             factor = 1.0 if self._sized is None else enlargement(masks, max(training.frame(0).size))
             views = CloseViews(training, self.free, self.report, settings.threshold, factor, settings.close_photos)
             self._look_at(views, self._embeddings)
+            for view, prompted in dict(self.prompted).items():
+                self.prompted[view] = self.ranks.share(partial(self.predictor.look_closer, view, prompted))
             return
         if self._sized is None or self._lifter.ray_weight < 1:
             return

@@ -103,6 +103,18 @@ class Search:
 
 
 @dataclass
+class CloserPhoto:
+    """A part of a view's photo."""
+
+    whole: Window
+    """All of the view at the working size."""
+    part: Window
+    """The part."""
+    picture: Callable[[], Float[Tensor, "height width 3"]]
+    """Makes its image."""
+
+
+@dataclass
 class SessionViews:
     """The training views by index, and free views by name."""
 
@@ -153,6 +165,11 @@ class SessionViews:
 
     def photo_window(self, view: ViewKey, side: int | None) -> Window | None:
         """The part of a view's photo that segmenters are shown which ask for a side; None where that is all of it."""
+        return None
+
+    def closer_photo(self, view: ViewKey, mask: Bool[Tensor, "height width"], side: int | None) -> CloserPhoto | None:
+        """What segmenters that ask for a side are to be shown of a view's photo, where a mask of all of it is small
+        there; None where that is all of it."""
         return None
 
     def locate(self, views: Sequence[int], guide: Guide) -> list[bool]:

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from sa3d_nerfstudio.segmentation.photo_windows import photo_window
 from sa3d_nerfstudio.segmentation.report import SessionReport
-from sa3d_nerfstudio.segmentation.session_views import TOGETHER, FreeView, Guide, Search, SessionViews, ViewKey, Views
+from sa3d_nerfstudio.segmentation.session_views import (
+    TOGETHER,
+    CloserPhoto,
+    FreeView,
+    Guide,
+    Search,
+    SessionViews,
+    ViewKey,
+    Views,
+)
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.window import MARGIN, Box, Window, all_bounds, bounds, boxes_of, sides_of
 
@@ -198,15 +207,24 @@ class CloseViews(SessionViews):
             return None
         before = self._photo_windows.get(view)
         if before is None or before[0] != window:
-            usual = max(self.training.frame(int(view)).size)
-            part = photo_window(
-                window,
-                side,
-                lambda length: self.training.frame(int(view), length / usual),
-                None if before is None else before[1],
-            )
+            part = self._part_of_photo(int(view), window, side, None if before is None else before[1])
             before = self._photo_windows[view] = (window, part)
         return before[1]
+
+    def _part_of_photo(self, view: int, window: Window, side: int, before: Window | None = None) -> Window | None:
+        usual = max(self.training.frame(view).size)
+        return photo_window(window, side, lambda length: self.training.frame(view, length / usual), before)
+
+    def closer_photo(self, view: ViewKey, mask: Bool[Tensor, "height width"], side: int | None) -> CloserPhoto | None:
+        """What segmenters that ask for a side are to be shown of a view's photo, where a mask of all of it is small
+        there; None where that is all of it."""
+        shows = isinstance(view, int) and side is not None and self.close_photos and self.training.has_photos
+        box = bounds(mask) if shows else None
+        if box is None:
+            return None
+        whole = self.training.frame(int(view))
+        part = self._part_of_photo(int(view), whole.around(box, whole.scale), side or 0)
+        return None if part is None else CloserPhoto(whole, part, lambda: self.training.window_picture(int(view), part))
 
     def _photographed(self, view: int, window: Window) -> Views:
         """Whose photo shows as much as a window's image: of some sizes, a part of a pixel is lacking at the border."""

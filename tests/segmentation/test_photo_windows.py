@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from sa3d_nerfstudio.segmentation.report import SessionReport
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmentation.windows import CloseViews
-from sa3d_nerfstudio.segmenters.base import SegmenterImage
+from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
 from sa3d_nerfstudio.segmenters.sam import SamSegmenter
 from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.traces.window import Window
@@ -194,8 +195,8 @@ def test_the_loop_is_sharper_for_it():
         session.prompt(0, point_on(views, 0, 4))
         session.run()
         outcomes[close] = iou_of_small_ball(session)
-        # One embedding a view, though the windows move from pass to pass; the prompted one is shown whole.
-        assert len(segmenter.embedded) <= len(set(segmenter.embedded)) + 2
+        # One embedding a view, though the windows move from pass to pass; the prompted one is shown whole, then closer.
+        assert len(segmenter.embedded) <= len(set(segmenter.embedded)) + 2 + close
         kinds = {isinstance(key, tuple) for key in session.predictor._embeddings}
         assert kinds == ({True, False} if close else {False})
     assert outcomes[True] > outcomes[False] + 0.2, outcomes
@@ -212,3 +213,46 @@ def test_views_that_are_shown_whole_stay_as_they_are():
     assert close.photo_window(3, 1024) is None
     assert close.shown(3, 1024) == 3
     assert close.photo_window(3, None) is None
+
+
+def test_the_users_view_is_looked_at_closely_as_well():
+    """Once segmentation begins: a click is answered from all of the photo, at once."""
+    masks = {}
+    for close in (True, False):
+        views = LargePhotos(height=96, width=128, balls=SMALL_BALLS)
+        segmenter = WindowedBallSegmenter.of(views)
+        segmenter.input_side = 32  # type: ignore[attr-defined]
+        session = SegmentationSession(views, segmenter, MaskGrid(64), SessionSettings(close_photos=close, max_passes=1))
+        session.prompt(0, point_on(views, 0, 4))
+        first = session.mask_of(0)
+        assert len(segmenter.embedded) == 1
+        next(session.steps())
+        masks[close] = [first, session.mask_of(0)]
+    assert torch.equal(*masks[False])
+    truth = views.ids(0) == 4
+    overlap = [float((mask & truth).sum() / (mask | truth).sum()) for mask in masks[True]]
+    assert overlap[1] > overlap[0] + 0.1, overlap
+    assert torch.equal(masks[True][0], masks[False][0])
+
+
+def test_the_users_view_stays_as_it_was_where_a_closer_look_shows_something_else():
+    views = LargePhotos(height=96, width=128, balls=SMALL_BALLS)
+    segmenter = WindowedBallSegmenter.of(views)
+    segmenter.input_side = 64  # type: ignore[attr-defined]
+    close = CloseViews(views, {}, SessionReport(), 0.5)
+    predictor = MaskPredictor(segmenter, close)
+    prompted = predictor.answer(0, point_on(views, 0, 4))
+    # A mask beside what the point is on.
+    other = prompted.mask.roll(12, 1)
+    assert not (other & prompted.mask).any()
+    beside = replace(prompted, candidates=Candidates(other[None], torch.ones(1)))
+    assert predictor.look_closer(0, beside) is beside
+    # A mask that the user has given stays as it is, and a point far away is none of the window's business.
+    given = predictor.answer(0, Prompt(96, 128, mask=prompted.mask))
+    assert predictor.look_closer(0, given) is given
+    asked = prompted.prompt
+    far = Prompt.from_points(96, 128, asked.positive.numpy(), [(127, 95)])
+    near = predictor.look_closer(0, predictor.answer(0, asked))
+    assert torch.equal(predictor.look_closer(0, predictor.answer(0, far)).mask, near.mask)
+    apart = replace(prompted, prompt=Prompt.from_points(96, 128, [*asked.positive.tolist(), (127, 95)]), original=None)
+    assert predictor.look_closer(0, apart) is apart

@@ -221,7 +221,7 @@ def test_the_users_view_is_looked_at_closely_as_well():
     for close in (True, False):
         views = LargePhotos(height=96, width=128, balls=SMALL_BALLS)
         segmenter = WindowedBallSegmenter.of(views)
-        segmenter.input_side = 32  # type: ignore[attr-defined]
+        segmenter.input_side = 64  # type: ignore[attr-defined]
         session = SegmentationSession(views, segmenter, MaskGrid(64), SessionSettings(close_photos=close, max_passes=1))
         session.prompt(0, point_on(views, 0, 4))
         first = session.mask_of(0)

@@ -18,9 +18,11 @@ from sa3d_nerfstudio.traces.base import RayTrace, ViewTrace
 
 SelfPrompts = Literal["spread", "published"]
 
-CLEARANCE = 2.5
+CLEARANCE = 3.5
 """Pixels between a point and the outline, where the object is wide enough: nearer, a network may take the point for one
-on the neighbour."""
+on the neighbour. The rendered mask's outline is a pixel or so from the true one."""
+APART = 2.5
+"""Pixels between points, at least: nearer to each other, they say the same twice."""
 AGREEMENT_WEIGHT = 3.0
 """How many times the agreement with the rendered mask counts beside a candidate's score."""
 SAME_SURFACE = 0.02
@@ -84,8 +86,7 @@ def spread_points(score: Float[Tensor, "height width"], num_points: int) -> list
     for _ in range(num_points - 1):
         distance = np.minimum(distance, np.linalg.norm(eligible - (chosen[-1][1], chosen[-1][0]), axis=1))
         farthest = int(distance.argmax())
-        # Nearer to each other, points say the same twice.
-        if distance[farthest] <= CLEARANCE:
+        if distance[farthest] <= APART:
             break
         chosen.append((int(eligible[farthest, 1]), int(eligible[farthest, 0])))
     return chosen

@@ -73,7 +73,11 @@ DAMPING = 0.05
 
 @dataclass
 class MaskedView:
-    """The mask of one view, which the field is to explain."""
+    """The mask of one view, which the field is to explain: all of what the segmenter has found.
+
+    What depth leaves out of a mask before it is lifted is the object here. It is left out so that views do not lead
+    each other astray; once they agree, what most of them show is explained, and a slip of one view is outvoted.
+    """
 
     trace: ViewTrace
     mask: Bool[Tensor, " num_rays"]
@@ -81,9 +85,8 @@ class MaskedView:
     """What its rays count, as when they were lifted."""
     prompted: bool = False
     """Whether the user has prompted it: then it keeps its weight, however little the field explains it."""
-    doubtful: Bool[Tensor, " num_rays"] | None = None
-    """Pixels that are the object by the segmenter, but were not lifted as such, for their depth. They are the object
-    where the averages of all views say so as well; elsewhere they take no part."""
+    lifted: Bool[Tensor, " num_rays"] | None = None
+    """What of the mask is in the field's evidence; all of it by default."""
 
 
 @dataclass
@@ -161,7 +164,8 @@ class MaskLikelihood:
         if number % HELD_OUT == HELD_OUT // 2 and not view.prompted:
             equations.held_out = True
             counted = torch.as_tensor(view.weight, dtype=torch.float32, device=view.mask.device)
-            image = torch.stack([counted * view.mask, counted.expand(view.mask.shape)], dim=-1)
+            lifted = view.mask if view.lifted is None else view.lifted
+            image = torch.stack([counted * lifted, counted.expand(lifted.shape)], dim=-1)
             hit, seen = view.trace.backproject(self.field, image).unbind(-1)
             self._hit -= hit
             self._seen -= seen
@@ -173,12 +177,9 @@ class MaskLikelihood:
         share = (1 - trace.accumulation).clamp(min=0)
         known, light = weight + share, LIGHT_LOGIT * share
         average = 0.5 + (total + light) / known.clamp(min=MIN_KNOWN) / SHARPNESS
-        on, counted = view.mask, torch.as_tensor(view.weight, dtype=total.dtype, device=total.device)
-        if view.doubtful is not None:
-            confirmed = average > 0.5
-            on, counted = on | (view.doubtful & confirmed), counted * ~(view.doubtful & ~confirmed)
-        mask = on.to(total)
-        image = on.reshape(trace.height, trace.width)
+        counted = torch.as_tensor(view.weight, dtype=total.dtype, device=total.device)
+        mask = view.mask.to(total)
+        image = view.mask.reshape(trace.height, trace.width)
         margin = round(MARGIN * max(max(image.shape) / 160, 1))
         near = _widened(((average - mask).abs() > OPEN).reshape(image.shape), NEIGHBORS)
         near |= _widened(image, margin) & _widened(~image, margin)

@@ -27,8 +27,8 @@ class LiftedMask:
     """What has been lifted of one view."""
 
     mask: Bool[Tensor, " num_rays"]
-    doubtful: Bool[Tensor, " num_rays"]
-    """Pixels that are the object by the segmenter, and not by their depth."""
+    found: Bool[Tensor, " num_rays"]
+    """What the segmenter has found, before depth had its say."""
     weight: float
     """What its rays count."""
     prompted: bool
@@ -171,7 +171,7 @@ class MaskLifter:
         for view, lifted in self._lifted.items():
             trace = self.views.trace(view)
             with self.views.report.timed("lift"):
-                masked = MaskedView(trace, lifted.mask, lifted.weight, lifted.prompted, lifted.doubtful)
+                masked = MaskedView(trace, lifted.found, lifted.weight, lifted.prompted, lifted.mask)
                 likelihood.add(masked, numbers[view])
         with self.views.report.timed("lift"):
             return likelihood.fit(self.settings.likelihood_steps)
@@ -205,8 +205,7 @@ class MaskLifter:
                     counted = weight * ~sees_past(trace, mask, spacing, side).reshape(-1)
             lifting.add(trace, mask.reshape(-1), counted)
             # The whole outline: without pixels in it that see past the object, those beside it would move it inwards.
-            doubtful = (found & ~mask).reshape(-1)
-            self._lifted[view] = LiftedMask(mask.reshape(-1), doubtful, weight, prompted)
+            self._lifted[view] = LiftedMask(mask.reshape(-1), found.reshape(-1), weight, prompted)
 
     def _solid(self, view: ViewKey, prompted: PromptedMask) -> Bool[Tensor, "height width"]:
         """The mask of a prompted view, without what is elsewhere in space. One that the user gave stays as it is."""

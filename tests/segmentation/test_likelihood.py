@@ -108,30 +108,31 @@ def test_outlines_that_wobble_are_not_learnt_by_heart():
     assert MaskLikelihood(*lifted_ball(1, wobbling)).fit(25).steps < exact.steps
 
 
-def test_doubtful_pixels_are_the_object_where_all_views_together_say_so():
-    """What depth has left out of a mask: half of the ball by mistake, and another ball with good reason."""
-    spoilt, doubtful = {}, {}
+def test_what_depth_left_out_is_the_object_where_all_views_together_say_so():
+    """In every third view half of the ball by mistake, and another ball with good reason."""
+    lifted, found = {}, {}
     for view in range(0, len(IDS), 3):
         ids = IDS[view]
         half = torch.arange(ids.shape[1]) < (ids == 1).nonzero()[:, 1].float().mean()
-        spoilt[view] = (ids == 1) & half
-        doubtful[view] = (((ids == 1) & ~half) | (ids == 3)).reshape(-1)
+        lifted[view] = (ids == 1) & half
+        found[view] = ((ids == 1) | (ids == 3)).reshape(-1)
 
-    def explained(told: bool) -> tuple[float, float]:
-        grid, views = lifted_ball(1, spoilt)
-        for view, pixels in doubtful.items():
-            views[view].doubtful = pixels if told else None
+    def explained(whole: bool) -> tuple[float, float]:
+        grid, views = lifted_ball(1, lifted)
+        for view, mask in found.items():
+            views[view].lifted = views[view].mask
+            views[view].mask = mask if whole else views[view].mask
         MaskLikelihood(grid, views).fit(15)
         own, other = [], []
-        for view, pixels in doubtful.items():
+        for view in found:
             on = render_probability(TRACES[view], grid)[0] > 0.5
-            own.append(float(on[pixels & (IDS[view] == 1).reshape(-1)].float().mean()))
+            own.append(float(on[(lifted[view].logical_not() & (IDS[view] == 1)).reshape(-1)].float().mean()))
             other.append(float(on[(IDS[view] == 3).reshape(-1)].float().mean()))
         return sum(own) / len(own), max(other)
 
-    own, other = explained(told=True)
+    own, other = explained(whole=True)
     assert own > 0.97 and other == 0
-    assert own > explained(told=False)[0]
+    assert own > explained(whole=False)[0]
 
 
 def test_few_views_are_all_used():

@@ -87,6 +87,10 @@ class ViewRays:
         """Where some of the rays go."""
         return rotated(self.local[part], self.rotation)
 
+    def to(self, device: torch.device) -> ViewRays:
+        """The same on a device."""
+        return ViewRays(self.origins.to(device), self.local.to(device), self.rotation.to(device), self.shared)
+
     def part(self, pixels: Int[Tensor, " num_pixels"]) -> ViewRays:
         """Those of some of the pixels."""
         return ViewRays(self.origins_of(pixels), self.local[pixels], self.rotation, shared=False)

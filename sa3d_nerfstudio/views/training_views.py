@@ -123,7 +123,11 @@ class TrainingViews:
 
     def camera(self, view: int) -> Cameras:
         """The view's camera at the working size."""
-        camera = self.cameras[view : view + 1].to(self.model.device)
+        return self._camera(view).to(self.model.device)
+
+    def _camera(self, view: int) -> Cameras:
+        """The same on the host, where whoever asks what it is like waits for nothing."""
+        camera = self.cameras[view : view + 1].to("cpu")
         longest = max(int(camera.height.max()), int(camera.width.max()))
         if longest > self.long_side:
             camera.rescale_output_resolution(self.long_side / longest)
@@ -265,13 +269,13 @@ class TrainingViews:
 
     def _tiled(self, view: int, window: Window, tiles: TiledTrace) -> ViewTrace:
         """The trace of a window; what has to be rendered for it goes to the tiles, and these to the cache."""
-        camera, key = self.camera(view), f"window-{self.window_key(view, window)}"
+        key = f"window-{self.window_key(view, window)}"
         plain = self.cache.get(key)
         if plain is not None:
             return plain
         missing = tiles.missing(window)
         if len(missing):
-            pixels = tiles.pixels_of(missing)
+            camera, pixels = self.camera(view), tiles.pixels_of(missing)
             traced = self.look(camera, Pixels(pixels, len(pixels), 1))
             if not isinstance(traced, CompressedTrace):
                 # Samples off the rays: such a trace is kept as it is, window by window.
@@ -283,8 +287,9 @@ class TrainingViews:
             self.cache.put(f"tiles-{self.key(view)}", tiles, lambda: (kept.tensors(), kept.numbers()))
         if window.is_whole:
             # Which is kept, and so holds its rays as other whole views do.
-            return tiles.trace(window, camera_rays(camera, self._directions))
-        rays = camera_rays(camera, pixels=window.pixels())
+            return tiles.trace(window, camera_rays(self.camera(view), self._directions))
+        # Nerfstudio asks its cameras many things, each of which a GPU would have to be waited for.
+        rays = camera_rays(self._camera(view), pixels=window.pixels()).to(self.model.device)
         rays.shared = False
         return tiles.trace(window, rays)
 

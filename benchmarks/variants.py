@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting
+from sa3d_nerfstudio.segmentation.self_prompting import Agreement
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter
 from sa3d_nerfstudio.traces.base import RayTrace
@@ -54,38 +55,38 @@ class UndividedSession(SegmentationSession):
 class FavouriteSession(SegmentationSession):
     """Takes the favourite of three masks in self-prompted views, and rejects the view where it does not agree."""
 
-    def choose_found(self, candidates: Candidates, agreements: Sequence[float], certain: Sequence[float]) -> int | None:
+    def choose_found(self, candidates: Candidates, agreement: Agreement) -> int | None:
         """The highest score, the single-mask answer aside."""
         scores = candidates.scores.clone()
         if candidates.single is not None and len(scores) > 1:
             scores[candidates.single] = -torch.inf
         chosen = int(scores.argmax())
-        return chosen if agreements[chosen] >= self.settings.min_agreement else None
+        return chosen if agreement.plain[chosen] >= self.settings.min_agreement else None
 
 
 class SingleMaskSession(SegmentationSession):
     """Takes one mask in self-prompted views, as the published code does; the view is rejected if it disagrees."""
 
-    def choose_found(self, candidates: Candidates, agreements: Sequence[float], certain: Sequence[float]) -> int | None:
+    def choose_found(self, candidates: Candidates, agreement: Agreement) -> int | None:
         """The single-mask answer, where there is one."""
         chosen = candidates.favourite
-        return chosen if agreements[chosen] >= self.settings.min_agreement else None
+        return chosen if agreement.plain[chosen] >= self.settings.min_agreement else None
 
 
 class AgreementSession(SegmentationSession):
     """Takes what agrees best with the rendered mask, whatever its score."""
 
-    def choose_found(self, candidates: Candidates, agreements: Sequence[float], certain: Sequence[float]) -> int | None:
+    def choose_found(self, candidates: Candidates, agreement: Agreement) -> int | None:
         """The highest agreement."""
-        return super().choose_found(Candidates(candidates.masks, torch.zeros(len(agreements))), agreements, certain)
+        return super().choose_found(Candidates(candidates.masks, torch.zeros(len(candidates.masks))), agreement)
 
 
 class UnweightedSession(SegmentationSession):
     """Ranks by agreement over all that is known, however little that is."""
 
-    def choose_found(self, candidates: Candidates, agreements: Sequence[float], certain: Sequence[float]) -> int | None:
+    def choose_found(self, candidates: Candidates, agreement: Agreement) -> int | None:
         """The agreement counts all pixels alike."""
-        return super().choose_found(candidates, agreements, agreements)
+        return super().choose_found(candidates, replace(agreement, certain=agreement.plain))
 
 
 class SmallImageSegmenter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import cv2
@@ -25,6 +25,8 @@ APART = 2.5
 """Pixels between points, at least: nearer to each other, they say the same twice."""
 AGREEMENT_WEIGHT = 3.0
 """How many times the agreement with the rendered mask counts beside a candidate's score."""
+PROMPT_WEIGHT = 4.0
+"""How many times what the user's views show of a view counts, where that is all of the object."""
 SAME_SURFACE = 0.02
 """Share of the distance by which the surface that a view sees may differ from a 3D point that it shows."""
 
@@ -168,29 +170,44 @@ def points_in_view(
     return torch.stack([x, y], dim=-1)[seen].float().cpu()
 
 
-def best_agreeing(
-    scores: Float[Tensor, " num_candidates"],
-    agreements: Sequence[float],
-    certain: Sequence[float],
-    min_agreement: float,
-) -> int | None:
-    """The candidate that is best by its score and its agreement with the rendered mask together.
+@dataclass
+class Agreement:
+    """How well candidates agree with what is known of the object; a number each."""
+
+    plain: list[float]
+    """IoU with the rendered mask."""
+    certain: list[float]
+    """The same where pixels count by how much is known there; see :func:`certainty_of`."""
+    prompted: list[float]
+    """Agreement with what the user's views show; see
+    :meth:`sa3d_nerfstudio.segmentation.prompted_surface.PromptedSurface.agreement`."""
+
+
+def best_agreeing(scores: Float[Tensor, " num_candidates"], agreement: Agreement, min_agreement: float) -> int | None:
+    """The candidate that is best by its score and its agreement with what is known together.
 
     A network's favourite flips between a part, the object and more than it from view to view; what has been lifted so
-    far says which of them is meant, and its word counts :data:`AGREEMENT_WEIGHT` times.
+    far says which of them is meant, and its word counts :data:`AGREEMENT_WEIGHT` times. What agrees best with a field
+    that is too small is too small as well; so what the user's views show counts besides, :data:`PROMPT_WEIGHT` times.
 
     Args:
         scores: The network's own; what lies outside of [0, 1] counts as 0 or 1.
-        agreements: IoU of each candidate with the rendered mask.
-        certain: The same where pixels count by how much is known there; these rank.
-        min_agreement: Candidates that agree less are out of the question.
+        agreement: Of the candidates.
+        min_agreement: Candidates whose plain agreement is less are out of the question.
 
     Returns:
         Its index; None where no candidate agrees.
     """
-    ranked = scores.cpu().clamp(0, 1) + AGREEMENT_WEIGHT * torch.tensor(certain)
-    agrees = torch.tensor(agreements) >= min_agreement
-    return int(torch.where(agrees, ranked, -torch.inf).argmax()) if bool(agrees.any()) else None
+    agrees = torch.tensor(agreement.plain) >= min_agreement
+    merits = merits_of(scores.cpu(), torch.tensor(agreement.certain), torch.tensor(agreement.prompted))
+    return int(torch.where(agrees, merits, -torch.inf).argmax()) if bool(agrees.any()) else None
+
+
+def merits_of(
+    scores: Float[Tensor, " num"], certain: Float[Tensor, " num"], prompted: Float[Tensor, " num"]
+) -> Float[Tensor, " num"]:
+    """What candidates are ranked by."""
+    return scores.clamp(0, 1) + AGREEMENT_WEIGHT * certain + PROMPT_WEIGHT * prompted
 
 
 def _normalised_places(depth: Float[Tensor, "height width"], on: Bool[Tensor, "height width"]) -> Tensor:

@@ -24,8 +24,9 @@ from sa3d_nerfstudio.segmentation.lifting import (
 from sa3d_nerfstudio.segmentation.mask_lifter import MaskLifter
 from sa3d_nerfstudio.segmentation.meeting import Meeting
 from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
+from sa3d_nerfstudio.segmentation.prompted_surface import PromptedSurface, joint_surface
 from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord
-from sa3d_nerfstudio.segmentation.self_prompting import best_agreeing
+from sa3d_nerfstudio.segmentation.self_prompting import Agreement, best_agreeing
 from sa3d_nerfstudio.segmentation.session_views import (
     TOGETHER,
     FreeView,
@@ -44,7 +45,7 @@ from sa3d_nerfstudio.segmenters.base import CUDA_BATCH, Candidates, Segmenter
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.window import Window
 
-tell_as_data(Candidates, Prompt, PromptedMask, ViewRecord)
+tell_as_data(Candidates, Prompt, PromptedMask, PromptedSurface, ViewRecord)
 
 NO_SUM = (
     "--pipeline.lifting gradient takes the views one after another, and several processes cannot share it: take "
@@ -301,7 +302,9 @@ class SegmentationSession:
         end.
         """
         self._lifter.begin_pass(None if guide is lifting else guide.field)
-        beside = self.ranks.share(self._marked_beside)
+        spacing = self._lifter.spacing()
+        beside, surface = self.ranks.share(lambda: (self._marked_beside(), self._prompted_surface(spacing)))
+        surface = None if surface is None else surface.to(self.grid.hit.device)
         meeting = Meeting(self.ranks, lifting, self.new_lifting)
         if self.ranks.is_first:
             for view, prompted in self.prompted.items():
@@ -321,6 +324,7 @@ class SegmentationSession:
             meeting.own,
             meeting.known if guide is lifting else guide,
             beside,
+            surface,
         )
         with self.predictor.prefetching() as ahead:
             outcomes = visits.of(self.ranks.own(order), 1 if guide is lifting else self._together, ahead.begin)
@@ -363,19 +367,26 @@ class SegmentationSession:
         """How many views are visited together: where that saves a GPU's waits, or the segmenter answers several."""
         return TOGETHER if self.grid.hit.is_cuda else min(TOGETHER, self.predictor.at_once)
 
-    def choose_found(self, candidates: Candidates, agreements: Sequence[float], certain: Sequence[float]) -> int | None:
+    def choose_found(self, candidates: Candidates, agreement: Agreement) -> int | None:
         """Which of the candidates of a self-prompted view is the object; None if none is.
 
         Args:
             candidates: The segmenter's.
-            agreements: IoU of each with the rendered mask.
-            certain: The same where pixels count by how much is known there.
+            agreement: Of each with what is known.
         """
         scores = candidates.scores
         if any(prompted.picked for prompted in self.prompted.values()):
             # The user has overruled what the segmenter prefers.
             scores = torch.zeros_like(scores)
-        return best_agreeing(scores, agreements, certain, self.settings.min_agreement)
+        return best_agreeing(scores, agreement, self.settings.min_agreement)
+
+    def _prompted_surface(self, spacing: float) -> PromptedSurface | None:
+        """What the views that the user has prompted show of the object, and of what is around it."""
+        points, masks = [], []
+        for view, prompted in self.prompted.items():
+            points.append(self.trace(view).surface_points())
+            masks.append(prompted.mask.reshape(-1).to(points[-1].device))
+        return joint_surface(points, masks, spacing)
 
     def _marked_beside(self) -> Float[Tensor, "num 3"] | None:
         """Surface points under the negative points of all views that the user has prompted."""

@@ -18,10 +18,12 @@ from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting
 from sa3d_nerfstudio.segmentation.mask_lifter import MaskLifter, SelfPromptedMask
 from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
+from sa3d_nerfstudio.segmentation.prompted_surface import PromptedSurface
 from sa3d_nerfstudio.segmentation.report import ViewRecord, ViewState
 from sa3d_nerfstudio.segmentation.self_prompting import (
-    AGREEMENT_WEIGHT,
+    Agreement,
     certainty_of,
+    merits_of,
     overlaps,
     points_in_view,
     self_prompt,
@@ -32,9 +34,8 @@ from sa3d_nerfstudio.segmenters.base import Candidates
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.window import touched_sides
 
-Choose = Callable[[Candidates, Sequence[float], Sequence[float]], int | None]
-"""Which of the candidates is the object, by their agreement with the rendered mask, and by that where all pixels count
-by how much is known there; None if none is."""
+Choose = Callable[[Candidates, Agreement], int | None]
+"""Which of the candidates is the object, by their agreement with what is known; None if none is."""
 Begin = Callable[[Sequence[int], Sequence[int]], None]
 """Told which views are visited now, and which come after them."""
 
@@ -79,8 +80,7 @@ class _Answer:
 
     rendered: _Rendered
     candidates: Candidates
-    agreements: list[float]
-    certain: list[float]
+    agreement: Agreement
     touched: list[list[bool]]
     """Whether each candidate reaches each side of the window."""
     is_empty: bool
@@ -99,6 +99,7 @@ class Visits:
         lifting: Takes up what is found.
         guide: What is known of the object: ``lifting`` itself, or what an earlier pass has lifted.
         beside: What the user has pointed at that is not the object, in space.
+        surface: What the user's views show; None where they show nothing.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Visits:
         lifting: Lifting,
         guide: Lifting,
         beside: Float[Tensor, "num 3"] | None,
+        surface: PromptedSurface | None,
     ) -> None:
         self._views = views
         self._predictor = predictor
@@ -120,6 +122,7 @@ class Visits:
         self._lifting = lifting
         self._guide = guide
         self._beside = beside
+        self._surface = surface
 
     def of(self, order: Sequence[int], together: int, begin: Begin) -> Iterator[Outcome]:
         """Visit views; they are lifted in their order, each before its outcome is told.
@@ -215,11 +218,12 @@ class Visits:
         view = answer.rendered.view
         if answer.is_empty:
             return Outcome(view, "rejected", "the segmenter found nothing"), 0
-        chosen = self._choose(answer.candidates, answer.agreements, answer.certain)
+        agreements = answer.agreement.plain
+        chosen = self._choose(answer.candidates, answer.agreement)
         if chosen is None:
-            best = max(answer.agreements)
+            best = max(agreements)
             return Outcome(view, "rejected", f"IoU with the rendered mask is {best:.2f}", best), 0
-        return Outcome(view, "used", "", answer.agreements[chosen]), chosen
+        return Outcome(view, "used", "", agreements[chosen]), chosen
 
     def _take(self, answer: _Answer, coming: Sequence[int]) -> Outcome:
         """Lift what has been found in a view, if it agrees with what is known."""
@@ -284,26 +288,33 @@ class Visits:
         position = self._views.pose(rendered.view)[:, 3]
         return prompt.avoiding(points_in_view(self._beside, trace, position, rendered.on(threshold)))
 
-    def _compared(self, rendered: _Rendered, candidates: Candidates) -> Float[Tensor, "num_candidates 10"]:
+    def _compared(self, rendered: _Rendered, candidates: Candidates) -> Float[Tensor, "num_candidates 11"]:
         """Of each candidate: union and intersection with the rendered mask; the same where pixels count by how much is
-        known; whether it reaches each side; whether there is any pixel; and its score."""
+        known; whether it reaches each side; whether there is any pixel; its score; and how well it agrees with what the
+        user's views show."""
         masks, threshold = candidates.masks, self._settings.threshold
         arguments = (masks, rendered.probability, rendered.known, threshold)
         plain = certain = overlaps(*arguments)
+        prompted = plain.new_zeros(len(masks), 1)
         if len(masks) > 1:
-            certainty = certainty_of(rendered.trace, self._guide.field, rendered.on(threshold))
-            certain = overlaps(*arguments, certainty)
-        on = masks.flatten(1).any(1, keepdim=True)
+            on = rendered.on(threshold)
+            certain = overlaps(*arguments, certainty_of(rendered.trace, self._guide.field, on))
+            if self._surface is not None:
+                prompted = self._surface.agreement(masks, rendered.trace, on)[:, None]
+        there = masks.flatten(1).any(1, keepdim=True)
         scores = candidates.scores[:, None].float()
-        return torch.cat([plain, certain, touched_sides(masks).float(), on.float(), scores], dim=-1)
+        return torch.cat([plain, certain, touched_sides(masks).float(), there.float(), scores, prompted], dim=-1)
 
     def _answer(self, rendered: _Rendered, candidates: Candidates, numbers: Tensor) -> _Answer:
         rows = numbers.tolist()
         return _Answer(
             rendered,
             replace(candidates, scores=numbers[:, 9]),
-            agreements=[row[1] / row[0] if row[0] else 0.0 for row in rows],
-            certain=[row[3] / row[2] if row[2] else 0.0 for row in rows],
+            agreement=Agreement(
+                plain=[row[1] / row[0] if row[0] else 0.0 for row in rows],
+                certain=[row[3] / row[2] if row[2] else 0.0 for row in rows],
+                prompted=[row[10] for row in rows],
+            ),
             touched=[[side > 0 for side in row[4:8]] for row in rows],
             is_empty=not any(row[8] for row in rows),
         )
@@ -318,10 +329,10 @@ class Visits:
             return bool((known & (probability > self._settings.threshold)).any())
 
 
-def _likely(numbers: Float[Tensor, "num_candidates 10"]) -> Int[Tensor, "1"]:
+def _likely(numbers: Float[Tensor, "num_candidates 11"]) -> Int[Tensor, "1"]:
     """The candidate that will most likely be taken, by what :meth:`Visits._compared` computes; told where that is."""
     certain = numbers[:, 3] / numbers[:, 2].clamp(min=1e-12)
-    return (numbers[:, 9].clamp(0, 1) + AGREEMENT_WEIGHT * certain).argmax(0, keepdim=True)
+    return merits_of(numbers[:, 9], certain, numbers[:, 10]).argmax(0, keepdim=True)
 
 
 def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sa3d_nerfstudio.segmentation.self_prompting import (
+    Agreement,
     SelfPrompts,
     agreement,
     best_agreeing,
@@ -149,8 +150,9 @@ def test_points_beyond_the_border_or_at_the_outline_are_left_out():
 
 
 def test_the_best_candidate_has_score_and_agreement():
-    def best(scores: list[float], agreements: list[float]) -> int | None:
-        return best_agreeing(torch.tensor(scores), agreements, agreements, 0.5)
+    def best(scores: list[float], agreements: list[float], prompted: tuple[float, ...] = ()) -> int | None:
+        known = Agreement(agreements, agreements, list(prompted) or [0.0] * len(scores))
+        return best_agreeing(torch.tensor(scores), known, 0.5)
 
     assert best([0.9, 0.7, 0.8], [0.3, 0.9, 0.6]) == 1
     assert best([0.9, 0.7, 0.8], [0.6, 0.65, 0.62]) == 0
@@ -158,6 +160,8 @@ def test_the_best_candidate_has_score_and_agreement():
     assert best([0.9, 0.7, 0.8], [0.49, 0.1, 0.2]) is None
     # Scores that are no IoUs cannot outvote the agreement.
     assert best([30.0, 1.0], [0.6, 0.9]) == 1
+    # What the user's views show outvotes both.
+    assert best([0.9, 0.7], [0.85, 0.8], (0.6, 0.9)) == 1
 
 
 def test_what_little_is_known_of_does_not_count_as_disagreement():

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from sa3d_nerfstudio import trainer as trainer_module
+from sa3d_nerfstudio import overview
 from sa3d_nerfstudio.base_run.checkpoint import load_checkpoint
 from sa3d_nerfstudio.base_run.find import find_run
 from sa3d_nerfstudio.pipeline import SA3DPipeline, SA3DPipelineConfig
@@ -52,7 +52,7 @@ def train(run: Path, scene: Path, output: Path) -> None:
 def warm_up(run: Path, scene: Path, output: Path) -> None:
     """Build the pipeline and render all views once, which writes nothing; processes that are forked take it along."""
     torch.set_num_threads(1)
-    trainer_module.OVERVIEW_VIEWS = 1  # they take the longest of all, and say nothing here
+    overview.VIEWS = 1  # they take the longest of all, and say nothing here
     trainer = SA3DTrainer(configured(run, scene, output))
     trainer.setup()
     pipeline = trainer.pipeline

@@ -331,7 +331,7 @@ def robust_bounds(
         order = points[:, axis].argsort()
         mass = weights[order].cumsum(0) / weights.sum()
         at = torch.searchsorted(mass, mass.new_tensor([share, 1 - share])).clamp(max=len(points) - 1)
-        first, last = points[order[at[0]], axis], points[order[at[1]], axis]
+        first, last = points[order[at], axis].unbind()
         slack = (last - first) * share / (1 - 2 * share)
         low.append(first - slack)
         high.append(last + slack)

@@ -19,8 +19,6 @@ MATCHED_IOU = 0.5
 """The same for the one proposal of a view that fits the object best."""
 NEW_SHARE = 0.5
 """Share of a proposal's pixels that no object covers from which on it is new, and not a part or a whole of objects."""
-LEVEL_SUPPORT = 0.6
-"""Support that a part or a whole of known objects needs to be segmented as well."""
 CONTRAST = 4.0
 """Power of the support in a proposal's rank, one that other views contradict coming after all that they confirm; and of
 scores in an object's confidence."""
@@ -201,17 +199,16 @@ class ProposalPool:
         Args:
             support: Asks other views about a proposal, which costs a render in each; only those that come up are asked.
         """
-        for level in (True, False):
-            least = self.min_support if level else LEVEL_SUPPORT
+        for new in (True, False):
             while True:
-                left = [item for item in self.proposals if self._is_open(item) and item.is_new == level]
+                left = [item for item in self.proposals if self._is_open(item) and item.is_new == new]
                 if not left:
                     break
                 first = max(left, key=lambda item: (item.rank, -item.view, -item.index))
                 if first.support is None:
                     answer = support(first)
                     first.support = UNSEEN_SUPPORT if answer is None else answer
-                elif first.support < least:
+                elif first.support < self.min_support:
                     first.tried = True
                 else:
                     return first

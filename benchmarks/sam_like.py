@@ -264,6 +264,9 @@ class Outcome:
     in the median view."""
     near: float = float("nan")
     """Share of the points within two pixels of the outline, in views where the object is wider than eight."""
+    near_wide: float = float("nan")
+    """Share of the points that are so near although the object is wider than eight in that very place, as a disc of
+    that size tells which fits into it."""
 
 
 @dataclass
@@ -339,9 +342,9 @@ class Benchmark:
         assert session.lifting is not None
         return Outcome(scene.score(session.lifting, number).iou, *self._points(stand_in, number, stem))
 
-    def _points(self, stand_in: SamLike, number: int, prompted: str) -> tuple[float, float]:
+    def _points(self, stand_in: SamLike, number: int, prompted: str) -> tuple[float, float, float]:
         """Where the points of self-prompted views lay; see :class:`Outcome`. Pixels are those of the working size."""
-        depths, near = [], []
+        depths, near, wide = [], [], []
         for stem, prompt in stand_in.asked:
             truth = self.scene.truth(stem, number, (prompt.height, prompt.width))
             if stem == prompted or not truth.any():
@@ -352,7 +355,12 @@ class Benchmark:
             depths.append(max(float(distance[y[0], x[0]] / distance.max()), 0.0))
             if distance.max() > 4 * pixel:
                 near += (distance[y, x] < 2 * pixel).tolist()
-        return float(np.median(depths)), float(np.mean(near)) if near else 0.0
+                middles = np.pad(distance <= 4 * pixel, 1, constant_values=True).astype(np.uint8)
+                away = cv2.distanceTransform(middles, cv2.DIST_L2, 5)[1:-1, 1:-1]
+                # Of points beside the object, what is wide is what they lie beside.
+                wide += (away <= np.where(truth, 4, 6) * pixel)[y, x].tolist()
+        both = np.logical_and(near, wide).mean() if near else 0.0
+        return float(np.median(depths)), float(np.mean(near)) if near else 0.0, float(both)
 
 
 def main(options: Options) -> None:
@@ -367,7 +375,8 @@ def main(options: Options) -> None:
                 rows.append((variant, setting, entry["name"], outcomes))
                 figures = " ".join(f"{outcome.iou:.3f}" for outcome in outcomes)
                 console.print(f"{variant} {setting} {entry['name']}: {figures}", highlight=False, soft_wrap=True)
-    table = Table("variant", "setting", "object", "mean IoU", "worst seed", "first point", "near the outline")
+    columns = ("mean IoU", "worst seed", "first point", "near the outline", "wide there")
+    table = Table("variant", "setting", "object", *columns)
     for variant, setting, name, outcomes in rows:
         table.add_row(variant, setting, name, *_figures([outcomes]))
     for way in dict.fromkeys(row[:2] for row in rows):
@@ -384,8 +393,10 @@ def _figures(objects: list[list[Outcome]]) -> list[str]:
     """Columns of the table: means over objects and seeds, and the worst of all for the second."""
     every = [outcome for outcomes in objects for outcome in outcomes]
     worst = min(outcome.iou for outcome in every)
-    first, near = np.nanmean([[outcome.first, outcome.near] for outcome in every], axis=0)
-    return [f"{np.mean([outcome.iou for outcome in every]):.3f}", f"{worst:.3f}", f"{first:.2f}", f"{near:.3f}"]
+    points = [[outcome.first, outcome.near, outcome.near_wide] for outcome in every]
+    first, near, wide = np.nanmean(points, axis=0)
+    mean = np.mean([outcome.iou for outcome in every])
+    return [f"{mean:.3f}", f"{worst:.3f}", f"{first:.2f}", f"{near:.3f}", f"{wide:.3f}"]
 
 
 if __name__ == "__main__":

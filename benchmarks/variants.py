@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest import mock
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.segmentation import photo_windows
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting
+from sa3d_nerfstudio.segmentation.report import ViewRecord
 from sa3d_nerfstudio.segmentation.self_prompting import Agreement
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter
@@ -89,6 +92,14 @@ class UnweightedSession(SegmentationSession):
         return super().choose_found(candidates, replace(agreement, certain=agreement.plain))
 
 
+class HalfPhotoSession(SegmentationSession):
+    """Shows networks windows of half a photo, too, where the object is small enough for them."""
+
+    def steps(self) -> Generator[ViewRecord, None, None]:
+        with mock.patch.object(photo_windows, "LARGEST_SHARE", 1 / 2):
+            yield from super().steps()
+
+
 class SmallImageSegmenter:
     """A network that is shown renders, or photos on their pixels."""
 
@@ -143,6 +154,7 @@ VARIANTS = {
     "agreement": Variant("what agrees best, whatever its score", session=AgreementSession),
     "unweighted": Variant("pixels of which little is known count like others", session=UnweightedSession),
     "whole-photos": Variant("networks are shown whole photos, however small the object", {"close_photos": False}),
+    "half-photos": Variant("networks are shown windows of half a photo, too", session=HalfPhotoSession),
     "small-images": Variant("images as small as renders", segmenter=SmallImageSegmenter),
     "only-ranked": Variant("0.1, but ranked by score and agreement", PUBLISHED_PROMPTS, segmenter=SmallImageSegmenter),
     "only-spread": Variant(

@@ -51,6 +51,7 @@ class MaskGrid(MaskField):
         super().__init__(resolution**3)
         self.max_resolution = resolution
         self._placement: tuple[list[tuple[Tensor, int]], tuple[float, ...]] | None = None
+        self._corner_offsets: tuple[int, Tensor] | None = None
         self.register_buffer("center", torch.zeros(3))
         self.register_buffer("half_extent", torch.ones(3))
 
@@ -58,6 +59,14 @@ class MaskGrid(MaskField):
     def resolution(self) -> int:
         """Vertices along each axis."""
         return round(self.num_cells ** (1 / 3))
+
+    def corner_offsets(self) -> Int[Tensor, "8 1"]:
+        """:func:`trilinear.corner_offsets` where the evidence lies; made there, so that no device is waited for."""
+        kept, r = self._corner_offsets, self.resolution
+        if kept is None or kept[0] != r or kept[1].device != self.hit.device:
+            corner = torch.arange(8, device=self.hit.device)[:, None]
+            kept = self._corner_offsets = r, (corner >> 2) * r**2 + (corner >> 1 & 1) * r + (corner & 1)
+        return kept[1]
 
     @property
     def cell_size(self) -> Float[Tensor, ""]:

@@ -92,17 +92,23 @@ def read_all(
     weights: Float[Tensor, "atoms num_rays"],
     index: Int[Tensor, " num"],
     fractions: Fractions,
-    resolution: int,
+    offsets: Int[Tensor, "8 1"],
 ) -> Float[Tensor, "num_rays channels"]:
     """The sums of :func:`read_sums`, of which every ray reads all eight vertices of each block.
 
-    For GPUs: there it takes less time than to be told which rays need not.
+    For GPUs: there it takes less time than to be told which rays need not, and all corners at once less than one by
+    one.
+
+    Args:
+        values: At the vertices.
+        weights: Of the atoms.
+        index: First vertices of their blocks, [atoms, num_rays] in a row.
+        fractions: Where in the blocks.
+        offsets: :func:`corner_offsets`, where the values are.
     """
-    total = values.new_zeros(len(index), values.shape[1])
     corners = corner_weights(fractions, weights.reshape(-1))
-    for offset, weight in zip(corner_offsets(resolution), corners, strict=True):
-        total.addcmul_(values[offset:].index_select(0, index), weight[:, None])
-    return total.reshape(*weights.shape, -1).sum(0)
+    read_values = values.index_select(0, (index + offsets).reshape(-1)).reshape(*corners.shape, -1)
+    return read_values.mul_(corners[..., None]).reshape(-1, *weights.shape[1:], values.shape[1]).sum(0)
 
 
 def add_all(
@@ -111,13 +117,11 @@ def add_all(
     weights: Float[Tensor, "atoms num_rays"],
     index: Int[Tensor, " num"],
     fractions: Fractions,
-    resolution: int,
+    offsets: Int[Tensor, "8 1"],
 ) -> None:
     """The adjoint of :func:`read_all`: add the values of rays to all vertices around their atoms."""
-    spread = values.repeat(len(weights), 1)
-    corners = corner_weights(fractions, weights.reshape(-1))
-    for offset, weight in zip(corner_offsets(resolution), corners, strict=True):
-        out[offset:].index_add_(0, index, spread * weight[:, None])
+    corners = corner_weights(fractions, weights.reshape(-1)).reshape(-1, *weights.shape[1:], 1)
+    out.index_add_(0, (index + offsets).reshape(-1), (values * corners).reshape(-1, values.shape[1]))
 
 
 def add(

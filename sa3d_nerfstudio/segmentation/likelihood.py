@@ -31,17 +31,20 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sa3d_nerfstudio.distributed.ranks import Ranks
 from sa3d_nerfstudio.fields.base import LIGHT_LOGIT, MIN_EVIDENCE, SHARPNESS, MaskField
+from sa3d_nerfstudio.traces.atoms import AtomRows
 from sa3d_nerfstudio.traces.base import MIN_KNOWN, TraceRows, ViewTrace
 
 OPEN = 0.1
@@ -67,6 +70,10 @@ GOOD_ENOUGH = 1.01
 """The least steps are taken after which the loss in the views left out is no more than so many times the lowest."""
 PATIENCE = 3
 """Steps that are taken in search of a lower loss."""
+HARDLY_LESS = 1.003
+"""The search ends where so many steps have not made it lower by this factor."""
+CPU_ATOMS = 1 << 15
+"""Atoms whose rows are worked on together on a CPU, about."""
 DAMPING = 0.05
 """Evidence that every cell is taken to have besides its own, as a share of the median: cells seen least move least."""
 
@@ -106,7 +113,7 @@ class LikelihoodReport:
 
 @dataclass
 class _Equations:
-    """The rays of one view that take part."""
+    """The rays of one view that take part, or of several."""
 
     rows: TraceRows
     mask: Float[Tensor, " num"]
@@ -115,10 +122,25 @@ class _Equations:
     known: Float[Tensor, " num"]
     """Share of the ray's weight that lies in cells with evidence, light that passes everything included."""
     weight: Float[Tensor, " num"]
-    prompted: bool
+    view: Int[Tensor, " num"]
+    """Number of the ray's view among those that were added."""
     held_out: bool = False
-    """Whether it is left out to tell how many steps to take."""
-    trust: float = 1.0
+    """Whether they are left out to tell how many steps to take."""
+    trusted: Float[Tensor, " num"] = field(init=False)
+    """Their weight as far as their view is trusted."""
+
+    def __post_init__(self) -> None:
+        self.trusted = self.weight
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Equations]) -> _Equations:
+        """Those of several views, which are either all left out or all not."""
+        if len(parts) == 1:
+            return parts[0]
+        names = ("mask", "light", "known", "weight", "view")
+        columns = (torch.cat([getattr(part, name) for part in parts]) for name in names)
+        rows = AtomRows.joined([part.rows for part in parts if isinstance(part.rows, AtomRows)])
+        return cls(rows, *columns, held_out=parts[0].held_out)
 
     def logits(self, cells: Float[Tensor, " num_cells"]) -> Float[Tensor, " num"]:
         """Of the rays."""
@@ -126,8 +148,21 @@ class _Equations:
 
     def loss(self, rays: Float[Tensor, " num"]) -> Float[Tensor, ""]:
         """Of the rays' logits."""
-        each = F.binary_cross_entropy_with_logits(rays, self.mask, self.weight, reduction="sum")
-        return self.trust * each
+        return F.binary_cross_entropy_with_logits(rays, self.mask, self.trusted, reduction="sum")
+
+
+def _joined(equations: Iterable[_Equations]) -> list[_Equations]:
+    """Equations of several views as one, where their rows are kept as atoms: many small sums take longer than few large
+    ones. On a CPU as many as its caches hold."""
+    groups: dict[Any, list[_Equations]] = {}
+    atoms: Counter[bool] = Counter()
+    for number, each in enumerate(equations):
+        key: Any = number
+        if isinstance(each.rows, AtomRows):
+            atoms[each.held_out] += len(each.rows.index)
+            key = each.held_out, 0 if each.mask.is_cuda else atoms[each.held_out] // CPU_ATOMS
+        groups.setdefault(key, []).append(each)
+    return [_Equations.joined(parts) for parts in groups.values()]
 
 
 class MaskLikelihood:
@@ -149,6 +184,11 @@ class MaskLikelihood:
         self._hit, self._seen = own if self._ranks.is_first else [torch.zeros_like(part) for part in own]
         """Evidence of the views that are not left out: the sum over all ranks."""
         self._equations: list[_Equations] = []
+        self._prompted: list[bool] = []
+        """Of each view, whether the user has prompted it."""
+        self._num_held_out = 0
+        self._trust = field.hit.new_ones(0)
+        """Of each view, the share of its weight that it keeps."""
         for view in views:
             self.add(view)
 
@@ -160,9 +200,10 @@ class MaskLikelihood:
             number: Which one it is, counted from 0 over all ranks; by default the next.
         """
         equations = self._of(view)
-        number = len(self._equations) if number is None else number
+        number = len(self._prompted) if number is None else number
         if number % HELD_OUT == HELD_OUT // 2 and not view.prompted:
             equations.held_out = True
+            self._num_held_out += 1
             counted = torch.as_tensor(view.weight, dtype=torch.float32, device=view.mask.device)
             lifted = view.mask if view.lifted is None else view.lifted
             image = torch.stack([counted * lifted, counted.expand(lifted.shape)], dim=-1)
@@ -170,6 +211,8 @@ class MaskLikelihood:
             self._hit -= hit
             self._seen -= seen
         self._equations.append(equations)
+        self._prompted.append(view.prompted)
+        self._trust = torch.cat([self._trust, self._trust.new_ones(1)])
 
     def _of(self, view: MaskedView) -> _Equations:
         trace = view.trace
@@ -185,8 +228,8 @@ class MaskLikelihood:
         near |= _widened(image, margin) & _widened(~image, margin)
         counted = counted.expand(mask.shape)
         rays = (near.reshape(-1) & (known > MIN_KNOWN) & (counted > 0)).nonzero()[:, 0]
-        rows = trace.rows(self.field, rays)
-        return _Equations(rows, mask[rays], light[rays], known[rays], counted[rays], view.prompted)
+        rows, number = trace.rows(self.field, rays), torch.full_like(rays, len(self._prompted))
+        return _Equations(rows, mask[rays], light[rays], known[rays], counted[rays], number)
 
     @property
     def num_rays(self) -> int:
@@ -212,7 +255,7 @@ class MaskLikelihood:
         for equations in used:
             rays = equations.logits(logits)
             loss += equations.loss(rays)
-            excess = (rays.sigmoid() - equations.mask) * equations.weight * (equations.trust / equations.known)
+            excess = (rays.sigmoid() - equations.mask) * (equations.trusted / equations.known)
             equations.rows.backproject(excess, gradient)
         loss, gradient = self._ranks.sum(loss, gradient)
         return float(loss), gradient
@@ -227,12 +270,12 @@ class MaskLikelihood:
             logits: Of the cells.
             held_out: Whether to weigh views that are left out, too.
         """
-        sums = []
+        sums = logits.new_zeros(len(self._prompted), 2)
         for equations in self._equations:
-            probability = equations.logits(logits).sigmoid()
-            common = torch.minimum(probability, equations.mask).sum()
-            sums.append(torch.stack([torch.maximum(probability, equations.mask).sum(), common]))
-        counts = self._ranks.gather(torch.stack(sums) if sums else logits.new_zeros(0, 2))
+            probability, mask = equations.logits(logits).sigmoid(), equations.mask
+            apart = torch.stack([torch.maximum(probability, mask), torch.minimum(probability, mask)], dim=-1)
+            sums.index_add_(0, equations.view, apart)
+        counts = self._ranks.gather(sums)
         union, common = torch.cat(counts).unbind(-1)
         shown = union > FEW_PIXELS
         if not bool(shown.any()):
@@ -241,12 +284,18 @@ class MaskLikelihood:
         tolerated = TOLERATED * misfit[shown].median().clamp(min=LEAST_MISFIT)
         trust = torch.where(shown, 1 / (1 + (misfit / tolerated) ** 4), 1.0)
         own = sum(len(part) for part in counts[: self._ranks.rank])
-        for equations, share in zip(self._equations, trust[own:].tolist(), strict=False):
+        trust = trust[own : own + len(self._prompted)].to(logits)
+        for number, prompted in enumerate(self._prompted):
+            if prompted:
+                trust[number] = 1.0
+        for equations in self._equations:
             if held_out or not equations.held_out:
-                equations.trust = 1.0 if equations.prompted else share
+                self._trust[equations.view] = trust[equations.view]
+                equations.trusted = equations.weight * trust[equations.view]
 
     def fit(self, most_steps: int) -> LikelihoodReport:
         """Descend for at most so many steps, and give the field the logits."""
+        self._equations = _joined(self._equations)
         held_out = self._held_out_losses(most_steps)
         best = min(held_out, default=0.0)
         enough = next((step for step, loss in enumerate(held_out) if loss <= GOOD_ENOUGH * best), UNCHECKED)
@@ -257,14 +306,15 @@ class MaskLikelihood:
             if step == steps:
                 break
         self.field.set_logits(logits)
-        trust = [share for part in self._ranks.gather([item.trust for item in self._equations]) for share in part]
+        trust = [share for part in self._ranks.gather(self._trust.tolist()) for share in part]
         return LikelihoodReport(steps, self.num_rays, losses, trust, held_out)
 
     def _held_out_losses(self, most_steps: int) -> list[float]:
         """Loss in the views that are left out, after each step of a descent without them."""
         rest = [equations for equations in self._equations if not equations.held_out]
         out = [equations for equations in self._equations if equations.held_out]
-        num_rest, num_out = (sum(counts) for counts in zip(*self._ranks.gather((len(rest), len(out))), strict=True))
+        num_out = sum(self._ranks.gather(self._num_held_out))
+        num_rest = sum(self._ranks.gather(len(self._prompted))) - num_out
         if num_rest + num_out < FEWEST_VIEWS or not num_out or not num_rest:
             return []
         evidence = self.field.fresh()
@@ -275,7 +325,8 @@ class MaskLikelihood:
         losses: list[float] = []
         for step, (_, logits) in enumerate(self._descent(evidence, rest)):
             losses.append(self._loss(out, logits))
-            if step == most_steps or step - losses.index(min(losses)) >= PATIENCE:
+            before = losses[max(step - PATIENCE, 0)]
+            if step == most_steps or (step >= PATIENCE and before < HARDLY_LESS * min(losses[-PATIENCE:])):
                 break
         return losses
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -108,6 +109,15 @@ class AtomRows:
             return cls(0, empty.long(), empty, empty.long(), (empty, empty, empty), field.resolution)
         rows, weights, index, x, y, z = (torch.cat(columns) for columns in zip(*kept, strict=True))
         return cls(first, rows, weights, index, (x, y, z), field.resolution)
+
+    @classmethod
+    def joined(cls, parts: Sequence[AtomRows]) -> AtomRows:
+        """The rows of several, one after the other; all of one grid."""
+        first = itertools.accumulate((part.num_rows for part in parts), initial=0)
+        rows = torch.cat([part.rows + start for part, start in zip(parts, first, strict=False)])
+        weights, index = (torch.cat([getattr(part, name) for part in parts]) for name in ("weights", "index"))
+        x, y, z = (torch.cat(axis) for axis in zip(*(part.fractions for part in parts), strict=True))
+        return cls(sum(part.num_rows for part in parts), rows, weights, index, (x, y, z), parts[0].resolution)
 
     def render(self, values: Float[Tensor, " num_cells"]) -> Float[Tensor, " num_rows"]:
         """``A x``."""

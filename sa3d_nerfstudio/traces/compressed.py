@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from dataclasses import field as dataclass_field
 from typing import Any
 
 import torch
@@ -66,6 +67,8 @@ class CompressedTrace:
     rays: ViewRays
     is_part: bool = False
     """Whether it has been made of a larger trace for once, and will be made anew when it is needed again."""
+    _surface: Tensor | None = dataclass_field(default=None, init=False, repr=False)
+    """The surface points of such a trace: of a visit, they are asked for several times."""
 
     @classmethod
     def pack(
@@ -168,9 +171,14 @@ class CompressedTrace:
 
     def surface_points(self) -> Float[Tensor, "num_pixels 3"]:
         """World position at the rendered depth of each pixel."""
+        if self._surface is not None:
+            return self._surface
         everything = slice(None)
         depth = self._decoded(self.depths)[:, None]
-        return torch.addcmul(self.rays.origins_of(everything), self.rays.directions_of(everything), depth)
+        points = torch.addcmul(self.rays.origins_of(everything), self.rays.directions_of(everything), depth)
+        if self.is_part:
+            self._surface = points
+        return points
 
     def render(
         self, field: MaskGrid, values: Float[Tensor, "num_cells channels"]
@@ -184,7 +192,7 @@ class CompressedTrace:
         if values.is_cuda:
             whole = values.new_zeros(len(self.coverage), values.shape[1])
             for part, weights, index, fractions in self._everywhere(field):
-                whole[part] = trilinear.read_all(values, weights, index, fractions, field.resolution)
+                whole[part] = trilinear.read_all(values, weights, index, fractions, field.corner_offsets())
             return whole
         channels, told = _channels(field, values)
         out = values.new_zeros(values.shape[1], len(self.coverage))
@@ -206,7 +214,7 @@ class CompressedTrace:
         if image.is_cuda and len(image) <= MANY_RAYS:
             whole = image.new_zeros(field.num_cells, image.shape[1])
             for part, weights, index, fractions in self._everywhere(field):
-                trilinear.add_all(whole, image[part], weights, index, fractions, field.resolution)
+                trilinear.add_all(whole, image[part], weights, index, fractions, field.corner_offsets())
             return whole
         channels = []
         for channel in image.unbind(-1):
@@ -252,7 +260,11 @@ class CompressedTrace:
 
     def tensors(self) -> dict[str, Tensor]:
         """All but the rays, which follow from the camera."""
-        return {each.name: value for each in fields(self) if isinstance(value := getattr(self, each.name), Tensor)}
+        return {
+            each.name: value
+            for each in fields(self)
+            if each.init and isinstance(value := getattr(self, each.name), Tensor)
+        }
 
     def numbers(self) -> dict[str, Any]:
         """The numbers beside the tensors."""

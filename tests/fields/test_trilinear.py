@@ -37,6 +37,9 @@ def test_reads_what_grid_sample_reads(seed: int, spread: float, resolution: int,
     weights, told = torch.rand(4, 16, generator=generator), single_valued(values, resolution)
     (sums,) = trilinear.read_sums([values], [told], weights, index, fractions, resolution)
     assert torch.allclose(sums, (expected.reshape(4, 16) * weights).sum(0), atol=4e-4 * max(steps, 1))
+    both = torch.stack([values, 1 - values], dim=-1)
+    together = trilinear.read_all(both, weights, index, fractions, grid.corner_offsets())
+    assert torch.allclose(together, torch.stack([sums, weights.sum(0) - sums], dim=-1), atol=4e-4 * max(steps, 1))
 
 
 @settings(deadline=None, max_examples=25)
@@ -48,6 +51,27 @@ def test_adds_what_scatter_adds(seed: int, spread: float, resolution: int):
     out = torch.zeros(grid.num_cells)
     trilinear.add(out, values, *located(grid, positions), resolution)
     assert torch.allclose(out, grid.scatter(values[:, None], positions)[:, 0], atol=1e-4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**31), spread=st.floats(0.01, 100), resolution=st.integers(2, 12))
+def test_all_corners_at_once_are_adjoint(seed: int, spread: float, resolution: int):
+    """``<A x, y> == <x, Aᵀ y>`` for the ways that are taken on a GPU."""
+    generator, grid = torch.Generator().manual_seed(seed), placed(resolution)
+    atoms = located(grid, torch.randn(64, 3, generator=generator) * spread)
+    values, image = (torch.rand(count, 2, generator=generator) for count in (grid.num_cells, 16))
+    weights, out = torch.rand(4, 16, generator=generator), torch.zeros(grid.num_cells, 2)
+    read = trilinear.read_all(values, weights, *atoms, grid.corner_offsets())
+    trilinear.add_all(out, image, weights, *atoms, grid.corner_offsets())
+    assert torch.allclose((read * image).sum(0), (values * out).sum(0), rtol=1e-4, atol=1e-4)
+
+
+def test_corners_follow_a_grid_that_is_placed_anew():
+    grid = MaskGrid(32)
+    assert grid.corner_offsets()[:, 0].tolist() == list(trilinear.corner_offsets(32))
+    grid.place_around(torch.rand(100, 3), spacing=0.05)
+    assert grid.resolution < 32
+    assert grid.corner_offsets()[:, 0].tolist() == list(trilinear.corner_offsets(grid.resolution))
 
 
 @pytest.mark.parametrize("step", [1.0, 1e-3, 1e-30, 1e-44])

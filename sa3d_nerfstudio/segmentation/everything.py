@@ -15,6 +15,7 @@ from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.mask_depth import FoundMask, in_one_piece, pixel_spacing
 from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
 from sa3d_nerfstudio.segmentation.proposals import Proposal, ProposalPool, Rendered
+from sa3d_nerfstudio.segmentation.self_prompting import self_prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.session_views import Views
 from sa3d_nerfstudio.segmentation.view_selection import covering_views, focus
@@ -117,6 +118,9 @@ class SceneSegmentation:
         self.report = SceneReport()
         self.pool = ProposalPool(settings.min_share, settings.threshold, settings.min_agreement)
         self._propose = predictor.propose if propose is None else propose
+        self._predictor = predictor
+        self._asks = propose is None
+        """Whether the segmenter may be asked about what its proposals have missed; of words, they are all that is."""
         self._new_session = new_session
         self._builder = TreeBuilder(settings.threshold)
         self._known: dict[str, MaskField] = {}
@@ -190,8 +194,12 @@ class SceneSegmentation:
         return covering_views(poses, focus(poses), [], self.settings.num_views)
 
     def _proposals(self, view: int) -> Candidates:
-        """What is proposed in a view, on the pixels of its trace, without what is elsewhere in space."""
-        trace, found = self.views.trace(view), self._propose(view)
+        """What is proposed in a view, on the pixels of its trace."""
+        return self._solid(view, self._propose(view))
+
+    def _solid(self, view: int, found: Candidates) -> Candidates:
+        """Masks of a view without what is elsewhere in space."""
+        trace = self.views.trace(view)
         masks = found.masks.to(trace.depth.device)
         pieces = [FoundMask(trace, mask, pixel_spacing(trace, mask)) for mask in masks]
         solid = in_one_piece(pieces, self.settings.part_gap)
@@ -208,7 +216,19 @@ class SceneSegmentation:
         """How well the other views with proposals confirm one, by what its view alone says of 3D."""
         session = self._prompted(proposal)
         session.lift_prompts()
-        return self.pool.support_of(self._rendered(session.grid), but=proposal.view)
+        rendered = self._rendered(session.grid)
+        self._ask_about(proposal, rendered)
+        return self.pool.support_of(rendered, but=proposal.view)
+
+    def _ask_about(self, proposal: Proposal, rendered: Rendered) -> None:
+        """Ask the segmenter for what is so small that its proposals may have missed it in some views."""
+        for view in self.pool.overlooked(proposal, rendered) if self._asks else ():
+            probability, known = (image.cpu() for image in rendered[view])
+            depth = self.views.trace(view).depth[..., 0].cpu()
+            prompt = self_prompt(probability, known, depth, threshold=self.settings.threshold)
+            if prompt is not None:
+                answer = self._predictor.predict(view, prompt)
+                self.pool.add(view, self._solid(view, answer), as_witness=True)
 
     def _finish(self, proposal: Proposal, session: SegmentationSession, name: str) -> SceneProgress:
         """Keep what a session has found, or say why not."""
@@ -219,6 +239,7 @@ class SceneSegmentation:
         if not session.grid.holds_object(self.settings.threshold):
             return self._drop("empty")
         rendered = self._rendered(session.grid)
+        self._ask_about(proposal, rendered)
         support = self.pool.support_of(rendered)
         if support is None or support < self.settings.min_agreement:
             return self._drop("other views show something else there")

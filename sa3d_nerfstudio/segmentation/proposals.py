@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sa3d_nerfstudio.segmentation.mask_depth import window_of
 from sa3d_nerfstudio.segmenters.base import Candidates
+from sa3d_nerfstudio.segmenters.proposals import POINTS_PER_SIDE
 
 EXPLAINED_IOU = 0.8
 """IoU of a proposal with the render of an object from which on it needs no object of its own."""
@@ -22,6 +23,8 @@ NEW_SHARE = 0.5
 CONTRAST = 4.0
 """Power of the support in a proposal's rank, one that other views contradict coming after all that they confirm; and of
 scores in an object's confidence."""
+UNLIKE_IOU = 0.25
+"""IoU below which no proposal of a view is anything like an object."""
 UNSEEN_SUPPORT = 0.5
 """Support of what no other view sees."""
 
@@ -95,6 +98,8 @@ class ProposalPool:
         self.min_support = min_support
         self.proposals: list[Proposal] = []
         self._of_view: dict[int, list[Proposal]] = {}
+        self._count: dict[int, int] = {}
+        """Masks of each view, specks included."""
         self._proposed: dict[int, Bool[Tensor, "height width"]] = {}
         self._covered: dict[int, Bool[Tensor, "height width"]] = {}
 
@@ -103,21 +108,54 @@ class ProposalPool:
         """The views that have been added."""
         return list(self._of_view)
 
-    def add(self, view: int, candidates: Candidates) -> None:
-        """Add what a segmenter proposes in a view; specks are left out."""
+    def add(self, view: int, candidates: Candidates, as_witness: bool = False) -> None:
+        """Add what a segmenter proposes in a view; specks are left out.
+
+        Args:
+            view: The view.
+            candidates: What is proposed.
+            as_witness: Whether it is only to confirm proposals of other views, and not to be segmented.
+        """
         masks = candidates.masks
         height, width = masks.shape[1:]
-        found = []
-        for index, mask in enumerate(masks):
+        first = self._count.get(view, 0)
+        self._count[view] = first + len(masks)
+        self._of_view.setdefault(view, [])
+        self._covered.setdefault(view, masks.new_zeros(height, width))
+        if not as_witness:
+            self._proposed[view] = masks.any(0)
+        for number, mask in enumerate(masks):
             area = int(mask.sum())
-            if area >= max(self.min_share * height * width, 1):
-                window = window_of(mask, margin=0)
-                score = min(max(float(candidates.scores[index]), 0.0), 1.0)
-                found.append(Proposal(view, index, window, mask[window].clone(), (height, width), area, area, score))
-        self._of_view[view] = found
-        self._proposed[view] = masks.any(0)
-        self._covered[view] = torch.zeros_like(self._proposed[view])
-        self.proposals += found
+            if area < max(self.min_share * height * width, 1):
+                continue
+            window = window_of(mask, margin=0)
+            score = min(max(float(candidates.scores[number]), 0.0), 1.0)
+            new = int((mask & ~self._covered[view]).sum())
+            part, key = mask[window].clone(), (view, first + number)
+            found = Proposal(*key, window, part, (height, width), area, new, score, tried=as_witness)
+            self._of_view[view].append(found)
+            self.proposals.append(found)
+
+    def overlooked(self, proposal: Proposal, rendered: Rendered) -> list[int]:
+        """Views where nothing like a proposal is proposed which is as small as a grid of points may miss.
+
+        They say nothing against it: the segmenter has not been asked there.
+
+        Args:
+            proposal: The proposal.
+            rendered: What is known of it in all views.
+        """
+        views = []
+        if not _is_small(proposal.area, proposal.size):
+            return views
+        for view, (probability, known) in rendered.items():
+            shown = known & (probability > self.threshold)
+            area = int(shown.sum())
+            if view == proposal.view or area < self._least(shown) or not _is_small(area, proposal.size):
+                continue
+            if self._best({view: (probability, known)})[0][0] < UNLIKE_IOU:
+                views.append(view)
+        return views
 
     def explain(self, rendered: Rendered) -> int:
         """Strike off what an object explains.
@@ -184,7 +222,7 @@ class ProposalPool:
         best = []
         for view, (probability, known) in rendered.items():
             shown = known & (probability > self.threshold)
-            if view == but or int(shown.sum()) < max(self.min_share * shown.numel(), 1):
+            if view == but or int(shown.sum()) < self._least(shown):
                 continue
             shown, known = shown.to(self._covered[view].device), known.to(self._covered[view].device)
             answers = ((_agreement(item, shown, known), item.score) for item in self._of_view[view])
@@ -214,6 +252,10 @@ class ProposalPool:
                     return first
         return None
 
+    def _least(self, mask: Tensor) -> float:
+        """Pixels that an object must have in a view so that this can tell of it."""
+        return max(self.min_share * mask.numel(), 1)
+
     def _is_open(self, proposal: Proposal) -> bool:
         return not proposal.tried and not proposal.explained
 
@@ -229,6 +271,11 @@ class ProposalPool:
         total = sum(int(mask.sum()) for mask in self._proposed.values())
         covered = sum(int((self._proposed[view] & mask).sum()) for view, mask in self._covered.items())
         return covered / total if total else 1.0
+
+
+def _is_small(area: int, size: tuple[int, int]) -> bool:
+    """Whether so many pixels may lie between the points of a grid that proposals are made at."""
+    return area < size[0] * size[1] / POINTS_PER_SIDE**2
 
 
 def _agreement(proposal: Proposal, shown: Bool[Tensor, "height width"], known: Bool[Tensor, "height width"]) -> float:

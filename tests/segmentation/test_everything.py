@@ -123,6 +123,38 @@ def test_what_one_view_alone_calls_an_object_is_none():
     assert len(scene.cut) == 3
 
 
+class Overlooking(ProposingSegmenter):
+    """Proposes what is small in one view alone, as a grid of points may; asked for it, it finds it in all."""
+
+    def propose(self, embedding: int) -> Candidates:
+        ids = self.views.ids(embedding)
+        masks = [ids == number for number in ids.unique().tolist() if number > 0]
+        masks = [mask for mask in masks if mask.sum() >= ids.numel() / 256 or embedding == 0]
+        return Candidates(torch.stack(masks), torch.ones(len(masks)))
+
+
+def test_what_proposals_overlook_is_asked_for():
+    balls = torch.tensor([[0.0, 0.0, 0.25, 0.25], [0.5, 0.3, 0.08, 0.08]])
+    views = BallViews(height=96, width=128, balls=balls)
+    small = [int((views.ids(view) == 2).sum()) for view in range(len(views))]
+    assert max(small) < 96 * 128 / 256, "a grid of points may miss it"
+    segmenter = Overlooking(views, {}, [], [])
+    predictor = MaskPredictor(segmenter, SessionViews(views, {}, SessionReport()))
+
+    def new_session() -> SegmentationSession:
+        return SegmentationSession(views, segmenter, MaskGrid(48), SessionSettings())
+
+    scene = SceneSegmentation(views, predictor, new_session, SceneSettings(num_views=4))
+    scene.run()
+    assert len(scene.cut) == 2
+    assert scene.objects["object 2"].support > 0.8
+    assert scene.report.sessions == 2, "answers to what is asked are no proposals"
+    # What is proposed from elsewhere, such as words, is all there is.
+    words = SceneSegmentation(views, predictor, new_session, SceneSettings(num_views=4), predictor.propose)
+    words.run()
+    assert len(words.objects) == 1
+
+
 class Levels(ProposingSegmenter):
     """Proposes the two balls that touch as one thing, too, and answers with what is shaped like the prior."""
 

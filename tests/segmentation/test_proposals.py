@@ -66,6 +66,30 @@ def test_support_is_the_mean_over_the_views_that_show_it(pool: ProposalPool):
     assert pool.support_of(rendered(mask(0, 0), mask(0, 0))) is None
 
 
+def test_views_overlook_what_is_small_and_like_nothing_that_they_propose():
+    """In images of 32 x 32, of which points of a grid are two pixels apart."""
+
+    def dot(*places: tuple[int, int]) -> Tensor:
+        image = torch.zeros(32, 32, dtype=torch.bool)
+        image[tuple(zip(*places, strict=True))] = True
+        return image
+
+    speck, large = dot((3, 3), (3, 4), (4, 3)), torch.ones(32, 32, dtype=torch.bool)
+    pool = ProposalPool(min_share=0.001)
+    for view, masks in enumerate([[speck, large], [large], [speck], []]):
+        pool.add(view, Candidates(torch.stack(masks) if masks else speck.new_zeros(0, 32, 32), torch.ones(len(masks))))
+    small, whole = pool.proposals[:2]
+    assert pool.overlooked(small, rendered(speck, speck, speck, speck)) == [1, 3]
+    assert pool.overlooked(small, rendered(speck, large, speck, dot((0, 0)) & False)) == []
+    assert pool.overlooked(whole, rendered(large, speck, speck, speck)) == []
+    before = pool.explained
+    pool.add(1, Candidates(speck[None], torch.ones(1)), as_witness=True)
+    assert pool.overlooked(small, rendered(speck, speck, speck, speck)) == [3]
+    assert pool.support_of(rendered(speck, speck), but=0) == 1.0
+    assert pool.proposals[-1].key == (1, 1) and pool.proposals[-1].tried
+    assert pool.explained == before
+
+
 def test_confidence_prefers_the_level_whose_masks_the_segmenter_scores_higher():
     pool = ProposalPool(min_share=0.02)
     masks = torch.stack([mask(0, 4), mask(4, 8), mask(0, 8)])

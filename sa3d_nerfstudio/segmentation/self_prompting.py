@@ -183,7 +183,9 @@ class Agreement:
     :meth:`sa3d_nerfstudio.segmentation.prompted_surface.PromptedSurface.agreement`."""
 
 
-def best_agreeing(scores: Float[Tensor, " num_candidates"], agreement: Agreement, min_agreement: float) -> int | None:
+def best_agreeing(
+    scores: Float[Tensor, " num_candidates"], agreement: Agreement, min_agreement: float, fits_prior: bool = False
+) -> int | None:
     """The candidate that is best by its score and its agreement with what is known together.
 
     A network's favourite flips between a part, the object and more than it from view to view; what has been lifted so
@@ -194,19 +196,33 @@ def best_agreeing(scores: Float[Tensor, " num_candidates"], agreement: Agreement
         scores: The network's own; what lies outside of [0, 1] counts as 0 or 1.
         agreement: Of the candidates.
         min_agreement: Candidates whose plain agreement is less are out of the question.
+        fits_prior: Whether the scores tell how well candidates fit the rendered mask; see :func:`merits_of`.
 
     Returns:
         Its index; None where no candidate agrees.
     """
     agrees = torch.tensor(agreement.plain) >= min_agreement
-    merits = merits_of(scores.cpu(), torch.tensor(agreement.certain), torch.tensor(agreement.prompted))
+    merits = merits_of(scores.cpu(), torch.tensor(agreement.certain), torch.tensor(agreement.prompted), fits_prior)
     return int(torch.where(agrees, merits, -torch.inf).argmax()) if bool(agrees.any()) else None
 
 
 def merits_of(
-    scores: Float[Tensor, " num"], certain: Float[Tensor, " num"], prompted: Float[Tensor, " num"]
+    scores: Float[Tensor, " num"],
+    certain: Float[Tensor, " num"],
+    prompted: Float[Tensor, " num"],
+    fits_prior: bool = False,
 ) -> Float[Tensor, " num"]:
-    """What candidates are ranked by."""
+    """What candidates are ranked by.
+
+    Args:
+        scores: The segmenter's own.
+        certain: Agreement with the rendered mask, as :class:`Agreement` has it.
+        prompted: Agreement with the user's views.
+        fits_prior: Whether the scores tell of the first already. It would count twice, and what is too much in the
+            rendered mask would grow from view to view. The user's views are news to them, and count as much as they.
+    """
+    if fits_prior:
+        return scores.clamp(0, 1) + prompted
     return scores.clamp(0, 1) + AGREEMENT_WEIGHT * certain + PROMPT_WEIGHT * prompted
 
 

@@ -41,7 +41,7 @@ from sa3d_nerfstudio.segmentation.view_selection import Route, magnification
 from sa3d_nerfstudio.segmentation.views_around import RendersAnywhere, views_around
 from sa3d_nerfstudio.segmentation.visits import Visits
 from sa3d_nerfstudio.segmentation.windows import CloseViews, Masks, Places, enlargement, has_windows, on_same_pixels
-from sa3d_nerfstudio.segmenters.base import CUDA_BATCH, Candidates, Segmenter
+from sa3d_nerfstudio.segmenters.base import CUDA_BATCH, Candidates, Segmenter, fits_prior
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.window import Window
 
@@ -374,11 +374,11 @@ class SegmentationSession:
             candidates: The segmenter's.
             agreement: Of each with what is known.
         """
-        scores = candidates.scores
+        scores, by_prior = candidates.scores, fits_prior(self.predictor.segmenter)
         if any(prompted.picked for prompted in self.prompted.values()):
             # The user has overruled what the segmenter prefers.
-            scores = torch.zeros_like(scores)
-        return best_agreeing(scores, agreement, self.settings.min_agreement)
+            scores, by_prior = torch.zeros_like(scores), False
+        return best_agreeing(scores, agreement, self.settings.min_agreement, by_prior)
 
     def _prompted_surface(self, spacing: float) -> PromptedSurface | None:
         """What the views that the user has prompted show of the object, and of what is around it."""

@@ -30,7 +30,7 @@ from sa3d_nerfstudio.segmentation.self_prompting import (
 )
 from sa3d_nerfstudio.segmentation.session_views import SessionViews, ViewKey
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
-from sa3d_nerfstudio.segmenters.base import Candidates
+from sa3d_nerfstudio.segmenters.base import Candidates, fits_prior
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.window import touched_sides
 
@@ -190,7 +190,7 @@ class Visits:
                 continue
             field, state = self._lifting.field, self._lifter.state_of(view)
             before = field.hit.clone(), field.seen.clone()
-            likely = _likely(numbers)
+            likely = _likely(numbers, fits_prior(self._predictor.segmenter))
             self._lift(now, candidates.masks.index_select(0, likely)[0])
             begin(coming[:1], coming[1:])
             search = self._views.search(coming[:1], self._guide)
@@ -329,10 +329,10 @@ class Visits:
             return bool((known & (probability > self._settings.threshold)).any())
 
 
-def _likely(numbers: Float[Tensor, "num_candidates 11"]) -> Int[Tensor, "1"]:
+def _likely(numbers: Float[Tensor, "num_candidates 11"], by_prior: bool) -> Int[Tensor, "1"]:
     """The candidate that will most likely be taken, by what :meth:`Visits._compared` computes; told where that is."""
     certain = numbers[:, 3] / numbers[:, 2].clamp(min=1e-12)
-    return merits_of(numbers[:, 9], certain, numbers[:, 10]).argmax(0, keepdim=True)
+    return merits_of(numbers[:, 9], certain, numbers[:, 10], by_prior).argmax(0, keepdim=True)
 
 
 def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -110,7 +110,8 @@ class Segmenter(Protocol):
     """A 2D segmenter. Stateless between calls: what it learnt of an image travels in the embedding.
 
     One with an attribute ``input_side`` is shown photos at up to that longer side, however small the renders are in
-    which objects are segmented; see :func:`input_side`.
+    which objects are segmented; see :func:`input_side`. One with ``fits_prior`` scores masks by a prompt's prior; see
+    :func:`fits_prior`.
     """
 
     def embed(self, image: SegmenterImage) -> Any:
@@ -125,6 +126,12 @@ class Segmenter(Protocol):
 def input_side(segmenter: Segmenter) -> int | None:
     """Longer side of the largest image that a segmenter makes use of; None if it wants images as large as renders."""
     return getattr(segmenter, "input_side", None)
+
+
+def fits_prior(segmenter: Segmenter) -> bool:
+    """Whether the scores of a segmenter tell how well its masks fit the prior of a prompt: what has been lifted of an
+    object need not count once more when one of its masks is chosen."""
+    return getattr(segmenter, "fits_prior", False)
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
 from sa3d_nerfstudio.prompts.prompt import CandidateName, Prompt
 from sa3d_nerfstudio.segmentation.progress import print_report
+from sa3d_nerfstudio.segmentation.self_prompting import Agreement
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.session_views import FreeView
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
@@ -291,6 +292,25 @@ def test_a_fickle_favourite_does_not_mislead_the_loop():
     report = session.run()
     assert iou_in_unseen_views(session, 1) > 0.9
     assert all(record.state in ("prompt", "used") for record in report.last().values())
+
+
+class FittingPriors(BallSegmenter):
+    """One whose scores tell how well masks fit the prior."""
+
+    fits_prior = True
+
+
+@pytest.mark.parametrize(("kind", "chosen"), [(BallSegmenter, 0), (FittingPriors, 1)])
+def test_what_is_known_counts_once_where_scores_tell_of_it(kind: type[BallSegmenter], chosen: int):
+    """Otherwise what is too much in the rendered mask grows from view to view."""
+    views = BallViews()
+    session = SegmentationSession(views, kind.of(views), MaskGrid(8), SessionSettings())
+    session.prompt(0, point_on(views, 0, 1))
+    candidates = Candidates(torch.zeros(2, 4, 4, dtype=torch.bool), torch.tensor([0.5, 0.55]))
+    assert session.choose_found(candidates, Agreement([0.9, 0.8], [0.9, 0.8], [0.5, 0.48])) == chosen
+    # What the user's view shows counts in any case, and what agrees with nothing is out of the question.
+    assert session.choose_found(candidates, Agreement([0.9, 0.8], [0.9, 0.8], [0.6, 0.5])) == 0
+    assert session.choose_found(candidates, Agreement([0.9, 0.2], [0.9, 0.2], [0.5, 0.48])) == 0
 
 
 class OnlyLarge(PartObjectWhole):

@@ -92,6 +92,8 @@ class GrabCutSegmenter:
         threads: How many at once; by default one for each core, up to :data:`MOST_THREADS`.
     """
 
+    fits_prior = True
+
     def __init__(self, threads: int | None = None) -> None:
         self.at_once = threads or min(available_cores(), MOST_THREADS)
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sa3d_nerfstudio.fields.mask_grid import FAR_LOGIT, MaskGrid
+from sa3d_nerfstudio.segmentation import likelihood
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
 from sa3d_nerfstudio.segmentation.likelihood import UNCHECKED, MaskedView, MaskLikelihood
 from sa3d_nerfstudio.segmentation.mask_depth import pixel_spacing, surface_of
@@ -154,6 +155,25 @@ def test_the_order_of_views_and_the_size_of_chunks_do_not_matter(monkeypatch: py
     MaskLikelihood(other, reversed(views[:7])).fit(5)
     assert grid.logits is not None and other.logits is not None
     assert torch.allclose(grid.logits, other.logits, atol=1e-3)
+
+
+def test_how_many_views_are_worked_on_together_does_not_matter(monkeypatch: pytest.MonkeyPatch):
+    """Nor are views weighed as one, or left out, because their rows are."""
+    grid, views = lifted_ball(1, {2: wrong_mask(2)})
+    other = grid.fresh()
+    other.copy_from(grid)
+    together = MaskLikelihood(grid, views)
+    report = together.fit(12)
+    assert len(together._equations) == 2, "those that are left out, and those that are not"
+    monkeypatch.setattr(likelihood, "CPU_ATOMS", 1)
+    each = MaskLikelihood(other, views)
+    again = each.fit(12)
+    assert len(each._equations) == len(views)
+    assert grid.logits is not None and other.logits is not None
+    assert torch.allclose(grid.logits, other.logits, atol=1e-3)
+    assert report.steps == again.steps
+    assert report.trust == pytest.approx(again.trust, abs=1e-3)
+    assert report.held_out == pytest.approx(again.held_out, rel=1e-3)
 
 
 def test_a_view_that_counts_thrice_is_one_that_is_there_three_times():

@@ -128,6 +128,8 @@ class _Equations:
     """Whether they are left out to tell how many steps to take."""
     trusted: Float[Tensor, " num"] = field(init=False)
     """Their weight as far as their view is trusted."""
+    _newest: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
+    """The cells that were rendered last, and the logits of the rays: views are weighed where a step is taken."""
 
     def __post_init__(self) -> None:
         self.trusted = self.weight
@@ -143,8 +145,10 @@ class _Equations:
         return cls(rows, *columns, held_out=parts[0].held_out)
 
     def logits(self, cells: Float[Tensor, " num_cells"]) -> Float[Tensor, " num"]:
-        """Of the rays."""
-        return (self.rows.render(cells) + self.light) / self.known
+        """Of the rays; the cells must not be changed in place."""
+        if self._newest is None or self._newest[0] is not cells:
+            self._newest = cells, (self.rows.render(cells) + self.light) / self.known
+        return self._newest[1]
 
     def loss(self, rays: Float[Tensor, " num"]) -> Float[Tensor, ""]:
         """Of the rays' logits."""

@@ -29,6 +29,7 @@ from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.segmenters.base import Segmenter
 from sa3d_nerfstudio.segmenters.text import TextOptions
+from sa3d_nerfstudio.viewer.viser_compat import end_after_errors
 from sa3d_nerfstudio.views.training_views import TrainingViews
 
 MODEL_DIR = "nerfstudio_models"
@@ -87,12 +88,38 @@ class FairLock:
         time.sleep(self._pause)
 
 
+class _Gone:
+    """What is left of the rendering for a tab that was closed."""
+
+    running = False
+
+    def action(self, action: RenderAction) -> None:
+        """Nobody looks at it any more."""
+
+
+class RenderMachines(dict[int, Any]):
+    """nerfstudio's renderings by tab; a tab that is not there, or not any more, is told things in vain.
+
+    nerfstudio looks tabs up while they leave, in the midst of messages that viser sends together. The KeyError that
+    came of it left viser waiting for the end of these messages for ever, and all other tabs with it.
+    """
+
+    def __missing__(self, client_id: int) -> _Gone:
+        return _Gone()
+
+    def pop(self, client_id: int, default: Any = None) -> Any:  # type: ignore[override]
+        """Forget a tab, if it is there."""
+        return super().pop(client_id, default)
+
+
 class NerfstudioViewer:
     """The viewer that the panel lives in, of ``ns-train`` or of ``ns-viewer``."""
 
     def __init__(self, viewer: Viewer) -> None:
         self.viewer = viewer
         self.server = viewer.viser_server
+        viewer.render_statemachines = RenderMachines(viewer.render_statemachines)
+        end_after_errors(self.server)
         self.lock = FairLock(viewer.train_lock or threading.Lock())
         self._marks: viser.PointCloudHandle | None = None
 

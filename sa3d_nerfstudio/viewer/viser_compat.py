@@ -1,9 +1,10 @@
-"""What differs between viser 0.2.7 and later versions, and how text is escaped for its markdown."""
+"""What differs between versions of viser, what is amiss in all of them, and how text is escaped for its markdown."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import viser
@@ -41,6 +42,27 @@ class EscapeKey:
         handle, self._handle = self._handle, None
         if handle is not None:
             handle.remove()
+
+
+def end_after_errors(server: viser.ViserServer) -> None:
+    """Have messages that a server sends together come to an end where an error leaves them.
+
+    ``atomic()`` of viser, 0.2.7 and 1.0 alike, does not: nothing is sent after an error, to any tab.
+    """
+    original = server.atomic
+
+    @contextmanager
+    def atomic() -> Iterator[None]:
+        failed: BaseException | None = None
+        with original():
+            try:
+                yield
+            except BaseException as error:  # Raised again, when viser has let go.
+                failed = error
+        if failed is not None:
+            raise failed
+
+    server.atomic = atomic  # type: ignore[method-assign]
 
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")

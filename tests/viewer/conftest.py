@@ -28,6 +28,22 @@ class Place:
     away: tuple[float, float]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
+    """Remember which test was left with a viewer that the others of its file share."""
+    report = yield
+    if report.failed and "training" in getattr(item, "fixturenames", ()):
+        vars(item.parent).setdefault("left_by", item.name)
+    return report
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A viewer that hangs would have every test wait for it until its time is up."""
+    name = vars(item.parent).get("left_by")
+    if name is not None and "training" in getattr(item, "fixturenames", ()):
+        pytest.fail(f"{name} has failed with the viewer that this test goes on with", pytrace=False)
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

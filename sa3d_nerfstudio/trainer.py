@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import re
@@ -250,12 +251,11 @@ class SA3DTrainer(Trainer):
             self._init_viewer_state()
             self._update_viewer_state(self.step)
             try:
-                self._train_complete_viewer()
-            except KeyboardInterrupt:
-                if self.ranks.size == 1:
-                    raise
+                # nerfstudio would print a traceback, though Ctrl-C is how one leaves.
+                with contextlib.suppress(KeyboardInterrupt):
+                    self._train_complete_viewer()
             finally:
-                # Ctrl-C is how one leaves; what runs stops at the next view, and what it has found is saved.
+                # What runs stops at the next view, and what it has found is saved.
                 self.pipeline.segment_panel.close()
 
     @property

@@ -5,6 +5,7 @@ Checked against nerfstudio 1.1.5; what is used has the same names on its main br
 
 from __future__ import annotations
 
+import logging
 import math
 import shlex
 import threading
@@ -137,6 +138,17 @@ class NerfstudioViewer:
     def config(self) -> Path:
         """The run's config.yml."""
         return self.run_dir / "config.yml"
+
+    def close(self) -> None:
+        """Render no more, for any tab: a thread that renders while the process ends would have it abort."""
+        machines = list(self.viewer.render_statemachines.values())
+        for machine in machines:
+            machine.running, machine.interrupt_render_flag = False, True
+        for machine in machines:
+            machine.join(30)
+        # Tabs go on talking while the server closes, and websockets would print a traceback for each.
+        logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
+        self.server.stop()
 
     def prepare(self, max_res: int | None) -> None:
         """Put away what only makes sense while a model is trained, and have no more rendered than is looked at.

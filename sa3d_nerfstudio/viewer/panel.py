@@ -58,6 +58,7 @@ class SegmentPanel(ViewerControl):
         """Stop what runs at the next view, and wait until what was found is kept."""
         self._job.stop()
         self.context.close()
+        self.nerfstudio_viewer.close()
 
     def _came(self, client: viser.ClientHandle) -> None:
         """A tab was opened; it begins where a picture was taken, and not somewhere in the middle of things.

@@ -63,8 +63,12 @@ def training(tiny_run: Path, folder: Path) -> Iterator[str]:
     """Address of the viewer of ``ns-train sa3d`` without a prompt."""
     text = ["--pipeline.text-model", save_tiny_dino(folder / "dino", wider=2.0)] if text_available() else []
     words = ["ns-train", "sa3d", "--load-dir", tiny_run, "--output-dir", folder, "--timestamp", "S", *OPTIONS, *text]
-    with server(folder / "train.log", *words) as address:
+    log = folder / "train.log"
+    with server(log, *words) as address:
         yield address
+    # Ctrl-C is how one leaves it.
+    text = log.read_text()
+    assert "Traceback" not in text and "terminate called" not in text, text[-3000:]
 
 
 @pytest.fixture(scope="module")

@@ -278,7 +278,11 @@ def test_ns_viewer_goes_on_where_the_run_was_saved(chromium: Any, run: Path, fol
     assert [prompt["choice"] is not None for prompt in saved["prompts"]["object"]["prompts"]] == [True]
 
 
-def test_ctrl_c_does_not_wait_for_a_segmentation(tab: Tab):
+def test_ctrl_c_does_not_wait_for_a_segmentation(chromium: Any, training: str, tab: Tab):
+    # A tab that stays open, and is rendered for.
+    page = chromium.new_page(viewport=SIZE)
+    page.goto(training)
+    Tab(page, tab.shots)
     tab.press("Segment")
     # The command is interrupted when this module ends, and must come to its end by itself.
     tab.wait(re.compile("pass .: view|views used,"))

@@ -53,14 +53,13 @@ def end_after_errors(server: viser.ViserServer) -> None:
 
     @contextmanager
     def atomic() -> Iterator[None]:
-        failed: BaseException | None = None
-        with original():
-            try:
-                yield
-            except BaseException as error:  # Raised again, when viser has let go.
-                failed = error
-        if failed is not None:
-            raise failed
+        together = original()
+        together.__enter__()
+        try:
+            yield
+        finally:
+            # Told of no error: viser would skip the end.
+            together.__exit__(None, None, None)
 
     server.atomic = atomic  # type: ignore[method-assign]
 

@@ -67,8 +67,8 @@ def training(tiny_run: Path, folder: Path) -> Iterator[str]:
     with server(log, *words) as address:
         yield address
     # Ctrl-C is how one leaves it.
-    text = log.read_text()
-    assert "Traceback" not in text and "terminate called" not in text, text[-3000:]
+    printed = log.read_text()
+    assert "Traceback" not in printed and "terminate called" not in printed, printed[-3000:]
 
 
 @pytest.fixture(scope="module")

@@ -58,8 +58,6 @@ def test_messages_sent_together_end_after_an_error():
         with pytest.raises(KeyError, match="gone"), server.atomic():
             raise KeyError("gone")
         assert can_send_together(server)
-        with server.atomic():
-            server.gui.add_markdown("after")
     finally:
         server.stop()
 

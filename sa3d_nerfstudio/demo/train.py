@@ -48,7 +48,9 @@ def small_nerfacto(data: Path, output_dir: Path, timestamp: str, steps: int) -> 
     data_manager = config.pipeline.datamanager
     # The parallel one stays: ns-viewer and ns-export expect nerfacto's own when they read the run.
     assert isinstance(data_manager, ParallelDataManagerConfig)
-    data_manager.num_processes = 1
+    # Batches are small: one process makes them. nerfstudio's main branch has another name for it, and would start four.
+    workers = "num_processes" if hasattr(data_manager, "num_processes") else "dataloader_num_workers"
+    setattr(data_manager, workers, 1)
     data_manager.train_num_rays_per_batch = 512
 
     model = config.pipeline.model

@@ -15,6 +15,7 @@ import rasterizer
 import torch
 from nerfacc import grid, volrend
 from nerfacc.estimators import occ_grid
+from nerfstudio.configs.method_configs import method_configs
 from nerfstudio.exporter import marching_cubes
 from nerfstudio.field_components.encodings import HashEncoding
 from nerfstudio.fields import sdf_field
@@ -70,6 +71,15 @@ def splats_on_cpu(patch: Patch) -> None:
     patch.setattr(splatfacto, "rasterization", rasterizer.rasterization)
     patch.setattr(splatfacto, "get_viewmat", splatfacto.get_viewmat._torchdynamo_orig_callable)
     patch.setattr(torch.Tensor, "cuda", _stay)
+
+
+def one_worker(patch: Patch) -> None:
+    """Let one process make a training's batches: nerfstudio's main branch starts four, more than there are cores."""
+    for config in method_configs.values():
+        # Methods of plugins that are not installed have no pipeline.
+        manager = getattr(getattr(config, "pipeline", None), "datamanager", None)
+        if hasattr(manager, "dataloader_num_workers"):
+            patch.setattr(manager, "dataloader_num_workers", 1)
 
 
 def sdf_on_cpu(patch: Patch) -> None:
@@ -183,7 +193,7 @@ def main() -> None:
     from sa3d_nerfstudio.base_run.patches import lpips_without_download
     from sa3d_nerfstudio.commands import main as sa3d
 
-    for install in (sdf_on_cpu, splats_on_cpu, occupancy_on_cpu, no_diffusion, coarse_marching_cubes):
+    for install in (one_worker, sdf_on_cpu, splats_on_cpu, occupancy_on_cpu, no_diffusion, coarse_marching_cubes):
         install(Forever())
     commands = {"ns-train": train, "ns-export": exporter, "ns-render": render, "ns-eval": ns_eval}
     words = sys.argv[1:]

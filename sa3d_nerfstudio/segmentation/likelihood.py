@@ -18,8 +18,8 @@ Nesterov's acceleration restarts where it would climb (B. O'Donoghue, E. Candès
 gradient schemes", Found. Comput. Math. 15, 2015).
 
 The steps begin at the averages, and end before the field learns the masks' noise by heart: with every fifth view left
-out, as many are taken as explain the views left out, and then as many with all views. Exact outlines bear some twenty,
-those that wobble from view to view a few.
+out, as many are taken as explain the views left out better and better, and then as many with all views. Exact outlines
+bear some fifteen, those that wobble from view to view a few.
 
 Views err: the segmenter takes another object there, or a part of it. Before some of the steps each view is weighed
 anew by how much of its mask the renders leave unexplained, with a redescending weight as in robust regression
@@ -66,12 +66,10 @@ HELD_OUT = 5
 FEWEST_VIEWS = 8
 """Views that there must be for that; where there are fewer, ``UNCHECKED`` steps are taken."""
 UNCHECKED = 8
-GOOD_ENOUGH = 1.01
-"""The least steps are taken after which the loss in the views left out is no more than so many times the lowest."""
 PATIENCE = 3
-"""Steps that are taken in search of a lower loss."""
-HARDLY_LESS = 1.003
-"""The search ends where so many steps have not made it lower by this factor."""
+"""Steps that are looked ahead for a lower loss in the views left out."""
+HARDLY_LESS = 1.05
+"""As many steps are taken as lead to where those ahead make it lower by less than this factor."""
 CPU_ATOMS, CUDA_ATOMS = 1 << 15, 1 << 22
 """Atoms whose rows are worked on together, about."""
 DAMPING = 0.05
@@ -302,8 +300,7 @@ class MaskLikelihood:
         """Descend for at most so many steps, and give the field the logits."""
         self._equations = _joined(self._equations)
         held_out = self._held_out_losses(most_steps)
-        best = min(held_out, default=0.0)
-        enough = next((step for step, loss in enumerate(held_out) if loss <= GOOD_ENOUGH * best), UNCHECKED)
+        enough = _enough_steps(held_out) if held_out else UNCHECKED
         steps, losses, logits = min(enough, most_steps), [], self.start
         for step, (loss, coming) in enumerate(self._descent(self.field, self._equations)):
             losses.append(loss)
@@ -330,8 +327,7 @@ class MaskLikelihood:
         losses: list[float] = []
         for step, (_, logits) in enumerate(self._descent(evidence, rest)):
             losses.append(self._loss(out, logits))
-            before = losses[max(step - PATIENCE, 0)]
-            if step == most_steps or (step >= PATIENCE and before < HARDLY_LESS * min(losses[-PATIENCE:])):
+            if step == most_steps or _enough_steps(losses) < step:
                 break
         return losses
 
@@ -356,6 +352,13 @@ class MaskLikelihood:
             following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
             ahead = new + (momentum - 1) / following * (new - logits)
             logits, momentum = new, following
+
+
+def _enough_steps(losses: Sequence[float]) -> int:
+    """After how many steps those ahead hardly make the loss in the views left out lower; all of them if they do."""
+    ahead = (min(losses[step + 1 : step + 1 + PATIENCE]) for step in range(len(losses) - PATIENCE))
+    enough = (step for step, lowest in enumerate(ahead) if losses[step] < HARDLY_LESS * lowest)
+    return next(enough, len(losses) - 1)
 
 
 def _climbs(up: Float[Tensor, " num_cells"], step: Float[Tensor, " num_cells"]) -> bool:

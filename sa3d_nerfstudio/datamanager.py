@@ -64,17 +64,19 @@ def frozen_datamanager(target: Any) -> type[DataManager]:
     """
     origin = typing.get_origin(target) or target
     frozen: type[DataManager]
+    bases: tuple[Any, ...] = (target,)
     if issubclass(origin, (VanillaDataManager, ParallelDataManager)):
         frozen = FrozenRays
     elif issubclass(origin, FullImageDatamanager):
         frozen = FrozenImages
     elif issubclass(origin, RandomCamerasDataManager):
         frozen = FrozenRandomCameras
+        bases = (target, OfRays)
     else:
         frozen = Filtered
     # new_class keeps an alias among __orig_bases__, which is where nerfstudio looks for the data set's type
     namespace = {"__module__": __name__, "__doc__": f"{origin.__name__} that never trains."}
-    return types.new_class(f"Frozen{origin.__name__}", (frozen, target), exec_body=lambda body: body.update(namespace))
+    return types.new_class(f"Frozen{origin.__name__}", (frozen, *bases), exec_body=lambda body: body.update(namespace))
 
 
 class Filtered(DataManager):
@@ -163,6 +165,9 @@ class FrozenRays(Filtered):
                 if isinstance(module, nn.Module) and module is not self:
                     module.to(self.device)
             return getattr(self, name)
+        if name == "iter_train_raybundles" and isinstance(self, ParallelDataManager):
+            # What next_eval of nerfstudio's main branch reads; here only evaluation has batches.
+            return self.iter_eval_raybundles
         if isinstance(self, nn.Module):
             return super().__getattr__(name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -297,6 +302,17 @@ class FrozenRandomCameras(FrozenRays):
 
     def _rays_per_batch(self) -> int:
         return self.config.train_resolution**2
+
+
+class OfRays(ParallelDataManager):
+    """Last among the bases of a data manager that draws rays: nerfstudio's exporters of points ask for its class.
+
+    Up to 1.1.5 they take any data manager of nerfstudio's; those of the main branch take those of rays, by their class,
+    and draw rays by ``next_train`` as ever. Nothing else is taken over.
+    """
+
+    setup_eval = DataManager.setup_eval
+    get_datapath = DataManager.get_datapath
 
 
 def _is_distorted(cameras: Cameras) -> bool:

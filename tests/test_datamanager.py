@@ -453,6 +453,7 @@ def test_random_cameras() -> None:
     datamanager = make(RandomCamerasDataManagerConfig, None)
     sphere = datamanager.ray_filter = Sphere(0.5)
     assert issubclass(type(datamanager), RandomCamerasDataManager)
+    assert issubclass(type(datamanager), ParallelDataManager), "or exporters of nerfstudio's main branch refuse it"
     rays, _ = datamanager.next_train(0)
     assert len(rays) == datamanager.config.train_resolution**2
     assert sphere(rays).float().mean() > 0.8
@@ -480,7 +481,8 @@ def test_random_cameras_are_the_same_each_time() -> None:
 def test_nothing_goes_into_checkpoints(ring: Path) -> None:
     datamanager = make(VanillaDataManagerConfig, ring)
     datamanager.next_eval(0)
-    assert datamanager.state_dict() == {}
+    # A data manager is a module up to nerfstudio 1.1.5 only.
+    assert not issubclass(type(datamanager), torch.nn.Module) or datamanager.state_dict() == {}
     assert datamanager.get_param_groups() == {}
 
 

@@ -18,8 +18,9 @@ Nesterov's acceleration restarts where it would climb (B. O'Donoghue, E. Candès
 gradient schemes", Found. Comput. Math. 15, 2015).
 
 The steps begin at the averages, and end before the field learns the masks' noise by heart: with every fifth view left
-out, as many are taken as explain the views left out better and better, and then as many with all views. Exact outlines
-bear some fifteen, those that wobble from view to view a few.
+out, as many are taken as explain the views left out; exact outlines bear some fifteen, those that wobble from view to
+view a few. Then as many are taken with all views, from the averages again; or, where views are so many that those left
+out say little that is new, a few from there on, which takes half as long and comes to the same.
 
 Views err: the segmenter takes another object there, or a part of it. Before some of the steps each view is weighed
 anew by how much of its mask the renders leave unexplained, with a redescending weight as in robust regression
@@ -66,10 +67,16 @@ HELD_OUT = 5
 FEWEST_VIEWS = 8
 """Views that there must be for that; where there are fewer, ``UNCHECKED`` steps are taken."""
 UNCHECKED = 8
+GOOD_ENOUGH = 1.01
+"""The least steps are taken after which the loss in the views left out is no more than so many times the lowest."""
 PATIENCE = 3
-"""Steps that are looked ahead for a lower loss in the views left out."""
-HARDLY_LESS = 1.05
-"""As many steps are taken as lead to where those ahead make it lower by less than this factor."""
+"""Steps that are taken in search of a lower loss."""
+HARDLY_LESS = 1.003
+"""The search ends where so many steps have not made it lower by this factor."""
+MANY_VIEWS = 32
+"""Views from which on the steps with all views go on from those without the views left out."""
+FURTHER = 6
+"""Steps that are taken then; all views bear more than fewer do."""
 CPU_ATOMS, CUDA_ATOMS = 1 << 15, 1 << 22
 """Atoms whose rows are worked on together, about."""
 DAMPING = 0.05
@@ -99,14 +106,17 @@ class LikelihoodReport:
     """How a fit went."""
 
     steps: int
+    """With all views."""
     num_rays: int
     """Rays that took part."""
     losses: list[float]
-    """Negative log likelihood before each step and after the last."""
+    """Negative log likelihood before each step with all views, and after the last."""
     trust: list[float] = field(default_factory=list)
     """Share of its weight that each view has kept."""
     held_out: list[float] = field(default_factory=list)
     """Loss in views left out, before the first step and after each, of a fit without them; empty if there was none."""
+    begun: int = 0
+    """Of its steps, those that were enough."""
 
 
 @dataclass
@@ -299,46 +309,61 @@ class MaskLikelihood:
     def fit(self, most_steps: int) -> LikelihoodReport:
         """Descend for at most so many steps, and give the field the logits."""
         self._equations = _joined(self._equations)
-        held_out = self._held_out_losses(most_steps)
-        enough = _enough_steps(held_out) if held_out else UNCHECKED
-        steps, losses, logits = min(enough, most_steps), [], self.start
-        for step, (loss, coming) in enumerate(self._descent(self.field, self._equations)):
+        held_out, begun, logits = self._fit_without_some(most_steps)
+        if held_out and sum(self._ranks.gather(len(self._prompted))) >= MANY_VIEWS:
+            start, steps = logits, FURTHER
+        else:
+            start, steps = self.start, begun
+        steps, losses = min(steps, most_steps), []
+        for step, (loss, coming) in enumerate(self._descent(self.field, self._equations, start)):
             losses.append(loss)
             logits = coming
             if step == steps:
                 break
         self.field.set_logits(logits)
         trust = [share for part in self._ranks.gather(self._trust.tolist()) for share in part]
-        return LikelihoodReport(steps, self.num_rays, losses, trust, held_out)
+        return LikelihoodReport(steps, self.num_rays, losses, trust, held_out, begun)
 
-    def _held_out_losses(self, most_steps: int) -> list[float]:
-        """Loss in the views that are left out, after each step of a descent without them."""
+    def _fit_without_some(self, most_steps: int) -> tuple[list[float], int, Float[Tensor, " num_cells"]]:
+        """Descend without the views that are left out.
+
+        Returns:
+            Loss in these views after each step; none if there are too few views. How many steps are enough, and the
+            logits after them; ``UNCHECKED`` and the averages then.
+        """
         rest = [equations for equations in self._equations if not equations.held_out]
         out = [equations for equations in self._equations if equations.held_out]
         num_out = sum(self._ranks.gather(self._num_held_out))
         num_rest = sum(self._ranks.gather(len(self._prompted))) - num_out
         if num_rest + num_out < FEWEST_VIEWS or not num_out or not num_rest:
-            return []
+            return [], UNCHECKED, self.start
         evidence = self.field.fresh()
         hit, seen = self._ranks.sum(self._hit, self._seen)
         # What has been lifted may lack a pixel here and there that takes part.
         seen = torch.where(seen > MIN_EVIDENCE, seen, 0.0)
         evidence.set(hit.clamp(min=0).minimum(seen), seen)
         losses: list[float] = []
-        for step, (_, logits) in enumerate(self._descent(evidence, rest)):
+        kept: dict[int, Tensor] = {}  # after steps that may be enough yet
+        for step, (_, logits) in enumerate(self._descent(evidence, rest, evidence.start_logits())):
             losses.append(self._loss(out, logits))
-            if step == most_steps or _enough_steps(losses) < step:
+            kept[step] = logits
+            most = GOOD_ENOUGH * min(losses)
+            kept = {number: kept[number] for number in kept if losses[number] <= most}
+            before = losses[max(step - PATIENCE, 0)]
+            if step == most_steps or (step >= PATIENCE and before < HARDLY_LESS * min(losses[-PATIENCE:])):
                 break
-        return losses
+        enough, logits = next(iter(kept.items()))
+        # Of what only views left out have seen, the averages know more; and of all, where no step has been enough.
+        return losses, enough, torch.where(evidence.known(), logits, self.start) if enough else self.start
 
     def _descent(
-        self, evidence: MaskField, used: Sequence[_Equations]
+        self, evidence: MaskField, used: Sequence[_Equations], start: Float[Tensor, " num_cells"]
     ) -> Iterator[tuple[float, Float[Tensor, " num_cells"]]]:
-        """Losses and logits after 0, 1, ... steps from the averages; the losses are those of the point ahead."""
+        """Losses and logits after 0, 1, ... steps from a start; the losses are those of the point ahead."""
         known = evidence.known()
         typical = evidence.seen[known].median() if bool(known.any()) else evidence.seen.new_tensor(MIN_EVIDENCE)
         length = torch.where(known, 4 / (evidence.seen + DAMPING * typical), 0.0)
-        logits = ahead = evidence.start_logits()
+        logits = ahead = start
         momentum = 1.0
         for step in itertools.count():
             if step in WEIGHED:
@@ -352,13 +377,6 @@ class MaskLikelihood:
             following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
             ahead = new + (momentum - 1) / following * (new - logits)
             logits, momentum = new, following
-
-
-def _enough_steps(losses: Sequence[float]) -> int:
-    """After how many steps those ahead hardly make the loss in the views left out lower; all of them if they do."""
-    ahead = (min(losses[step + 1 : step + 1 + PATIENCE]) for step in range(len(losses) - PATIENCE))
-    enough = (step for step, lowest in enumerate(ahead) if losses[step] < HARDLY_LESS * lowest)
-    return next(enough, len(losses) - 1)
 
 
 def _climbs(up: Float[Tensor, " num_cells"], step: Float[Tensor, " num_cells"]) -> bool:

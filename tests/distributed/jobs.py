@@ -99,7 +99,7 @@ def segment_balls(ranks: Ranks) -> dict[str, Any]:
             "field": torch.cat([grid.hit, grid.seen, grid.probability(), grid.center]),
             "records": sorted((item.number_of_pass, item.name, item.state) for item in report.records),
             "changes": report.changes,
-            "steps": report.likelihood.steps,
+            "steps": (report.likelihood.begun, report.likelihood.steps),
             "rays": report.likelihood.num_rays,
             "grid bytes": 4 * grid.num_cells,
             "sent": ranks.bytes_sent - sent,

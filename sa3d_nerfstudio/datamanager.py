@@ -24,6 +24,7 @@ from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
 from nerfstudio.model_components.ray_generators import RayGenerator
 from torch import Tensor, nn
 
+from sa3d_nerfstudio.base_run.patches import any_start_method
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.object_pixels import PixelCells, RayFilter
 
@@ -88,6 +89,10 @@ class Filtered(DataManager):
     """Whether the model was trained on images."""
     _ray_filter: RayFilter | None = None
     _cells: PixelCells | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with any_start_method():
+            super().__init__(*args, **kwargs)
 
     @property
     def ray_filter(self) -> RayFilter | None:

@@ -22,7 +22,7 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.datasets.depth_dataset import DepthDataset
 from pathos.helpers import mp
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, multiprocessing
 
 from sa3d_nerfstudio.datamanager import as_colours, frozen_datamanager
 from sa3d_nerfstudio.errors import SA3DError
@@ -338,6 +338,22 @@ def test_evaluation_is_the_base_s(config_type: type, ring: Path) -> None:
     assert len(rays) == len(batch["image"]) == datamanager.get_eval_rays_per_batch()
 
 
+@pytest.mark.parametrize("config_type", [*RAY_CONFIGS, FullImageDatamanagerConfig])
+def test_processes_may_have_been_started_in_any_way_before(
+    config_type: type, ring: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nerfstudio's main branch wants them spawned, which cannot be changed once some have been started."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("context has already been set")
+
+    monkeypatch.setattr(multiprocessing, "set_start_method", refuse)
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda *args, **kwargs: "fork")
+    options = {"cache_images": "disk"} if config_type is FullImageDatamanagerConfig else {}
+    assert len(make(config_type, ring, **options).training_cameras()) == 5
+    assert multiprocessing.set_start_method is refuse
+
+
 def test_next_eval_may_come_first(ring: Path) -> None:
     assert len(make(VanillaDataManagerConfig, ring).next_eval(0)[0]) == 1024
 
@@ -409,9 +425,8 @@ def test_full_images(ring: Path) -> None:
     not hasattr(FullImageDatamanagerConfig(), "dataloader_num_workers"),
     reason="nerfstudio 1.1.5 keeps no images on disk",
 )
-def test_full_images_may_stay_on_disk(ring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_images_may_stay_on_disk(ring: Path) -> None:
     """On nerfstudio's main branch, whose processes cannot be told of a class that is made while the program runs."""
-    monkeypatch.setattr(torch.multiprocessing, "set_start_method", lambda _: None)
     datamanager = make(FullImageDatamanagerConfig, ring, cache_images="disk")
     assert not torch.multiprocessing.active_children()
     assert datamanager.training_photo(0).shape == (48, 64, 3)

@@ -1,4 +1,4 @@
-"""Build base models without the downloads that nerfstudio makes on construction."""
+"""Build base models without what nerfstudio does on construction: downloads, and ways to start processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from nerfstudio.models import generfacto
-from torch import nn
+from torch import multiprocessing, nn
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
 _BACKBONE_BUILDERS = ("_get_tv_model_features", "_get_net")  # its name since and before torchmetrics 1.3
@@ -66,6 +66,30 @@ def _untrained_within_context(build_backbone: Callable[..., Any]) -> Callable[..
         return build_backbone(net, pretrained=pretrained and not _skip_download.get())
 
     return build
+
+
+_start_method_lock = threading.RLock()
+
+
+@contextmanager
+def any_start_method() -> Iterator[None]:
+    """Within this context the data managers of nerfstudio's main branch leave it alone how processes are started.
+
+    They want them spawned, and refuse to be made in a process that has used another way before, as by loading data in a
+    notebook; also where they start none.
+    """
+    with _start_method_lock:
+        original, thread = multiprocessing.set_start_method, threading.get_ident()
+
+        def set_start_method(*args: Any, **kwargs: Any) -> None:
+            if threading.get_ident() != thread:
+                original(*args, **kwargs)
+
+        multiprocessing.set_start_method = set_start_method  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            multiprocessing.set_start_method = original
 
 
 GUIDANCE = "_diffusion_model."

@@ -121,6 +121,14 @@ class Tab:
         """Wait until an object is selected."""
         self._wait_choice("Object", name, seconds)
 
+    def new_object(self, seconds: float = HANG) -> None:
+        """Press "New object", and wait until it is selected and its name stands beside "Name", in an open folder."""
+        before, deadline = self.choice("Object"), time.monotonic() + seconds
+        self.press("New object")
+        while (chosen := self.choice("Object")) == before or self.field("Name").input_value() != chosen:
+            assert time.monotonic() < deadline, f"{chosen} is selected; {self.status()}"
+            self.page.wait_for_timeout(100)
+
     def wait_view(self, name: str, seconds: float = HANG) -> None:
         """Wait until the panel says that the viewport shows something."""
         self._wait_choice("View", name, seconds)

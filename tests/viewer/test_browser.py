@@ -176,11 +176,13 @@ def test_names_are_no_code(tab: Tab):
     name = """{document.title="x"}<img src=x onerror='document.title="y"'> *a* `b` \\{c\\} **d** [e](f)"""
     title, images, selected = tab.page.title(), tab.page.locator("img").count(), tab.choice("Object")
     tab.open_folder("This object")
-    for _ in range(2):
-        tab.press("New object")
-        tab.page.wait_for_timeout(500)
-        tab.field("Name").fill(name)
-        tab.press("Rename")
+    tab.new_object()
+    tab.field("Name").fill(name)
+    tab.press("Rename")
+    tab.wait_object(name)
+    tab.new_object()
+    tab.field("Name").fill(name)
+    tab.press("Rename")
     tab.wait(f"There is an object named {name} already: type another name.")
     assert (tab.page.title(), tab.page.locator("img").count()) == (title, images)
     tab.press("undo")

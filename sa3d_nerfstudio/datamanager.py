@@ -90,10 +90,6 @@ class Filtered(DataManager):
     _ray_filter: RayFilter | None = None
     _cells: PixelCells | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        with any_start_method():
-            super().__init__(*args, **kwargs)
-
     @property
     def ray_filter(self) -> RayFilter | None:
         """Which rays pass through the object; None lets all pass."""
@@ -136,7 +132,15 @@ class Filtered(DataManager):
             self._cells.learn(shown)
 
 
-class FrozenRays(Filtered):
+class WithoutProcesses(Filtered):
+    """Starts no processes, and so may be made in a process that has started some in any way."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with any_start_method():
+            super().__init__(*args, **kwargs)
+
+
+class FrozenRays(WithoutProcesses):
     """To be mixed into a data manager of rays."""
 
     config: Any
@@ -212,7 +216,7 @@ class FrozenRays(Filtered):
         )
 
 
-class FrozenImages(Filtered):
+class FrozenImages(WithoutProcesses):
     """To be mixed into a data manager of full images."""
 
     _undistorted: dict[str, Cameras] | None = None

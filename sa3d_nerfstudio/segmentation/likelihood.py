@@ -20,7 +20,7 @@ gradient schemes", Found. Comput. Math. 15, 2015).
 The steps begin at the averages, and end before the field learns the masks' noise by heart: with every fifth view left
 out, as many are taken as explain the views left out; exact outlines bear some fifteen, those that wobble from view to
 view a few. Then as many are taken with all views, from the averages again; or, where views are so many that those left
-out say little that is new, a few from there on, which takes half as long and comes to the same.
+out say little that is new, a few from there on.
 
 Views err: the segmenter takes another object there, or a part of it. Before some of the steps each view is weighed
 anew by how much of its mask the renders leave unexplained, with a redescending weight as in robust regression

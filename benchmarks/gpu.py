@@ -88,6 +88,10 @@ class Options:
     """In small, on a CPU, with stand-ins for CUDA's kernels."""
     again: bool = False
     """Do again what has passed."""
+    only: tuple[str, ...] = ()
+    """Only parts whose names hold one of these; all if none is given."""
+    steps: int | None = None
+    """Steps of training; by default those of :data:`STEPS`."""
 
 
 @dataclass
@@ -279,7 +283,7 @@ def click(scene: Path) -> tuple[list[object], list[object]]:
 def parts_of_run(options: Options, scene: Path, method: str) -> Iterator[Part]:
     """Train, segment and export."""
     runs, name, tiny = (options.work / "runs").resolve(), f"{scene.name} {method}", options.tiny
-    steps = 60 if tiny else STEPS[method]
+    steps = options.steps or (60 if tiny else STEPS[method])
     extra: Sequence[object] = TINY_OPTIONS[method] if tiny else ()
     if not tiny and method == "nerfacto" and importlib.util.find_spec("tinycudann") is None:
         extra = ("--pipeline.model.implementation", "torch")
@@ -356,21 +360,31 @@ def all_parts(options: Options) -> Iterator[Part]:
     for scene in scenes:
         for method in options.methods:
             yield from parts_of_run(options, scene.resolve(), method)
-    scene, run = scenes[0].resolve(), (options.work / "runs").resolve() / scenes[0].name / "nerfacto" / "T"
+    runs = (options.work / "runs").resolve()
+    scene, run = scenes[0].resolve(), runs / scenes[0].name / "nerfacto" / "T"
     trained = (f"{scene.name} nerfacto train",)
     some = ("tests/traces/test_gaussians.py",) if options.tiny else ()
-    yield Part("tests marked gpu", [sys.executable, "-m", "pytest", "-m", "gpu", "-q", *some])
+    yield module("tests marked gpu", "pytest", "-m", "gpu", "-q", *some)
     names = ("ball", "crate") if options.tiny else ("mug", "moka_pot")
     measured = ("--scene", scene, "--run", run, "--objects", *names)
     small = ("--views", 2, "--working-size", 16, "--threshold", TINY_THRESHOLD) if options.tiny else ()
-    visits = (sys.executable, "-m", "benchmarks.visits", *measured, *small, "--output", options.work / "visits.json")
-    yield Part("visits", [str(word) for word in visits], after=trained)
+    output = ("--output", options.work / "visits.json")
+    yield module("visits", "benchmarks.visits", *measured, *small, *output, after=trained)
+    for method in ("nerfacto",) if options.tiny else options.methods:  # the stand-ins are slow at splats
+        size = ("--working-size", 16) if options.tiny else ("--encoders", "vit_b", "vit_h")
+        yield module(
+            f"{method} at real size", "benchmarks.real_size", "--run", runs / scenes[-1].name / method / "T", *size,
+            "--output", options.work / f"real-size-{method}.json", after=(f"{scenes[-1].name} {method} train",),
+        )  # fmt: skip
     if not options.tiny:
-        speed = (
-            *(sys.executable, "-m", "benchmarks.speed", *measured, "--working-size", 1008),
-            *("--sizes", 126, 252, 504, 1008, "--output", options.work / "speed.json"),
-        )
-        yield Part("speed", [str(word) for word in speed], after=trained)
+        sizes = ("--working-size", 1008, "--sizes", 126, 252, 504, 1008)
+        output = ("--output", options.work / "speed.json")
+        yield module("speed", "benchmarks.speed", *measured, *sizes, *output, after=trained)
+
+
+def module(name: str, *words: object, after: tuple[str, ...] = ()) -> Part:
+    """A part that runs a module of Python."""
+    return Part(name, [sys.executable, "-m", *map(str, words)], after)
 
 
 def write_table(run: Run, path: Path) -> None:
@@ -407,6 +421,8 @@ def main(options: Options) -> int:
         # The process that reads nerfacto's images, which nerfstudio 1.1.5 would begin anew, is a fork as well.
         mp.set_start_method("fork", force=True)  # type: ignore[attr-defined]
     for part in all_parts(options):
+        if options.only and not any(word in part.name for word in options.only):
+            continue
         run.carry_out(part)
         result = run.results[part.name]
         console.print(f"{part.name:32} {result.state:9} {result.seconds:7.1f} s  {result.note}", highlight=False)

@@ -39,6 +39,7 @@ from torch import Tensor
 import sa3d_nerfstudio as sa3d
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
+from sa3d_nerfstudio.gpu_memory import size_of
 from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.models.rays import MaskedModel
 from sa3d_nerfstudio.prompts.prompt import Prompt
@@ -49,7 +50,7 @@ from sa3d_nerfstudio.traces.base import RayTrace, ViewTrace, render_probability
 from sa3d_nerfstudio.traces.compressed import CompressedTrace
 from sa3d_nerfstudio.traces.nerf import NerfTrace, WeightedSamples
 from sa3d_nerfstudio.traces.window import Pixels
-from sa3d_nerfstudio.views.cache import ViewCache, size_of
+from sa3d_nerfstudio.views.cache import ViewCache
 from sa3d_nerfstudio.views.training_views import TrainingViews
 
 matplotlib.use("Agg")

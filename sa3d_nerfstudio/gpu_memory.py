@@ -1,14 +1,17 @@
-"""Chunks that are halved when the GPU's memory is full."""
+"""Memory: chunks that are halved when the GPU's is full, and what values take of it."""
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.terminal import say
@@ -222,6 +225,24 @@ def say_once(sentence: str) -> None:
     if sentence not in _SAID:
         _SAID.add(sentence)
         say(sentence)
+
+
+def size_of(value: Any) -> int:
+    """Bytes of the tensors and arrays in a value, in its attributes, and in what these hold."""
+    own = getattr(value, "num_bytes", None)
+    if isinstance(own, int):
+        return own
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(size_of(each) for each in value.values())
+    if isinstance(value, (tuple, list)):
+        return sum(size_of(each) for each in value)
+    if dataclasses.is_dataclass(value):
+        return sum(size_of(getattr(value, each.name)) for each in dataclasses.fields(value))
+    return 64
 
 
 def free_bytes(device: torch.device | str) -> int | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.dataparsers.base_dataparser import Semantics
 from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.field_components import encodings, mlp
 from nerfstudio.fields.sdf_field import SDFFieldConfig
 from nerfstudio.models.base_model import Model
 from nerfstudio.models.depth_nerfacto import DepthNerfactoModelConfig
@@ -79,11 +82,18 @@ NEEDING_STAND_INS = {
 """Methods that take something of CUDA or of the network to be built; see tests/stand_ins.py."""
 
 
-def small_model(method: str, masked: bool = True) -> Model:
-    """An untrained model of a method, in evaluation mode, with masks if wanted."""
+def small_model(method: str, masked: bool = True, tiny_cuda_nn: bool = False) -> Model:
+    """An untrained model of a method, in evaluation mode, with masks if wanted.
+
+    Without tiny-cuda-nn, which computes on CUDA alone and which some methods take wherever it is installed, unless it
+    is asked for.
+    """
     torch.manual_seed(0)
     box = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
-    with lpips_without_download():
+    with ExitStack() as stack:
+        stack.enter_context(lpips_without_download())
+        for module in () if tiny_cuda_nn else (encodings, mlp):
+            stack.enter_context(mock.patch.object(module, "TCNN_EXISTS", False))
         config = (CONFIGS | NEEDING_STAND_INS)[method]()
         metadata = {"semantics": Semantics([], ["a", "b"], torch.eye(3)[:2])}
         model = config.setup(scene_box=box, num_train_data=3, metadata=metadata, grad_scaler=None, device="cpu")

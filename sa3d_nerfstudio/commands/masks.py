@@ -47,6 +47,7 @@ class Masks(OfRun):
 
     def _write(self, ranks: Ranks) -> None:
         """Write the masks of this rank's cameras; the first rank writes what names them."""
+        from sa3d_nerfstudio.datamanager import FrozenImages
         from sa3d_nerfstudio.exports import dataset as cameras
         from sa3d_nerfstudio.exports import masks
         from sa3d_nerfstudio.exports.dataset import DataSetFiles
@@ -79,7 +80,7 @@ class Masks(OfRun):
         say(f"saved       {len(chosen)} masks in {self.output_dir / 'masks'}")
         if on_path is not None:
             return
-        if getattr(pipeline.datamanager, "cached_train", None) is not None:
+        if isinstance(pipeline.datamanager, FrozenImages) and cameras.has_distortion(chosen):
             say("note        the masks fit the images without their lens distortion, as the run was trained on them")
             return
         if not ranks.is_first:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
+from sa3d_nerfstudio.gpu_memory import size_of
 from sa3d_nerfstudio.segmentation.photo_windows import photo_window
 from sa3d_nerfstudio.segmentation.report import SessionReport
 from sa3d_nerfstudio.segmentation.session_views import (
@@ -35,6 +36,8 @@ LARGEST = 1.5
 """They have no more pixels than whole views at the working size by this factor."""
 FEW_PIXELS = 4
 """Where an object would cover no more pixels than this of a coarse image, on each side, its rays may miss it."""
+KEPT = 64_000_000
+"""Bytes of windows' traces that are kept for the next pass; those that are looked at together are in any case."""
 Masks = Mapping[ViewKey, Bool[Tensor, " num_rays"]]
 Places = Mapping[ViewKey, Window]
 
@@ -143,8 +146,9 @@ class CloseViews(SessionViews):
         self.close_photos = close_photos
         self.placed: dict[ViewKey, Window] = {}
         """The window of each view in which the object has been located."""
-        self._newest: dict[ViewKey, tuple[Window, ViewTrace]] = {}
-        """The traces of the windows that were looked at last; they are made anew for each visit."""
+        self._newest: dict[ViewKey, tuple[Window, ViewTrace, int]] = {}
+        """The traces of the windows that were looked at last, and their bytes, as far as there is room; others are made
+        anew."""
         self._photo_windows: dict[ViewKey, tuple[Window, Window | None]] = {}
         """For each view the object's window, and that of the photo which belongs to it."""
 
@@ -164,10 +168,14 @@ class CloseViews(SessionViews):
         newest = self._newest.pop(view, None)
         if newest is None or newest[0] != window:
             with self.report.timed("render"):
-                newest = (window, self.training.window_trace(int(view), window))
+                trace = self.training.window_trace(int(view), window)
+            newest = (window, trace, size_of(trace))
         self._newest[view] = newest
+        held = sum(num_bytes for *_, num_bytes in self._newest.values())
         for oldest in list(self._newest)[:-TOGETHER]:
-            del self._newest[oldest]
+            if held <= KEPT:
+                break
+            held -= self._newest.pop(oldest)[2]
         return newest[1]
 
     def picture(self, view: ViewKey, side: int | None = None) -> Float[Tensor, "height width 3"]:

@@ -9,13 +9,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.files import digest
-from sa3d_nerfstudio.gpu_memory import free_bytes, reclaim_from, within_memory
+from sa3d_nerfstudio.gpu_memory import free_bytes, reclaim_from, size_of, within_memory
 from sa3d_nerfstudio.segmenters.base import Segmenter, StorableSegmenter
 from sa3d_nerfstudio.terminal import say
 from sa3d_nerfstudio.traces.window import Window
@@ -42,24 +41,6 @@ def default_budget(device: torch.device | str) -> int:
     """How many bytes the cache may take on a device: a share of what is free there, models being there already."""
     free = free_bytes(device)
     return FALLBACK_BYTES if free is None else int(free * SHARE_OF_MEMORY)
-
-
-def size_of(value: Any) -> int:
-    """Bytes of the tensors and arrays in a value, in its attributes, and in what these hold."""
-    own = getattr(value, "num_bytes", None)
-    if isinstance(own, int):
-        return own
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, np.ndarray):
-        return value.nbytes
-    if isinstance(value, Mapping):
-        return sum(size_of(each) for each in value.values())
-    if isinstance(value, (tuple, list)):
-        return sum(size_of(each) for each in value)
-    if dataclasses.is_dataclass(value):
-        return sum(size_of(getattr(value, each.name)) for each in dataclasses.fields(value))
-    return 64
 
 
 def restored(make: Callable[[], Value]) -> Value:

@@ -99,7 +99,7 @@ def test_splatfacto_is_exported_by_sa3d(splats: Path, tiny_scene: Path, tiny_pro
     nerfstudio(
         "sa3d", "export", "splats", *config, "--output-dir", tmp_path / "splats", "--no-clean-rim",
         "--then", "sa3d", "export", "points", *config, "--output-dir", tmp_path / "points", "--save-world-frame",
-        "--then", "sa3d", "masks", *config, "--output-dir", tmp_path / "masks", "--split", "test",
+        "--then", "sa3d", "masks", *config, "--output-dir", tmp_path / "masks", "--split", "all",
         "--then", "sa3d", "turntable", *config, "--output-path", tmp_path / "t.mp4", "--frames", 2, "--size", 32, 32,
     )  # fmt: skip
     # The very splats that nerfstudio's own command writes, under the same names.
@@ -118,6 +118,9 @@ def test_splatfacto_is_exported_by_sa3d(splats: Path, tiny_scene: Path, tiny_pro
         mask = np.asarray(open3d.io.read_image(path)) > 0
         true = np.asarray(open3d.io.read_image(tiny_scene / "instances" / path.name)) == number
         assert (mask & true).sum() > 0.4 * (mask | true).sum()
+    # A data set without lens distortion is given with its masks, as for any other method.
+    frames = json.loads((tmp_path / "masks" / "transforms.json").read_text())["frames"]
+    assert all(Path(tmp_path / "masks" / frame["mask_path"]).is_file() for frame in frames)
     assert (tmp_path / "t.mp4").stat().st_size > 500
 
 

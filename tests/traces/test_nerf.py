@@ -41,7 +41,7 @@ def _stand_ins(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def model_on(device: str, method: str) -> MaskedModel:
     if device == "cuda" and method.startswith("neus"):
         pytest.importorskip("tinycudann")
-    return masked(small_model(method).to(device))
+    return masked(small_model(method, tiny_cuda_nn=device == "cuda").to(device))
 
 
 def traced(method: str, bundle: RayBundle | None = None, device: str = "cpu") -> tuple[dict, WeightedSamples]:

@@ -15,11 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sa3d_nerfstudio.gpu_memory import size_of
 from sa3d_nerfstudio.segmenters.base import SegmenterImage
 from sa3d_nerfstudio.segmenters.sam import SamSegmenter
 from sa3d_nerfstudio.traces.compressed import CompressedTrace
 from sa3d_nerfstudio.traces.window import Window
-from sa3d_nerfstudio.views.cache import Embeddings, ViewCache, default_budget, size_of
+from sa3d_nerfstudio.views.cache import Embeddings, ViewCache, default_budget
 from sa3d_nerfstudio.views.disk import DiskStore
 from sa3d_nerfstudio.views.training_views import PHOTOS_AHEAD, TrainingViews
 from tests.pretended_device import MEMORY, pretended_device

@@ -15,7 +15,12 @@ NEIGHBORS_OF_STRAYS = 20
 """Neighbours whose mean distance marks a splat as stray."""
 NEIGHBORS = 5
 """Well-seen neighbours that decide for a splat without evidence."""
-
+MOST = 0.95
+"""Share of the object's light that ends within its radius."""
+REACH = 2.0
+"""How far from its middle splats may belong to an object, in radii."""
+FAR_LOGIT = -2.0
+"""Highest logit of a splat that is too far out."""
 
 EVIDENCE = ("hit", "seen", "logits")
 """Buffers that are packed."""
@@ -178,6 +183,38 @@ class SplatMask(MaskField):
         if other.logits is not None:
             self.set_logits(other.logits.clone())
 
+    def object_cells(self, threshold: float = 0.5) -> Bool[Tensor, " num_cells"]:
+        """The splats that hold the object: on it, seen well, and near it."""
+        firm = super().object_cells(threshold)
+        return self.derived(("near object", threshold), lambda: firm & self._near())
+
+    def rendered_average(self) -> Float[Tensor, " num_cells"]:
+        """The average, 0 in splats too far out to be of the object."""
+        return self.average() * self._near()
+
+    def bounded(self, logits: Float[Tensor, " num_cells"]) -> Float[Tensor, " num_cells"]:
+        """Logits, of which those of splats too far out to be of the object are at most ``FAR_LOGIT``."""
+        return torch.where(self._near(), logits, logits.clamp(max=FAR_LOGIT))
+
+    def _near(self) -> Bool[Tensor, " num_cells"]:
+        """Splats not much farther from the object's middle than where most of its light ends.
+
+        A splat that floats before a camera, or far behind the object, may be seen through the object's pixels alone.
+        """
+        return self.derived("near", self._find_near)
+
+    def _find_near(self) -> Bool[Tensor, " num_cells"]:
+        average = self.average()
+        light = torch.where((average > 0.5) & (self.seen > self.firm_evidence()), self.hit, 0.0)
+        # All of them on a GPU, where telling which they are would be waited for.
+        rows = slice(None) if light.is_cuda else light.nonzero()[:, 0]
+        places, light = self.positions[rows], light[rows]
+        if len(light) == 0:
+            return torch.ones_like(self.seen, dtype=torch.bool)
+        middle = torch.stack([_quantile(axis, light, 0.5) for axis in places.T])
+        reach = REACH * _quantile((places - middle).norm(dim=-1), light, MOST)
+        return ((self.positions - middle).norm(dim=-1) <= reach) | (light.sum() == 0)
+
     def object_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], Float[Tensor, " num"]]:
         """World positions of the splats on the object, with the weight of the rays on the object."""
         on = self.object_cells(threshold)
@@ -243,3 +280,11 @@ class SplatMask(MaskField):
 
 def _rows(on: Bool[Tensor, " num_cells"]) -> Int[Tensor, " num"]:
     return on.nonzero()[:, 0].int()
+
+
+def _quantile(values: Float[Tensor, " num"], weights: Float[Tensor, " num"], share: float) -> Float[Tensor, ""]:
+    """The value below which that share of the weights lies; the host does not wait for it."""
+    ordered, order = values.sort()
+    mass = weights[order].cumsum(0)
+    index = torch.searchsorted(mass, share * mass[-1:]).clamp(max=len(values) - 1)
+    return ordered[index][0]

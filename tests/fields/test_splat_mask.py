@@ -8,6 +8,7 @@ import io
 import pytest
 import torch
 
+from sa3d_nerfstudio.exports.boxes import object_box
 from sa3d_nerfstudio.fields.objects import MaskObjects
 from sa3d_nerfstudio.fields.splat_mask import SplatMask
 
@@ -51,6 +52,34 @@ def test_a_hardly_seen_splat_does_not_count_by_itself():
     assert field.probability()[9] == 1
     assert field.selected().nonzero()[:, 0].tolist() == [0, 1, 2, 3]
     assert len(field.object_points()[0]) == 4
+
+
+def test_splats_far_from_the_object_are_not_of_it():
+    """Such as float before a camera, and are seen through the object's pixels alone, though well."""
+    generator = torch.Generator().manual_seed(0)
+    ball = torch.nn.functional.normalize(torch.randn(200, 3, generator=generator), dim=-1)
+    far = torch.tensor([[3.0, 0, 0], [0, -5.0, 0], [0, 0, 40.0]])
+    field = SplatMask(torch.cat([ball, 3 + ball, far]))
+    on = torch.cat([torch.ones(200), torch.zeros(200), torch.ones(3)])
+    seen = torch.full((403,), 5.0)
+    seen[400:] = 0.5
+    field.add(on * seen, seen)
+    assert field.object_cells().nonzero()[:, 0].tolist() == list(range(200))
+    assert field.selected().nonzero()[:, 0].tolist() == list(range(200))
+    assert object_box(field, 0.5).scale.max() < 2.1
+    assert field.rendered_average()[400:].tolist() == [0, 0, 0]
+    logits = field.bounded(torch.full((403,), 7.0))
+    assert logits[:200].tolist() == [7.0] * 200
+    assert (logits[400:] < 0).all()
+    # An object that has grown reaches farther.
+    field.add(torch.cat([torch.zeros(200), torch.full((200,), 9.0), torch.zeros(3)]), torch.full((403,), 1e-3))
+    assert field.object_cells()[:400].all()
+
+
+def test_an_object_of_one_splat_is_kept():
+    field = line(4)
+    field.add(torch.tensor([0.0, 2, 0, 0]), torch.ones(4) * 2)
+    assert field.object_cells().tolist() == [False, True, False, False]
 
 
 def test_selection_follows_the_evidence():

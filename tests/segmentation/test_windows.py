@@ -11,8 +11,9 @@ from torch import Tensor
 
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.segmentation import windows
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
-from sa3d_nerfstudio.segmentation.session_views import ViewKey
+from sa3d_nerfstudio.segmentation.session_views import TOGETHER, ViewKey
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmentation.windows import enlargement, on_same_pixels
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
@@ -130,6 +131,29 @@ def test_a_further_run_traces_nothing():
     again = session_on(views, 1)
     again.run()
     assert views.rays == before
+
+
+def test_traces_of_windows_are_kept_from_pass_to_pass_where_there_is_room(monkeypatch: pytest.MonkeyPatch):
+    class Counting(WindowedBallViews):
+        made = 0
+
+        def window_trace(self, view: int, window: Window) -> NerfViewTrace:
+            self.made += not window.is_whole
+            return super().window_trace(view, window)
+
+    made, fields, held = [], [], []
+    for kept in (0, windows.KEPT):
+        monkeypatch.setattr(windows, "KEPT", kept)
+        views = Counting(height=96, width=128)
+        session = session_on(views, 1)
+        session.run()
+        made.append(views.made)
+        fields.append(session.grid.probability())
+        close: Any = session._views
+        held.append(len(close._newest))
+    assert made[1] < 0.7 * made[0]
+    assert torch.equal(*fields)
+    assert held == [TOGETHER, len(views) - 1], "beside the prompted view, which has no window"
 
 
 def test_networks_see_whole_photos_once_whatever_the_window():

@@ -246,6 +246,21 @@ class SplatMask(MaskField):
         kept = distance <= distance.mean() + 3 * distance.std()
         return points[torch.from_numpy(kept).to(points.device)], 0.0
 
+    def hits(
+        self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
+    ) -> Bool[Tensor, " num_rays"]:
+        """Which rays pass through the box around the object's splats, occluders ignored."""
+        points, _ = self.object_points(threshold)
+        if len(points) == 0:
+            return torch.zeros(len(origins), dtype=torch.bool, device=origins.device)
+        low, high = points.amin(0), points.amax(0)
+        beside = 0.02 * (high - low).amax() + 1e-6  # splats have a size, and those of a flat thing lie in a plane
+        sides = torch.stack([low - beside, high + beside])
+        # The distances at which each ray enters and leaves the slab between each two sides.
+        where = (sides[:, None] - origins) / torch.where(directions.abs() < 1e-9, 1e-9, directions)
+        enters, leaves = where.amin(0).amax(-1), where.amax(0).amin(-1)
+        return (enters <= leaves) & (leaves > 0)
+
     def selected(self, threshold: float = 0.5) -> Bool[Tensor, " num_cells"]:
         """The splats that make up the object, including those without evidence of their own.
 

@@ -122,6 +122,9 @@ class MaskOutputs(_Base):
     RENDERS_RAYS: ClassVar[bool] = False
     """Whether single rays can be rendered, at any image size; else whole images."""
 
+    CROPS: ClassVar[bool] = False
+    """Whether a camera that shows a part of an image is rendered as that part of the image would be."""
+
     masks: MaskObjects
     object_background: str
     wanted_outputs: Callable[[], set[str]] | None = None

@@ -65,6 +65,7 @@ class MaskedSplatModel(MaskOutputs, _Base):
     """
 
     EXPORT = "gaussian-splat"
+    CROPS = True
 
     _shared: dict[str, Tensor] | None = None
 

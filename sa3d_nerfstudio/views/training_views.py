@@ -158,7 +158,7 @@ class TrainingViews:
             view: Index of the view.
             ranks: The processes.
         """
-        if not self.has_windows:
+        if not self.model.RENDERS_RAYS:
             return
         frame, tiles = self.frame(view), None
         if ranks.is_first and not self.is_rendered(view):
@@ -190,7 +190,7 @@ class TrainingViews:
     @property
     def has_windows(self) -> bool:
         """Whether parts of views can be rendered; else whole images."""
-        return self.model.RENDERS_RAYS
+        return self.model.RENDERS_RAYS or self.model.CROPS
 
     @property
     def has_photos(self) -> bool:
@@ -225,6 +225,8 @@ class TrainingViews:
         whole = views.known_trace(view)
         if isinstance(whole, CompressedTrace):
             return whole.part(window.pixels(whole.coverage.device))
+        if not self.model.RENDERS_RAYS:
+            return views._cropped(view, window)
         tiles = views._tiles(view) or TiledTrace.empty(window.size)
         return views._tiled(view, window, tiles)
 
@@ -239,7 +241,7 @@ class TrainingViews:
         Returns:
             None where no ray passes the object.
         """
-        if not self.has_windows or self.is_rendered(view):
+        if not self.model.RENDERS_RAYS or self.is_rendered(view):
             return self.trace(view)
         frame = self.frame(view, 1 / LOCATING)
         rays = camera_rays(self.sized(frame.long_side).camera(view))
@@ -257,6 +259,15 @@ class TrainingViews:
         """Stands for a window of a view, and for the photo that segmenters see of it."""
         place = f"{window.top}-{window.left}-{window.height}-{window.width}"
         return f"{self.sized(window.long_side).key(view)}-{place}"
+
+    def _cropped(self, view: int, window: Window) -> ViewTrace:
+        """The trace of a window by a camera that shows no more than that."""
+        key = f"window-{self.window_key(view, window)}"
+        trace = self.cache.get(key)
+        if trace is None:
+            trace = self.look(cropped(self._camera(view), window))
+            self.cache.put(key, trace)
+        return trace
 
     def _tiles(self, view: int) -> TiledTrace | None:
         size = self.frame(view).size
@@ -301,7 +312,7 @@ class TrainingViews:
         Raises:
             SA3DError: The photo cannot be read.
         """
-        if self.known_trace(view) is None and self.has_windows:
+        if self.known_trace(view) is None and self.model.RENDERS_RAYS:
             for views in list(self._others.values()):
                 views.known_trace(view)
                 views._tiles(view)
@@ -386,6 +397,14 @@ class TrainingViews:
                 (int(render.height), int(render.width)),
             )
         return self._known_sizes[view]
+
+
+def cropped(camera: Cameras, window: Window) -> Cameras:
+    """The camera whose image is a window of another's: the same but for its principal point and its size."""
+    part = copy.deepcopy(camera)
+    part.cx, part.cy = part.cx - window.left, part.cy - window.top
+    part.width, part.height = (torch.full_like(part.width, side) for side in (window.width, window.height))
+    return part
 
 
 @torch.no_grad()

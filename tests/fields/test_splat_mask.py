@@ -76,6 +76,16 @@ def test_splats_far_from_the_object_are_not_of_it():
     assert field.object_cells()[:400].all()
 
 
+def test_rays_that_pass_the_box_around_the_object():
+    field = line(10)
+    on = torch.tensor([0.0, 0, 1, 1, 1, 0, 0, 0, 0, 0])
+    field.set(5 * on, torch.full((10,), 5.0))
+    origins = torch.tensor([[3.0, 0, -1], [3.0, 0, -1], [3.0, 0, -1], [5.5, 0, -1], [0.0, 0, 0], [0.0, 0, 0]])
+    directions = torch.tensor([[0.0, 0, 1], [0, 0, -1], [0, 1, 0], [0, 0, 1], [1.0, 0, 0], [-1.0, 0, 0]])
+    assert field.hits(origins, directions).tolist() == [True, False, False, False, True, False]
+    assert not line(3).hits(origins, directions).any()
+
+
 def test_an_object_of_one_splat_is_kept():
     field = line(4)
     field.add(torch.tensor([0.0, 2, 0, 0]), torch.ones(4) * 2)

@@ -229,7 +229,7 @@ def test_images_of_whole_views_are_sharp_in_the_window():
     assert (image - rgb).abs().mean() < 0.1
 
 
-def test_splats_and_the_published_update_look_at_whole_views():
+def test_the_published_update_and_what_cannot_be_cropped_look_at_whole_views():
     views = WindowedBallViews()
     for changes in ({"windows": False}, {"lifting": "gradient", "max_passes": 1}):
         session = session_on(views, 1, **changes)

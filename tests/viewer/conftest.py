@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,14 @@ from tests.viewer.browser import CHROMIUM, FLAGS, SIZE, Tab, server
 
 # Small renders: two cores share a browser without a GPU and a radiance field.
 OPTIONS = ["--pipeline.segmenter", "grabcut", "--pipeline.working-size", 64, "--pipeline.max-passes", 2]
+
+READ_ON = re.compile(
+    r"Task exception was never retrieved\nfuture: [^\n]*_message_producer\(\)[^\n]*StopAsyncIteration[^\n]*\n"
+    r"Traceback.*?\nStopAsyncIteration\n",
+    re.DOTALL,
+)
+"""What viser 1.0 may print when it ends while a tab is open: what sends its messages asks for one more than there
+are."""
 
 
 @dataclass
@@ -67,7 +76,7 @@ def training(tiny_run: Path, folder: Path) -> Iterator[str]:
     with server(log, *words) as address:
         yield address
     # Ctrl-C is how one leaves it.
-    printed = log.read_text()
+    printed = READ_ON.sub("", log.read_text())
     assert "Traceback" not in printed and "terminate called" not in printed, printed[-3000:]
 
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -30,6 +29,7 @@ from segment_anything import sam_model_registry
 from torch import Tensor
 
 import sa3d_nerfstudio as sa3d
+from benchmarks.speed import Clock
 from sa3d_nerfstudio.evaluation.metrics import iou
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import SegmenterImage
@@ -57,25 +57,6 @@ class Options:
     """JSON file to write."""
 
 
-class Timer:
-    """Seconds of what has been done, with all that CUDA was asked for."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def __call__(self, work: Callable[[], Any]) -> float:
-        """Do something; how long it takes."""
-        self._wait()
-        begun = time.perf_counter()
-        work()
-        self._wait()
-        return time.perf_counter() - begun
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
 class Scene:
     """A run, and truth made from it."""
 
@@ -86,7 +67,7 @@ class Scene:
         self.run = sa3d.load(options.run, **settings)
         self.pipeline = self.run.pipeline
         self.views = self.pipeline.views
-        self.timer = Timer(self.pipeline.device)
+        self.timer = Clock(self.pipeline.device).once
         self.folder = folder
         first = self.surface(0)
         rows, columns = first.shape[:2]

@@ -19,6 +19,8 @@ SHARPNESS = 8.0
 """Logit per unit of probability at which averages become logits: from -4, where all rays say "no", to 4."""
 LIGHT_LOGIT = -SHARPNESS / 2
 """Logit of light that passes everything: it is known not to be the object."""
+FAR_LOGIT = -2.0
+"""Highest logit of a cell that is too far out to be of the object."""
 
 
 class MaskField(nn.Module):
@@ -136,12 +138,16 @@ class MaskField(nn.Module):
         return torch.where(self.known(), SHARPNESS * (self.rendered_average() - 0.5), 0.0)
 
     def bounded(self, logits: Float[Tensor, " num_cells"]) -> Float[Tensor, " num_cells"]:
-        """Logits within what each cell may hold; splats may hold any."""
-        return logits
+        """Logits, of which those of cells too far out to be of the object are at most ``FAR_LOGIT``."""
+        return torch.where(self._near(), logits, logits.clamp(max=FAR_LOGIT))
 
     def rendered_average(self) -> Float[Tensor, " num_cells"]:
-        """The average as renders of the mask composite it."""
-        return self.average()
+        """The average as renders of the mask composite it: 0 in cells too far out to be of the object."""
+        return self.average() * self._near()
+
+    def _near(self) -> Bool[Tensor, " num_cells"]:
+        """Which cells are not too far out to be of the object."""
+        raise NotImplementedError
 
     def known(self) -> Bool[Tensor, " num_cells"]:
         """Which cells any view has seen."""
@@ -177,13 +183,14 @@ class MaskField(nn.Module):
         return max(MIN_EVIDENCE, FIRM * float(seen[middle]))
 
     def object_cells(self, threshold: float = 0.5) -> Bool[Tensor, " num_cells"]:
-        """The cells that hold the object: on it, and seen well.
+        """The cells that hold the object: on it, seen well, and near it.
 
         The tails of rays that end on the object reach what lies far behind it, and where no view has seen that place
         better they call it object. Such cells weigh next to nothing in a render, but would spoil bounds and exports.
         """
         return self.derived(
-            ("object", threshold), lambda: (self.probability() > threshold) & (self.seen > self.firm_evidence())
+            ("object", threshold),
+            lambda: (self.probability() > threshold) & (self.seen > self.firm_evidence()) & self._near(),
         )
 
     def fresh(self) -> Self:

@@ -21,8 +21,6 @@ REACH = 1.5
 """How far out the object may extend, in half widths of the box; cells beyond are too coarse."""
 MOSTLY_INSIDE = 0.05
 """Share of a prompted surface that may lie outside of the box before it is widened."""
-FAR_LOGIT = -2.0
-"""Logit that cells farther out hold at most."""
 MIN_RESOLUTION = 16
 """Vertices along each axis that a grid has at least, however coarse the images are."""
 MARGIN = 0.15
@@ -226,22 +224,11 @@ class MaskGrid(MaskField):
             trilinear.add(channel, value, index, fractions, self.resolution)
         return out.T
 
-    def object_cells(self, threshold: float = 0.5) -> Bool[Tensor, " num_cells"]:
-        """The vertices that hold the object: on it, seen well, and in or near the box."""
-        firm = super().object_cells(threshold)
-        return self.derived(("near object", threshold), lambda: firm & self._near())
-
-    def rendered_average(self) -> Float[Tensor, " num_cells"]:
-        """The average, 0 in vertices too far out to hold the object."""
-        # There a cell is as large as the object, and rays that graze it leave blobs on the background.
-        return self.average() * self._near()
-
-    def bounded(self, logits: Float[Tensor, " num_cells"]) -> Float[Tensor, " num_cells"]:
-        """Logits, of which those of vertices too far out to hold the object are at most ``FAR_LOGIT``."""
-        return torch.where(self._near(), logits, logits.clamp(max=FAR_LOGIT))
-
     def _near(self) -> Bool[Tensor, " num_cells"]:
-        """Vertices no farther out than ``REACH``; an object that outgrows its box moves it in the next pass."""
+        """Vertices no farther out than ``REACH``; an object that outgrows its box moves it in the next pass.
+
+        Farther out a cell is as large as the object, and rays that graze it leave blobs on the background.
+        """
         reach = (1 + OUTSIDE * (1 - 1 / (1 + (REACH - 1) / OUTSIDE))) / (1 + OUTSIDE)
         near = torch.linspace(-1, 1, self.resolution, device=self.hit.device).abs() <= reach
         return (near[:, None, None] & near[:, None] & near).reshape(-1)

@@ -19,8 +19,6 @@ MOST = 0.95
 """Share of the object's light that ends within its radius."""
 REACH = 2.0
 """How far from its middle splats may belong to an object, in radii."""
-FAR_LOGIT = -2.0
-"""Highest logit of a splat that is too far out."""
 
 EVIDENCE = ("hit", "seen", "logits")
 """Buffers that are packed."""
@@ -182,19 +180,6 @@ class SplatMask(MaskField):
         self.set(other.hit.clone(), other.seen.clone())
         if other.logits is not None:
             self.set_logits(other.logits.clone())
-
-    def object_cells(self, threshold: float = 0.5) -> Bool[Tensor, " num_cells"]:
-        """The splats that hold the object: on it, seen well, and near it."""
-        firm = super().object_cells(threshold)
-        return self.derived(("near object", threshold), lambda: firm & self._near())
-
-    def rendered_average(self) -> Float[Tensor, " num_cells"]:
-        """The average, 0 in splats too far out to be of the object."""
-        return self.average() * self._near()
-
-    def bounded(self, logits: Float[Tensor, " num_cells"]) -> Float[Tensor, " num_cells"]:
-        """Logits, of which those of splats too far out to be of the object are at most ``FAR_LOGIT``."""
-        return torch.where(self._near(), logits, logits.clamp(max=FAR_LOGIT))
 
     def _near(self) -> Bool[Tensor, " num_cells"]:
         """Splats not much farther from the object's middle than where most of its light ends.

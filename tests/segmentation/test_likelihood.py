@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sa3d_nerfstudio.fields.mask_grid import FAR_LOGIT, MaskGrid
+from sa3d_nerfstudio.fields.base import FAR_LOGIT
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.segmentation import likelihood
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
 from sa3d_nerfstudio.segmentation.likelihood import UNCHECKED, MaskedView, MaskLikelihood

@@ -21,7 +21,7 @@ import viser.transforms as vtf
 import yaml
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
-from nerfstudio.viewer.render_state_machine import RenderAction
+from nerfstudio.viewer.render_state_machine import RenderAction, RenderStateMachine
 from nerfstudio.viewer.utils import CameraState, get_camera
 from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO, Viewer
 from torch import Tensor
@@ -123,6 +123,7 @@ class NerfstudioViewer:
         end_after_errors(self.server)
         self.lock = FairLock(viewer.train_lock or threading.Lock())
         self._marks: viser.PointCloudHandle | None = None
+        self._closed = threading.Event()
 
     @property
     def trains(self) -> bool:
@@ -141,14 +142,25 @@ class NerfstudioViewer:
 
     def close(self) -> None:
         """Render no more, for any tab: a thread that renders while the process ends would have it abort."""
-        machines = list(self.viewer.render_statemachines.values())
+        self._closed.set()
+        self._stop_rendering()
+        # Tabs go on talking while the server closes, and websockets would print a traceback for each.
+        logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
+        self.server.stop()
+        # For a tab that came meanwhile.
+        self._stop_rendering()
+
+    def _stop_rendering(self) -> None:
+        # Not what is in render_statemachines: a tab that has just left is not, while its last image is still rendered.
+        machines = [
+            thread
+            for thread in threading.enumerate()
+            if isinstance(thread, RenderStateMachine) and thread.viewer is self.viewer
+        ]
         for machine in machines:
             machine.running, machine.interrupt_render_flag = False, True
         for machine in machines:
             machine.join(30)
-        # Tabs go on talking while the server closes, and websockets would print a traceback for each.
-        logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
-        self.server.stop()
 
     def prepare(self, max_res: int | None) -> None:
         """Put away what only makes sense while a model is trained, and have no more rendered than is looked at.
@@ -207,10 +219,10 @@ class NerfstudioViewer:
         return None if output == "not set" else output
 
     def wait_for_output(self, seconds: float = 30.0) -> bool:
-        """Wait until something has been rendered, and say whether it has."""
+        """Wait until something has been rendered, and say whether it has; in vain once the viewer closes."""
         deadline = time.monotonic() + seconds
-        while self.output is None and time.monotonic() < deadline:
-            time.sleep(0.1)
+        while self.output is None and time.monotonic() < deadline and not self._closed.wait(0.1):
+            pass
         return self.output is not None
 
     def on_output(self, changed: Callable[[], None]) -> None:
@@ -229,8 +241,8 @@ class NerfstudioViewer:
         """Hide the training cameras, which are in the way of clicks; nerfstudio's button shows them again."""
         deadline = time.monotonic() + 30
         # A tab may open before all of them have been added, which ends with this attribute.
-        while not hasattr(self.viewer, "train_state") and time.monotonic() < deadline:
-            time.sleep(0.05)
+        while not hasattr(self.viewer, "train_state") and time.monotonic() < deadline and not self._closed.wait(0.05):
+            pass
         if self.viewer.hide_images.visible:
             self.viewer.set_camera_visibility(False)
             self.viewer.toggle_cameravis_button()

@@ -28,6 +28,7 @@ class SegmentPanel(ViewerControl):
         # Kept in a function: nerfstudio walks all attributes of the pipeline, and must not walk in circles.
         self._pipeline: Callable[[], PanelPipeline] = lambda: pipeline
         self._visited = False
+        self._welcoming: list[threading.Thread] = []
 
     def _setup(self, viewer: Viewer) -> None:
         super()._setup(viewer)
@@ -59,6 +60,8 @@ class SegmentPanel(ViewerControl):
         self._job.stop()
         self.context.close()
         self.nerfstudio_viewer.close()
+        for thread in self._welcoming:
+            thread.join(30)
 
     def _came(self, client: viser.ClientHandle) -> None:
         """A tab was opened; it begins where a picture was taken, and not somewhere in the middle of things.
@@ -74,4 +77,6 @@ class SegmentPanel(ViewerControl):
                 self.context.show_view("overlay")
 
         # Not on the worker, which may be at work for minutes.
-        threading.Thread(target=welcome, daemon=True).start()
+        thread = threading.Thread(target=welcome, daemon=True)
+        thread.start()
+        self._welcoming = [*(before for before in self._welcoming if before.is_alive()), thread]

@@ -240,11 +240,7 @@ class SplatMask(MaskField):
             return torch.zeros(len(origins), dtype=torch.bool, device=origins.device)
         low, high = points.amin(0), points.amax(0)
         beside = 0.02 * (high - low).amax() + 1e-6  # splats have a size, and those of a flat thing lie in a plane
-        sides = torch.stack([low - beside, high + beside])
-        # The distances at which each ray enters and leaves the slab between each two sides.
-        where = (sides[:, None] - origins) / torch.where(directions.abs() < 1e-9, 1e-9, directions)
-        enters, leaves = where.amin(0).amax(-1), where.amax(0).amin(-1)
-        return (enters <= leaves) & (leaves > 0)
+        return through_box(torch.stack([low - beside, high + beside]), origins, directions)
 
     def selected(self, threshold: float = 0.5) -> Bool[Tensor, " num_cells"]:
         """The splats that make up the object, including those without evidence of their own.
@@ -276,6 +272,17 @@ class SplatMask(MaskField):
             neighbors = sure[torch.from_numpy(nearest).to(sure.device)]
             on[unsure] = self.probability()[neighbors].mean(-1) > threshold
         return on
+
+
+def through_box(
+    corners: Float[Tensor, "2 3"], origins: Float[Tensor, "*rays 3"], directions: Float[Tensor, "*rays 3"]
+) -> Bool[Tensor, "*rays"]:
+    """Which rays pass through the box between two corners, or begin in it."""
+    # The distances at which each ray enters and leaves the slab between each two sides.
+    directions = torch.where(directions.abs() < 1e-9, 1e-9, directions)
+    first, second = ((corner - origins) / directions for corner in corners)
+    enters, leaves = torch.minimum(first, second).amax(-1), torch.maximum(first, second).amin(-1)
+    return (enters <= leaves) & (leaves > 0)
 
 
 def _rows(on: Bool[Tensor, " num_cells"]) -> Int[Tensor, " num"]:

@@ -80,16 +80,18 @@ class Observation:
     rgb: Float[Tensor, "height width 3"]
     """The base model's image where a ray passes through an object; 0 elsewhere."""
     points: Float[Tensor, "height width 3"]
-    """World positions of the surface there."""
+    """World positions of the surface there; 0 elsewhere."""
     directions: Float[Tensor, "height width 3"]
     """Unit directions of the rays, in the world."""
     passing: Bool[Tensor, "height width"]
-    """Which rays were rendered: those that pass through an object."""
+    """Which rays were rendered: those that pass through an object, or may."""
 
 
 MASK_OUTPUTS = ("mask", "mask_overlay")
 OBJECT_OUTPUTS = ("object_rgb", "object_depth", "object_accumulation")
 BACKGROUND_OUTPUTS = ("background_rgb",)
+OF_THE_OBJECT = frozenset({"mask", "object_rgb", "object_accumulation"})
+"""Outputs that are the same on all rays that pass no object."""
 TINT = 0.6
 """How much of an object's colour goes into ``mask_overlay``."""
 SOLID = 0.5
@@ -216,6 +218,16 @@ class MaskOutputs(_Base):
     def rays_for(self, camera: Cameras, names: Collection[str]) -> Bool[Tensor, "height width"]:
         """Which rays of a camera :meth:`render_outputs` renders for outputs of these names: all of them."""
         return torch.ones(int(camera.height.max()), int(camera.width.max()), dtype=torch.bool)
+
+    def outputs_without_object(self, names: Collection[str], height: int, width: int) -> dict[str, Tensor]:
+        """What some of the outputs in :data:`OF_THE_OBJECT` are on rays that pass no object."""
+        behind = 1.0 if self.object_background == "white" else 0.0
+        return {
+            name: torch.full((height, width, 3), behind, device=self.device)
+            if name == "object_rgb"
+            else torch.zeros(height, width, 1, device=self.device)
+            for name in names
+        }
 
     def with_mask(self, outputs: dict[str, Any], rgb: Tensor, trace: RayTrace) -> dict[str, Any]:
         """The base model's outputs, with the mask and its overlay in the form of its image."""

@@ -27,6 +27,7 @@ from sa3d_nerfstudio.models.outputs import (
     BACKGROUND_OUTPUTS,
     MASK_OUTPUTS,
     OBJECT_OUTPUTS,
+    OF_THE_OBJECT,
     SOLID,
     MaskOutputs,
     Observation,
@@ -49,8 +50,6 @@ from sa3d_nerfstudio.traces.window import Pixels
 
 Kept = TypeVar("Kept")
 
-OF_THE_OBJECT = frozenset({"mask", "object_rgb", "object_accumulation"})
-"""Outputs that are the same on all rays that pass no object."""
 SMALLER_IMAGES = "work in smaller images (--pipeline.working-size), or close other programs that use it"
 """What to do where a view does not fit into the GPU's memory."""
 FAR = 1e3
@@ -238,13 +237,7 @@ class MaskedModel(MaskOutputs):
         if not OF_THE_OBJECT.issuperset(names):
             return super().render_outputs(camera, names)
         rays = camera.to(self.device).generate_rays(camera_indices=0, keep_shape=True)
-        # A ray that passes nothing has the same outputs as any other such: the background.
-        empty = {"object_rgb": 1.0 if self.object_background == "white" else 0.0}
-        channels = {"object_rgb": 3}
-        images = {
-            name: torch.full((*rays.shape, channels.get(name, 1)), empty.get(name, 0.0), device=self.device)
-            for name in names
-        }
+        images = self.outputs_without_object(names, *rays.shape)
         self._render_where(self.rays_for(camera, names), rays, self, images)
         return images
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -19,15 +19,17 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
-from sa3d_nerfstudio.fields.splat_mask import SplatMask
+from sa3d_nerfstudio.fields.splat_mask import SplatMask, through_box
 from sa3d_nerfstudio.gpu_memory import within_memory
 from sa3d_nerfstudio.models.outputs import (
     BACKGROUND_OUTPUTS,
     MASK_OUTPUTS,
     NO_OBJECT,
     OBJECT_OUTPUTS,
+    OF_THE_OBJECT,
     SOLID,
     MaskOutputs,
+    Observation,
 )
 from sa3d_nerfstudio.scoped import scoped
 from sa3d_nerfstudio.traces.base import RayTrace, render_probability
@@ -40,7 +42,10 @@ from sa3d_nerfstudio.traces.gaussians import (
     install_interception,
     trace_gaussians,
 )
+from sa3d_nerfstudio.traces.window import Window, bounds, cropped
 
+REACH = 3.0
+"""Standard deviations of a splat up to which gsplat draws it."""
 TOGETHER = 16
 """Objects that are rasterised at once: two channels each, of the 32 that gsplat takes at a time."""
 
@@ -189,6 +194,71 @@ class MaskedSplatModel(MaskOutputs, _Base):
             depth=torch.where(something, distance, farthest).reshape(height, width, 1),
             points=points,
         )
+
+    @torch.no_grad()
+    def observe(self, camera: Cameras, fields: Sequence[MaskField], threshold: float) -> Observation:
+        """See what of some objects is visible to a camera; of its image, the part in which they may be is rendered."""
+        camera = camera.to(self.device)
+        directions = camera.generate_rays(camera_indices=0, keep_shape=True).directions
+        height, width = directions.shape[:2]
+        images = [directions.new_zeros(height, width, channels) for channels in (len(fields), 3, 3)]
+        passing = torch.zeros(height, width, dtype=torch.bool, device=self.device)
+        window = self._window(camera, self._rows_of(fields, threshold))
+        if window is not None:
+            seen = super().observe(cropped(camera, window), fields, threshold)
+            for image, part in zip(images, (seen.probability.permute(1, 2, 0), seen.rgb, seen.points), strict=True):
+                image[window.rows, window.columns] = part
+            passing[window.rows, window.columns] = True
+        return Observation(images[0].permute(2, 0, 1), images[1], images[2], directions, passing)
+
+    @torch.no_grad()
+    def render_outputs(self, camera: Cameras, names: Collection[str]) -> dict[str, Tensor]:
+        """Outputs for all pixels of a camera; of the object alone, that part of the image in which it may be."""
+        if not OF_THE_OBJECT.issuperset(names):
+            return super().render_outputs(camera, names)
+        camera = camera.to(self.device)
+        window = self._object_window(camera)
+        images = self.outputs_without_object(names, int(camera.height.max()), int(camera.width.max()))
+        if window is not None:
+            part = super().render_outputs(cropped(camera, window), names)
+            for name, image in images.items():
+                image[window.rows, window.columns] = part[name]
+        return images
+
+    @torch.no_grad()
+    def rays_for(self, camera: Cameras, names: Collection[str]) -> Bool[Tensor, "height width"]:
+        """Which rays of a camera :meth:`render_outputs` renders for outputs of these names."""
+        rays = super().rays_for(camera, names)
+        if OF_THE_OBJECT.issuperset(names):
+            window = self._object_window(camera.to(self.device))
+            rays[:] = False
+            if window is not None:
+                rays[window.rows, window.columns] = True
+        return rays
+
+    def _object_window(self, camera: Cameras) -> Window | None:
+        return self._window(camera, self.object_splats() | self._rows_of(self.masks.shown, self.mask_threshold))
+
+    def _rows_of(self, fields: Sequence[MaskField], threshold: float) -> Bool[Tensor, " num_splats"]:
+        """The splats by which a pixel may be one of the objects'."""
+        means = self.gauss_params["means"]
+        found = torch.zeros(len(means), dtype=torch.bool, device=means.device)
+        for field in fields:
+            assert isinstance(field, SplatMask)
+            found[field.object_rows(threshold).long()] = True
+        return found
+
+    def _window(self, camera: Cameras, splats: Bool[Tensor, " num_splats"]) -> Window | None:
+        """The part of a camera's image in which some splats are drawn, as far as they reach; None where none is."""
+        if not bool(splats.any()):
+            return None
+        places = self.gauss_params["means"][splats]
+        reach = REACH * self.gauss_params["scales"][splats].exp().amax(-1, keepdim=True)
+        corners = torch.stack([(places - reach).amin(0), (places + reach).amax(0)])
+        rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+        passing = through_box(corners, rays.origins, rays.directions)
+        box, size = bounds(passing), (passing.shape[0], passing.shape[1])
+        return None if box is None else Window.whole(size, max(size), 1.0).around(box, 1.0, margin=0.0)
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, **kwargs: Any) -> _IncompatibleKeys:  # type: ignore[override]
         """Load a checkpoint of any number of splats, and say what did not fit, which splatfacto keeps to itself."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
+from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 TILE = 8
@@ -245,3 +247,11 @@ def boxes_of(sides: Num[Tensor, "num 5"], masks: Sequence[Bool[Tensor, "height w
         (top, left, mask.shape[0] - bottom, mask.shape[1] - right) if there else None
         for mask, (top, left, bottom, right, there) in found
     ]
+
+
+def cropped(camera: Cameras, window: Window) -> Cameras:
+    """The camera whose image is a window of another's: the same but for its principal point and its size."""
+    part = copy.deepcopy(camera)
+    part.cx, part.cy = part.cx - window.left, part.cy - window.top
+    part.width, part.height = (torch.full_like(part.width, side) for side in (window.width, window.height))
+    return part

@@ -21,7 +21,7 @@ from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.models.rays import camera_rays
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.compressed import CompressedTrace
-from sa3d_nerfstudio.traces.window import Pixels, Window, bounds
+from sa3d_nerfstudio.traces.window import Pixels, Window, bounds, cropped
 from sa3d_nerfstudio.views.cache import ViewCache, default_budget, restored
 from sa3d_nerfstudio.views.names import find_view
 from sa3d_nerfstudio.views.tiles import TiledTrace
@@ -397,14 +397,6 @@ class TrainingViews:
                 (int(render.height), int(render.width)),
             )
         return self._known_sizes[view]
-
-
-def cropped(camera: Cameras, window: Window) -> Cameras:
-    """The camera whose image is a window of another's: the same but for its principal point and its size."""
-    part = copy.deepcopy(camera)
-    part.cx, part.cy = part.cx - window.left, part.cy - window.top
-    part.width, part.height = (torch.full_like(part.width, side) for side in (window.width, window.height))
-    return part
 
 
 @torch.no_grad()

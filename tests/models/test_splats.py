@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from sa3d_nerfstudio.fields import splat_mask
 from sa3d_nerfstudio.fields.splat_mask import SplatMask
 from sa3d_nerfstudio.models.splats import MaskedSplatModel
 from sa3d_nerfstudio.traces.base import render_probability
+from sa3d_nerfstudio.traces.window import Window
 from tests import rasterizer
 from tests.small_models import camera, masked_splats, small_splats
 from tests.stand_ins import splats_on_cpu
@@ -224,3 +226,54 @@ def test_who_looks_at_the_image_alone_waits_for_nothing_else(monkeypatch: pytest
     with pytest.raises(AttributeError):
         _ = model.get_outputs_for_camera(camera())["object_rgb"]
     assert searched
+
+
+def test_outputs_of_the_object_need_the_part_of_the_image_that_it_may_be_in():
+    model = opaque()
+    model.gauss_params["scales"].fill_(-2.5)
+    select(model, [2])
+    names = ("object_rgb", "object_accumulation", "mask")
+    around, rendered = camera(200, 280), 0
+    before = model.get_outputs_for_camera(around)
+    base = type(model)._base_outputs
+
+    def counted(self: MaskedSplatModel, part: Any) -> dict[str, Any]:
+        nonlocal rendered
+        rendered += int(part.width) * int(part.height)
+        return base(self, part)
+
+    with mock.patch.object(type(model), "_base_outputs", counted):
+        images = model.render_outputs(around, names)
+        passing = model.rays_for(around, names)
+    assert set(images) == set(names)
+    for name, image in images.items():
+        assert image.shape == before[name].shape, name
+        # gsplat draws splats at the border of an image a little otherwise than the same in its middle.
+        assert torch.allclose(image, before[name], atol=0.01), name
+    assert 0 < int(passing.sum()) < 0.1 * 200 * 280
+    # Once for the image with its mask, and once for the object alone.
+    assert rendered == 2 * int(passing.sum())
+    assert bool(model.rays_for(around, ("rgb", "mask")).all())
+
+
+@pytest.mark.parametrize("splats", [[0], [2], [0, 2], [3, 4], []])
+def test_a_camera_sees_the_same_in_a_part_of_its_image(splats: list[int]):
+    """Splats 3 and 4 are behind the camera."""
+    model = opaque()
+    model.gauss_params["scales"].fill_(-2.5)
+    field = model.new_field(0)
+    on = torch.zeros(5)
+    on[splats] = 1
+    field.add(on, torch.ones(5))
+    around = camera(100, 140)
+    seen = model.observe(around, [field], 0.5)
+    with mock.patch.object(type(model), "_window", lambda self, view, rows: Window.whole((100, 140), 140, 1.0)):
+        whole = model.observe(around, [field], 0.5)
+    assert bool(whole.passing.all()) and not bool(seen.passing.all())
+    assert torch.equal(seen.probability > 0.5, whole.probability > 0.5)
+    assert torch.equal(seen.directions, whole.directions)
+    assert bool((seen.probability > 0.5).any()) == (splats in [[0], [2], [0, 2]])
+    assert torch.allclose(seen.rgb[seen.passing], whole.rgb[seen.passing], atol=0.01)
+    on_it = seen.probability[0] > 0.5
+    assert torch.allclose(seen.points[on_it], whole.points[on_it], atol=0.01)
+    assert not bool(seen.rgb[~seen.passing].any())

@@ -21,6 +21,11 @@ SelfPrompts = Literal["spread", "published"]
 CLEARANCE = 3.5
 """Pixels between a point and the outline, where the object is wide enough: nearer, a network may take the point for one
 on the neighbour. The rendered mask's outline is a pixel or so from the true one."""
+CLEARANCE_SHARE = 0.7
+"""Where it is not, the least clearance as a share of the largest that there is."""
+SURE = 0.7
+"""What has this share of the median score of the object counts as sure, so that is half of it at least: points keep off
+the outline of that, too. Where little is known, the mask's own outline may be far from the true one."""
 APART = 2.5
 """Pixels between points, at least: nearer to each other, they say the same twice."""
 AGREEMENT_WEIGHT = 3.0
@@ -67,7 +72,8 @@ def spread_points(score: Float[Tensor, "height width"], num_points: int) -> list
 
     The first maximises score x distance to the outline; each further one lies as far as possible from those before
     (T. Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985), among pixels that keep off the
-    outline. So the first lies where any network takes it for the object, and all together say how far that goes.
+    outline, and off that of what is sure. So the first lies where any network takes it for the object, and all together
+    say how far that goes.
 
     Args:
         score: Probability less the threshold; positive on the object.
@@ -77,13 +83,13 @@ def spread_points(score: Float[Tensor, "height width"], num_points: int) -> list
         x, y of each point; fewer where there is no room for more.
     """
     values = score.detach().float().cpu().numpy()
-    inside = np.pad(values > 0, 1).astype(np.uint8)
-    clearance = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    # The outline lies between two pixels, and a pixel's centre at least half of one from it.
-    worth = np.maximum(values, 0) * (clearance - 0.5)
+    clearance = _inside_distance(values > 0)
+    worth = np.maximum(values, 0) * clearance
     y, x = np.unravel_index(int(worth.argmax()), worth.shape)
     chosen = [(int(x), int(y))]
-    eligible = np.argwhere(clearance - 0.5 >= min(CLEARANCE, 0.6 * float(clearance.max() - 0.5)))
+    off_outline = _off_outline(clearance)
+    sure = off_outline & _off_outline(_inside_distance(values >= SURE * np.median(values[values > 0])))
+    eligible = np.argwhere(sure if sure.any() else off_outline)
     distance = np.full(len(eligible), np.inf)
     for _ in range(num_points - 1):
         distance = np.minimum(distance, np.linalg.norm(eligible - (chosen[-1][1], chosen[-1][0]), axis=1))
@@ -92,6 +98,18 @@ def spread_points(score: Float[Tensor, "height width"], num_points: int) -> list
             break
         chosen.append((int(eligible[farthest, 1]), int(eligible[farthest, 0])))
     return chosen
+
+
+def _inside_distance(mask: Bool[np.ndarray, "height width"]) -> Float[np.ndarray, "height width"]:
+    """Pixels from the centre of each pixel of a mask to the outline, which is that of the image as well."""
+    padded = np.pad(mask, 1).astype(np.uint8)
+    # The outline lies between two pixels, and a pixel's centre at least half of one from it.
+    return cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1] - 0.5
+
+
+def _off_outline(distance: Float[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """Pixels of a mask that keep off its outline, as far as it is wide enough."""
+    return distance >= min(CLEARANCE, CLEARANCE_SHARE * float(distance.max()))
 
 
 def published_points(

@@ -114,7 +114,7 @@ class CloserPhoto:
     """Makes its image."""
 
 
-@dataclass
+@dataclass(eq=False)
 class SessionViews:
     """The training views by index, and free views by name."""
 

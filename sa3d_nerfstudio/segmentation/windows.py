@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
-from sa3d_nerfstudio.gpu_memory import size_of
+from sa3d_nerfstudio.gpu_memory import free_bytes, reclaim_from, size_of
 from sa3d_nerfstudio.segmentation.photo_windows import photo_window
 from sa3d_nerfstudio.segmentation.report import SessionReport
 from sa3d_nerfstudio.segmentation.session_views import (
@@ -36,8 +36,11 @@ LARGEST = 1.5
 """They have no more pixels than whole views at the working size by this factor."""
 FEW_PIXELS = 4
 """Where an object would cover no more pixels than this of a coarse image, on each side, its rays may miss it."""
-KEPT = 64_000_000
-"""Bytes of windows' traces that are kept for the next pass; those that are looked at together are in any case."""
+SHARE_KEPT = 1 / 16
+"""Of the memory that is free, what windows' traces may take that are kept for the next pass; those that are looked at
+together are in any case."""
+FALLBACK_KEPT = 64_000_000
+"""Bytes of them where nothing tells how much memory is free."""
 Masks = Mapping[ViewKey, Bool[Tensor, " num_rays"]]
 Places = Mapping[ViewKey, Window]
 
@@ -149,8 +152,11 @@ class CloseViews(SessionViews):
         self._newest: dict[ViewKey, tuple[Window, ViewTrace, int]] = {}
         """The traces of the windows that were looked at last, and their bytes, as far as there is room; others are made
         anew."""
+        self._room: int | None = None
+        """Bytes that these may take; told when there is the first."""
         self._photo_windows: dict[ViewKey, tuple[Window, Window | None]] = {}
         """For each view the object's window, and that of the photo which belongs to it."""
+        reclaim_from(self)
 
     def look_at_all_of(self, view: ViewKey) -> None:
         """Look at a view without a window from now on."""
@@ -171,12 +177,22 @@ class CloseViews(SessionViews):
                 trace = self.training.window_trace(int(view), window)
             newest = (window, trace, size_of(trace))
         self._newest[view] = newest
+        if self._room is None:
+            free = free_bytes(newest[1].depth.device)
+            self._room = FALLBACK_KEPT if free is None else int(SHARE_KEPT * free)
         held = sum(num_bytes for *_, num_bytes in self._newest.values())
         for oldest in list(self._newest)[:-TOGETHER]:
-            if held <= KEPT:
+            if held <= self._room:
                 break
             held -= self._newest.pop(oldest)[2]
         return newest[1]
+
+    def reclaim(self) -> int:
+        """Let go of what is kept for the next pass, and keep no more; how many bytes it was."""
+        held = sum(num_bytes for *_, num_bytes in self._newest.values())
+        self._newest.clear()
+        self._room = 0
+        return held
 
     def picture(self, view: ViewKey, side: int | None = None) -> Float[Tensor, "height width 3"]:
         """What segmenters see of a view: its window, or for those that ask for a side the whole photo."""

@@ -142,18 +142,23 @@ def test_traces_of_windows_are_kept_from_pass_to_pass_where_there_is_room(monkey
             return super().window_trace(view, window)
 
     made, fields, held = [], [], []
-    for kept in (0, windows.KEPT):
-        monkeypatch.setattr(windows, "KEPT", kept)
+    for share in (0.0, windows.SHARE_KEPT):
+        monkeypatch.setattr(windows, "SHARE_KEPT", share)
         views = Counting(height=96, width=128)
         session = session_on(views, 1)
         session.run()
         made.append(views.made)
         fields.append(session.grid.probability())
-        close: Any = session._views
+        close = session._views
+        assert isinstance(close, windows.CloseViews)
         held.append(len(close._newest))
     assert made[1] < 0.7 * made[0]
     assert torch.equal(*fields)
     assert held == [TOGETHER, len(views) - 1], "beside the prompted view, which has no window"
+    # Where memory runs out, they go first, and no more are kept: there is nothing to be had from them again.
+    assert close.reclaim() > 0 and close.reclaim() == 0
+    session.run()
+    assert len(close._newest) <= TOGETHER
 
 
 def test_networks_see_whole_photos_once_whatever_the_window():

@@ -81,7 +81,7 @@ def object_points(
     objects = [item, *(other for other in others if other.id != item.id)]
     scale = _scale(pipeline, item, num_points)
     seen = _seen(pipeline, objects, scale, f"points of {item.name}")
-    # Splats are rendered whole, at the size that they were trained at. How many of the rays through a NeRF's cells end
+    # Splats are rendered at the size that they were trained at. How many of the rays through a NeRF's cells end
     # on the object is known only once they were rendered: where few did, larger images make up for it.
     while pipeline.model.RENDERS_RAYS and 0 < len(seen) < num_points and scale < LARGEST:
         scale = min(LARGEST, scale * math.sqrt(1.1 * num_points / len(seen)))

@@ -141,6 +141,10 @@ class MaskField(nn.Module):
         """Logits, of which those of cells too far out to be of the object are at most ``FAR_LOGIT``."""
         return torch.where(self._near(), logits, logits.clamp(max=FAR_LOGIT))
 
+    def logits_without_strays(self) -> Float[Tensor, " num_cells"] | None:
+        """The logits, where what floats beside the object is no longer of it; as they are by default."""
+        return self.logits
+
     def rendered_average(self) -> Float[Tensor, " num_cells"]:
         """The average as renders of the mask composite it: 0 in cells too far out to be of the object."""
         return self.average() * self._near()

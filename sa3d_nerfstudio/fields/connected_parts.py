@@ -1,4 +1,4 @@
-"""Connected parts of a region of pixels or cells."""
+"""Connected parts of a region of pixels or cells, and of clouds of points."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
 from torch import Tensor
 
 ROUNDS = 24
 """Of :func:`part_of_each`: in each, parts join their neighbours, and so grow at least as powers of two."""
+USUAL = 4
+"""The how many-th nearest point tells how far apart points lie."""
+LINK = 4.0
+"""Points are linked up to this many times as far apart as they usually lie."""
 
 
 def label_parts(region: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
@@ -56,3 +63,23 @@ def large_parts(region: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
     sizes = np.bincount(labels.reshape(-1))
     sizes[0] = 0
     return (sizes >= share * sizes.max())[labels] & region
+
+
+def linked_parts(places: Float[np.ndarray, "num 3"]) -> Int[np.ndarray, " num"]:
+    """Number the parts of a cloud of points, which lie farther apart than points within them usually do.
+
+    Args:
+        places: In any frame.
+
+    Returns:
+        The number of the part that each point belongs to, from 0.
+    """
+    if len(places) <= USUAL:
+        return np.zeros(len(places), dtype=np.int32)
+    usual = max(float(np.median(KDTree(places).query(places, USUAL + 1)[0][:, USUAL])), 1e-9)
+    # One point of each small box will do: in dense places, each has a great many others near it.
+    boxes = np.floor((places - places.min(axis=0)) / (usual / 2))
+    _, first, box = np.unique(boxes, axis=0, return_index=True, return_inverse=True)
+    pairs = KDTree(places[first]).query_pairs(LINK * usual, output_type="ndarray")
+    links = coo_array((np.ones(len(pairs), dtype=bool), tuple(pairs.T)), shape=(len(first), len(first)))
+    return connected_components(links, directed=False)[1][box.reshape(-1)]

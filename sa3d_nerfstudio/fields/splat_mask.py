@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
-from sa3d_nerfstudio.fields.base import LIGHT_LOGIT, MIN_EVIDENCE, MaskField
+from sa3d_nerfstudio.fields.base import FAR_LOGIT, LIGHT_LOGIT, MIN_EVIDENCE, MaskField
+from sa3d_nerfstudio.fields.connected_parts import linked_parts
 
 NEIGHBORS_OF_STRAYS = 20
 """Neighbours whose mean distance marks a splat as stray."""
@@ -19,6 +21,11 @@ MOST = 0.95
 """Share of the object's light that ends within its radius."""
 REACH = 2.0
 """How far from its middle splats may belong to an object, in radii."""
+
+STRAY_LIGHT = 0.001
+"""What lies apart from the rest of an object is stray if it has less than this share of the object's light, ..."""
+STRAY_SPLAT = 0.2
+"""... and a splat of it less than this share of what the object's splats have on average: hardly any ray sees it."""
 
 EVIDENCE = ("hit", "seen", "logits")
 """Buffers that are packed."""
@@ -199,6 +206,23 @@ class SplatMask(MaskField):
         middle = torch.stack([_quantile(axis, light, 0.5) for axis in places.T])
         reach = REACH * _quantile((places - middle).norm(dim=-1), light, MOST)
         return ((self.positions - middle).norm(dim=-1) <= reach) | (light.sum() == 0)
+
+    def logits_without_strays(self) -> Float[Tensor, " num_cells"] | None:
+        """The logits; those of splats that float beside the object, in parts of their own, at most ``FAR_LOGIT``.
+
+        They are seen through the object's pixels by a few rays, and make up a ten-thousandth of its light; but they
+        show in other views, in exports, and in its bounds.
+        """
+        if self.logits is None:
+            return None
+        rows = ((self.probability() > 0.5) & self._near()).nonzero()[:, 0]
+        light = self.hit[rows].double().cpu().numpy()
+        parts = linked_parts(self.positions[rows].double().cpu().numpy())
+        sums = np.bincount(parts, light, minlength=1)
+        usual = sums.sum() / max(len(rows), 1)
+        stray = (sums < STRAY_LIGHT * sums.sum()) & (sums < STRAY_SPLAT * usual * np.bincount(parts, minlength=1))
+        away = rows[torch.from_numpy(stray[parts]).to(rows.device)]
+        return self.logits.index_put((away,), self.logits[away].clamp(max=FAR_LOGIT))
 
     def object_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], Float[Tensor, " num"]]:
         """World positions of the splats on the object, with the weight of the rays on the object."""

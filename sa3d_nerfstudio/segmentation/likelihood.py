@@ -321,6 +321,8 @@ class MaskLikelihood:
             if step == steps:
                 break
         self.field.set_logits(logits)
+        # Rank 0 says so for all: on other hardware, logits round otherwise.
+        self.field.set_logits(self._ranks.share(self.field.logits_without_strays))
         trust = [share for part in self._ranks.gather(self._trust.tolist()) for share in part]
         return LikelihoodReport(steps, self.num_rays, losses, trust, held_out, begun)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sa3d_nerfstudio.fields.connected_parts import label_parts, part_of_each
+from sa3d_nerfstudio.fields.connected_parts import label_parts, linked_parts, part_of_each
 
 
 def serpentine(side: int) -> Tensor:
@@ -42,3 +42,22 @@ def test_a_long_thin_part_is_one() -> None:
 def test_nothing_and_everything() -> None:
     assert_same_parts(torch.ones(7, 7, 7, dtype=torch.bool))
     assert torch.equal(part_of_each(torch.zeros(2, 2, 2, dtype=torch.bool)).reshape(-1), torch.arange(8))
+
+
+def test_points_are_linked_as_near_as_neighbours_usually_lie() -> None:
+    chance = np.random.default_rng(0)
+    sheet = np.stack([*(chance.uniform(0, 1, (2, 900))), np.zeros(900)], axis=1)
+    # Each a twentieth of a side from the sheet, or from the one before: neighbours lie half as far apart.
+    stem = np.stack([np.full(10, 0.5), np.full(10, 0.5), 0.05 * np.arange(1, 11)], axis=1)
+    dense = [0.2, 0.2, 0.04] + 1e-4 * chance.normal(size=(200, 3))
+    apart = [0.5, 0.5, 2.0] + 0.02 * chance.normal(size=(5, 3))
+    places = np.concatenate([sheet, stem, dense, apart])
+    for scale in (1e-3, 1.0, 1e3):
+        parts = linked_parts(scale * places + 7 * scale)
+        assert len(np.unique(parts[:-5])) == 1 and len(np.unique(parts[-5:])) == 1
+        assert parts.max() == 1
+
+
+@pytest.mark.parametrize("num", [0, 1, 4, 5, 6])
+def test_few_points_and_equal_ones_are_one_part(num: int) -> None:
+    assert linked_parts(np.zeros((num, 3))).tolist() == [0] * num

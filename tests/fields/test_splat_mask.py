@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sa3d_nerfstudio.exports.boxes import object_box
+from sa3d_nerfstudio.fields.base import FAR_LOGIT
 from sa3d_nerfstudio.fields.objects import MaskObjects
 from sa3d_nerfstudio.fields.splat_mask import SplatMask
 
@@ -204,3 +205,30 @@ def test_packed_fields_are_saved_and_restored_as_they_are(packed: bool):
     assert again.names == ["mug", "plate"]
     assert torch.equal(restored.cells(), touched_few().cells())
     assert torch.equal(again["plate"].cells(), touched_few(fitted=False).cells())
+
+
+def test_what_floats_beside_an_object_in_little_light_is_not_of_it():
+    chance = torch.Generator().manual_seed(0)
+    ball = 0.1 * torch.nn.functional.normalize(torch.randn(3000, 3, generator=chance), dim=-1)
+    floating = torch.tensor([0.0, 0.15, 0.0]) + 0.01 * torch.randn(4, 3, generator=chance)
+    small_part = torch.tensor([0.15, 0.0, 0.0]) + 0.002 * torch.randn(4, 3, generator=chance)
+    background = torch.tensor([0.0, 0.0, 3.0]) + torch.randn(50, 3, generator=chance)
+    groups = (ball, floating, small_part, background)
+    field = SplatMask(torch.cat(groups))
+    ball_at, floating_at, part_at, background_at = torch.arange(field.num_cells).split([len(each) for each in groups])
+    hit, seen = torch.zeros(field.num_cells), torch.full((field.num_cells,), 20.0)
+    hit[ball_at], hit[floating_at], hit[part_at] = 20.0, 0.4, 20.0
+    seen[floating_at] = 0.4
+    field.set(hit, seen)
+    assert field.logits_without_strays() is None
+    logits = torch.where(hit > 0, 3.0, -3.0)
+    field.set_logits(logits)
+    cut = field.logits_without_strays()
+    assert cut is not None
+    assert torch.equal(cut[floating_at], torch.full((4,), FAR_LOGIT))
+    for kept in (ball_at, part_at, background_at):
+        assert torch.equal(cut[kept], logits[kept])
+    held = field.logits
+    assert held is not None and torch.equal(held, logits), "left as it is"
+    field.set_logits(cut)
+    assert torch.equal(field.object_cells().nonzero()[:, 0], torch.cat([ball_at, part_at]))

@@ -23,9 +23,6 @@ CLEARANCE = 3.5
 on the neighbour. The rendered mask's outline is a pixel or so from the true one."""
 CLEARANCE_SHARE = 0.7
 """Where it is not, the least clearance as a share of the largest that there is."""
-SURE = 0.7
-"""What has this share of the median score of the object counts as sure, so that is half of it at least: points keep off
-the outline of that, too. Where little is known, the mask's own outline may be far from the true one."""
 APART = 2.5
 """Pixels between points, at least: nearer to each other, they say the same twice."""
 AGREEMENT_WEIGHT = 3.0
@@ -72,8 +69,7 @@ def spread_points(score: Float[Tensor, "height width"], num_points: int) -> list
 
     The first maximises score x distance to the outline; each further one lies as far as possible from those before
     (T. Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985), among pixels that keep off the
-    outline, and off that of what is sure. So the first lies where any network takes it for the object, and all together
-    say how far that goes.
+    outline. So the first lies where any network takes it for the object, and all together say how far that goes.
 
     Args:
         score: Probability less the threshold; positive on the object.
@@ -83,13 +79,13 @@ def spread_points(score: Float[Tensor, "height width"], num_points: int) -> list
         x, y of each point; fewer where there is no room for more.
     """
     values = score.detach().float().cpu().numpy()
-    clearance = _inside_distance(values > 0)
+    inside = np.pad(values > 0, 1).astype(np.uint8)
+    # The outline lies between two pixels, and a pixel's centre at least half of one from it.
+    clearance = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1] - 0.5
     worth = np.maximum(values, 0) * clearance
     y, x = np.unravel_index(int(worth.argmax()), worth.shape)
     chosen = [(int(x), int(y))]
-    off_outline = _off_outline(clearance)
-    sure = off_outline & _off_outline(_inside_distance(values >= SURE * np.median(values[values > 0])))
-    eligible = np.argwhere(sure if sure.any() else off_outline)
+    eligible = np.argwhere(clearance >= min(CLEARANCE, CLEARANCE_SHARE * float(clearance.max())))
     distance = np.full(len(eligible), np.inf)
     for _ in range(num_points - 1):
         distance = np.minimum(distance, np.linalg.norm(eligible - (chosen[-1][1], chosen[-1][0]), axis=1))
@@ -98,18 +94,6 @@ def spread_points(score: Float[Tensor, "height width"], num_points: int) -> list
             break
         chosen.append((int(eligible[farthest, 1]), int(eligible[farthest, 0])))
     return chosen
-
-
-def _inside_distance(mask: Bool[np.ndarray, "height width"]) -> Float[np.ndarray, "height width"]:
-    """Pixels from the centre of each pixel of a mask to the outline, which is that of the image as well."""
-    padded = np.pad(mask, 1).astype(np.uint8)
-    # The outline lies between two pixels, and a pixel's centre at least half of one from it.
-    return cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1] - 0.5
-
-
-def _off_outline(distance: Float[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    """Pixels of a mask that keep off its outline, as far as it is wide enough."""
-    return distance >= min(CLEARANCE, CLEARANCE_SHARE * float(distance.max()))
 
 
 def published_points(

@@ -23,6 +23,9 @@ CLEARANCE = 3.5
 on the neighbour. The rendered mask's outline is a pixel or so from the true one."""
 CLEARANCE_SHARE = 0.7
 """Where it is not, the least clearance as a share of the largest that there is."""
+MOST_PLACES = 4096
+"""Pixels among which points are chosen: of larger masks, so many that lie all over them, as the host compares each with
+all points."""
 APART = 2.5
 """Pixels between points, at least: nearer to each other, they say the same twice."""
 AGREEMENT_WEIGHT = 3.0
@@ -86,6 +89,7 @@ def spread_points(score: Float[Tensor, "height width"], num_points: int) -> list
     y, x = np.unravel_index(int(worth.argmax()), worth.shape)
     chosen = [(int(x), int(y))]
     eligible = np.argwhere(clearance >= min(CLEARANCE, CLEARANCE_SHARE * float(clearance.max())))
+    eligible = eligible[:: math.ceil(len(eligible) / MOST_PLACES)]
     distance = np.full(len(eligible), np.inf)
     for _ in range(num_points - 1):
         distance = np.minimum(distance, np.linalg.norm(eligible - (chosen[-1][1], chosen[-1][0]), axis=1))

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sa3d_nerfstudio.segmentation import self_prompting
 from sa3d_nerfstudio.segmentation.self_prompting import (
     Agreement,
     SelfPrompts,
@@ -94,6 +95,20 @@ def test_spread_points_reach_all_over_the_inside():
     assert inset[0] > 0.6 * 8, "the first point is near the outline"
     assert inset.min() > 2
     assert x.min() < 18 and x.max() > 62
+
+
+@pytest.mark.parametrize("thickness", [1, 9, 200])
+def test_spread_points_of_a_large_mask_reach_as_far(monkeypatch: pytest.MonkeyPatch, thickness: int):
+    """Though not all pixels are compared; along a diagonal, which no raster favours."""
+    y, x = torch.meshgrid(torch.arange(600), torch.arange(900), indexing="ij")
+    mask = ((y - 0.7 * x).abs() <= thickness).float()
+    few = torch.tensor(spread_points(mask - 0.5, 5)).float()
+    monkeypatch.setattr(self_prompting, "MOST_PLACES", 1 << 30)
+    every = torch.tensor(spread_points(mask - 0.5, 5)).float()
+    assert len(few) == len(every) == 5
+    apart = [float(torch.nn.functional.pdist(points).min()) for points in (few, every)]
+    assert apart[0] > 0.9 * apart[1]
+    assert bool((mask[few[:, 1].long(), few[:, 0].long()] > 0).all())
 
 
 def test_spread_points_in_what_is_thin():

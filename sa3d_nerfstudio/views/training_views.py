@@ -25,6 +25,7 @@ from sa3d_nerfstudio.traces.window import Pixels, Window, bounds, cropped
 from sa3d_nerfstudio.views.cache import ViewCache, default_budget, restored
 from sa3d_nerfstudio.views.names import find_view
 from sa3d_nerfstudio.views.tiles import TiledTrace
+from sa3d_nerfstudio.views.window_rays import WindowRays
 
 CAMERA_PARTS = (
     *("camera_to_worlds", "fx", "fy", "cx", "cy", "height", "width"),
@@ -78,6 +79,7 @@ class TrainingViews:
         self._keys: dict[int, str] = {}
         self._known_sizes: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
         self._directions: list[Tensor] = []
+        self._window_rays = WindowRays(cameras)
         self._photos: dict[int, Tensor] = {}
         self._frames: dict[tuple[int, int], Window] = {}
         self._others: dict[int, TrainingViews] = {long_side: self}
@@ -97,7 +99,7 @@ class TrainingViews:
         if long_side not in self._others:
             views = self._others[long_side] = copy.copy(self)
             views.long_side, views._keys, views._known_sizes = long_side, {}, {}
-            views._directions, views._frames = [], {}
+            views._directions, views._frames, views._window_rays = [], {}, WindowRays(self.cameras)
         views = self._others[long_side]
         # What may have been exchanged meanwhile.
         views.lock, views.cache, views.photo = self.lock, self.cache, self.photo
@@ -299,10 +301,7 @@ class TrainingViews:
         if window.is_whole:
             # Which is kept, and so holds its rays as other whole views do.
             return tiles.trace(window, camera_rays(self.camera(view), self._directions))
-        # Nerfstudio asks its cameras many things, each of which a GPU would have to be waited for.
-        rays = camera_rays(self._camera(view), pixels=window.pixels()).to(self.model.device)
-        rays.shared = False
-        return tiles.trace(window, rays)
+        return tiles.trace(window, self._window_rays.of(view, self._camera(view), window, self.model.device))
 
     def preload(self, view: int, picture: bool) -> None:
         """Bring into memory what lies on disk of a view: its trace, if it has been rendered before, and its photo.

@@ -321,8 +321,9 @@ class MaskLikelihood:
             if step == steps:
                 break
         self.field.set_logits(logits)
-        # Rank 0 says so for all: on other hardware, logits round otherwise.
-        self.field.set_logits(self._ranks.share(self.field.logits_without_strays))
+        # Rank 0 says so for all: on other hardware, logits round otherwise. What it says comes from the host.
+        tidied = self._ranks.share(self.field.logits_without_strays)
+        self.field.set_logits(logits if tidied is None else tidied.to(logits))
         trust = [share for part in self._ranks.gather(self._trust.tolist()) for share in part]
         return LikelihoodReport(steps, self.num_rays, losses, trust, held_out, begun)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.models.splatfacto import SplatfactoModel
 from nerfstudio.utils.colors import COLORS_DICT
 from torch import Tensor
@@ -199,11 +200,12 @@ class MaskedSplatModel(MaskOutputs, _Base):
     def observe(self, camera: Cameras, fields: Sequence[MaskField], threshold: float) -> Observation:
         """See what of some objects is visible to a camera; of its image, the part in which they may be is rendered."""
         camera = camera.to(self.device)
-        directions = camera.generate_rays(camera_indices=0, keep_shape=True).directions
+        rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+        directions = rays.directions
         height, width = directions.shape[:2]
         images = [directions.new_zeros(height, width, channels) for channels in (len(fields), 3, 3)]
         passing = torch.zeros(height, width, dtype=torch.bool, device=self.device)
-        window = self._window(camera, self._rows_of(fields, threshold))
+        window = self._window(rays, self._rows_of(fields, threshold))
         if window is not None:
             seen = super().observe(cropped(camera, window), fields, threshold)
             for image, part in zip(images, (seen.probability.permute(1, 2, 0), seen.rgb, seen.points), strict=True):
@@ -237,7 +239,8 @@ class MaskedSplatModel(MaskOutputs, _Base):
         return rays
 
     def _object_window(self, camera: Cameras) -> Window | None:
-        return self._window(camera, self.object_splats() | self._rows_of(self.masks.shown, self.mask_threshold))
+        rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+        return self._window(rays, self.object_splats() | self._rows_of(self.masks.shown, self.mask_threshold))
 
     def _rows_of(self, fields: Sequence[MaskField], threshold: float) -> Bool[Tensor, " num_splats"]:
         """The splats by which a pixel may be one of the objects'."""
@@ -248,14 +251,13 @@ class MaskedSplatModel(MaskOutputs, _Base):
             found[field.object_rows(threshold).long()] = True
         return found
 
-    def _window(self, camera: Cameras, splats: Bool[Tensor, " num_splats"]) -> Window | None:
-        """The part of a camera's image in which some splats are drawn, as far as they reach; None where none is."""
+    def _window(self, rays: RayBundle, splats: Bool[Tensor, " num_splats"]) -> Window | None:
+        """The part of an image of rays in which some splats are drawn, as far as they reach; None where none is."""
         if not bool(splats.any()):
             return None
         places = self.gauss_params["means"][splats]
         reach = REACH * self.gauss_params["scales"][splats].exp().amax(-1, keepdim=True)
         corners = torch.stack([(places - reach).amin(0), (places + reach).amax(0)])
-        rays = camera.generate_rays(camera_indices=0, keep_shape=True)
         passing = through_box(corners, rays.origins, rays.directions)
         box, size = bounds(passing), (passing.shape[0], passing.shape[1])
         return None if box is None else Window.whole(size, max(size), 1.0).around(box, 1.0, margin=0.0)

@@ -22,6 +22,7 @@ from sa3d_nerfstudio.prompts.images import draw_polyline, points_of_stroke
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates
 from sa3d_nerfstudio.segmenters.oracle import read_ids, resize_nearest
+from sa3d_nerfstudio.views.photos import Photos
 
 SOURCES = ("render", "photo")
 
@@ -58,7 +59,7 @@ def main() -> None:
         stem = Path(entry["frame"]).stem
         view = views.find(Path(entry["frame"]).name)
         for source in SOURCES:
-            views.photo = photo if source == "photo" else None
+            views.photos = Photos(photo) if source == "photo" else None
             session = pipeline.session(entry["name"], segmenter)
             trace = views.trace(view)
             full = read_ids(args.scene / "instances" / f"{stem}.png")

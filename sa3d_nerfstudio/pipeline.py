@@ -43,8 +43,10 @@ from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.text import GROUNDING_DINO, SAM_3_CONCEPTS, TextOptions, gives_masks
 from sa3d_nerfstudio.viewer.panel import SegmentPanel
 from sa3d_nerfstudio.views.cache import Embeddings, ViewCache, default_budget
+from sa3d_nerfstudio.views.cameras import learnt_poses
 from sa3d_nerfstudio.views.disk import DiskStore
-from sa3d_nerfstudio.views.training_views import TrainingViews, learnt_poses
+from sa3d_nerfstudio.views.photos import Photos
+from sa3d_nerfstudio.views.training_views import TrainingViews
 
 CPU_RAYS_PER_CHUNK = 1024
 """On a CPU, chunks that stay in its caches render twice as fast as nerfstudio's default of 32768."""
@@ -223,9 +225,10 @@ class SA3DPipeline(VanillaPipeline):
             size = self.config.working_size or (1008 if self.device.type == "cuda" else 160)
             scale = scaled_down / dataset.scale_factor
             cameras, manager = self.training_cameras(), cast(Filtered, self.datamanager)
-            photo = manager.training_photo if self.config.image_source == "photo" and manager.has_photos else None
+            shows_photos = self.config.image_source == "photo" and manager.has_photos
+            photos = Photos(manager.training_photo) if shows_photos else None
             self._views = TrainingViews(
-                self.model, cameras, dataset.image_filenames, size, scale, photo, self._make_cache()
+                self.model, cameras, dataset.image_filenames, size, scale, photos, self._make_cache()
             )
         return self._views
 

@@ -22,7 +22,8 @@ from sa3d_nerfstudio.traces.compressed import CompressedTrace
 from sa3d_nerfstudio.traces.window import Window
 from sa3d_nerfstudio.views.cache import Embeddings, ViewCache, default_budget
 from sa3d_nerfstudio.views.disk import DiskStore
-from sa3d_nerfstudio.views.training_views import PHOTOS_AHEAD, TrainingViews
+from sa3d_nerfstudio.views.photos import Photos
+from sa3d_nerfstudio.views.training_views import TrainingViews
 from tests.pretended_device import MEMORY, pretended_device
 from tests.small_models import camera, masked, small_model
 from tests.tiny_sam import tiny_sam
@@ -299,9 +300,10 @@ def safetensors_entry(folder: Path) -> bytes:
     return disk.path("a").read_bytes()
 
 
-def test_photos_of_views_that_are_passed_over_do_not_stay(tmp_path: Path):
+def test_photos_do_not_count_as_renders(tmp_path: Path):
+    """Photos that are read ahead of views that are passed over do not fill the cache of traces."""
     seen = views(tmp_path)
-    seen.photo = lambda view: torch.full((10, 14, 3), view / 10)
+    seen.photos = Photos(lambda view: torch.full((10, 14, 3), view / 10))
     for view in range(3):
         seen.trace(view)
     before = seen.cache.num_bytes
@@ -310,5 +312,3 @@ def test_photos_of_views_that_are_passed_over_do_not_stay(tmp_path: Path):
             seen.preload(view, picture=True)
     assert seen.cache.num_bytes == before
     assert torch.allclose(seen.picture(2), torch.tensor(0.2))
-    seen.preload(5 % 3, picture=True)
-    assert len(seen._photos) <= PHOTOS_AHEAD

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.views.disk import DiskStore
-from sa3d_nerfstudio.views.training_views import TrainingViews, on_pixels
+from sa3d_nerfstudio.views.photos import Photos
+from sa3d_nerfstudio.views.training_views import TrainingViews
 from tests.small_models import masked, small_model
 from tests.test_datamanager import make, write_scene
 
@@ -42,9 +43,9 @@ def photographed(folder: Path, size: tuple[int, int], **lens: float) -> Path:
 def looked_at(datamanager: Any, long_side: int, photo: bool = True) -> TrainingViews:
     """The data manager's views, of an untrained model."""
     cameras = datamanager.training_cameras()
-    source = datamanager.training_photo if photo else None
+    photos = Photos(datamanager.training_photo) if photo else None
     model = masked(small_model("nerfacto"))
-    return TrainingViews(model, cameras, datamanager.train_dataset.image_filenames, long_side, photo=source)
+    return TrainingViews(model, cameras, datamanager.train_dataset.image_filenames, long_side, photos=photos)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -92,19 +93,6 @@ def test_without_a_photo_it_is_the_render(tmp_path: Path):
     assert views.picture(0).equal(views.trace(0).rgb)
 
 
-@pytest.mark.parametrize("have", [(90, 120), (45, 60), (31, 41)])
-def test_photos_of_other_sizes_are_stretched(have: tuple[int, int]):
-    """Whatever size the data set gives images in, they are the camera's whole view."""
-    rows, columns = torch.arange(have[0]) + 0.5, torch.arange(have[1]) + 0.5
-    ramp = torch.stack(torch.meshgrid(rows / have[0], columns / have[1], indexing="ij"), dim=-1)
-    photo = torch.cat([ramp, ramp[..., :1]], dim=-1)
-    # A camera of 60 x 45 at a long side of 25 is 25 x 18, and not 18.75 pixels high.
-    seen = on_pixels(photo, (45, 60), (18, 25), 25)
-    expected = (torch.arange(18) + 0.5) / 18.75
-    assert (seen[:, 12, 0] - expected)[1:-1].abs().max() < 0.012
-    assert seen.shape == (18, 25, 3)
-
-
 @pytest.mark.parametrize("config", CONFIGS)
 def test_transparent_photos_are_seen_on_white(config: type, tmp_path: Path):
     scene = write_scene(tmp_path / "ring", [(20, 16)] * 3)
@@ -124,15 +112,15 @@ def test_a_photo_that_is_gone(tmp_path: Path):
 
 def test_what_is_preloaded_is_the_same_and_taken_once(tmp_path: Path):
     views = looked_at(make(VanillaDataManagerConfig, photographed(tmp_path / "sky", (82, 63))), 31)
-    read, expected = views.photo, views.picture(1)
-    assert read is not None
+    expected, photos = views.picture(1), views.photos
+    assert photos is not None
     asked: list[int] = []
 
     def counted(view: int) -> Tensor:
         asked.append(view)
-        return read(view)
+        return photos.photo(view)
 
-    views.photo = counted
+    views.photos = Photos(counted)
     views.preload(1, picture=False)
     assert asked == []
     for _ in range(2):

@@ -14,7 +14,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 import sa3d_nerfstudio as sa3d
-from sa3d_nerfstudio.views.training_views import learnt_poses
+from sa3d_nerfstudio.views.cameras import learnt_poses
 from tests.small_models import camera, masked, small_model
 from tests.subprocesses import succeed
 from tests.tiny_nerfacto import tiny_nerfacto, trainer_of

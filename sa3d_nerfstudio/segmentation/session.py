@@ -54,23 +54,23 @@ NO_SUM = (
 
 
 class SegmentationSession:
-    """One object being segmented: the user's prompts, and the evidence that the views add.
+    """Segmentation of one object: the user's prompts, and the evidence that the views add.
 
     Args:
         views: The training views.
         segmenter: The 2D segmenter.
-        grid: Where the evidence goes; it is placed and filled by the session.
-        settings: How to go about it.
-        embeddings: What the segmenter has embedded already, by view; sessions of several objects may share it.
-        sized: Gives the same views in images larger by a factor, with what has been embedded of these; small objects
-            are segmented there. None to stay with the views.
+        grid: Field for the evidence; the session places and fills it.
+        settings: Settings of the loop.
+        embeddings: Embeddings that the segmenter has made already, by view; sessions of several objects may share them.
+        sized: Returns the same views in images larger by a factor, and the embeddings of these; small objects are
+            segmented there. None to stay with the views.
         free: Views beside the training views that may be prompted, by name.
         prompted: Views that have been prompted already, with their masks.
-        ranks: The processes that segment together: each has the same session, and visits its own views. Whatever is
-            called must then be called on all of them, in the same order.
+        ranks: The processes that segment together: each has the same session, and visits its own views. Methods must
+            then be called on all ranks, in the same order.
 
     Raises:
-        SA3DError: The published update is no sum over views, and several processes are to share it.
+        SA3DError: Several processes are to share the published update, which is not a sum over views.
     """
 
     def __init__(
@@ -99,16 +99,16 @@ class SegmentationSession:
         self._around: list[str] = []
         """Names of the virtual views around the object."""
         self.lifting: Lifting | None = None
-        """What the newest pass has lifted."""
+        """Lifting of the newest pass."""
         self.stopped = False
         """Whether one of several ranks has asked all of them to stop."""
         self._order: list[ViewKey] = []
-        """Views of the newest pass, of all ranks."""
+        """Views of the newest pass on all ranks, in the order of their visits."""
         self._sized = sized
         self._look_at(SessionViews(views, self.free, self.report), {} if embeddings is None else embeddings)
 
     def _look_at(self, views: SessionViews, embeddings: MutableMapping[Any, Any]) -> None:
-        """Work in these views."""
+        """Use these views from now on."""
         self._views = views
         self._embeddings = embeddings
         batch = self.settings.encode_batch or (CUDA_BATCH if self.grid.hit.is_cuda else 1)
@@ -126,23 +126,23 @@ class SegmentationSession:
 
         Args:
             view: Index of the training view, or name of a view in ``free``.
-            prompt: In pixels of an image of any size. It says which of the candidates is taken.
+            prompt: Prompt in pixels of an image of any size; it names the candidate to take.
 
         Returns:
-            The segmenter's candidates; see :meth:`choose` to take another one.
+            The segmenter's candidates; :meth:`choose` takes another one.
 
         Raises:
             SA3DError: The prompt selects nothing.
         """
         self._views.look_at_all_of(view)
-        # Views that the user has prompted are rank 0's: what it sees there is said to the others, who help to render.
+        # Rank 0 segments the prompted views and shares the masks; the other ranks help to render.
         if self.ranks.size > 1 and isinstance(view, int) and isinstance(self.views, SharedViews):
             self.views.trace_together(view, self.ranks)
         self.prompted[view] = self.ranks.share(lambda: self.predictor.answer(view, prompt))
         return self.prompted[view].candidates
 
     def choose(self, view: ViewKey, candidate: int) -> None:
-        """Take another of the candidates of a prompted view (for SAM: part, object, whole)."""
+        """Take another candidate of a prompted view (for SAM: part, object, whole)."""
         self.prompted[view].choice = candidate
         self.prompted[view].picked = True
 
@@ -161,27 +161,27 @@ class SegmentationSession:
     def image(
         self, view: ViewKey, of: Callable[[ViewTrace], Float[Tensor, "rows columns channels"]]
     ) -> Float[Tensor, "height width channels"]:
-        """An image of a whole view, as far as it has been traced.
+        """Image of a whole view, each part as fine as it has been traced.
 
         Args:
             view: The view.
-            of: Makes an image of a trace, as large as that.
+            of: Makes an image of a trace, at its size.
         """
         return self._views.image(view, of)
 
     def window(self, view: ViewKey) -> Window | None:
-        """The part of a view that was traced at full size; None where that is all of it."""
+        """Window of a view that was traced at full size; None for a whole view."""
         return self._views.window(view)
 
     def position(self, view: ViewKey) -> Float[Tensor, "3"]:
-        """Where a view was taken from."""
+        """Camera position of a view."""
         return self._views.pose(view)[:, 3]
 
     def lift_prompts(self, base: MaskField | None = None) -> None:
-        """Fill the grid with what the prompted views say by themselves: at once, and 3D already.
+        """Fill the grid with the masks of the prompted views alone: at once, and already in 3D.
 
         Args:
-            base: Evidence of other views to add it to; without it, the grid is placed around what is prompted.
+            base: Evidence of other views to add them to; without it, the grid is placed around the prompted surface.
         """
         if base is not None:
             if self.prompted:
@@ -197,7 +197,7 @@ class SegmentationSession:
             self._lifter.lift_prompted(lifting, view, prompted)
 
     def run(self) -> SessionReport:
-        """Do all steps and return the report."""
+        """Run all steps and return the report."""
         for _ in self.steps():
             pass
         return self.report
@@ -219,7 +219,7 @@ class SegmentationSession:
                 self.grid.copy_from(self.lifting.field)
 
     def _choose_size(self) -> None:
-        """Take larger views where the object is small in those that have been prompted; where they can be, windows."""
+        """Switch to windows of the views where these can be traced, or else to larger views for a small object."""
         training, settings = self.views, self.settings
         if settings.windows and settings.lifting == "evidence" and has_windows(training, self.predictor.side):
             masks = (prompted.mask for prompted in self.prompted.values())
@@ -231,18 +231,18 @@ class SegmentationSession:
             return
         if self._sized is None or self._lifter.ray_weight < 1:
             return
-        usual = self.views
+        current_views = self.views
         views, embeddings = self._sized(magnification(prompted.mask for prompted in self.prompted.values()))
-        if views is usual:
+        if views is current_views:
             return
         self._look_at(SessionViews(views, self.free, self.report), embeddings)
         for view, prompted in dict(self.prompted).items():
-            # Candidates come in another order there, or by another score: what was taken is found again by its mask.
+            # Candidates may have another order and other scores at this size: the choice is identified by its mask.
             candidates = self.prompt(view, prompted.original or prompted.prompt)
-            again = self.prompted[view]
-            again.choice, again.picked = candidates.most_like(prompted.mask), prompted.picked
-            now, before = again.mask.numel(), prompted.mask.numel()
-            self._lifter.ray_weight = before / now
+            larger = self.prompted[view]
+            larger.choice, larger.picked = candidates.most_like(prompted.mask), prompted.picked
+            num_pixels, num_before = larger.mask.numel(), prompted.mask.numel()
+            self._lifter.ray_weight = num_before / num_pixels
 
     def _passes(self) -> Iterator[ViewRecord]:
         self._place_around_prompts()
@@ -255,32 +255,32 @@ class SegmentationSession:
                 yield record
             if self.stopped:
                 return
-            coming = self._placed_again(lifting.field)
+            next_field = self._placed_again(lifting.field)
             if number > 1:
                 if not self.ranks.share(partial(lifting.field.holds_object, self.settings.threshold)):
-                    # What an earlier pass has found is better than nothing.
+                    # The grid keeps the object of an earlier pass, and no fit replaces it.
                     self._lifter.forget()
                     return
-                change = self._change(before, guide.field, lifting.field, coming)
+                change = self._change(before, guide.field, lifting.field, next_field)
                 self.report.changes.append(change)
                 self.grid.copy_from(lifting.field)
                 if change < self.settings.tolerance:
                     self.report.converged = True
                     return
-            # The first pass has filled the grid itself, view by view; a copy stays behind to compare with.
-            guide, lifting = lifting, self.new_lifting(coming)
+            # The first pass fills the grid itself, view by view; later passes fill new fields, which the grid copies.
+            guide, lifting = lifting, self.new_lifting(next_field)
 
     def _change(self, masks: tuple[Masks, Places], before: MaskField, after: MaskField, coming: MaskField) -> float:
-        """How much a pass has changed: relative L1 change of the masks that were lifted, or else of the field.
+        """Change of a pass: relative L1 change of the lifted masks if it is below the tolerance, or else of the field.
 
         Args:
-            masks: Of the pass before, with the windows that they are of.
-            before: Its field.
-            after: The field of this pass.
-            coming: Where the next pass would put its cells.
+            masks: Masks of the pass before, with their windows.
+            before: Field of the pass before.
+            after: Field of this pass.
+            coming: Field with its cells placed for the next pass.
         """
-        # The same masks make the same field, wherever its cells have moved meanwhile. Where they are to move again,
-        # some of the object may be beyond their reach as yet.
+        # The same masks make the same field, wherever its cells have moved meanwhile. If the cells are to move again,
+        # parts of the object may still lie outside them.
         if coming.same_cells(after):
             pixels = changed_pixels(*on_same_pixels(*masks, self._lifter.masks, self._lifter.windows))
             changed, total = (sum(counts) for counts in zip(*self.ranks.gather(pixels), strict=True))
@@ -290,20 +290,19 @@ class SegmentationSession:
         return self.ranks.share(lambda: field_change(before.resampled(after), after))
 
     def new_lifting(self, field: MaskField) -> Lifting:
-        """How masks go to a field, as the settings say."""
+        """The lifting named in the settings, into a field."""
         return make_lifting(self.settings.lifting, field)
 
     def _pass(self, number: int, lifting: Lifting, guide: Lifting) -> Iterator[ViewRecord]:
-        """Visit every view once; masks rendered from ``guide`` prompt, what they find goes to ``lifting``.
+        """Visit every view once; masks rendered from ``guide`` prompt the segmenter, and its masks go to ``lifting``.
 
-        Of several ranks, each visits its own views. In the first pass, where views prompt each other, they exchange
-        what they have lifted after each round of one view a rank. An exchange goes on while the next round does, so
-        that a rank whose view takes longer does not hold up the others at once. In later passes there is one, at the
-        end.
+        With several ranks, each visits its own views. In the first pass, where views prompt each other, the ranks
+        exchange their evidence after each round of one view a rank. An exchange runs while the next round does, so that
+        a rank whose view takes longer does not hold up the others at once. Later passes have one exchange, at the end.
         """
         self._lifter.begin_pass(None if guide is lifting else guide.field)
         spacing = self._lifter.spacing()
-        beside, surface = self.ranks.share(lambda: (self._marked_beside(), self._prompted_surface(spacing)))
+        negatives, surface = self.ranks.share(lambda: (self._marked_beside(), self._prompted_surface(spacing)))
         surface = None if surface is None else surface.to(self.grid.hit.device)
         meeting = Meeting(self.ranks, lifting, self.new_lifting)
         if self.ranks.is_first:
@@ -323,7 +322,7 @@ class SegmentationSession:
             self.choose_found,
             meeting.own,
             meeting.known if guide is lifting else guide,
-            beside,
+            negatives,
             surface,
         )
         with self.predictor.prefetching() as ahead:
@@ -337,10 +336,10 @@ class SegmentationSession:
                         break
         yield from meeting.settle()
         if self.settings.views_around and not meeting.stopped:
-            # The first rank chooses them, and visits them by itself.
+            # Rank 0 chooses the virtual views, and visits all of them.
             spacing = self._lifter.spacing()
-            own = [view for view, mask in self._lifter.masks.items() if mask.any()]
-            shown = sorted((view for views in self.ranks.gather(own) for view in views), key=self._order.index)
+            showing = [view for view, mask in self._lifter.masks.items() if mask.any()]
+            shown = sorted((view for views in self.ranks.gather(showing) for view in views), key=self._order.index)
             self._around = self.ranks.share(lambda: self._look_around(guide, spacing, shown))
             self._order += self._around
             for view in self._around if self.ranks.is_first else ():
@@ -351,7 +350,7 @@ class SegmentationSession:
         self.stopped = meeting.stopped
 
     def _look_around(self, guide: Lifting, spacing: float, shown: Sequence[ViewKey]) -> list[str]:
-        """Choose virtual views around the object, once it is known which views have ``shown`` it; their names."""
+        """Choose virtual views around the object once, given the views that have ``shown`` it; returns their names."""
         views = self.views
         if self._around or not shown or not isinstance(views, RendersAnywhere):
             return self._around
@@ -364,24 +363,24 @@ class SegmentationSession:
 
     @property
     def _together(self) -> int:
-        """How many views are visited together: where that saves a GPU's waits, or the segmenter answers several."""
+        """Views visited together: several where that saves waits for a GPU, or the segmenter answers several prompts."""
         return TOGETHER if self.grid.hit.is_cuda else min(TOGETHER, self.predictor.at_once)
 
     def choose_found(self, candidates: Candidates, agreement: Agreement) -> int | None:
-        """Which of the candidates of a self-prompted view is the object; None if none is.
+        """Index of the candidate of a self-prompted view that is the object; None if none is.
 
         Args:
-            candidates: The segmenter's.
-            agreement: Of each with what is known.
+            candidates: The segmenter's candidates.
+            agreement: Their agreement with the rendered mask and with the prompted views.
         """
         scores, by_prior = candidates.scores, fits_prior(self.predictor.segmenter)
         if any(prompted.picked for prompted in self.prompted.values()):
-            # The user has overruled what the segmenter prefers.
+            # The user has overruled the segmenter's preference.
             scores, by_prior = torch.zeros_like(scores), False
         return best_agreeing(scores, agreement, self.settings.min_agreement, by_prior)
 
     def _prompted_surface(self, spacing: float) -> PromptedSurface | None:
-        """What the views that the user has prompted show of the object, and of what is around it."""
+        """Surface of the object, and of its surroundings, that the prompted views show."""
         points, masks = [], []
         for view, prompted in self.prompted.items():
             points.append(self.trace(view).surface_points())
@@ -389,18 +388,18 @@ class SegmentationSession:
         return joint_surface(points, masks, spacing)
 
     def _marked_beside(self) -> Float[Tensor, "num 3"] | None:
-        """Surface points under the negative points of all views that the user has prompted."""
-        places = []
+        """Surface points under the user's negative points in all prompted views."""
+        positions = []
         for view, prompted in self.prompted.items():
             if len(points := prompted.prompt.negative.long()):
                 trace = self.trace(view)
                 index = points[:, 1] * trace.width + points[:, 0]
-                places.append(trace.surface_points()[index.to(trace.depth.device)])
-        return torch.cat(places) if places else None
+                positions.append(trace.surface_points()[index.to(trace.depth.device)])
+        return torch.cat(positions) if positions else None
 
     @property
     def num_visits(self) -> int:
-        """How many views each pass goes through, the prompted ones and, once they are placed, virtual ones included."""
+        """Number of views of each pass, the prompted ones and, once they are placed, virtual ones included."""
         return len(self.prompted) + self._route.count(self.prompted) + len(self._around)
 
     def _place_around_prompts(self) -> None:
@@ -411,12 +410,12 @@ class SegmentationSession:
         self._place_as_first(self.grid)
 
     def _placed_again(self, field: MaskField) -> MaskField:
-        """An empty field for the next pass, with its cells around what a pass has found."""
-        coming = field.placed_again(self._lifter.spacing())
-        self._place_as_first(coming)
-        return coming
+        """An empty field for the next pass, with its cells around the object of the last one."""
+        empty = field.placed_again(self._lifter.spacing())
+        self._place_as_first(empty)
+        return empty
 
     def _place_as_first(self, field: MaskField) -> None:
-        """Put the cells of an empty field where rank 0 has put them."""
+        """Place the cells of an empty field as on rank 0."""
         if self.ranks.size > 1:
             field.place_as(self.ranks.share(field.cells_place))

@@ -1,4 +1,4 @@
-"""How far a session has got, step by step."""
+"""Progress of a session, step by step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sa3d_nerfstudio.segmentation.session import SegmentationSession
 
 @dataclass
 class Progress:
-    """How far a segmentation has got."""
+    """Counts of views visited, used and rejected in the current pass."""
 
     number_of_pass: int
     done: int
@@ -20,11 +20,11 @@ class Progress:
     used: int
     rejected: int
     name: str
-    """Of the view just visited."""
+    """Name of the view just visited."""
 
 
 def followed(session: SegmentationSession) -> Iterator[Progress]:
-    """Do a session's steps, one at a time, and count them."""
+    """Run a session step by step, and yield its progress after each one."""
     progress = Progress(0, 0, 0, 0, 0, "")
     for record in session.steps():
         if record.number_of_pass != progress.number_of_pass:

@@ -1,4 +1,4 @@
-"""The views that a session looks at, and those of them that the user has prompted."""
+"""The views of a session, and the masks of those that the user has prompted."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from sa3d_nerfstudio.traces.window import Window
 ViewKey = int | str
 """Index of a training view, or name of a free view."""
 TOGETHER = 8
-"""Views that are visited together, at most, where what is known of the object does not change meanwhile."""
+"""Views that are visited together, at most, where the field that renders their masks does not change meanwhile."""
 
 
 class Guide(Protocol):
-    """What is known of an object, as :class:`sa3d_nerfstudio.segmentation.lifting.Lifting` gathers it."""
+    """Evidence of an object that can be rendered, such as :class:`sa3d_nerfstudio.segmentation.lifting.Lifting`."""
 
     field: MaskField
 
     def render(self, trace: RayTrace) -> tuple[Float[Tensor, " num_rays"], Bool[Tensor, " num_rays"]]:
-        """The probability of the object along rays, and where anything is known."""
+        """Probability of the object along each ray, and whether the ray has evidence."""
         ...
 
 
 class Views(Protocol):
-    """What a session asks of the training views."""
+    """The training views, as a session uses them."""
 
     def __len__(self) -> int: ...
 
@@ -52,7 +52,7 @@ class Views(Protocol):
         ...
 
     def picture(self, view: int, side: int | None = None) -> Float[Tensor, "height width 3"]:
-        """What segmenters see of the view: all that its trace shows, at any size.
+        """Image of the view for segmenters: the same field of view as its trace, at any size.
 
         Args:
             view: The view.
@@ -61,15 +61,15 @@ class Views(Protocol):
         ...
 
     def picture_size(self, view: int, side: int | None = None) -> tuple[int, int]:
-        """Height and width of :meth:`picture`, told without making it."""
+        """Height and width of :meth:`picture`, without making it."""
         ...
 
     def preload(self, view: int, picture: bool) -> None:
-        """Bring into memory what lies on disk of a view, its picture included or not; called on another thread."""
+        """Load a view's cache entries from disk, with or without its picture; called on another thread."""
         ...
 
     def begin_pass(self) -> None:
-        """Told that all views are about to be visited in turn, so that it can be seen to what is kept of them."""
+        """Called before all views are visited in turn, so that the cache can choose what to keep."""
         ...
 
 
@@ -78,40 +78,40 @@ class SharedViews(Views, Protocol):
     """Views that several processes can render together."""
 
     def trace_together(self, view: int, ranks: Ranks) -> None:
-        """Render a view on all ranks, each a part of it, for the first one."""
+        """Render a view on all ranks, each a part of it, for rank 0."""
         ...
 
 
 @dataclass
 class FreeView:
-    """A view that is none of the training views, such as the one in the viewer, to be prompted like one of them."""
+    """A view beside the training views, such as the viewer's camera, that can be prompted like one of them."""
 
     trace: ViewTrace
-    """Its trace."""
     camera_to_world: Float[Tensor, "3 4"]
     """Pose in nerfstudio's frame."""
 
 
 @dataclass
 class Search:
-    """A search for the object in some views, whose results are still to be read."""
+    """A search for the object in some views, before its result has been read."""
 
     found: Num[Tensor, "num 5"] | None
-    """What has been found, where it is computed; None where nothing has to be known."""
+    """Bounds of each view's rendered mask (:func:`sa3d_nerfstudio.traces.window.sides_of`), on its device; None where
+    no result has to be read."""
     place: Callable[[Num[Tensor, "num 5"] | None], list[bool]]
-    """Takes that from the host, places windows, and tells of each view whether the object may be there."""
+    """Places windows by ``found`` on the host, and returns whether the object may be in each view."""
 
 
 @dataclass
 class CloserPhoto:
-    """A part of a view's photo."""
+    """A window of a view's photo."""
 
     whole: Window
-    """All of the view at the working size."""
+    """The whole view at the working size."""
     part: Window
-    """The part."""
+    """The window."""
     picture: Callable[[], Float[Tensor, "height width 3"]]
-    """Makes its image."""
+    """Makes the window's image."""
 
 
 @dataclass(eq=False)
@@ -121,7 +121,7 @@ class SessionViews:
     training: Views
     free: dict[str, FreeView]
     report: SessionReport
-    """Where the time that renders take is put down."""
+    """Report to which the time of renders is added."""
 
     def name(self, view: ViewKey) -> str:
         """File name of a training view's image, or name of a free view."""
@@ -135,11 +135,11 @@ class SessionViews:
             return self.training.trace(view)
 
     def picture(self, view: ViewKey, side: int | None = None) -> Float[Tensor, "height width 3"]:
-        """What segmenters see of a view; of a free view, that is its render."""
+        """Image of a view for segmenters; for a free view, its render."""
         return self.free[view].trace.rgb if isinstance(view, str) else self.training.picture(view, side)
 
     def picture_size(self, view: ViewKey, side: int | None = None) -> tuple[int, int]:
-        """Height and width of that."""
+        """Height and width of :meth:`picture`."""
         if isinstance(view, str):
             trace = self.free[view].trace
             return trace.height, trace.width
@@ -150,39 +150,39 @@ class SessionViews:
         poses = self.training.camera_to_worlds
         return self.free[view].camera_to_world.to(poses) if isinstance(view, str) else poses[view]
 
-    # What windows of views change, see :class:`sa3d_nerfstudio.segmentation.windows.CloseViews`.
+    # Views with windows override these methods, see :class:`sa3d_nerfstudio.segmentation.windows.CloseViews`.
 
     def look_at_all_of(self, view: ViewKey) -> None:
-        """Look at a view without a window from now on."""
+        """Use a whole view, without a window, from now on."""
 
     def window(self, view: ViewKey) -> Window | None:
-        """The part of a view that is looked at; None where that is all of it."""
+        """Window of a view that is traced at full size; None for a whole view."""
         return None
 
     def shown(self, view: ViewKey, side: int | None = None) -> ViewKey | tuple[int, Window]:
-        """Names :meth:`picture`: a view, or a window of it."""
+        """Key of :meth:`picture`: a view, or a window of it."""
         return view
 
     def photo_window(self, view: ViewKey, side: int | None) -> Window | None:
-        """The part of a view's photo that segmenters are shown which ask for a side; None where that is all of it."""
+        """Window of a view's photo for segmenters with an input ``side``; None for the whole photo."""
         return None
 
     def closer_photo(self, view: ViewKey, mask: Bool[Tensor, "height width"], side: int | None) -> CloserPhoto | None:
-        """What segmenters that ask for a side are to be shown of a view's photo, where a mask of all of it is small
-        there; None where that is all of it."""
+        """Window of a view's photo around a mask of the whole view that is small in it, for segmenters with an input
+        ``side``; None for the whole photo."""
         return None
 
     def locate(self, views: Sequence[int], guide: Guide) -> list[bool]:
-        """Find the object in views, by what is known of it. Returns whether it may be there in each."""
+        """Locate the object in views, by masks rendered from ``guide``. Returns whether it may be in each view."""
         search = self.search(views, guide)
         return search.place(None if search.found is None else search.found.cpu())
 
     def search(self, views: Sequence[int], guide: Guide) -> Search:
-        """Begin to :meth:`locate` the object, without a wait for what is found."""
+        """Begin to :meth:`locate` the object, without a wait for the result."""
         return Search(None, lambda _: [True] * len(views))
 
     def leaves(self, view: ViewKey, touched: Sequence[bool]) -> bool:
-        """Whether a mask leaves the window of a view, which can be widened there.
+        """Whether a mask leaves the window of a view on a side where the window can be widened.
 
         Args:
             view: The view.
@@ -191,45 +191,45 @@ class SessionViews:
         return False
 
     def grow(self, view: ViewKey, touched: Sequence[bool]) -> bool:
-        """Widen the window of a view where a mask :meth:`leaves` it. Returns whether it does."""
+        """Widen the window of a view where a mask :meth:`leaves` it. Returns whether it was widened."""
         return False
 
     def ray_weight(self, view: ViewKey) -> float:
-        """What a ray of a view counts: larger images have more of them, and say no more for it."""
+        """Weight of each ray of a view: larger images have more rays, which together count the same."""
         return 1.0
 
     def surroundings(self, view: ViewKey) -> tuple[ViewTrace, Float[Tensor, " num_rays"]] | None:
-        """What is seen of a view around its window, and what each ray of that counts; None for whole views."""
+        """Coarse trace of a view around its window, and the weight of each ray in it; None for whole views."""
         return None
 
     def image(
         self, view: ViewKey, of: Callable[[ViewTrace], Float[Tensor, "rows columns channels"]]
     ) -> Float[Tensor, "height width channels"]:
-        """An image of a whole view, as far as it has been traced.
+        """Image of a whole view, each part as fine as it has been traced.
 
         Args:
             view: The view.
-            of: Makes an image of a trace, as large as that.
+            of: Makes an image of a trace, at its size.
         """
         return of(self.trace(view))
 
 
 @dataclass
 class PromptedMask:
-    """A view that the user has prompted, with the mask that came of it."""
+    """The user's prompt in one view, and the segmenter's candidates for it."""
 
     prompt: Prompt
-    """In pixels of the candidates."""
+    """Prompt in pixels of the candidates."""
     candidates: Candidates
     choice: int
     """Index of the candidate that is taken."""
     picked: bool = False
     """Whether the user has picked the candidate, be it the segmenter's favourite or another."""
     correcting: bool = False
-    """Whether the user has corrected what the other views say, and not just pointed at the object."""
+    """Whether other views had contributed evidence before the prompt, which corrects them and outweighs them."""
 
     original: Prompt | None = None
-    """The prompt in pixels of the image that it was given for; None where that is ``prompt`` itself."""
+    """Prompt in pixels of the image that it was given for; None where that is ``prompt`` itself."""
 
     @property
     def mask(self) -> Bool[Tensor, "height width"]:

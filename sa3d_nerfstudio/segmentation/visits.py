@@ -1,8 +1,8 @@
-"""Visits of views: what is known of the object prompts the segmenter, and what that finds is compared and lifted.
+"""Visits of views: a rendered mask prompts the segmenter, and the candidate that agrees best with it is lifted.
 
-A GPU is told what to do long before it does it, unless the host has to know a result. That takes three waits: where in
-the view the object is, what its rendered mask is, and how well the segmenter's candidates agree with that. Where what
-is known does not change meanwhile, views are visited together, and wait together.
+A GPU runs behind the host until the host reads a result. A visit reads three: the position of the object in the view,
+its rendered mask, and the agreement of the segmenter's candidates with that mask. Where the field that renders the
+masks does not change meanwhile, views are visited together, and share each of these waits.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.window import touched_sides
 
 Choose = Callable[[Candidates, Agreement], int | None]
-"""Which of the candidates is the object, by their agreement with what is known; None if none is."""
+"""Returns the index of the candidate that is the object, by the candidates' agreement; None if none is."""
 Begin = Callable[[Sequence[int], Sequence[int]], None]
-"""Told which views are visited now, and which come after them."""
+"""Callback before a visit: views visited now, and those after them."""
 
 
 @dataclass
 class Outcome:
-    """What became of a view."""
+    """Outcome of visiting one view."""
 
     view: ViewKey
     state: ViewState
@@ -50,33 +50,33 @@ class Outcome:
     agreement: float | None = None
 
     def record(self, name: str, number_of_pass: int) -> ViewRecord:
-        """What is noted of it."""
+        """Entry of the session's report."""
         return ViewRecord(self.view, name, number_of_pass, self.state, self.reason, self.agreement)
 
 
 @dataclass
 class _Rendered:
-    """What is known of the object in a view."""
+    """Rendered mask of one view."""
 
     view: ViewKey
     trace: ViewTrace
     probability: Float[Tensor, "height width"]
     known: Bool[Tensor, "height width"]
     prompt: Prompt | None = None
-    """What that prompts the segmenter with; None if the object is not in view."""
+    """Self-prompt from the rendered mask; None if the object is not in view."""
 
     def prior(self) -> Float[Tensor, "height width"]:
-        """The probability, NaN where nothing is known."""
+        """Probability of each pixel, NaN where there is no evidence."""
         return torch.where(self.known, self.probability, torch.nan)
 
     def on(self, threshold: float) -> Bool[Tensor, "height width"]:
-        """The rendered mask."""
+        """Pixels with evidence and a probability above the threshold."""
         return self.known & (self.probability > threshold)
 
 
 @dataclass
 class _Answer:
-    """What the segmenter has found in a view, and how that compares with what is known."""
+    """The segmenter's candidates for one view, and their agreement with the rendered mask."""
 
     rendered: _Rendered
     candidates: Candidates
@@ -88,18 +88,18 @@ class _Answer:
 
 
 class Visits:
-    """Visits views in one pass.
+    """Visits to the views of one pass.
 
     Args:
         views: The views of the session.
-        predictor: The segmenter, for these.
-        lifter: Lifts what is found.
-        settings: Of the session.
-        choose: Which candidate is taken.
-        lifting: Takes up what is found.
-        guide: What is known of the object: ``lifting`` itself, or what an earlier pass has lifted.
-        beside: What the user has pointed at that is not the object, in space.
-        surface: What the user's views show; None where they show nothing.
+        predictor: The segmenter, for these views.
+        lifter: Checks masks by depth, and lifts them.
+        settings: Settings of the session.
+        choose: Chooses the candidate to lift.
+        lifting: Receives the masks of this pass.
+        guide: Renders the masks that prompt the segmenter: ``lifting`` itself, or the lifting of an earlier pass.
+        beside: World positions of surface points under the user's negative points; None if there are none.
+        surface: Surface that the prompted views show; None if they show none.
     """
 
     def __init__(
@@ -125,37 +125,37 @@ class Visits:
         self._surface = surface
 
     def of(self, order: Sequence[int], together: int, begin: Begin) -> Iterator[Outcome]:
-        """Visit views; they are lifted in their order, each before its outcome is told.
+        """Visit views; they are lifted in their order, each before its outcome is yielded.
 
         Args:
             order: The views.
-            together: How many to visit together, where ``guide`` does not change by what is lifted.
-            begin: Called with views before they are visited, and with those that come after them.
+            together: Number of views to visit together; always one where ``guide`` is ``lifting``.
+            begin: Called before views are visited, with these and with those after them.
         """
         if self._guide is self._lifting:
             yield from self._in_turn(order, begin)
             return
-        for place in range(0, len(order), together):
-            views, coming = order[place : place + together], order[place + together :]
+        for start in range(0, len(order), together):
+            views, coming = order[start : start + together], order[start + together :]
             begin(views, coming)
             yield from self._together(views, coming)
 
     def at(self, view: ViewKey) -> Outcome:
-        """Visit a view that is known to show the object."""
+        """Visit a view that is known to show the object, without a search for it."""
         answers = self._ask([view], ())
         return self._take(answers[0], ()) if answers else Outcome(view, "skipped", "object not in view")
 
     def _together(self, views: Sequence[int], coming: Sequence[int]) -> Iterator[Outcome]:
         located = self._views.locate(views, self._guide)
-        there = [view for view, shows in zip(views, located, strict=True) if shows]
-        answers = {answer.rendered.view: answer for answer in self._ask(there, coming)}
+        showing = [view for view, may_show in zip(views, located, strict=True) if may_show]
+        answers = {answer.rendered.view: answer for answer in self._ask(showing, coming)}
         outcomes: dict[ViewKey, Outcome] = {}
-        found: dict[ViewKey, SelfPromptedMask] = {}
+        masks: dict[ViewKey, SelfPromptedMask] = {}
         for view, answer in answers.items():
             outcome, chosen = self._judged(answer)
             if outcome.state == "used" and not self._views.leaves(view, answer.touched[chosen]):
-                outcomes[view], found[view] = outcome, self._found(answer.rendered, answer.candidates.masks[chosen])
-        checked = dict(zip(found, self._lifter.checked(list(found.items())), strict=True))
+                outcomes[view], masks[view] = outcome, self._found(answer.rendered, answer.candidates.masks[chosen])
+        checked = dict(zip(masks, self._lifter.checked(list(masks.items())), strict=True))
         for view in views:
             if view in checked:
                 self._lifter.lift_self_prompted(self._lifting, view, checked.pop(view))
@@ -165,47 +165,48 @@ class Visits:
             yield Outcome(view, "skipped", "object not in view") if answer is None else self._take(answer, coming)
 
     def _in_turn(self, order: Sequence[int], begin: Begin) -> Iterator[Outcome]:
-        """Visit views one by one, each prompted by what has been lifted of those before it.
+        """Visit views one by one, each prompted by the evidence of those before it.
 
-        On a GPU a view is lifted before the host knows how well it agrees, so that this is read together with where in
-        the next view the object is. Where that was rash, it is taken back.
+        On a GPU the likeliest candidate is lifted before the host has read its agreement, so that one read brings both
+        this agreement and the position of the object in the next view. If another candidate or none is to be lifted, or
+        the mask leaves its window, that lifting is taken back.
         """
-        is_there: bool | None = None
+        is_located: bool | None = None
         rendered: _Rendered | None = None
-        for place, view in enumerate(order):
-            coming = order[place + 1 :]
+        for position, view in enumerate(order):
+            coming = order[position + 1 :]
             begin([view], coming)
-            if is_there is None:
-                (is_there,) = self._views.locate([view], self._guide)
-            if is_there and rendered is None:
+            if is_located is None:
+                (is_located,) = self._views.locate([view], self._guide)
+            if is_located and rendered is None:
                 (rendered,) = self._prompted(self._render([view]))
-            now, is_there, rendered = rendered, None, None
-            if now is None or now.prompt is None:
+            current, is_located, rendered = rendered, None, None
+            if current is None or current.prompt is None:
                 yield Outcome(view, "skipped", "object not in view")
                 continue
-            (candidates,) = self._find([now], coming)
-            numbers = self._compared(now, candidates)
+            (candidates,) = self._find([current], coming)
+            numbers = self._compared(current, candidates)
             if not (coming and numbers.is_cuda and isinstance(self._lifting, EvidenceLifting)):
-                yield self._take(self._answer(now, candidates, numbers.cpu()), coming)
+                yield self._take(self._answer(current, candidates, numbers.cpu()), coming)
                 continue
             field, state = self._lifting.field, self._lifter.state_of(view)
             before = field.hit.clone(), field.seen.clone()
             likely = _likely(numbers, fits_prior(self._predictor.segmenter))
-            self._lift(now, candidates.masks.index_select(0, likely)[0])
+            self._lift(current, candidates.masks.index_select(0, likely)[0])
             begin(coming[:1], coming[1:])
             search = self._views.search(coming[:1], self._guide)
-            # Where the next view is looked at as a whole, its rendered mask can be read as well.
+            # Without windows there is no search, and the next view's rendered mask is read in the same wait.
             following = self._render(coming[:1]) if search.found is None else []
-            reading = [numbers, likely, *[each.prior() for each in following]]
+            reading = [numbers, likely, *[next_rendered.prior() for next_rendered in following]]
             host = fetched(reading if search.found is None else [*reading, search.found])
-            answer = self._answer(now, candidates, host[0])
+            answer = self._answer(current, candidates, host[0])
             outcome, chosen = self._judged(answer)
             if (
                 outcome.state == "used"
                 and chosen == int(host[1])
                 and not self._views.leaves(view, answer.touched[chosen])
             ):
-                (is_there,) = search.place(None if search.found is None else host[-1])
+                (is_located,) = search.place(None if search.found is None else host[-1])
                 rendered = next(iter(self._prompted(following, host[2:])), None) if following else None
             else:
                 self._lifter.take_back(view, state)
@@ -214,7 +215,7 @@ class Visits:
             yield outcome
 
     def _judged(self, answer: _Answer) -> tuple[Outcome, int]:
-        """What is to become of a view, and which candidate is taken if it is used."""
+        """Outcome of a view, and the index of the candidate to lift if the view is used."""
         view = answer.rendered.view
         if answer.is_empty:
             return Outcome(view, "rejected", "the segmenter found nothing"), 0
@@ -226,13 +227,13 @@ class Visits:
         return Outcome(view, "used", "", agreements[chosen]), chosen
 
     def _take(self, answer: _Answer, coming: Sequence[int]) -> Outcome:
-        """Lift what has been found in a view, if it agrees with what is known."""
+        """Lift the chosen candidate of a view, if any; if it leaves the window, ask again in a wider one first."""
         outcome, chosen = self._judged(answer)
         if outcome.state != "used":
             return outcome
         if self._views.grow(outcome.view, answer.touched[chosen]):
-            again = self._ask([outcome.view], coming)
-            return self._take(again[0], coming) if again else Outcome(outcome.view, "skipped", "object not in view")
+            answers = self._ask([outcome.view], coming)
+            return self._take(answers[0], coming) if answers else Outcome(outcome.view, "skipped", "object not in view")
         self._lift(answer.rendered, answer.candidates.masks[chosen])
         return outcome
 
@@ -244,18 +245,18 @@ class Visits:
         self._lifter.lift_self_prompted(self._lifting, rendered.view, checked)
 
     def _ask(self, views: Sequence[ViewKey], coming: Sequence[int]) -> list[_Answer]:
-        """What the segmenter finds in views; those that do not show the object are left out."""
+        """The segmenter's answers to the self-prompts of views; views that do not show the object are left out."""
         shown = [rendered for rendered in self._prompted(self._render(views)) if rendered.prompt is not None]
-        device = self._find(shown, coming)
+        candidates = self._find(shown, coming)
         with self._views.report.timed("lift"):
-            numbers = fetched([self._compared(r, c) for r, c in zip(shown, device, strict=True)])
-        return [self._answer(*each) for each in zip(shown, device, numbers, strict=True)]
+            numbers = fetched([self._compared(r, c) for r, c in zip(shown, candidates, strict=True)])
+        return [self._answer(*parts) for parts in zip(shown, candidates, numbers, strict=True)]
 
     def _find(self, shown: Sequence[_Rendered], coming: Sequence[int]) -> list[Candidates]:
-        """What the segmenter finds in views from their prompts, where what is known of them is."""
+        """Candidates for the self-prompts of views, on the devices of the rendered masks."""
         self._predictor.embed_all([rendered.view for rendered in shown], coming, self._shows)
-        found = self._predictor.predict_all([(each.view, each.prompt) for each in shown if each.prompt is not None])
-        return [candidates.to(rendered.known.device) for rendered, candidates in zip(shown, found, strict=True)]
+        answers = self._predictor.predict_all([(item.view, item.prompt) for item in shown if item.prompt is not None])
+        return [candidates.to(rendered.known.device) for rendered, candidates in zip(shown, answers, strict=True)]
 
     def _render(self, views: Sequence[ViewKey]) -> list[_Rendered]:
         """Render the masks of views."""
@@ -269,15 +270,15 @@ class Visits:
         return rendered
 
     def _prompted(self, rendered: list[_Rendered], priors: Sequence[Tensor] | None = None) -> list[_Rendered]:
-        """Choose prompts, by what is known as it is on the host, if it has been read before."""
+        """Set the self-prompts of rendered masks; ``priors`` are these masks on the host, if they have been read."""
         with self._views.report.timed("lift"):
-            priors = fetched([each.prior() for each in rendered]) if priors is None else priors
-            for each, prior in zip(rendered, priors, strict=True):
-                each.prompt = self._self_prompt(each, prior)
+            priors = fetched([item.prior() for item in rendered]) if priors is None else priors
+            for item, prior in zip(rendered, priors, strict=True):
+                item.prompt = self._self_prompt(item, prior)
         return rendered
 
     def _self_prompt(self, rendered: _Rendered, prior: Float[Tensor, "height width"]) -> Prompt | None:
-        """What a rendered mask, here on the host and NaN where nothing is known, prompts the segmenter with."""
+        """Self-prompt from a rendered mask; ``prior`` is this mask on the host, NaN where there is no evidence."""
         settings, trace = self._settings, rendered.trace
         count, threshold, rule = settings.num_prompts, settings.threshold, settings.self_prompts
         depth = trace.depth[..., 0]
@@ -289,9 +290,12 @@ class Visits:
         return prompt.avoiding(points_in_view(self._beside, trace, position, rendered.on(threshold)))
 
     def _compared(self, rendered: _Rendered, candidates: Candidates) -> Float[Tensor, "num_candidates 11"]:
-        """Of each candidate: union and intersection with the rendered mask; the same where pixels count by how much is
-        known; whether it reaches each side; whether there is any pixel; its score; and how well it agrees with what the
-        user's views show."""
+        """Compare candidates with a rendered mask, on their device.
+
+        Columns: union and intersection with the rendered mask (0, 1); the same with pixels weighted by certainty
+        (2, 3); whether the candidate reaches each side of the window (4 to 7); whether it has any pixel (8); its score
+        (9); and its agreement with the surface that the prompted views show (10).
+        """
         masks, threshold = candidates.masks, self._settings.threshold
         arguments = (masks, rendered.probability, rendered.known, threshold)
         plain = certain = overlaps(*arguments)
@@ -301,9 +305,9 @@ class Visits:
             certain = overlaps(*arguments, certainty_of(rendered.trace, self._guide.field, on))
             if self._surface is not None:
                 prompted = self._surface.agreement(masks, rendered.trace, on)[:, None]
-        there = masks.flatten(1).any(1, keepdim=True)
+        has_pixels = masks.flatten(1).any(1, keepdim=True)
         scores = candidates.scores[:, None].float()
-        return torch.cat([plain, certain, touched_sides(masks).float(), there.float(), scores, prompted], dim=-1)
+        return torch.cat([plain, certain, touched_sides(masks).float(), has_pixels.float(), scores, prompted], dim=-1)
 
     def _answer(self, rendered: _Rendered, candidates: Candidates, numbers: Tensor) -> _Answer:
         rows = numbers.tolist()
@@ -320,7 +324,7 @@ class Visits:
         )
 
     def _shows(self, view: int) -> bool:
-        """Whether a view shows the object, as far as that is known by now."""
+        """Whether the rendered mask of a view has any pixel, by the evidence so far."""
         if not self._views.locate([view], self._guide)[0]:
             return False
         trace = self._views.trace(view)
@@ -330,13 +334,13 @@ class Visits:
 
 
 def _likely(numbers: Float[Tensor, "num_candidates 11"], by_prior: bool) -> Int[Tensor, "1"]:
-    """The candidate that will most likely be taken, by what :meth:`Visits._compared` computes; told where that is."""
+    """Index of the candidate likeliest to be chosen, from the columns of :meth:`Visits._compared`, on their device."""
     certain = numbers[:, 3] / numbers[:, 2].clamp(min=1e-12)
     return merits_of(numbers[:, 9], certain, numbers[:, 10], by_prior).argmax(0, keepdim=True)
 
 
 def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors on the host in single precision, which waits for them once."""
+    """Copy tensors to the host in single precision, with one wait for all of them."""
     if not tensors:
         return []
     flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors]).cpu()

@@ -27,46 +27,46 @@ class Lifting(Protocol):
         ...
 
     def render(self, trace: RayTrace) -> tuple[Float[Tensor, " num_rays"], Bool[Tensor, " num_rays"]]:
-        """The probability of the object along rays, and where anything is known."""
+        """Probability of the object along each ray, and whether the ray has evidence."""
         ...
 
 
 class EvidenceLifting:
     """Density-guided inverse rendering as two sums: ``hit += Aᵀ m``, ``seen += Aᵀ 1``.
 
-    Their quotient is what all rays through a cell say on average; there is no step size, and no order of views.
+    Their quotient is the mean of the masks over all rays through a cell, without a step size or an order of views.
     """
 
     def __init__(self, field: MaskField) -> None:
         self.field = field
 
     def add(self, trace: RayTrace, mask: Bool[Tensor, " num_rays"], weight: Weight = 1.0) -> None:
-        """Lift the mask of one view, counted ``weight`` times, as a whole or ray by ray."""
-        counted = torch.as_tensor(weight, dtype=torch.float32, device=mask.device).expand(mask.shape)
+        """Lift the mask of one view; ``weight`` is that of each ray, or of all rays."""
+        weights = torch.as_tensor(weight, dtype=torch.float32, device=mask.device).expand(mask.shape)
         if isinstance(trace, KeepsAllRays) and trace.keeps_all_rays:
-            hit = trace.backproject(self.field, (counted * mask)[:, None])[:, 0]
-            seen = self._seen(trace, trace.backproject_all(self.field), weight, counted)
+            hit = trace.backproject(self.field, (weights * mask)[:, None])[:, 0]
+            seen = self._seen(trace, trace.backproject_all(self.field), weight, weights)
         else:
-            hit, seen = trace.backproject(self.field, torch.stack([counted * mask, counted], dim=-1)).unbind(-1)
+            hit, seen = trace.backproject(self.field, torch.stack([weights * mask, weights], dim=-1)).unbind(-1)
         self.field.add(hit, seen)
 
     def _seen(self, trace: RayTrace, everything: Tensor, weight: Weight, counted: Float[Tensor, " num_rays"]) -> Tensor:
-        """``Aᵀ w``, most of which does not depend on the mask: what all rays give, less what some of them lack."""
+        """``Aᵀ w`` as ``max w · Aᵀ 1 - Aᵀ (max w - w)``, whose first term, the larger one, is kept by the trace."""
         if not isinstance(weight, Tensor):
             return weight * everything
-        most = weight.amax()
-        lacking = trace.backproject(self.field, (most - counted)[:, None])[:, 0]
-        return (most * everything - lacking).clamp(min=0)
+        highest = weight.amax()
+        lacking = trace.backproject(self.field, (highest - counted)[:, None])[:, 0]
+        return (highest * everything - lacking).clamp(min=0)
 
     def render(self, trace: RayTrace) -> tuple[Float[Tensor, " num_rays"], Bool[Tensor, " num_rays"]]:
-        """The probability of the object along rays, and where anything is known."""
+        """Probability of the object along each ray, and whether the ray has evidence."""
         return render_probability(trace, self.field)
 
 
 class GradientLifting:
     """The published update, kept as the baseline: one step of gradient descent per view.
 
-    The loss is ``L = -Σ m M + λ Σ (1 - m) M`` with ``M = A V`` (SA3D, arXiv 2304.12308, section 3; figures as in its
+    The loss is ``L = -Σ m M + λ Σ (1 - m) M`` with ``M = A V`` (SA3D, arXiv 2304.12308, section 3; values as in its
     code: learning rate 1, λ = 1), so the step is ``V += Aᵀ m - λ Aᵀ (1 - m)``, averaged in each cell over the views
     that have seen it. V has no bounds; a ray is on the object where M > 0.
     """
@@ -78,21 +78,21 @@ class GradientLifting:
         self.views_seen = torch.zeros_like(field.hit)
 
     def add(self, trace: RayTrace, mask: Bool[Tensor, " num_rays"], weight: Weight = 1.0) -> None:
-        """Take the step of one view, ``weight`` times as long; the same for all rays."""
+        """Take the step of one view, scaled by ``weight``, which is the same for all rays."""
         pixels = mask.reshape(-1, 1).float()
         step, seen = trace.backproject(
             self.field, torch.cat([pixels - self.negative_weight * (1 - pixels), torch.ones_like(pixels)], dim=-1)
         ).unbind(-1)
-        now = self.views_seen + (seen > 0)
+        counts = self.views_seen + (seen > 0)
         self.values = torch.where(
-            seen > 0, (self.values * self.views_seen + weight * step) / now.clamp(min=1), self.values
+            seen > 0, (self.values * self.views_seen + weight * step) / counts.clamp(min=1), self.values
         )
-        self.views_seen = now
-        # The field that the rest of the program reads holds probabilities: V > 0 is more than a half.
-        self.field.set(torch.sigmoid(self.values) * now, now)
+        self.views_seen = counts
+        # The rest of the program reads probabilities from the field: V > 0 is more than a half.
+        self.field.set(torch.sigmoid(self.values) * counts, counts)
 
     def render(self, trace: RayTrace) -> tuple[Float[Tensor, " num_rays"], Bool[Tensor, " num_rays"]]:
-        """``sigmoid(M)``, which exceeds a half where M > 0; known wherever any of the weight has met a view."""
+        """``sigmoid(M)``, which exceeds a half where M > 0; known where a ray has weight in cells that a view saw."""
         cells = torch.stack([self.values, (self.views_seen > 0).float()], dim=-1)
         rendered, weight = trace.render(self.field, cells).unbind(-1)
         known = weight > 0
@@ -100,7 +100,7 @@ class GradientLifting:
 
 
 def make_lifting(name: LiftingName, field: MaskField) -> Lifting:
-    """The lifting of that name, into a field."""
+    """The lifting of this name, into a field."""
     return EvidenceLifting(field) if name == "evidence" else GradientLifting(field)
 
 
@@ -118,10 +118,10 @@ def field_change(before: MaskField, after: MaskField) -> float:
 def masks_change(
     before: Mapping[ViewKey, Bool[Tensor, " num_rays"]], after: Mapping[ViewKey, Bool[Tensor, " num_rays"]]
 ) -> float:
-    """Relative L1 change of the masks of all views, Σ |m' - m| / Σ max(m', m); one that is missing is empty.
+    """Relative L1 change of the masks of all views, Σ |m' - m| / Σ max(m', m); a missing mask is empty.
 
-    What is lifted is linear in the masks, ``|Aᵀ m' - Aᵀ m| <= Aᵀ |m' - m|``, so the same masks make the same field,
-    wherever its cells have moved meanwhile.
+    Lifting is linear in the masks, ``|Aᵀ m' - Aᵀ m| <= Aᵀ |m' - m|``, so the same masks make the same field, wherever
+    its cells have moved meanwhile.
     """
     changed, total = changed_pixels(before, after)
     return changed / total if total else 0.0
@@ -130,10 +130,10 @@ def masks_change(
 def changed_pixels(
     before: Mapping[ViewKey, Bool[Tensor, " num_rays"]], after: Mapping[ViewKey, Bool[Tensor, " num_rays"]]
 ) -> tuple[int, int]:
-    """How many pixels have changed, Σ |m' - m|, and of how many, Σ max(m', m)."""
+    """Number of pixels that have changed, Σ |m' - m|, and of pixels in either mask, Σ max(m', m)."""
     counts = []
     for view in before.keys() | after.keys():
-        masks = [masks[view] for masks in (before, after) if view in masks]
+        masks = [by_view[view] for by_view in (before, after) if view in by_view]
         changed = masks[0] ^ masks[-1] if len(masks) == 2 else masks[0]
         counts.append(torch.stack([changed.sum(), (masks[0] | masks[-1]).sum()]))
     if not counts:

@@ -1,4 +1,4 @@
-"""From 2D masks to evidence in the field: what depth leaves of them, and how much they count."""
+"""Lifter of 2D masks to evidence in the field: depth check, weights, and the masks of the newest pass."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ from sa3d_nerfstudio.traces.window import Window
 
 @dataclass
 class LiftedMask:
-    """What has been lifted of one view."""
+    """Lifted mask of one view."""
 
     mask: Bool[Tensor, " num_rays"]
     found: Bool[Tensor, " num_rays"]
-    """What the segmenter has found, before depth had its say."""
+    """The segmenter's mask, before the depth check."""
     weight: float
-    """What its rays count."""
+    """Weight of its rays."""
     prompted: bool
     """Whether the user has prompted the view."""
 
 
 @dataclass
 class CheckedMask:
-    """A mask that the segmenter has found by itself."""
+    """The segmenter's mask of a self-prompted view, after the depth check."""
 
     mask: Bool[Tensor, "height width"]
     solid: Bool[Tensor, "height width"]
-    """What depth leaves of it."""
+    """Pixels of the mask that pass the depth check."""
     spacing: float | Tensor
-    """Distance in space between what neighbouring pixels of it see."""
+    """Distance in space between the surface points of neighbouring pixels of the mask."""
 
 
 SelfPromptedMask = tuple[Bool[Tensor, "height width"], Bool[Tensor, "height width"]]
-"""A mask that the segmenter has found, and where in the image the object is by what is known of it."""
+"""The segmenter's mask of a self-prompted view, and the rendered mask of that view."""
 
 
 class MaskLifter:
     """Lifts the masks of views, and keeps those of the newest pass.
 
     Args:
-        views: Where the masks are.
-        settings: Of the session. Only evidence is weighted, and checked by depth; the published update takes masks as
-            they are.
-        ray_weight: What a ray counts: larger images have more of them, and say no more for it.
-        ranks: The processes that have other views of the object.
+        views: The views of the session.
+        settings: Settings of the session. Only 'evidence' lifting weights masks and checks them by depth; the published
+            update takes masks as they are.
+        ray_weight: Weight of each ray: larger images have more rays, which together count the same.
+        ranks: The processes that visit other views of the object.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class MaskLifter:
         self._windows: dict[ViewKey, Window] = {}
         self._spacings: dict[ViewKey, float | Tensor] = {}
         self._places: Callable[[], Float[Tensor, "num_places 3"]] | None = None
-        """Where the object is in space, by the pass before."""
+        """Returns world positions of the object as segmented in the pass before."""
 
     @property
     def masks(self) -> dict[ViewKey, Bool[Tensor, " num_rays"]]:
@@ -81,24 +81,24 @@ class MaskLifter:
 
     @property
     def windows(self) -> dict[ViewKey, Window]:
-        """The windows of views that these masks are of, where they are not of whole views."""
+        """The windows of these masks, by view; masks of whole views have none."""
         return dict(self._windows)
 
     def spacing(self) -> float:
-        """Distance between the rays of neighbouring pixels at the object; the median over the views that showed it."""
+        """Distance between the rays of neighbouring pixels at the object; median over the views that show it."""
         return median(value for values in self.ranks.gather(self._own_spacings()) for value in values)
 
     def _own_spacings(self) -> list[float]:
-        """Of the views of this process."""
+        """The spacings of the views of this process."""
         values = list(self._spacings.values())
         on_device = next((value for value in values if isinstance(value, Tensor)), None)
         if on_device is None:
             return [float(value) for value in values]
-        # The host waits for all of them once.
+        # One wait for all of them.
         return torch.stack([torch.as_tensor(value).to(on_device) for value in values]).tolist()
 
     def surface(self, prompted: Iterable[tuple[ViewKey, PromptedMask]]) -> Float[Tensor, "num_points 3"]:
-        """Points of the object's surface in views that the user has prompted."""
+        """Points of the object's surface in the prompted views."""
         points = []
         for view, item in prompted:
             trace, mask = self.views.trace(view), self._solid(view, item)
@@ -107,15 +107,15 @@ class MaskLifter:
         return torch.cat(points)
 
     def forget(self) -> None:
-        """Let go of the masks of the newest pass."""
+        """Drop the masks of the newest pass."""
         self._lifted.clear()
         self._windows.clear()
 
     def begin_pass(self, before: MaskField | None) -> None:
-        """A new pass begins.
+        """Begin a new pass.
 
         Args:
-            before: What the pass before has found; None in the first one, and where it is still being found.
+            before: Field of the pass before; None in the first pass.
         """
         self.forget()
         threshold = self.settings.threshold
@@ -125,15 +125,15 @@ class MaskLifter:
         """Lift the mask of a view that the user has prompted."""
         weight, settings = 1.0, self.settings
         if isinstance(lifting, EvidenceLifting):
-            corrected = prompted.correcting * settings.correction_weight * len(self.views.training)
-            weight = max(settings.prompt_weight, corrected)
+            correction = prompted.correcting * settings.correction_weight * len(self.views.training)
+            weight = max(settings.prompt_weight, correction)
         self._lift(lifting, view, prompted.mask, self._solid(view, prompted), weight, prompted=True)
 
     def checked(self, found: Sequence[tuple[ViewKey, SelfPromptedMask]]) -> list[CheckedMask]:
-        """What depth leaves of masks that the segmenter has found by itself; on a GPU it looks at all of them at once.
+        """Check masks of self-prompted views by depth; on a GPU, all of them at once.
 
         Args:
-            found: Views, and what has been found in them.
+            found: Views, and their masks.
         """
         with self.views.report.timed("lift"):
             masks = []
@@ -141,29 +141,29 @@ class MaskLifter:
                 trace = self.views.trace(view)
                 masks.append(FoundMask(trace, mask, pixel_spacing(trace, mask), known=known))
             solid = in_one_piece(masks, self._gap, self._places)
-            return [CheckedMask(each.mask, part, each.spacing) for each, part in zip(masks, solid, strict=True)]
+            return [CheckedMask(item.mask, pixels, item.spacing) for item, pixels in zip(masks, solid, strict=True)]
 
     def lift_self_prompted(self, lifting: Lifting, view: ViewKey, checked: CheckedMask) -> None:
-        """Lift a mask that the segmenter has found by itself."""
+        """Lift the mask of a self-prompted view."""
         self._lift(lifting, view, checked.mask, checked.solid, spacing=checked.spacing)
 
     def state_of(self, view: ViewKey) -> tuple[Any, ...]:
-        """What is kept of a view, for :meth:`take_back`."""
+        """The entries of a view, for :meth:`take_back`."""
         return self._lifted.get(view), self._windows.get(view), self._spacings.get(view)
 
     def take_back(self, view: ViewKey, state: tuple[Any, ...]) -> None:
-        """Keep of a view what was kept before it was lifted; the field is the caller's to put back."""
-        for kept, value in zip((self._lifted, self._windows, self._spacings), state, strict=True):
-            kept.pop(view, None)
+        """Restore the entries of a view from before it was lifted; the caller restores the field."""
+        for entries, value in zip((self._lifted, self._windows, self._spacings), state, strict=True):
+            entries.pop(view, None)
             if value is not None:
-                kept[view] = value
+                entries[view] = value
 
     def fit(self, field: MaskField, order: Sequence[ViewKey]) -> LikelihoodReport:
-        """Give a field the logits that explain the masks of the newest pass, which its evidence is made of.
+        """Give a field the logits that explain the masks of the newest pass, the source of its evidence.
 
         Args:
             field: The field.
-            order: In which the views were visited, those of other processes among them.
+            order: Views of all processes, in the order of their visits.
         """
         likelihood = MaskLikelihood(field, ranks=self.ranks)
         lifted_anywhere = {view for views in self.ranks.gather(list(self._lifted)) for view in views}
@@ -186,29 +186,30 @@ class MaskLifter:
         spacing: float | Tensor | None = None,
         prompted: bool = False,
     ) -> None:
-        """Lift ``mask``, which depth has left of what the segmenter has ``found``."""
+        """Lift ``mask``, the pixels of the segmenter's mask ``found`` that pass the depth check."""
         trace, window = self.views.trace(view), self.views.window(view)
         if window is not None:
             self._windows[view] = window
         with self.views.report.timed("lift"):
             found, mask = found.to(trace.depth.device), mask.to(trace.depth.device)
             self._spacings[view] = spacing = pixel_spacing(trace, mask) if spacing is None else spacing
-            counted: Weight = weight
+            weights: Weight = weight
             if isinstance(lifting, EvidenceLifting):
-                around = self.views.surroundings(view)
-                if around is not None:
-                    coarse, counts = around
-                    lifting.add(coarse, torch.zeros_like(counts, dtype=torch.bool), weight * counts)
-                counted = weight = weight * self.ray_weight * self.views.ray_weight(view)
+                surroundings = self.views.surroundings(view)
+                if surroundings is not None:
+                    coarse, coarse_weights = surroundings
+                    lifting.add(coarse, torch.zeros_like(coarse_weights, dtype=torch.bool), weight * coarse_weights)
+                weights = weight = weight * self.ray_weight * self.views.ray_weight(view)
                 if self.settings.trim_outline:
                     side = None if window is None else max(window.size)
-                    counted = weight * ~sees_past(trace, mask, spacing, side).reshape(-1)
-            lifting.add(trace, mask.reshape(-1), counted)
-            # The whole outline: without pixels in it that see past the object, those beside it would move it inwards.
+                    weights = weight * ~sees_past(trace, mask, spacing, side).reshape(-1)
+            lifting.add(trace, mask.reshape(-1), weights)
+            # The fit needs the whole outline: without its pixels that see past the object, those beside it would move
+            # it inwards.
             self._lifted[view] = LiftedMask(mask.reshape(-1), found.reshape(-1), weight, prompted)
 
     def _solid(self, view: ViewKey, prompted: PromptedMask) -> Bool[Tensor, "height width"]:
-        """The mask of a prompted view, without what is elsewhere in space. One that the user gave stays as it is."""
+        """The mask of a prompted view without parts elsewhere in space; a mask that the user gave stays as it is."""
         if prompted.prompt.mask is not None:
             return prompted.mask
         trace = self.views.trace(view)
@@ -218,5 +219,5 @@ class MaskLifter:
 
     @property
     def _gap(self) -> float:
-        """Beyond which parts of masks are left out; never by the published update."""
+        """Gap beyond which parts of masks are left out, see :func:`in_one_piece`; 0 for the published update."""
         return self.settings.part_gap if self.settings.lifting == "evidence" else 0.0

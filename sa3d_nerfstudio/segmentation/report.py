@@ -1,4 +1,4 @@
-"""What a session did, view by view."""
+"""Report of a session, view by view."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ViewState = Literal["prompt", "used", "rejected", "skipped"]
 
 
 def advice(used: int, rejected: int) -> str | None:
-    """What the user may do about many rejected views, as a sentence; None where most were used."""
+    """A sentence of advice where most views were rejected; None elsewhere."""
     if rejected <= used:
         return None
     return (
@@ -27,7 +27,7 @@ def advice(used: int, rejected: int) -> str | None:
 
 @dataclass
 class ViewRecord:
-    """What became of one view in one pass."""
+    """Outcome of one view in one pass."""
 
     view: int | str
     """Index of the training view, or name of the free view."""
@@ -36,26 +36,26 @@ class ViewRecord:
     state: ViewState
     reason: str = ""
     agreement: float | None = None
-    """IoU of the 2D mask with the rendered one, where both are known."""
+    """IoU of the 2D mask with the rendered one, over the pixels with evidence."""
 
 
 @dataclass
 class SessionReport:
-    """What a session did."""
+    """Report of a session."""
 
     records: list[ViewRecord] = field(default_factory=list)
     changes: list[float] = field(default_factory=list)
-    """Relative L1 change of the field in each pass after the first."""
+    """Relative L1 change of the masks or the field in each pass after the first."""
     converged: bool = False
     likelihood: LikelihoodReport | None = None
-    """How the field was fitted to the masks at the end."""
+    """Report of the field's fit to the masks at the end."""
     _seconds: dict[str, float] = field(default_factory=lambda: {"render": 0.0, "segment": 0.0, "lift": 0.0})
     _events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
-    """Beginnings and ends on CUDA, which does later what it is told now."""
+    """Starts and ends of timed blocks on CUDA, which runs behind the host."""
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Time spent in "render", "segment" and "lift"; waits for what CUDA still has to do."""
+        """Seconds spent in "render", "segment" and "lift"; waits until CUDA has finished the timed blocks."""
         for what, start, end in self._events:
             end.synchronize()
             self._seconds[what] += start.elapsed_time(end) / 1e3
@@ -64,7 +64,7 @@ class SessionReport:
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Add the time that something takes to ``seconds``. On CUDA the time is taken there, without a wait for it."""
+        """Add the time of a block to ``seconds``. On CUDA the device takes the time, without a wait of the host."""
         if torch.cuda.is_initialized():
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -82,7 +82,7 @@ class SessionReport:
 
     @property
     def advice(self) -> str | None:
-        """What the user may do about the result, if there is reason to."""
+        """A sentence of advice about the result, if there is reason for it."""
         states = [record.state for record in self.last().values()]
         return advice(states.count("used") + states.count("prompt"), states.count("rejected"))
 

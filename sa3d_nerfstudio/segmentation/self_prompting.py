@@ -1,4 +1,4 @@
-"""Self-prompting: the mask rendered in the next view says where to prompt the segmenter there."""
+"""Self-prompting: the mask rendered in the next view becomes the prompt for the segmenter there."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ SelfPrompts = Literal["spread", "published"]
 
 CLEARANCE = 3.5
 """Pixels between a point and the outline, where the object is wide enough: nearer, a network may take the point for one
-on the neighbour. The rendered mask's outline is a pixel or so from the true one."""
+on the neighbouring object. The rendered mask's outline is a pixel or so from the true one."""
 CLEARANCE_SHARE = 0.7
-"""Where it is not, the least clearance as a share of the largest that there is."""
+"""Least clearance in narrower objects, as a share of their largest."""
 MOST_PLACES = 4096
-"""Pixels among which points are chosen: of larger masks, so many that lie all over them, as the host compares each with
-all points."""
+"""Pixels among which points are chosen, at most, spread over the mask: the host compares each pixel with all points."""
 APART = 2.5
-"""Pixels between points, at least: nearer to each other, they say the same twice."""
+"""Pixels between points, at least: nearer points are redundant."""
 AGREEMENT_WEIGHT = 3.0
-"""How many times the agreement with the rendered mask counts beside a candidate's score."""
+"""Weight of a candidate's agreement with the rendered mask, relative to its score."""
 PROMPT_WEIGHT = 4.0
-"""How many times what the user's views show of a view counts, where that is all of the object."""
+"""Weight of a candidate's agreement with the prompted views, relative to its score, where these show all of the
+object."""
 SAME_SURFACE = 0.02
-"""Share of the distance by which the surface that a view sees may differ from a 3D point that it shows."""
+"""Difference between the distances of a 3D point and of the surface rendered at its pixel up to which the point is
+visible, as a share of the point's distance."""
 
 
 def self_prompt(
@@ -44,19 +45,19 @@ def self_prompt(
     threshold: float = 0.5,
     rule: SelfPrompts = "spread",
 ) -> Prompt | None:
-    """Choose positive points from a rendered mask, by one of two rules; see there.
+    """Choose positive points from a rendered mask, by one of two rules.
 
     Args:
-        probability: The rendered mask, 0 where nothing is known.
-        known: Where there is evidence.
+        probability: Rendered mask, 0 where there is no evidence.
+        known: Pixels with evidence.
         depth: Rendered distance along each ray.
-        num_points: At most this many points.
+        num_points: Number of points, at most.
         threshold: Probability above which a pixel is on the object.
         rule: ``spread`` (:func:`spread_points`) or ``published`` (:func:`published_points`).
 
     Returns:
-        The prompt, with the rendered mask as its prior (NaN where unknown), or None where the mask has no pixel above
-        the threshold: then there is nothing to prompt from.
+        The prompt, with the rendered mask as its prior (NaN where unknown); None where the mask has no pixel above the
+        threshold.
     """
     score = torch.where(known, probability - threshold, 0.0)
     if not bool((score > 0).any()):
@@ -68,15 +69,15 @@ def self_prompt(
 
 
 def spread_points(score: Float[Tensor, "height width"], num_points: int) -> list[tuple[int, int]]:
-    """Points all over the inside of a rendered mask.
+    """Choose points all over the inside of a rendered mask.
 
     The first maximises score x distance to the outline; each further one lies as far as possible from those before
-    (T. Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985), among pixels that keep off the
-    outline. So the first lies where any network takes it for the object, and all together say how far that goes.
+    (T. Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985), among pixels with clearance from
+    the outline. Any network takes the first point for the object, and all points together cover the object's extent.
 
     Args:
         score: Probability less the threshold; positive on the object.
-        num_points: At most this many points.
+        num_points: Number of points, at most.
 
     Returns:
         x, y of each point; fewer where there is no room for more.
@@ -103,17 +104,17 @@ def spread_points(score: Float[Tensor, "height width"], num_points: int) -> list
 def published_points(
     score: Float[Tensor, "height width"], depth: Float[Tensor, "height width"], num_points: int
 ) -> list[tuple[int, int]]:
-    """Points as published (SA3D, arXiv 2304.12308, "cross-view self-prompting").
+    """Choose points as published (SA3D, arXiv 2304.12308, "cross-view self-prompting").
 
     The first point has the highest score ``s = M - threshold``; each further one maximises
     ``s(p) - min_q d(p, q) s(q)`` over the points q chosen before it, with d the distance in (y, x, depth), each
-    normalised to [0, 1]: confident places, as long as they lie near to one that is already trusted. A square around
-    each chosen point is blanked, and no point is taken where the mask says no.
+    normalised to [0, 1]: confident pixels near a point that is already trusted. A square around each chosen point is
+    blanked, and all points lie on the mask.
 
     Args:
         score: Probability less the threshold; positive on the object.
         depth: Rendered distance along each ray.
-        num_points: At most this many points.
+        num_points: Number of points, at most.
 
     Returns:
         x, y of each point.
@@ -122,7 +123,7 @@ def published_points(
     available = score > 0
     area = int(available.sum())
     blank = max(int(math.sqrt(area / math.pi)) // 2, 2)
-    place = _normalised_places(depth, available)
+    coordinates = _normalised_places(depth, available)
     chosen: list[tuple[int, int]] = []
     penalty: Tensor | None = None
     for _ in range(num_points):
@@ -133,7 +134,7 @@ def published_points(
             break
         y, x = divmod(index, width)
         chosen.append((x, y))
-        cost = (place - place[y, x]).norm(dim=-1) * score[y, x]
+        cost = (coordinates - coordinates[y, x]).norm(dim=-1) * score[y, x]
         penalty = cost if penalty is None else torch.minimum(penalty, cost)
         available[max(y - blank, 0) : y + blank + 1, max(x - blank, 0) : x + blank + 1] = False
     return chosen
@@ -145,20 +146,20 @@ def points_in_view(
     camera_position: Float[Tensor, "3"],
     mask: Bool[Tensor, "height width"],
 ) -> Float[Tensor, "num_seen 2"]:
-    """Where a view sees points on the surface of things.
+    """Pixels of the surface points that are visible in a view.
 
-    A point is found by the view's own rays, whatever its lens; it is seen where the surface that the radiance field
-    renders there is the point's. Points at the outline of the object are left out: a pixel decides whether they are on
-    it.
+    A point's pixel is that of the nearest ray of the view, whatever its lens; the point is visible where the surface
+    that the radiance field renders there is at its distance. Points at the outline of the object are left out, as an
+    error of one pixel would move them across it.
 
     Args:
-        places: In the world.
-        trace: Of the view.
-        camera_position: Where the view was taken from.
-        mask: The object in the view, by what is known of it.
+        places: World position of each point.
+        trace: Trace of the view.
+        camera_position: World position of the camera.
+        mask: Rendered mask of the object in the view.
 
     Returns:
-        x, y of each point that is seen.
+        x, y of each visible point.
     """
     camera = camera_position.to(trace.depth)
     rays = torch.nn.functional.normalize(trace.surface_points() - camera, dim=-1)
@@ -166,46 +167,47 @@ def points_in_view(
     distance = offset.norm(dim=-1, keepdim=True)
     cosine, index = (rays @ (offset / distance.clamp(min=1e-9)).T).nan_to_num(-1.0).max(dim=0)
     x, y = index % trace.width, index // trace.width
-    # Beyond the border the nearest ray is farther away than its neighbours are.
+    # Outside of the image, the nearest ray is farther from a point than neighbouring rays are from each other.
     step = float((rays[:-1] * rays[1:]).sum(-1).nan_to_num(-1.0).median())
     seen = cosine >= min(2 * step - 1, step)
     seen &= (trace.depth.reshape(-1)[index] / distance[:, 0] - 1).abs() < SAME_SURFACE
     sides = [np.pad(side.cpu().numpy(), 1, mode="edge").astype(np.uint8) for side in (mask, ~mask)]
-    away = np.maximum(*(cv2.distanceTransform(side, cv2.DIST_L2, 3)[1:-1, 1:-1] for side in sides))
-    seen &= torch.from_numpy(away - 0.5 >= CLEARANCE).to(seen.device)[y, x]
+    clearance = np.maximum(*(cv2.distanceTransform(side, cv2.DIST_L2, 3)[1:-1, 1:-1] for side in sides))
+    seen &= torch.from_numpy(clearance - 0.5 >= CLEARANCE).to(seen.device)[y, x]
     return torch.stack([x, y], dim=-1)[seen].float().cpu()
 
 
 @dataclass
 class Agreement:
-    """How well candidates agree with what is known of the object; a number each."""
+    """Agreement of each candidate with the rendered mask and with the prompted views."""
 
     plain: list[float]
     """IoU with the rendered mask."""
     certain: list[float]
-    """The same where pixels count by how much is known there; see :func:`certainty_of`."""
+    """IoU with the rendered mask, pixels weighted by :func:`certainty_of`."""
     prompted: list[float]
-    """Agreement with what the user's views show; see
+    """Agreement with the surface that the prompted views show; see
     :meth:`sa3d_nerfstudio.segmentation.prompted_surface.PromptedSurface.agreement`."""
 
 
 def best_agreeing(
     scores: Float[Tensor, " num_candidates"], agreement: Agreement, min_agreement: float, fits_prior: bool = False
 ) -> int | None:
-    """The candidate that is best by its score and its agreement with what is known together.
+    """Choose the candidate that is best by its score and its agreement together.
 
-    A network's favourite flips between a part, the object and more than it from view to view; what has been lifted so
-    far says which of them is meant, and its word counts :data:`AGREEMENT_WEIGHT` times. What agrees best with a field
-    that is too small is too small as well; so what the user's views show counts besides, :data:`PROMPT_WEIGHT` times.
+    A network's favourite flips between a part, the object and more than it from view to view; agreement with the
+    rendered mask, weighted by :data:`AGREEMENT_WEIGHT`, decides between them. The candidate that agrees best with a
+    field that is too small is too small as well, so agreement with the prompted views is added, weighted by
+    :data:`PROMPT_WEIGHT`.
 
     Args:
-        scores: The network's own; what lies outside of [0, 1] counts as 0 or 1.
-        agreement: Of the candidates.
-        min_agreement: Candidates whose plain agreement is less are out of the question.
-        fits_prior: Whether the scores tell how well candidates fit the rendered mask; see :func:`merits_of`.
+        scores: Scores by the network, clamped to [0, 1].
+        agreement: Agreement of the candidates.
+        min_agreement: Least plain agreement of a candidate that may be chosen.
+        fits_prior: Whether the scores measure how well candidates fit the rendered mask; see :func:`merits_of`.
 
     Returns:
-        Its index; None where no candidate agrees.
+        Index of the candidate; None where no candidate agrees.
     """
     agrees = torch.tensor(agreement.plain) >= min_agreement
     merits = merits_of(scores.cpu(), torch.tensor(agreement.certain), torch.tensor(agreement.prompted), fits_prior)
@@ -218,14 +220,15 @@ def merits_of(
     prompted: Float[Tensor, " num"],
     fits_prior: bool = False,
 ) -> Float[Tensor, " num"]:
-    """What candidates are ranked by.
+    """Merits by which candidates are ranked.
 
     Args:
-        scores: The segmenter's own.
-        certain: Agreement with the rendered mask, as :class:`Agreement` has it.
-        prompted: Agreement with the user's views.
-        fits_prior: Whether the scores tell of the first already. It would count twice, and what is too much in the
-            rendered mask would grow from view to view. The user's views are news to them, and count as much as they.
+        scores: Scores by the segmenter.
+        certain: Agreement with the rendered mask; see :class:`Agreement`.
+        prompted: Agreement with the prompted views.
+        fits_prior: Whether the scores contain agreement with the rendered mask. It would count twice, and excess in the
+            rendered mask would grow from view to view. The scores do not contain agreement with the prompted views,
+            which has the same weight as they have.
     """
     if fits_prior:
         return scores.clamp(0, 1) + prompted
@@ -233,7 +236,7 @@ def merits_of(
 
 
 def _normalised_places(depth: Float[Tensor, "height width"], on: Bool[Tensor, "height width"]) -> Tensor:
-    """(y, x, depth) of each pixel, each in [0, 1] over the image; depth over the object, which is what matters."""
+    """(y, x, depth) of each pixel, y and x in [0, 1] over the image, depth in [0, 1] over the object."""
     height, width = depth.shape
     rows = torch.arange(height, device=depth.device) / height
     columns = torch.arange(width, device=depth.device) / width
@@ -250,16 +253,16 @@ def agreement(
     threshold: float = 0.5,
     certainty: Float[Tensor, "height width"] | None = None,
 ) -> float:
-    """IoU of a segmenter's mask and the rendered one, over the pixels where anything is known.
+    """IoU of a segmenter's mask and the rendered one, over the pixels with evidence.
 
-    Elsewhere the field has no opinion, and a view of the object's other side is no disagreement.
+    Pixels without evidence are left out, so that a view of the object's other side does not disagree.
 
     Args:
-        mask: The segmenter's.
-        probability: The rendered mask.
-        known: Where there is evidence.
+        mask: The segmenter's mask.
+        probability: Rendered mask.
+        known: Pixels with evidence.
         threshold: Probability above which a pixel is on the object.
-        certainty: How much each pixel counts; by default all the same. See :func:`certainty_of`.
+        certainty: Weight of each pixel, see :func:`certainty_of`; by default equal weights.
     """
     ((union, common),) = overlaps(mask[None], probability, known, threshold, certainty).tolist()
     return common / union if union else 0.0
@@ -272,31 +275,31 @@ def overlaps(
     threshold: float = 0.5,
     certainty: Float[Tensor, "height width"] | None = None,
 ) -> Float[Tensor, "num 2"]:
-    """Union and intersection of masks and the rendered one, whose quotient is :func:`agreement`, where masks are."""
+    """Union and intersection of each mask with the rendered one, on their device; see :func:`agreement`."""
     rendered = (probability > threshold) & known
     weight = known.float() if certainty is None else certainty * known
-    sums = [(weight * part).flatten(1).sum(1) for part in (masks | rendered, masks & rendered)]
+    sums = [(weight * region).flatten(1).sum(1) for region in (masks | rendered, masks & rendered)]
     return torch.stack(sums, dim=-1)
 
 
 def certainty_of(
     trace: RayTrace, field: MaskField, rendered: Bool[Tensor, "height width"]
 ) -> Float[Tensor, "height width"]:
-    """How much is known at each pixel, compared to what is known of the object: evidence along its ray.
+    """Certainty of each pixel: evidence along its ray, relative to the evidence of the object.
 
-    While few views have been lifted, the sides of the object that they did not see have been grazed by rays that passed
-    it. That little says that they are not the object, and should not be believed as what has been looked at squarely.
+    While few views have been lifted, the sides of the object that these views do not see have been grazed by rays that
+    passed it. That little evidence is against the object, and must weigh less than evidence of sides seen squarely.
 
     Args:
-        trace: Of the view.
-        field: What has been lifted.
-        rendered: The object in the view, by what has been lifted.
+        trace: Trace of the view.
+        field: Field that holds the evidence.
+        rendered: Rendered mask of the object in the view.
 
     Returns:
-        In [0, 1]; 1 where at least as much is known as in the middle of the object.
+        Values in [0, 1]; 1 where there is at least as much evidence as at the object's median pixel.
     """
     seen = trace.render(field, field.seen[:, None])[:, 0].reshape(rendered.shape)
-    # As a median of what is rendered would be, but for a wait for the device.
-    usual = torch.where(rendered, seen, torch.nan).nanmedian()
-    usual = torch.where(usual.isnan(), seen.amax(), usual)
-    return (seen / usual.clamp(min=1e-12)).clamp(max=1)
+    # The median of seen[rendered], without a wait for the device.
+    median = torch.where(rendered, seen, torch.nan).nanmedian()
+    median = torch.where(median.isnan(), seen.amax(), median)
+    return (seen / median.clamp(min=1e-12)).clamp(max=1)

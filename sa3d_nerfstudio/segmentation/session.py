@@ -363,7 +363,7 @@ class SegmentationSession:
 
     @property
     def _together(self) -> int:
-        """Views visited together: several where that saves waits for a GPU, or the segmenter answers several prompts."""
+        """Views visited together: several if that saves waits for a GPU, or the segmenter answers several prompts."""
         return TOGETHER if self.grid.hit.is_cuda else min(TOGETHER, self.predictor.at_once)
 
     def choose_found(self, candidates: Candidates, agreement: Agreement) -> int | None:

@@ -1,4 +1,4 @@
-"""How to go from one prompted view to all."""
+"""Settings of a session."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from sa3d_nerfstudio.segmentation.self_prompting import SelfPrompts
 
 @dataclass
 class SessionSettings:
-    """How a session goes from one view to all."""
+    """Settings of the loop from the prompted views to all views."""
 
     lifting: LiftingName = "evidence"
     """How masks become evidence: 'evidence' sums (default), or the published 'gradient' steps."""
     threshold: float = 0.5
-    """Probability above which something is on the object."""
+    """Probability above which a pixel or a cell is on the object."""
     num_prompts: int = 5
     """Points that a rendered mask prompts the segmenter with, at most."""
     self_prompts: SelfPrompts = "spread"
-    """Where these lie: 'spread' over the inside of the rendered mask, or by the 'published' rule."""
+    """Where the points lie: 'spread' over the inside of the rendered mask, or by the 'published' rule."""
     min_agreement: float = 0.5
     """A view in which no 2D mask has a higher IoU with the rendered mask is rejected."""
     part_gap: float = 0.1
@@ -29,9 +29,10 @@ class SessionSettings:
     trim_outline: bool = True
     """Whether pixels at a mask's outline that see past the object are not lifted ('evidence' lifting only)."""
     prompt_weight: float = 3.0
-    """How many of the other views' masks one that the user has prompted counts for ('evidence' lifting only)."""
+    """Weight of a prompted view's mask, relative to another view's mask ('evidence' lifting only)."""
     correction_weight: float = 1.0
-    """How often all other views together are counted by a view in which the user has corrected the mask."""
+    """Weight of a view in which the user has corrected the mask, relative to all other views together ('evidence'
+    lifting only)."""
     tolerance: float = 0.01
     """Stop when a pass changes the masks that it lifts, or the field, by less than this (relative L1)."""
     max_passes: int = 4
@@ -41,14 +42,14 @@ class SessionSettings:
     likelihood_steps: int = 25
     """Steps towards the field that explains all masks best, at most; 0 keeps averages ('evidence' lifting only)."""
     windows: bool = True
-    """Whether only that part of each view is traced at full size in which the object is, and the rest coarsely; not for
+    """Whether each view is traced at full size only in a window around the object, and coarsely elsewhere; not for
     splats, whose images are rendered as a whole ('evidence' lifting only)."""
     close_photos: bool = True
-    """Whether networks are shown windows of photos in which the object is small, where these have more pixels than
+    """Whether networks are shown windows of photos in which the object is small, where the photos have more pixels than
     networks see; each window is embedded by itself."""
     num_views: int | None = None
-    """Segment in so many views beside the prompted ones, chosen all around the object; by default in all."""
+    """Number of views to segment in beside the prompted ones, chosen all around the object; by default all."""
     views_around: int = 0
-    """Segment in so many virtual views around the object as well, from where the visited views did not see it."""
+    """Number of virtual views around the object to segment in as well, from directions that visited views lack."""
     encode_batch: int | None = None
     """Images that a network encodes at once; by default 4 on CUDA, and one on a CPU."""

@@ -1,8 +1,8 @@
 """Depth check of a 2D mask: pixels far in 3D from the rest of the mask belong to another object and are dropped.
 
 A segmenter sees colours. The background may look like a part of the object (a book through a mug's handle), and an
-outline that is a pixel too wide covers a line on the background. Lifted, either is a seed on another object, from which
-the mask grows in the next views. The published method has no such check.
+outline that is a pixel too wide covers a line on the background. If such pixels are lifted, they are a seed on another
+object, from which the mask grows in the next views. The published method has no such check.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from sa3d_nerfstudio.traces.base import ViewTrace
 
 
 def pixel_spacing(trace: ViewTrace, mask: Bool[Tensor, "height width"]) -> float | Tensor:
-    """Distance in space between what neighbouring pixels of a mask see; the median over its pixels.
+    """Distance in space between the surface points of neighbouring pixels of a mask; median over its pixels.
 
-    Of a pixel's right and lower neighbours the nearer one counts, so that slanted surfaces do not look coarse. Where
-    the trace lies on a GPU, so does the distance, and the host does not wait for it.
+    Of a pixel's right and lower neighbours the nearer one counts, so that slanted surfaces do not look coarse. If the
+    trace lies on a GPU, so does the distance, and the host does not wait for it.
     """
     window = window_of(mask, margin=1)
     points, mask = trace.surface_points().reshape(trace.height, trace.width, 3)[window], mask[window]
@@ -37,16 +37,16 @@ def pixel_spacing(trace: ViewTrace, mask: Bool[Tensor, "height width"]) -> float
 
 
 def window_of(mask: Bool[Tensor, "height width"], margin: int) -> tuple[slice, slice]:
-    """Rows and columns of a mask's bounding box, and some more on each side; none if the mask is empty.
+    """Rows and columns of a mask's bounding box with a margin in pixels; none if the mask is empty.
 
-    On a GPU all of them: there it takes longer to be told which than to work on all.
+    On a GPU all rows and columns: there it takes longer to read the bounding box than to work on all pixels.
     """
     if mask.is_cuda:
         return slice(None), slice(None)
     sides = []
     for axis in (1, 0):
-        places = mask.any(dim=axis).nonzero()[:, 0]
-        low, high = (int(places[0]), int(places[-1]) + 1 + margin) if len(places) else (0, 0)
+        indices = mask.any(dim=axis).nonzero()[:, 0]
+        low, high = (int(indices[0]), int(indices[-1]) + 1 + margin) if len(indices) else (0, 0)
         sides.append(slice(max(low - margin, 0), high))
     return sides[0], sides[1]
 
@@ -56,8 +56,8 @@ def surface_of(
 ) -> Float[Tensor, "num_points 3"]:
     """Points of the surface that a mask covers, seen from one side.
 
-    Pixels at the mask's border may see what lies behind the object; they are brought back along their rays into the
-    range of depth of those inside.
+    Pixels at the mask's border may see the background; their points are moved along their rays into the depth range of
+    the pixels inside.
     """
     mask = mask.to(trace.depth.device)
     inner = mask & ~F.max_pool2d((~mask)[None].float(), 3, stride=1, padding=1)[0].bool()
@@ -69,42 +69,41 @@ def surface_of(
 
 
 TOWARDS_CAMERA = 0.03
-"""How far in front of the surface marks are shown, as a share of the way to the camera."""
+"""Distance of marks in front of the surface, as a share of the distance to the camera."""
 REACH = 32
-"""Cells in each direction in which parts of a mask are told apart; farther ones are counted as the outermost."""
+"""Cells in each direction within which parts of a mask are separated; points beyond count in the outermost cells."""
 LEAST_GAP = 6.0
-"""Pixels that a gap has at least: surfaces seen at a slant have holes of that size."""
+"""Least gap between parts, in pixels: surfaces seen at a slant have holes of that size."""
 LARGE_PART = 0.3
-"""Share of the largest part from which on another part is large: no slip of the segmenter's at an outline."""
+"""Area, as a share of the largest part's, from which on a part is large: no slip of the segmenter at an outline."""
 OVERLAP = 0.1
-"""Share of a part that is known to be the object from which on it is kept."""
+"""Share of a part's pixels on the rendered mask from which on the part is kept."""
 LEAST_KEPT = 0.5
-"""Where less of a mask than this would be left, it is left as it is: the depth is not to be trusted."""
+"""Share of a mask's pixels that the check must leave; else the whole mask is kept, as the depth is not to be trusted."""
 RIM = 2
-"""Pixels at a mask's outline that may belong to what is behind it, in an image of 256; SAM's masks are so large."""
+"""Pixels at a mask's outline that may show the background, in an image of 256 pixels, the size of SAM's masks."""
 STEEP = 4.0
-"""Depth over width, in pixels of the object, beyond which a surface is no longer taken for one."""
+"""Depth step over width, both in pixels of the object, beyond which two pixels are not on one surface."""
 
 
 @dataclass
 class FoundMask:
-    """A segmenter's mask of a view, and what says which of its parts are the object."""
+    """A segmenter's mask of a view, with the user's points or the rendered mask to select its parts by."""
 
     trace: ViewTrace
-    """Of the view."""
+    """Trace of the view."""
     mask: Bool[Tensor, "height width"]
-    """What the segmenter has found."""
+    """The segmenter's mask."""
     spacing: float | Tensor
-    """Distance in space between what neighbouring pixels of the mask see."""
+    """Distance in space between the surface points of neighbouring pixels of the mask."""
     points: Int[Tensor, "num_points 2"] | None = None
-    """x, y of pixels that the user has put on the object; none if it was a box. None in views that the user has not
-    prompted."""
+    """x, y of the user's positive points; empty for a box. None in views that the user has not prompted."""
     known: Bool[Tensor, "height width"] | None = None
-    """Pixels of the object as lifted so far."""
+    """Rendered mask: pixels of the object as lifted so far."""
 
     @property
     def meant(self) -> Bool[Tensor, " num_pixels"]:
-        """Pixels that are taken for the object: under the user's points, or else known to be it."""
+        """Pixels that are taken for the object: those under the user's points, or else those of the rendered mask."""
         device = self.trace.depth.device
         if self.points is not None and len(self.points):
             meant = torch.zeros(self.mask.numel(), dtype=torch.bool, device=device)
@@ -117,22 +116,22 @@ class FoundMask:
 def in_one_piece(
     found: Sequence[FoundMask], gap: float, between: Callable[[], Float[Tensor, "num_places 3"]] | None = None
 ) -> list[Bool[Tensor, "height width"]]:
-    """Masks without the parts that are nowhere near the rest of them in space.
+    """Masks without the parts that are far in space from the rest of the mask.
 
-    Of a view that the user has prompted, whose mask has been shown, parts are kept that hold one of the points, and
-    large ones. Of the others, those that are known to be the object; where none is, the large ones.
+    In a prompted view, whose mask the user has seen, parts that hold one of the points are kept, and large parts. In
+    other views, parts that overlap the rendered mask are kept; if there are none, large parts.
 
     Args:
         found: The masks.
-        gap: Distance at which parts are no longer one, as a share of the mask's size, which is the root of its area.
-        between: Gives world positions of the object as lifted so far, visible or not: parts that they join are one,
+        gap: Distance from which on parts are separate, as a share of the mask's size, which is the root of its area.
+        between: Returns world positions of the object as lifted so far, visible or not: parts that they join are one,
             such as the two ends of an object behind another.
     """
     if gap <= 0 or not found:
-        return [each.mask for each in found]
+        return [item.mask for item in found]
     if found[0].trace.depth.is_cuda:
         return _in_one_piece(found, gap, between)
-    return [_parts_kept(each, gap, between) for each in found]
+    return [_parts_kept(item, gap, between) for item in found]
 
 
 def _parts_kept(
@@ -142,9 +141,9 @@ def _parts_kept(
     link = max(gap * float(on.sum()) ** 0.5, LEAST_GAP) * found.spacing
     if link <= 0:
         return found.mask
-    places = found.trace.surface_points()[on]
-    middle = places.median(dim=0).values
-    cells = ((places - middle) / link).floor().clamp(-REACH, REACH)
+    points = found.trace.surface_points()[on]
+    middle = points.median(dim=0).values
+    cells = ((points - middle) / link).floor().clamp(-REACH, REACH)
     parts, count = _parts(cells)
     if count > 1 and between is not None:
         joining = ((between().to(middle) - middle) / link).floor()
@@ -157,81 +156,82 @@ def _parts_kept(
     covered = parts.bincount(found.meant[on].float(), minlength=count + 1)
     large = area >= LARGE_PART * area.max()
     if found.points is not None:
-        kept = (covered > 0) | large
+        kept_parts = (covered > 0) | large
     else:
-        kept = covered >= (OVERLAP * area).clamp(min=1)
-        kept = kept if bool(kept.any()) else large
-    if area[kept].sum() < LEAST_KEPT * area.sum():
+        kept_parts = covered >= (OVERLAP * area).clamp(min=1)
+        kept_parts = kept_parts if bool(kept_parts.any()) else large
+    if area[kept_parts].sum() < LEAST_KEPT * area.sum():
         return found.mask
     solid = torch.zeros_like(on)
-    solid[on] = kept[parts]
+    solid[on] = kept_parts[parts]
     return solid.reshape(found.mask.shape)
 
 
 def _in_one_piece(
     found: Sequence[FoundMask], gap: float, between: Callable[[], Float[Tensor, "num_places 3"]] | None
 ) -> list[Bool[Tensor, "height width"]]:
-    """:func:`in_one_piece` on a GPU: all pixels take part, nothing is read back, and the parts of all masks are told
-    apart together."""
+    """:func:`in_one_piece` on a GPU: all pixels take part, the host reads no result, and the parts of all masks are
+    labelled together."""
     side, num_cells = 2 * REACH + 1, (2 * REACH + 1) ** 3
-    masks = [each.mask.reshape(-1).to(each.trace.depth.device) for each in found]
+    masks = [item.mask.reshape(-1).to(item.trace.depth.device) for item in found]
     areas = torch.stack([mask.sum() for mask in masks])
-    spacings = torch.stack([torch.as_tensor(each.spacing).to(areas.device) for each in found])
+    spacings = torch.stack([torch.as_tensor(item.spacing).to(areas.device) for item in found])
     links = (gap * areas.sqrt()).clamp(min=LEAST_GAP) * spacings
-    points = [each.trace.surface_points() for each in found]
+    points = [item.trace.surface_points() for item in found]
     middles = [
-        torch.where(on[:, None], at, torch.nan).nanmedian(0).values for on, at in zip(masks, points, strict=True)
+        torch.where(mask[:, None], positions, torch.nan).nanmedian(0).values
+        for mask, positions in zip(masks, points, strict=True)
     ]
     middle, step = torch.stack(middles).nan_to_num(), links.clamp(min=1e-9)[:, None]
-    sizes = torch.tensor([len(at) for at in points])
-    which = torch.arange(len(found)).repeat_interleave(sizes).to(areas.device)
+    sizes = torch.tensor([len(positions) for positions in points])
+    mask_index = torch.arange(len(found)).repeat_interleave(sizes).to(areas.device)
 
     def cells_of(steps: Float[Tensor, "... 3"]) -> Int[Tensor, "..."]:
         x, y, z = (steps.floor().clamp(-REACH, REACH).nan_to_num().long() + REACH).unbind(-1)
         return (x * side + y) * side + z
 
     on, all_cells = torch.cat(masks), len(found) * num_cells
-    cells = cells_of((torch.cat(points) - middle[which]) / step[which]) + which * num_cells
+    cells = cells_of((torch.cat(points) - middle[mask_index]) / step[mask_index]) + mask_index * num_cells
     count = on.float()
     occupied = count.new_zeros(all_cells).index_add_(0, cells, count)
     if between is not None:
         joining = (between().to(middle) - middle[:, None]) / step[:, None]
         near = (joining.floor().abs() <= REACH).all(-1).float()
-        first = torch.arange(len(found), device=cells.device)[:, None] * num_cells
-        occupied.index_add_(0, (cells_of(joining) + first).reshape(-1), near.reshape(-1))
+        first_cells = torch.arange(len(found), device=cells.device)[:, None] * num_cells
+        occupied.index_add_(0, (cells_of(joining) + first_cells).reshape(-1), near.reshape(-1))
     part = part_of_each((occupied > 0).reshape(-1, side, side, side)).reshape(-1)[cells]
-    meant = torch.cat([each.meant for each in found]) & on
+    meant = torch.cat([item.meant for item in found]) & on
     area, covered = (
-        count.new_zeros(all_cells).index_add_(0, part, each.float()).reshape(-1, num_cells) for each in (on, meant)
+        count.new_zeros(all_cells).index_add_(0, part, pixels.float()).reshape(-1, num_cells) for pixels in (on, meant)
     )
     large = (area >= LARGE_PART * area.amax(-1, keepdim=True)) & (area > 0)
     overlapping = covered >= (OVERLAP * area).clamp(min=1)
     overlapping = torch.where(overlapping.any(-1, keepdim=True), overlapping, large)
-    prompted = torch.tensor([each.points is not None for each in found])[:, None].to(area.device)
-    kept = torch.where(prompted, (covered > 0) | large, overlapping)
-    trusted = ((area * kept).sum(-1) >= LEAST_KEPT * area.sum(-1)) & (links > 0)
-    solid = torch.where(trusted[which], on & kept.reshape(-1)[part], on).split(sizes.tolist())
-    return [mask.reshape(each.mask.shape) for mask, each in zip(solid, found, strict=True)]
+    prompted = torch.tensor([item.points is not None for item in found])[:, None].to(area.device)
+    kept_parts = torch.where(prompted, (covered > 0) | large, overlapping)
+    trusted = ((area * kept_parts).sum(-1) >= LEAST_KEPT * area.sum(-1)) & (links > 0)
+    solid = torch.where(trusted[mask_index], on & kept_parts.reshape(-1)[part], on).split(sizes.tolist())
+    return [mask.reshape(item.mask.shape) for mask, item in zip(solid, found, strict=True)]
 
 
 def sees_past(
     trace: ViewTrace, mask: Bool[Tensor, "height width"], spacing: float | Tensor, long_side: int | None = None
 ) -> Bool[Tensor, "height width"]:
-    """Which pixels at a mask's outline see what is behind the object instead of the object.
+    """Pixels at a mask's outline that see the background instead of the object.
 
-    They lie behind pixels of the mask nearby, by more than a surface could fall off, and not far from what is seen
-    around the mask. Where the mask is thin, its outline is all that there is of it, and is kept.
+    They lie behind nearby pixels of the mask by more than one surface could, and near to the depth around the mask.
+    A thin mask consists of its outline, which is kept there.
 
     Args:
-        trace: Of the view.
-        mask: The object in it.
-        spacing: Distance in space between what neighbouring pixels of the mask see.
-        long_side: Of the whole image, where the trace is of a part of it.
+        trace: Trace of the view.
+        mask: Mask of the object in the view.
+        spacing: Distance in space between the surface points of neighbouring pixels of the mask.
+        long_side: Longer side of the whole image, where the trace is that of a window.
     """
     mask = mask.to(trace.depth.device)
     past = torch.zeros_like(mask)
     reach = max(RIM, round(RIM * (long_side or max(mask.shape)) / 256))
-    # Most objects are small: the rest of the image takes no part in this.
+    # Most objects are small: only pixels around the mask are worked on.
     window = window_of(mask, margin=3 * reach)
     depth, mask = trace.depth[..., 0][window], mask[window]
     if not len(mask):
@@ -245,21 +245,21 @@ def sees_past(
 
 
 def _near(mask: Bool[Tensor, "height width"], reach: int) -> Bool[Tensor, "height width"]:
-    """Which pixels have one of the mask around them."""
+    """Pixels with any pixel of the mask within ``reach`` rows and columns."""
     return F.max_pool2d(mask[None].float(), 2 * reach + 1, stride=1, padding=reach)[0] > 0
 
 
 def _lowest(values: Float[Tensor, "height width"], reach: int) -> Float[Tensor, "height width"]:
-    """The lowest value around each pixel."""
+    """Lowest value within ``reach`` rows and columns of each pixel."""
     return -F.max_pool2d(-values[None], 2 * reach + 1, stride=1, padding=reach)[0]
 
 
 def _parts(cells: Float[Tensor, "num 3"]) -> tuple[Int[Tensor, " num"], int]:
-    """The part that each of the cells belongs to, corners touching, counted from 1; and how many parts there are."""
-    places = cells.long().cpu()
-    places -= places.amin(dim=0)
-    x, y, z = places.unbind(-1)
-    occupied = torch.zeros((places.amax(dim=0) + 1).tolist(), dtype=torch.bool)
+    """Number of each cell's part, corners touching, counted from 1; and the number of parts."""
+    indices = cells.long().cpu()
+    indices -= indices.amin(dim=0)
+    x, y, z = indices.unbind(-1)
+    occupied = torch.zeros((indices.amax(dim=0) + 1).tolist(), dtype=torch.bool)
     occupied[x, y, z] = True
     labels, count = label_parts(occupied.numpy())
     return torch.from_numpy(labels)[x, y, z].long(), count
@@ -268,7 +268,7 @@ def _parts(cells: Float[Tensor, "num 3"]) -> tuple[Int[Tensor, " num"], int]:
 def marker_position(
     trace: ViewTrace, camera_position: Float[Tensor, "3"], x: int, y: int
 ) -> tuple[float, float, float]:
-    """World position at which a mark on a pixel is shown: a little in front of the surface that it sees."""
+    """World position of a mark on a pixel: a little in front of the surface there."""
     point = trace.surface_points()[y * trace.width + x]
     first, second, third = torch.lerp(point, camera_position.to(point), TOWARDS_CAMERA).tolist()
     return first, second, third

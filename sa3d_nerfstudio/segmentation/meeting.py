@@ -1,4 +1,4 @@
-"""Where several processes bring together what each has lifted of its own views."""
+"""Exchange of evidence between processes, each of which lifts its own views."""
 
 from __future__ import annotations
 
@@ -14,55 +14,56 @@ from sa3d_nerfstudio.segmentation.report import ViewRecord
 
 
 class Meeting:
-    """Where the ranks bring together what they have lifted in a pass.
+    """Exchanges of evidence between the ranks during a pass.
 
     Args:
-        ranks: Those that meet.
-        lifting: Takes up what all have lifted; of a single process it is lifted into at once.
-        new_lifting: Makes the lifting of this rank's own views.
+        ranks: The ranks that take part.
+        lifting: Receives the evidence of all ranks; a single process lifts into it directly.
+        new_lifting: Makes a lifting into a field, for this rank.
     """
 
     def __init__(self, ranks: Ranks, lifting: Lifting, new_lifting: Callable[[MaskField], Lifting]) -> None:
         self.ranks = ranks
         self.lifting = lifting
         self.own = lifting if ranks.size == 1 else new_lifting(lifting.field.fresh())
-        """Takes up what this rank lifts."""
+        """Lifting of this rank's views since the last exchange began."""
         self.known = lifting if ranks.size == 1 else new_lifting(lifting.field.fresh())
-        """What this rank knows in the pass: what all have lifted, and what it has not told yet."""
+        """Evidence that guides this rank: the sum over all ranks, and its share of the exchange that has begun."""
         self.stopped = False
         """Whether any rank has been asked to stop."""
         self._records: list[ViewRecord] = []
+        """Outcomes to send in the next exchange."""
         self._end: Callable[[], Any] | None = None
-        """Ends the exchange that has begun."""
+        """Ends the exchange that has begun; None if none has."""
 
     def note(self, record: ViewRecord) -> ViewRecord:
-        """Note what became of a view, to tell the others."""
+        """Note the outcome of a view, for the other ranks."""
         self._records.append(record)
         return record
 
     def hold(self) -> Iterator[ViewRecord]:
-        """Begin to sum what has been lifted since the last time, and settle what has begun then."""
+        """Begin to sum the evidence lifted since the last exchange began, and :meth:`settle` that exchange."""
         if self.ranks.size == 1:
             return
         field = self.own.field
         end = self.ranks.begin((self._records, self.ranks.is_stopping), field.hit, field.seen)
         self._records = []
-        telling = field.hit, field.seen
+        sent = field.hit, field.seen
         field.set(torch.zeros_like(field.hit), torch.zeros_like(field.seen))
         yield from self.settle()
         self._end = end
         shared = self.lifting.field
-        self.known.field.set(shared.hit + telling[0], shared.seen + telling[1])
+        self.known.field.set(shared.hit + sent[0], shared.seen + sent[1])
 
     def settle(self) -> Iterator[ViewRecord]:
-        """End the exchange that has begun, and yield what became of the other ranks' views."""
+        """End the exchange that has begun, and yield the outcomes of the other ranks' views."""
         if self._end is None:
             return
-        (told, sums), self._end = self._end(), None
-        self.stopped = self.stopped or any(stopping for _, stopping in told)
+        (messages, sums), self._end = self._end(), None
+        self.stopped = self.stopped or any(stopping for _, stopping in messages)
         shared = self.lifting.field
         shared.add(*sums)
         self.known.field.set(shared.hit.clone(), shared.seen.clone())
-        for rank, (records, _) in enumerate(told):
+        for rank, (records, _) in enumerate(messages):
             if rank != self.ranks.rank:
                 yield from records

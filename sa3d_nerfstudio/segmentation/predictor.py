@@ -1,4 +1,4 @@
-"""The 2D segmenter of a session: asked about its views, each of which is embedded once."""
+"""The 2D segmenter of a session: masks for prompts in its views, each of which is embedded once."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from sa3d_nerfstudio.traces.window import Window
 
 
 class Prefetcher:
-    """Prepares the next views on a thread of its own, in their order, while this one works on another.
+    """Prepares the next views on another thread, in their order, while the calling thread works on a view.
 
-    To be used as a context: whatever ends it, Ctrl-C included, what has not begun is left, and what runs is waited for.
+    A context manager: at its end, on Ctrl-C too, it cancels jobs that have not begun and waits for the running one.
 
     Args:
-        prepare: Makes a view ready. Only for what may be done beside all else: no renders, which share the model.
-        count: How many views at a time may be ready and unused.
+        prepare: Makes a view ready, while other threads do anything: no renders, which share the model.
+        count: Number of views that may be ready and unused, at most.
     """
 
     def __init__(self, prepare: Callable[[int], None], count: int = 2) -> None:
@@ -55,19 +55,19 @@ class Prefetcher:
         self._jobs.clear()
 
     def begin(self, views: Sequence[int], coming: Sequence[int]) -> None:
-        """Wait until views are ready, if they are being prepared, and prepare the first of those that come after."""
-        soon = coming[: self._count]
-        self._jobs = {item: job for item, job in self._jobs.items() if item in views or item in soon}
-        for item in soon:
-            if item not in self._jobs:
-                self._jobs[item] = self._thread.submit(self._prepare, item)
+        """Prepare the first of the ``coming`` views, and wait until ``views`` are ready if they are being prepared."""
+        next_views = coming[: self._count]
+        self._jobs = {view: job for view, job in self._jobs.items() if view in views or view in next_views}
+        for view in next_views:
+            if view not in self._jobs:
+                self._jobs[view] = self._thread.submit(self._prepare, view)
         wait([self._jobs[view] for view in views if view in self._jobs])
 
     def check(self, view: int) -> None:
-        """Wait until a view is ready, if it is being prepared, and tell if it is not.
+        """Wait until a view is ready, if it is being prepared.
 
         Raises:
-            Exception: Whatever went wrong with it.
+            Exception: The error of its preparation.
         """
         job = self._jobs.pop(view, None)
         if job is not None:
@@ -75,23 +75,23 @@ class Prefetcher:
 
 
 SMALLER = "segment with a smaller --pipeline.segmenter, keep less in it (--pipeline.cache-gb), or close other programs"
-"""What to do where a segmenter does not fit into the GPU's memory."""
+"""Remedy for a segmenter that does not fit into the GPU's memory."""
 
 
 SAME_OBJECT = 0.5
-"""IoU above which an answer in a window of the photo is the one to all of it, looked at closely."""
+"""IoU from which on a mask in a window of the photo shows the same object as the mask in the whole photo."""
 
 
 class MaskPredictor:
-    """Answers prompts in views with 2D masks; each view is embedded once and may be asked about often.
+    """Answers prompts in views with 2D masks; each view is embedded once, for any number of prompts.
 
-    What ``SamPredictor`` is to Segment Anything, for any segmenter and any number of views.
+    Like ``SamPredictor`` of Segment Anything, for any segmenter and any number of views.
 
     Args:
         segmenter: The 2D segmenter.
-        views: What it is asked about.
-        embeddings: What it has embedded already, by view; what it embeds is put there too.
-        batch: How many views to embed at once, where it can.
+        views: The views of the session.
+        embeddings: Embeddings made already, by view; new ones are added.
+        batch: Number of views to embed at once, if the segmenter can.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class MaskPredictor:
     ) -> None:
         self.segmenter = segmenter
         self.side = input_side(segmenter)
-        """Longer side up to which the segmenter is shown photos; None where they are as large as the renders."""
+        """Longer side up to which the segmenter is shown photos; None for images as large as the renders."""
         self.batch = batch if isinstance(segmenter, BatchSegmenter) else 1
         self._views = views
         self._embeddings = {} if embeddings is None else embeddings
@@ -114,11 +114,11 @@ class MaskPredictor:
 
         Args:
             view: Index of a training view, or name of a free view.
-            prompt: In pixels of an image of any size. A mask is taken as it is, on the pixels of the view's trace.
+            prompt: Prompt in pixels of an image of any size. A mask is taken as it is, resized to the view's trace.
 
         Returns:
-            The segmenter's candidates, and which of them is taken: the one of the size that the prompt names, or else
-            the segmenter's own choice.
+            The segmenter's candidates, and the choice of one: by the size that the prompt names, or else the
+            segmenter's favourite.
 
         Raises:
             SA3DError: The prompt selects nothing.
@@ -138,15 +138,15 @@ class MaskPredictor:
         return PromptedMask(resized, candidates, choice, picked=prompt.candidate != "auto", original=prompt)
 
     def look_closer(self, view: ViewKey, prompted: PromptedMask) -> PromptedMask:
-        """Where an object is small in the photo of a prompted view, ask again with a window of the photo around it.
+        """Segment a small object of a prompted view again, in a window of the photo around it.
 
         Args:
             view: The view.
-            prompted: What has been answered to all of the photo.
+            prompted: The prompt and its candidates in the whole photo.
 
         Returns:
-            The same with a finer outline of the mask that is taken; as it was where the object is not small, or where
-            nothing in the window is like that mask.
+            The same with a finer outline of the chosen mask; unchanged where the object is not small, or where no
+            candidate in the window is like that mask.
         """
         closer = self._views.closer_photo(view, prompted.mask, self.side)
         prompt = prompted.original or prompted.prompt
@@ -163,8 +163,8 @@ class MaskPredictor:
                 image = SegmenterImage(closer.picture(), name, depth, part.shares)
                 (self._embeddings[key],) = within_memory(lambda: embed_all(self.segmenter, [image]), SMALLER)
             answer = within_memory(lambda: self.segmenter.predict(self._embeddings[key], prompt), SMALLER)
-            found = candidates_between(answer, part, whole).to("cpu")
-        mask = found.masks[found.most_like(prompted.mask)]
+            closer_candidates = candidates_between(answer, part, whole).to("cpu")
+        mask = closer_candidates.masks[closer_candidates.most_like(prompted.mask)]
         if (mask & prompted.mask).sum() < SAME_OBJECT * (mask | prompted.mask).sum():
             return prompted
         masks = prompted.candidates.masks.clone()
@@ -172,7 +172,7 @@ class MaskPredictor:
         return replace(prompted, candidates=replace(prompted.candidates, masks=masks, logits=None))
 
     def predict(self, view: ViewKey, prompt: Prompt) -> Candidates:
-        """Segment a view. Prompt and candidates are on the pixels of its trace, whatever size the segmenter sees."""
+        """Segment a view. Prompt and candidates are in pixels of its trace, whatever size the segmenter sees."""
         return self.predict_all([(view, prompt)])[0]
 
     def predict_all(self, asked: Sequence[tuple[ViewKey, Prompt]]) -> list[Candidates]:
@@ -180,11 +180,11 @@ class MaskPredictor:
         questions, on_trace = [], []
         for view, prompt in asked:
             embedding, window = self.embed(view), self._views.window(view)
-            # Of a view with a window, networks are shown all of the photo, or a window of it, all others the window.
-            shown = self._views.photo_window(view, self.side)
-            if window is not None and shown is not None:
-                questions.append((embedding, prompt_between(prompt, window, shown)))
-                on_trace.append(partial(candidates_between, part=shown, window=window))
+            # In a view with a window, networks see the photo or a window of it; other segmenters see the view's window.
+            photo_window = self._views.photo_window(view, self.side)
+            if window is not None and photo_window is not None:
+                questions.append((embedding, prompt_between(prompt, window, photo_window)))
+                on_trace.append(partial(candidates_between, part=photo_window, window=window))
                 continue
             part = window if self.side is not None else None
             prompt = prompt if part is None else prompt.placed(part.top, part.left, *part.size)
@@ -195,49 +195,49 @@ class MaskPredictor:
             return [move(answer) for move, answer in zip(on_trace, answers, strict=True)]
 
     def propose(self, view: ViewKey) -> Candidates:
-        """All masks that the segmenter finds in a view by itself, on the pixels of its trace; there may be none."""
+        """All masks that the segmenter proposes in a view, on the pixels of its trace; the result may be empty."""
         embedding, trace = self.embed(view), self._views.trace(view)
         with self._views.report.timed("segment"):
             size = self._views.picture_size(view, self.side)
-            found = within_memory(lambda: propose(self.segmenter, embedding, *size), SMALLER)
-        if len(found.masks) == 0:
+            proposals = within_memory(lambda: propose(self.segmenter, embedding, *size), SMALLER)
+        if len(proposals.masks) == 0:
             return no_proposals(trace.height, trace.width)
-        return found.at(trace.height, trace.width)
+        return proposals.at(trace.height, trace.width)
 
     def embed(self, view: ViewKey, coming: Sequence[ViewKey] = (), wanted: Callable[[Any], bool] | None = None) -> Any:
-        """What the segmenter embeds of a view; done once.
+        """Embedding of a view; made once.
 
         Args:
             view: The view.
-            coming: Views that will be asked about soon: those of the next few that are wanted are embedded with it.
-            wanted: Says of a view that has not been embedded whether it will be asked about.
+            coming: Views that follow: the next few of them are embedded in the same batch, if they are wanted.
+            wanted: Whether a view without an embedding will need one; by default each will.
         """
         if self._key(view) not in self._embeddings:
-            others = [other for other in coming[: self.batch - 1] if self._key(other) not in self._embeddings]
+            missing = [later for later in coming[: self.batch - 1] if self._key(later) not in self._embeddings]
             if self.side is None and self._views.window(view) is not None:
-                others = []  # windows of views that come are not known yet
-            self._embed([view, *(other for other in others if wanted is None or wanted(other))])
+                missing = []  # windows of later views have not been placed yet
+            self._embed([view, *(later for later in missing if wanted is None or wanted(later))])
         return self._embeddings[self._key(view)]
 
     def embed_all(
         self, views: Sequence[ViewKey], coming: Sequence[ViewKey], wanted: Callable[[Any], bool] | None = None
     ) -> None:
-        """Embed views that are about to be asked about; see :meth:`embed`."""
+        """Embed views before their prompts are answered; see :meth:`embed`."""
         if self.at_once > 1:
             missing = [view for view in views if self._key(view) not in self._embeddings]
             for start in range(0, len(missing), self.at_once):
                 self._embed(missing[start : start + self.at_once])
             return
-        for place, view in enumerate(views):
-            self.embed(view, [*views[place + 1 :], *coming], wanted)
+        for index, view in enumerate(views):
+            self.embed(view, [*views[index + 1 :], *coming], wanted)
 
     @property
     def at_once(self) -> int:
-        """Views that the segmenter can be asked about at once."""
+        """Number of prompts that the segmenter answers at once."""
         return predictions_at_once(self.segmenter)
 
     def _key(self, view: ViewKey) -> ViewKey | tuple[int, Window]:
-        """What a view is embedded under: by itself, or by the window that the segmenter sees of it."""
+        """Key of a view's embedding: the view itself, or the window that the segmenter sees of it."""
         return self._views.shown(view, self.side)
 
     def _embed(self, views: Sequence[ViewKey]) -> None:
@@ -253,14 +253,14 @@ class MaskPredictor:
                 if window is not None:
                     images[-1].window = window.shares
         with self._views.report.timed("segment"):
-            found = within_memory(lambda: embed_all(self.segmenter, images), SMALLER)
-            # The first comes last, and so stays in memory, however little there is.
-            for view, embedding in zip(reversed(views), reversed(found), strict=True):
+            embeddings = within_memory(lambda: embed_all(self.segmenter, images), SMALLER)
+            # The first view's embedding is stored last, so that a small cache keeps it.
+            for view, embedding in zip(reversed(views), reversed(embeddings), strict=True):
                 self._embeddings[self._key(view)] = embedding
 
     @contextmanager
     def prefetching(self) -> Iterator[Prefetcher]:
-        """Get views ready on another thread, as they come, for as long as this lasts."""
+        """Prepare coming views on another thread during a pass."""
         self._views.training.begin_pass()
         with Prefetcher(self._preload, max(2, self.batch)) as self._ahead:
             yield self._ahead
@@ -270,14 +270,14 @@ class MaskPredictor:
 
 
 def _resized(candidates: Candidates, height: int, width: int, part: Window | None) -> Candidates:
-    """Candidates on the pixels of an image of some size, or of a part of it."""
+    """Resize candidates to an image, and crop them to a part of it, if one is given."""
     candidates = candidates.at(height, width)
     return candidates if part is None else replace(candidates, masks=candidates.masks[:, part.rows, part.columns])
 
 
 def _within(prompt: Prompt) -> Prompt:
-    """A prompt without points beyond its image, and with the part of its box that lies in it; empty where a positive
-    point is beyond."""
+    """Remove the points outside of a prompt's image, and clip its box to the image; empty if a positive point lies
+    outside."""
     size = torch.tensor([prompt.width, prompt.height])
     inside = ((prompt.points >= -0.5) & (prompt.points < size - 0.5)).all(-1)
     if not inside[prompt.labels].all():

@@ -14,7 +14,7 @@ from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.terminal import interruptible, say
 
 AT_ONCE = 3.0
-"""Seconds in which several Ctrl-C are one: the terminal's, and the same passed on by what has started the processes."""
+"""Seconds within which several Ctrl-C count as one: that of the terminal, and copies from the processes' launcher."""
 
 
 def run_with_progress(session: SegmentationSession, console: Console) -> bool:
@@ -49,7 +49,7 @@ def run_with_progress(session: SegmentationSession, console: Console) -> bool:
                 task = progress.add_task(f"pass {number}", total=session.num_visits, note="")
             counts[record.state] += 1
             progress.update(task, advance=1, note=f"{counts['used']} used, {counts['rejected']} rejected")
-            # Several ranks stop together, at the next place where they meet.
+            # Several ranks stop together, at their next exchange.
             if interrupted.is_set() and ranks.size == 1:
                 break
         stopped = interrupted.is_set() or session.stopped

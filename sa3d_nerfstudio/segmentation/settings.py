@@ -31,8 +31,7 @@ class SessionSettings:
     prompt_weight: float = 3.0
     """Weight of a prompted view's mask, relative to another view's mask ('evidence' lifting only)."""
     correction_weight: float = 1.0
-    """Weight of a view in which the user has corrected the mask, relative to all other views together ('evidence'
-    lifting only)."""
+    """Weight of a view in which the user has corrected the mask, relative to all other views together."""
     tolerance: float = 0.01
     """Stop when a pass changes the masks that it lifts, or the field, by less than this (relative L1)."""
     max_passes: int = 4

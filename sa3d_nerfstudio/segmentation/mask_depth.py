@@ -79,7 +79,7 @@ LARGE_PART = 0.3
 OVERLAP = 0.1
 """Share of a part's pixels on the rendered mask from which on the part is kept."""
 LEAST_KEPT = 0.5
-"""Share of a mask's pixels that the check must leave; else the whole mask is kept, as the depth is not to be trusted."""
+"""Least share of a mask's pixels that the check may leave: below it the depth is not trusted, and the mask is kept."""
 RIM = 2
 """Pixels at a mask's outline that may show the background, in an image of 256 pixels, the size of SAM's masks."""
 STEEP = 4.0

@@ -133,7 +133,7 @@ class MaskLifter:
         """Check masks of self-prompted views by depth; on a GPU, all of them at once.
 
         Args:
-            found: Views, and their masks.
+            found: Views, each with its mask and its rendered mask.
         """
         with self.views.report.timed("lift"):
             masks = []

@@ -37,7 +37,7 @@ class Prefetcher:
     A context manager: at its end, on Ctrl-C too, it cancels jobs that have not begun and waits for the running one.
 
     Args:
-        prepare: Makes a view ready, while other threads do anything: no renders, which share the model.
+        prepare: Makes a view ready, beside all other work: it must not render, as renders share the model.
         count: Number of views that may be ready and unused, at most.
     """
 
@@ -152,18 +152,18 @@ class MaskPredictor:
         prompt = prompted.original or prompted.prompt
         if closer is None or prompt.mask is not None:
             return prompted
-        whole, part = closer.whole, closer.part
-        prompt = _within(prompt_between(prompt.moved(*whole.size), whole, part))
+        frame, window = closer.whole, closer.part
+        prompt = _within(prompt_between(prompt.moved(*frame.size), frame, window))
         if prompt.is_empty:
             return prompted
-        key = (view, part)
+        key = (view, window)
         with self._views.report.timed("segment"):
             if key not in self._embeddings:
                 name, depth = self._views.name(view), self._views.trace(view).depth[..., 0]
-                image = SegmenterImage(closer.picture(), name, depth, part.shares)
+                image = SegmenterImage(closer.picture(), name, depth, window.shares)
                 (self._embeddings[key],) = within_memory(lambda: embed_all(self.segmenter, [image]), SMALLER)
             answer = within_memory(lambda: self.segmenter.predict(self._embeddings[key], prompt), SMALLER)
-            closer_candidates = candidates_between(answer, part, whole).to("cpu")
+            closer_candidates = candidates_between(answer, window, frame).to("cpu")
         mask = closer_candidates.masks[closer_candidates.most_like(prompted.mask)]
         if (mask & prompted.mask).sum() < SAME_OBJECT * (mask | prompted.mask).sum():
             return prompted
@@ -186,10 +186,10 @@ class MaskPredictor:
                 questions.append((embedding, prompt_between(prompt, window, photo_window)))
                 on_trace.append(partial(candidates_between, part=photo_window, window=window))
                 continue
-            part = window if self.side is not None else None
-            prompt = prompt if part is None else prompt.placed(part.top, part.left, *part.size)
+            crop = window if self.side is not None else None
+            prompt = prompt if crop is None else prompt.placed(crop.top, crop.left, *crop.size)
             questions.append((embedding, prompt.moved(*self._views.picture_size(view, self.side))))
-            on_trace.append(partial(_resized, height=prompt.height, width=prompt.width, part=part))
+            on_trace.append(partial(_resized, height=prompt.height, width=prompt.width, part=crop))
         with self._views.report.timed("segment"):
             answers = within_memory(lambda: predict_all(self.segmenter, questions), SMALLER)
             return [move(answer) for move, answer in zip(on_trace, answers, strict=True)]

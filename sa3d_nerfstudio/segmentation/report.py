@@ -16,7 +16,7 @@ ViewState = Literal["prompt", "used", "rejected", "skipped"]
 
 
 def advice(used: int, rejected: int) -> str | None:
-    """A sentence of advice where most views were rejected; None elsewhere."""
+    """A sentence of advice if most views were rejected; None otherwise."""
     if rejected <= used:
         return None
     return (

@@ -150,7 +150,7 @@ class SessionViews:
         poses = self.training.camera_to_worlds
         return self.free[view].camera_to_world.to(poses) if isinstance(view, str) else poses[view]
 
-    # Views with windows override these methods, see :class:`sa3d_nerfstudio.segmentation.windows.CloseViews`.
+    # Methods that windows of views change, see :class:`sa3d_nerfstudio.segmentation.windows.CloseViews`.
 
     def look_at_all_of(self, view: ViewKey) -> None:
         """Use a whole view, without a window, from now on."""
@@ -199,7 +199,7 @@ class SessionViews:
         return 1.0
 
     def surroundings(self, view: ViewKey) -> tuple[ViewTrace, Float[Tensor, " num_rays"]] | None:
-        """Coarse trace of a view around its window, and the weight of each ray in it; None for whole views."""
+        """Coarse trace of a view around its window, and the weight of each of its rays; None for whole views."""
         return None
 
     def image(

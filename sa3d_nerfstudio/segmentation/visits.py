@@ -246,11 +246,11 @@ class Visits:
 
     def _ask(self, views: Sequence[ViewKey], coming: Sequence[int]) -> list[_Answer]:
         """The segmenter's answers to the self-prompts of views; views that do not show the object are left out."""
-        shown = [rendered for rendered in self._prompted(self._render(views)) if rendered.prompt is not None]
-        candidates = self._find(shown, coming)
+        showing = [rendered for rendered in self._prompted(self._render(views)) if rendered.prompt is not None]
+        candidates = self._find(showing, coming)
         with self._views.report.timed("lift"):
-            numbers = fetched([self._compared(r, c) for r, c in zip(shown, candidates, strict=True)])
-        return [self._answer(*parts) for parts in zip(shown, candidates, numbers, strict=True)]
+            numbers = fetched([self._compared(r, c) for r, c in zip(showing, candidates, strict=True)])
+        return [self._answer(*parts) for parts in zip(showing, candidates, numbers, strict=True)]
 
     def _find(self, shown: Sequence[_Rendered], coming: Sequence[int]) -> list[Candidates]:
         """Candidates for the self-prompts of views, on the devices of the rendered masks."""
@@ -344,5 +344,5 @@ def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
     if not tensors:
         return []
     flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors]).cpu()
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    copies = flat.split([tensor.numel() for tensor in tensors])
+    return [copy.reshape(tensor.shape) for copy, tensor in zip(copies, tensors, strict=True)]

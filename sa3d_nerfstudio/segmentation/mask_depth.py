@@ -220,7 +220,7 @@ def sees_past(
     """Pixels at a mask's outline that see the background instead of the object.
 
     They lie behind nearby pixels of the mask by more than one surface could, and near to the depth around the mask.
-    A thin mask consists of its outline, which is kept there.
+    Where the mask is thin, all of it is outline, which is kept.
 
     Args:
         trace: Trace of the view.

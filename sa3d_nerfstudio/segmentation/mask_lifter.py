@@ -98,7 +98,7 @@ class MaskLifter:
         return torch.stack([torch.as_tensor(value).to(on_device) for value in values]).tolist()
 
     def surface(self, prompted: Iterable[tuple[ViewKey, PromptedMask]]) -> Float[Tensor, "num_points 3"]:
-        """Points of the object's surface in the prompted views."""
+        """Points of the object's surface in the prompted views, whose spacings are recorded."""
         points = []
         for view, item in prompted:
             trace, mask = self.views.trace(view), self._solid(view, item)

@@ -1,4 +1,4 @@
-"""Taking a whole scene apart: proposals of a few views, each segmented by the ordinary loop, until little is left."""
+"""Segmentation of a whole scene: proposals of a few views, each segmented by a session, until none is left."""
 
 from __future__ import annotations
 
@@ -28,79 +28,79 @@ Ending = Literal["nothing is left", "as many objects as wanted", "out of time"]
 
 @dataclass
 class SceneSettings:
-    """How a scene is taken apart."""
+    """Settings for segmenting a whole scene."""
 
     num_views: int = 8
-    """Views whose masks are the proposals."""
+    """Number of views in which proposals are made."""
     min_share: float = 0.001
-    """Of an image's pixels, what a proposal must cover."""
+    """Least area of a proposal, as a share of the image's pixels."""
     max_objects: int = 200
-    """Objects at most, parts and wholes included."""
+    """Greatest number of objects, parts and wholes included."""
     max_seconds: float | None = None
-    """Time after which no new object is begun, and the one at hand is given up."""
+    """Seconds after which no new object is begun, and the current one is given up; None for no limit."""
     threshold: float = 0.5
-    """Probability above which something is on an object."""
+    """Probability above which a pixel or cell is on an object."""
     min_agreement: float = 0.5
-    """An object is kept if its renders agree with proposals of the views by this IoU in the mean."""
+    """Least mean IoU of an object's rendered masks with the proposals of the views for the object to be kept."""
     part_gap: float = 0.1
-    """Parts of a proposal that are farther from the rest in space than this share of its size are left out."""
+    """Parts of a proposal that are farther from the rest in 3D than this share of its size are dropped."""
 
 
 @dataclass
 class SceneObject:
-    """One object of a scene that has been taken apart."""
+    """One object of a segmented scene."""
 
     name: str
     field: MaskField
     support: float
-    """Mean IoU of its renders with the proposals that fit them best: how well the views agree that it is an object."""
+    """Mean IoU of its rendered masks with the best proposal of each view: how well the views agree on the object."""
     area: int
-    """Pixels that it covers in all views with proposals."""
+    """Number of pixels that it covers in all views with proposals."""
     confidence: float = 1.0
-    """The same as the support, but each proposal counts by how good a mask the segmenter takes it for."""
+    """The support, with each proposal weighted by a power of the segmenter's score for it."""
 
 
 @dataclass
 class SceneProgress:
-    """How far a scene has been taken apart."""
+    """Progress of segmenting a whole scene."""
 
     stage: Stage
     explained: float
-    """Share of all that has been proposed that objects cover."""
+    """Share of the proposals' pixels that objects cover."""
     objects: int
-    """How many have been found."""
+    """Number of objects so far."""
     note: str = ""
-    """What is being done, for people."""
+    """Description of the current step, for display."""
     found: SceneObject | None = None
-    """The object that has just been finished."""
+    """The object that this step has finished."""
 
 
 @dataclass
 class SceneReport:
-    """What came of it."""
+    """Result of segmenting a whole scene."""
 
     sessions: int = 0
-    """Proposals that were segmented."""
+    """Number of proposals that were segmented."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Why objects were not kept, and how many for each reason."""
+    """Number of objects dropped, by reason."""
     ending: Ending | None = None
-    """Why it ended; None where it was stopped."""
+    """Reason for the end; None where the iteration was stopped."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Time spent in "render", "segment" and "lift", of all sessions, and in "proposals"."""
+    """Seconds spent in "render", "segment" and "lift" by all sessions, and in "proposals"."""
 
 
 class SceneSegmentation:
-    """Takes a scene apart, one proposal after another.
+    """Segmentation of a whole scene, one proposal after another.
 
-    Each object is segmented by an ordinary session, from the mask that was proposed. Iteration over
-    :meth:`steps` may stop at any step, and go on later with :meth:`resume`.
+    Each object is segmented by an ordinary session, from its proposed mask. Iteration over :meth:`steps` may stop at
+    any step, and continue later with :meth:`resume`.
 
     Args:
         views: The training views, at the size at which proposals are made.
-        predictor: Embeds them.
-        new_session: Begins the session of an object.
-        settings: How to go about it.
-        propose: What else than the segmenter proposes the masks of a view, on the pixels of its trace.
+        predictor: The segmenter of these views.
+        new_session: Makes a session for one object.
+        settings: Settings for the scene.
+        propose: Returns the proposals of a view, on the pixels of its trace; by default the segmenter's.
     """
 
     def __init__(
@@ -114,13 +114,13 @@ class SceneSegmentation:
         self.views = views
         self.settings = settings
         self.objects: dict[str, SceneObject] = {}
-        """What has been found, by name."""
+        """The objects found, by name."""
         self.report = SceneReport()
         self.pool = ProposalPool(settings.min_share, settings.threshold, settings.min_agreement)
         self._propose = predictor.propose if propose is None else propose
         self._predictor = predictor
         self._asks = propose is None
-        """Whether the segmenter may be asked about what its proposals have missed; of words, they are all that is."""
+        """Whether the segmenter is prompted where its proposals missed an object; proposals from words are complete."""
         self._new_session = new_session
         self._builder = TreeBuilder(settings.threshold)
         self._known: dict[str, MaskField] = {}
@@ -129,25 +129,25 @@ class SceneSegmentation:
 
     @property
     def tree(self) -> ObjectTree:
-        """What is a part of what."""
+        """The tree of parts and wholes."""
         return self._builder.tree()
 
     @property
     def cut(self) -> list[str]:
-        """Names of the objects that the scene falls into, none of which is a part of another."""
+        """Names of the objects into which the scene is divided; none is a part of another."""
         return self.tree.cut({item.name: item.confidence * item.area for item in self.objects.values()})
 
     @property
     def tried(self) -> list[tuple[int, int]]:
-        """View and number of all proposals that need not be looked at again, for :meth:`resume`."""
+        """View and index of all proposals that have been segmented or given up, for :meth:`resume`."""
         return [item.key for item in self.pool.proposals if item.tried]
 
     def resume(self, fields: Mapping[str, MaskField], tried: Iterable[tuple[int, int]] = ()) -> None:
-        """Take over objects that are there already, before the first step.
+        """Add the objects of an earlier run, before the first step.
 
         Args:
-            fields: By name, in the order in which they were found.
-            tried: What :attr:`tried` said when they were.
+            fields: Mask fields by name, in the order in which they were found.
+            tried: Value of :attr:`tried` at the end of that run.
         """
         self._known = dict(fields)
         self._struck = list(tried)
@@ -159,7 +159,7 @@ class SceneSegmentation:
         return self.report
 
     def steps(self) -> Generator[SceneProgress, None, None]:
-        """Take the scene apart, a view at a time. What is unfinished when the iteration stops is left out."""
+        """Segment the scene, one view per step. An object that is unfinished when the iteration stops is left out."""
         begun = time.monotonic()
         limit = self.settings.max_seconds
 
@@ -189,16 +189,16 @@ class SceneSegmentation:
         self.report.ending = "nothing is left"
 
     def _proposal_views(self) -> list[int]:
-        """Views all around what the cameras look at."""
+        """Views all around the point that the cameras look at."""
         poses = self.views.camera_to_worlds
         return covering_views(poses, focus(poses), [], self.settings.num_views)
 
     def _proposals(self, view: int) -> Candidates:
-        """What is proposed in a view, on the pixels of its trace."""
+        """Proposals of a view, on the pixels of its trace."""
         return self._solid(view, self._propose(view))
 
     def _solid(self, view: int, found: Candidates) -> Candidates:
-        """Masks of a view without what is elsewhere in space."""
+        """Masks of a view, without parts that are far from the rest in 3D."""
         trace = self.views.trace(view)
         masks = found.masks.to(trace.depth.device)
         pieces = [FoundMask(trace, mask, pixel_spacing(trace, mask)) for mask in masks]
@@ -208,12 +208,12 @@ class SceneSegmentation:
     def _prompted(self, proposal: Proposal) -> SegmentationSession:
         session = self._new_session()
         session.prompt(proposal.view, Prompt(*proposal.size, mask=proposal.mask.cpu()))
-        # Part, object or whole: in all views it is to be what was proposed here, whatever the segmenter prefers there.
+        # In all views the mask must be what was proposed here (part, object or whole), whatever the segmenter prefers.
         session.prompted[proposal.view].picked = True
         return session
 
     def _support(self, proposal: Proposal) -> float | None:
-        """How well the other views with proposals confirm one, by what its view alone says of 3D."""
+        """Support of a proposal by the other views with proposals, from the evidence of its own view alone."""
         session = self._prompted(proposal)
         session.lift_prompts()
         rendered = self._rendered(session.grid)
@@ -221,7 +221,7 @@ class SceneSegmentation:
         return self.pool.support_of(rendered, but=proposal.view)
 
     def _ask_about(self, proposal: Proposal, rendered: Rendered) -> None:
-        """Ask the segmenter for what is so small that its proposals may have missed it in some views."""
+        """Prompt the segmenter in views whose proposals may have missed the object because it is small."""
         for view in self.pool.overlooked(proposal, rendered) if self._asks else ():
             probability, known = (image.cpu() for image in rendered[view])
             depth = self.views.trace(view).depth[..., 0].cpu()
@@ -231,11 +231,11 @@ class SceneSegmentation:
                 self.pool.add(view, self._solid(view, answer), as_witness=True)
 
     def _finish(self, proposal: Proposal, session: SegmentationSession, name: str) -> SceneProgress:
-        """Keep what a session has found, or say why not."""
+        """Keep the object of a finished session, or drop it and record the reason."""
         proposal.tried = True
         self.report.sessions += 1
-        for what, seconds in session.report.seconds.items():
-            self.report.seconds[what] = self.report.seconds.get(what, 0.0) + seconds
+        for activity, seconds in session.report.seconds.items():
+            self.report.seconds[activity] = self.report.seconds.get(activity, 0.0) + seconds
         if not session.grid.holds_object(self.settings.threshold):
             return self._drop("empty")
         rendered = self._rendered(session.grid)
@@ -258,12 +258,12 @@ class SceneSegmentation:
         support, area = self.pool.support_of(rendered), self.pool.explain(rendered)
         confidence = self.pool.confidence_of(rendered)
         self._builder.add(name, mask_field)
-        found = self.objects[name] = SceneObject(name, mask_field, support or 0.0, area, confidence)
+        scene_object = self.objects[name] = SceneObject(name, mask_field, support or 0.0, area, confidence)
         mask_field.rest()
-        return found
+        return scene_object
 
     def _rendered(self, mask_field: MaskField) -> Rendered:
-        """An object in all views with proposals."""
+        """Render the mask of an object in all views with proposals."""
         rendered = {}
         for view in self.pool.views:
             trace = self.views.trace(view)
@@ -286,7 +286,7 @@ class SceneSegmentation:
 
 
 class _Timer:
-    """Adds the time that something takes to an account."""
+    """Context manager that adds its duration to a named account."""
 
     def __init__(self, accounts: dict[str, float], name: str) -> None:
         self._accounts, self._name = accounts, name

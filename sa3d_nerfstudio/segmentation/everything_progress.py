@@ -1,4 +1,4 @@
-"""A scene that is taken apart in the terminal: a bar of how much of it is explained, then a table."""
+"""Progress of segmenting a whole scene, in the terminal: a bar of the explained share, then a table."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from sa3d_nerfstudio.terminal import interruptible
 
 
 def run_scene_with_progress(scene: SceneSegmentation, console: Console, keep: Callable[[SceneObject], None]) -> bool:
-    """Take a scene apart under a progress bar that tells how much of it is explained.
+    """Segment a scene under a progress bar of the share that objects explain.
 
-    Ctrl-C ends it after the view at hand; the object at hand is left out, and all others stay.
+    Ctrl-C ends it after the current view; the current object is left out, and all others stay.
 
     Args:
         scene: The scene.
-        console: Where the bar is.
-        keep: Called with each object as it is finished.
+        console: Console for the bar.
+        keep: Called with each finished object.
 
     Returns:
-        Whether it has come to its end, and was not stopped.
+        Whether the segmentation came to its end, and was not stopped by Ctrl-C.
     """
     columns = [
         TextColumn("explained"),
@@ -47,7 +47,7 @@ def run_scene_with_progress(scene: SceneSegmentation, console: Console, keep: Ca
 
 
 def print_scene_report(scene: SceneSegmentation, console: Console) -> None:
-    """Print what a scene has fallen into, what was not kept and why, and where the time went."""
+    """Print the number of objects, the dropped ones with reasons, and the time spent on each activity."""
     report, tree, cut = scene.report, scene.tree, scene.cut
     levels = Counter(tree.level(name, cut) for name in tree)
     table = Table(show_header=False, box=None, pad_edge=False)

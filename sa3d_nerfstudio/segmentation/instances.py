@@ -1,4 +1,4 @@
-"""The instances that were found in several views, each by itself, matched in 3D."""
+"""Instances that were found in each of several views separately, matched in 3D."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from sa3d_nerfstudio.segmentation.session_views import SessionViews
 from sa3d_nerfstudio.segmentation.view_selection import covering_views, focus, view_order
 
 SAME_OBJECT = 0.5
-"""IoU with its rendered mask from which on an instance in a view is an object that other views have shown."""
+"""Least IoU at which an instance matches the rendered mask of an object, or the rendered masks of two objects match."""
 
 
 @dataclass
 class ObjectInstance:
-    """One object, with the views in which it was found."""
+    """One object, with its masks in the views where it was found."""
 
     field: MaskField
-    """What these views say of it."""
+    """Evidence of these views."""
     masks: dict[int, Bool[Tensor, "height width"]] = dataclasses.field(default_factory=dict)
-    """By training view, on the pixels of its trace."""
+    """Masks by training view, on the pixels of its trace."""
     score: float = 0.0
-    """Sum of the scores in these views."""
+    """Sum of its scores in these views."""
 
 
 def match_instances(
@@ -41,20 +41,21 @@ def match_instances(
     new_field: Callable[[], MaskField],
     threshold: float = 0.5,
 ) -> list[ObjectInstance]:
-    """Tell which instances in several views are the same object.
+    """Match the instances of several views that are the same object.
 
-    View after view, each instance goes to the object whose rendered mask it agrees with best, one to each (H. Kuhn,
-    "The Hungarian method for the assignment problem", 1955), and is lifted; one that agrees with none is a new object.
-    Objects that turn out to be the same, as when one view has seen the front and another the back, are joined.
+    View after view, instances are assigned to the objects whose rendered masks they agree with best, at most one to
+    each (H. Kuhn, "The Hungarian method for the assignment problem", 1955), and are lifted; an instance without a match
+    becomes a new object. Objects that prove to be the same, such as the front in one view and the back in another, are
+    joined at the end.
 
     Args:
         views: The training views.
-        instances: In each view, masks on the pixels of its trace with their scores; in the order of visiting.
+        instances: For each view, masks on the pixels of its trace with their scores; in the order of visiting.
         new_field: Makes an empty field.
-        threshold: Probability above which something is on the object.
+        threshold: Probability above which a pixel is on the object.
 
     Returns:
-        From the highest score to the lowest.
+        Objects, from the highest score to the lowest.
     """
     objects: list[ObjectInstance] = []
     for view, scored in instances.items():
@@ -67,9 +68,9 @@ def match_instances(
             for row, (mask, _) in enumerate(masks):
                 agreements[row, column] = agreement(mask, probability, known, threshold, certainty)
         rows, columns = linear_sum_assignment(agreements, maximize=True)
-        same = {row: objects[column] for row, column in zip(rows, columns, strict=True)}
+        matches = {row: objects[column] for row, column in zip(rows, columns, strict=True)}
         for row, (mask, score) in enumerate(masks):
-            matched = same.get(row)
+            matched = matches.get(row)
             if matched is None or agreements[row, columns[list(rows).index(row)]] < SAME_OBJECT:
                 matched = ObjectInstance(new_field())
                 surface = surface_of(trace, mask, views.pose(view)[:, 3])
@@ -80,7 +81,7 @@ def match_instances(
 
 
 def spread_views(views: SessionViews, count: int) -> list[int]:
-    """Training views from all around what the cameras look at, each near to one before it."""
+    """Training views from all around the point that the cameras look at, each near to one before it."""
     poses = views.training.camera_to_worlds
     center = focus(poses)
     chosen = covering_views(poses, center, [], min(count, len(poses)))
@@ -107,7 +108,7 @@ def _rendered(
 def _joined(
     views: SessionViews, objects: list[ObjectInstance], visited: list[int], threshold: float
 ) -> list[ObjectInstance]:
-    """Join objects that no view has told apart, and whose rendered masks agree."""
+    """Join objects that have no view in common and whose rendered masks agree."""
     while True:
         pair = next((pair for pair in combinations(objects, 2) if _are_same(views, *pair, visited, threshold)), None)
         if pair is None:
@@ -116,7 +117,7 @@ def _joined(
         for view, mask in second.masks.items():
             _add(first, views, view, mask, 0.0)
         first.score += second.score
-        objects = [each for each in objects if each is not second]
+        objects = [instance for instance in objects if instance is not second]
 
 
 def _are_same(
@@ -124,10 +125,10 @@ def _are_same(
 ) -> bool:
     if first.masks.keys() & second.masks.keys():
         return False
-    shared = either = 0
+    shared = union = 0
     for view in visited:
-        one, other = (_rendered(views, view, each.field) for each in (first, second))
-        known = one[1] & other[1]
-        a, b = (known & (probability > threshold) for probability, _ in (one, other))
-        shared, either = shared + int((a & b).sum()), either + int((a | b).sum())
-    return either > 0 and shared / either >= SAME_OBJECT
+        first_rendered, second_rendered = (_rendered(views, view, instance.field) for instance in (first, second))
+        known = first_rendered[1] & second_rendered[1]
+        a, b = (known & (probability > threshold) for probability, _ in (first_rendered, second_rendered))
+        shared, union = shared + int((a & b).sum()), union + int((a | b).sum())
+    return union > 0 and shared / union >= SAME_OBJECT

@@ -1,9 +1,9 @@
-"""The surface that the user's views show: which places in space are the object, and which are not.
+"""Surface of the prompted views, in cells that are labelled as the object or as something else.
 
-A mask that the user has seen and accepted says of every pixel whether what it sees is the object. Where another view
-sees the same places, it is known which of a segmenter's candidates is meant there: a part leaves out what has been
-marked, and a whole takes in what has not. Evidence along rays says less: rays of one view graze the sides that it does
-not see, and seem to say that these are not the object.
+A mask that the user has seen and accepted labels the surface point of each pixel. Where another view sees the same
+surface, the labels decide between a segmenter's candidates: a part lacks points of the object, and a whole includes
+points of something else. Evidence along rays is weaker: rays of one view graze the sides that it does not see, and
+count as evidence against the object there.
 """
 
 from __future__ import annotations
@@ -18,73 +18,72 @@ from torch import Tensor
 from sa3d_nerfstudio.traces.base import ViewTrace
 
 CELLS = 96
-"""Cells along each side, at most."""
+"""Greatest number of cells along each side of the cube."""
 CELL = 2.0
-"""Side of a cell, in distances between what neighbouring pixels see."""
+"""Least side of a cell, in distances between the surface points of neighbouring pixels."""
 ROOM = 1.5
-"""How many times as wide as the object the cells reach."""
+"""Width of the cube of cells, in widths of the object."""
 STRAY = 0.02
-"""Share of the object's points, on either side, that its bounds leave out."""
+"""Share of the object's points beyond its bounds, at either end of each axis."""
 CLEAR = 2.0
-"""How many times as many points of one kind a cell has as of the other, if it is to say anything."""
+"""A cell is labelled where it has more than this many points of one kind for each point of the other."""
 
 
 @dataclass
 class PromptedSurface:
-    """Cells around the object: those whose surface the user's views show to be the object, and those where it is
-    something else."""
+    """Cells around the object, with labels from the prompted views: the object's surface, or another surface."""
 
     corner: Float[Tensor, "3"]
-    """World position of the first cell's corner."""
+    """World position of the first cell's lower corner."""
     cell: Float[Tensor, ""]
     """Side of a cell."""
     side: int
-    """Cells along each side."""
+    """Number of cells along each side."""
     on: Bool[Tensor, " num_cells"]
-    """Cells of the object."""
+    """Cells of the object's surface."""
     off: Bool[Tensor, " num_cells"]
-    """Cells of something else."""
+    """Cells of other surfaces."""
 
     @classmethod
     def of(
         cls, points: Float[Tensor, "num_points 3"], mask: Bool[Tensor, " num_points"], spacing: float
     ) -> PromptedSurface | None:
-        """Take up what pixels of the user's views see.
+        """Label cells by the surface points of the prompted views.
 
         Args:
-            points: On the surface, in the world.
-            mask: Which of them are the object.
-            spacing: Distance between what neighbouring pixels of the object see.
+            points: Surface point of each pixel, in world coordinates.
+            mask: Whether each point is on the object.
+            spacing: Distance between the surface points of neighbouring pixels of the object.
 
         Returns:
-            None where none is the object.
+            None where no point is on the object.
         """
-        there = points.isfinite().all(-1)
-        points, mask = points[there], mask[there]
-        own = points[mask]
-        if not len(own):
+        finite = points.isfinite().all(-1)
+        points, mask = points[finite], mask[finite]
+        object_points = points[mask]
+        if not len(object_points):
             return None
-        order = own.sort(dim=0).values
-        first = int(STRAY * len(own))
-        low, high = order[first], order[len(own) - 1 - first]
+        ordered = object_points.sort(dim=0).values
+        first = int(STRAY * len(object_points))
+        low, high = ordered[first], ordered[len(object_points) - 1 - first]
         width = (ROOM * (high - low).max()).clamp(min=1e-6)
         cell = (width / CELLS).clamp(min=CELL * spacing)
         side = int(width / cell) + 1
         surface = cls((low + high - side * cell) / 2, cell, side, *mask.new_zeros(2, side**3).unbind())
         index, inside = surface._cells(points)
         counts = points.new_zeros(2, side**3)
-        for number, chosen in enumerate((inside & mask, inside & ~mask)):
-            counts[number].index_add_(0, index, chosen.to(counts))
+        for row, selected in enumerate((inside & mask, inside & ~mask)):
+            counts[row].index_add_(0, index, selected.to(counts))
         surface.on, surface.off = counts[0] > CLEAR * counts[1], counts[1] > CLEAR * counts[0]
         return surface
 
     def to(self, device: torch.device) -> PromptedSurface:
-        """The same on a device."""
+        """The same cells on a device."""
         corner, cell, on, off = (tensor.to(device) for tensor in (self.corner, self.cell, self.on, self.off))
         return PromptedSurface(corner, cell, self.side, on, off)
 
     def _cells(self, points: Float[Tensor, "num 3"]) -> tuple[Int[Tensor, " num"], Bool[Tensor, " num"]]:
-        """The cell of each point, and whether it has any."""
+        """Index of each point's cell, and whether the point lies within the cells."""
         steps = ((points - self.corner) / self.cell).floor()
         inside = ((steps >= 0) & (steps < self.side)).all(-1)
         x, y, z = torch.where(inside[:, None], steps, 0.0).long().unbind(-1)
@@ -93,16 +92,16 @@ class PromptedSurface:
     def agreement(
         self, masks: Bool[Tensor, "num height width"], trace: ViewTrace, rendered: Bool[Tensor, "height width"]
     ) -> Float[Tensor, " num"]:
-        """How well masks of a view agree with what the user's views show of it.
+        """Agreement of a view's masks with the labelled surface.
 
         Args:
-            masks: The masks.
-            trace: Of the view.
-            rendered: The object in the view, by what has been lifted.
+            masks: Masks of the view.
+            trace: Trace of the view.
+            rendered: Rendered mask of the view.
 
         Returns:
-            For each mask the IoU over the pixels that see a place of which this is known, times the share of the object
-            that they are: a view from the other side has next to none, and says nothing.
+            For each mask, its IoU with the object over the pixels with a labelled surface, times the number of object
+            pixels among them over that of the rendered mask, at most 1: close to 0 in views from the other side.
         """
         index, inside = self._cells(trace.surface_points())
         on, off = inside & self.on[index], inside & self.off[index]
@@ -115,5 +114,5 @@ class PromptedSurface:
 def joint_surface(
     points: Sequence[Float[Tensor, "num_points 3"]], masks: Sequence[Bool[Tensor, " num_points"]], spacing: float
 ) -> PromptedSurface | None:
-    """:meth:`PromptedSurface.of` several views; None where there is none."""
+    """:meth:`PromptedSurface.of` the points of several views; None without views."""
     return PromptedSurface.of(torch.cat(list(points)), torch.cat(list(masks)), spacing) if points else None

@@ -1,4 +1,4 @@
-"""Proposals of several views: which of them the objects found so far explain, and which is to be segmented next."""
+"""Proposals of several views: those that the objects found so far explain, and the one to segment next."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ from sa3d_nerfstudio.segmenters.base import Candidates
 from sa3d_nerfstudio.segmenters.proposals import POINTS_PER_SIDE
 
 EXPLAINED_IOU = 0.8
-"""IoU of a proposal with the render of an object from which on it needs no object of its own."""
+"""Least IoU with a rendered mask of an object at which that object explains a proposal."""
 MATCHED_IOU = 0.5
-"""The same for the one proposal of a view that fits the object best."""
+"""The same for the proposal of a view that fits the object best."""
 NEW_SHARE = 0.5
-"""Share of a proposal's pixels that no object covers from which on it is new, and not a part or a whole of objects."""
+"""Least share of uncovered pixels at which a proposal is new, rather than a part or a whole of known objects."""
 CONTRAST = 4.0
-"""Power of the support in a proposal's rank, one that other views contradict coming after all that they confirm; and of
-scores in an object's confidence."""
+"""Exponent of the support in a proposal's rank, so that contradicted proposals come after all confirmed ones; and of
+the scores in an object's confidence."""
 UNLIKE_IOU = 0.25
-"""IoU below which no proposal of a view is anything like an object."""
+"""IoU with an object below which a view's best proposal does not resemble it."""
 UNSEEN_SUPPORT = 0.5
-"""Support of what no other view sees."""
+"""Support of a proposal that no other view sees."""
 
 
 @dataclass
 class Proposal:
-    """One mask that a segmenter has found in a view, held as the part of the image around it."""
+    """One mask that a segmenter proposes in a view, stored as a crop of the image."""
 
     view: int
     index: int
-    """Its number among the proposals of its view."""
+    """Index among the proposals of the view."""
     window: tuple[slice, slice]
-    """Rows and columns that it lies in."""
+    """Rows and columns of the crop."""
     part: Bool[Tensor, "rows columns"]
-    """The mask within them."""
+    """The mask within the crop."""
     size: tuple[int, int]
     """Height and width of the image."""
     area: int
-    """Pixels of the mask."""
+    """Number of pixels of the mask."""
     new: int
-    """Those of them that no object covers as yet."""
+    """Number of pixels of the mask that no object covers yet."""
     score: float = 1.0
-    """How good the segmenter thinks it is, in [0, 1]: for networks, the IoU that they predict of themselves."""
+    """The segmenter's score, in [0, 1]; for networks, their predicted IoU."""
     explained: bool = False
-    """Whether an object is what it shows."""
+    """Whether an object explains it."""
     support: float | None = None
-    """How well other views confirm it, in [0, 1]; None until that has been asked."""
+    """Support by other views, in [0, 1]; None until it is computed."""
     tried: bool = False
     """Whether it has been segmented or given up."""
 
@@ -64,30 +64,30 @@ class Proposal:
 
     @property
     def key(self) -> tuple[int, int]:
-        """What tells it from all others."""
+        """View and index, unique among all proposals."""
         return self.view, self.index
 
     @property
     def is_new(self) -> bool:
-        """Whether most of it is covered by no object as yet."""
+        """Whether objects leave at least :data:`NEW_SHARE` of it uncovered."""
         return self.new >= NEW_SHARE * self.area
 
     @property
     def rank(self) -> float:
-        """Which of several proposals comes first: what it would explain, as far as other views confirm it."""
+        """Priority among proposals: the pixels that it would explain, weighted by a power of its support."""
         gain = self.new if self.is_new else self.area
         return gain * (1.0 if self.support is None else self.support) ** CONTRAST
 
 
 Rendered = Mapping[int, tuple[Float[Tensor, "height width"], Bool[Tensor, "height width"]]]
-"""For each view, the probability of an object, and where anything is known of it."""
+"""For each view, the rendered probability of an object, and the pixels with evidence."""
 
 
 class ProposalPool:
-    """The proposals of all views, and what of them objects explain.
+    """Proposals of all views, and the share of them that objects explain.
 
     Args:
-        min_share: Of an image's pixels, what a proposal must cover.
+        min_share: Least area of a proposal, as a share of the image's pixels.
         threshold: Probability above which a pixel is on an object.
         min_support: Support below which a proposal is given up.
     """
@@ -99,22 +99,22 @@ class ProposalPool:
         self.proposals: list[Proposal] = []
         self._of_view: dict[int, list[Proposal]] = {}
         self._count: dict[int, int] = {}
-        """Masks of each view, specks included."""
+        """Number of masks added for each view, specks included."""
         self._proposed: dict[int, Bool[Tensor, "height width"]] = {}
         self._covered: dict[int, Bool[Tensor, "height width"]] = {}
 
     @property
     def views(self) -> list[int]:
-        """The views that have been added."""
+        """The views added so far."""
         return list(self._of_view)
 
     def add(self, view: int, candidates: Candidates, as_witness: bool = False) -> None:
-        """Add what a segmenter proposes in a view; specks are left out.
+        """Add the proposals of a view, without specks.
 
         Args:
-            view: The view.
-            candidates: What is proposed.
-            as_witness: Whether it is only to confirm proposals of other views, and not to be segmented.
+            view: Index of the view.
+            candidates: Masks and scores of the proposals.
+            as_witness: Whether they only confirm proposals of other views, and are not segmented themselves.
         """
         masks = candidates.masks
         height, width = masks.shape[1:]
@@ -132,18 +132,18 @@ class ProposalPool:
             score = min(max(float(candidates.scores[number]), 0.0), 1.0)
             new = int((mask & ~self._covered[view]).sum())
             part, key = mask[window].clone(), (view, first + number)
-            found = Proposal(*key, window, part, (height, width), area, new, score, tried=as_witness)
-            self._of_view[view].append(found)
-            self.proposals.append(found)
+            proposal = Proposal(*key, window, part, (height, width), area, new, score, tried=as_witness)
+            self._of_view[view].append(proposal)
+            self.proposals.append(proposal)
 
     def overlooked(self, proposal: Proposal, rendered: Rendered) -> list[int]:
-        """Views where nothing like a proposal is proposed which is as small as a grid of points may miss.
+        """Views without a proposal like this one, in which it is so small that a grid of points may miss it.
 
-        They say nothing against it: the segmenter has not been asked there.
+        These views are no evidence against it: the segmenter was not prompted there.
 
         Args:
             proposal: The proposal.
-            rendered: What is known of it in all views.
+            rendered: Its rendered masks in all views.
         """
         views = []
         if not _is_small(proposal.area, proposal.size):
@@ -158,13 +158,13 @@ class ProposalPool:
         return views
 
     def explain(self, rendered: Rendered) -> int:
-        """Strike off what an object explains.
+        """Mark the proposals that an object explains, and the pixels that it covers.
 
         Args:
-            rendered: The object in all views.
+            rendered: Rendered masks of the object in all views.
 
         Returns:
-            Pixels that it covers in all views together.
+            Number of pixels that it covers in all views together.
         """
         total = 0
         for view, (probability, known) in rendered.items():
@@ -187,65 +187,66 @@ class ProposalPool:
         return total
 
     def support_of(self, rendered: Rendered, but: int | None = None) -> float | None:
-        """How well the proposals of the views confirm an object, or a part of one: mean IoU with the best of each view.
+        """Support of an object, or of a part of one: mean IoU with the best proposal of each view.
 
-        Only pixels count where anything is known, and only views in which the object is no speck.
+        Only pixels with evidence count, and only views in which the object is no speck.
 
         Args:
-            rendered: The object in all views.
-            but: A view that is not asked.
+            rendered: Rendered masks of the object in all views.
+            but: View that is left out.
 
         Returns:
-            The mean, or None where no view can tell.
+            The mean, or None where no view counts.
         """
         best = self._best(rendered, but)
         return mean(agreement for agreement, _ in best) if best else None
 
     def confidence_of(self, rendered: Rendered) -> float:
-        """How well the proposals of the views confirm an object that the segmenter itself is sure of.
+        """Support of an object, weighted by the segmenter's scores for the proposals.
 
-        Where things touch in every view, they and their sum agree with proposals alike, and the sum a little better,
-        having less outline for its size. What tells them apart is which the segmenter takes for a good mask: agreement
-        counts times the fourth power (``CONTRAST``) of the proposal's score.
+        Where objects touch in every view, each of them and their union agree equally well with proposals, and the union
+        slightly better, because it has less outline for its area. The segmenter's scores distinguish them: agreement is
+        multiplied by the fourth power (``CONTRAST``) of the proposal's score.
 
         Args:
-            rendered: The object in all views.
+            rendered: Rendered masks of the object in all views.
 
         Returns:
-            The mean over the views that can tell, in [0, 1]; 0 where none can.
+            The mean over the views that count, in [0, 1]; 0 where none does.
         """
         best = self._best(rendered)
         return mean(agreement * score**CONTRAST for agreement, score in best) if best else 0.0
 
     def _best(self, rendered: Rendered, but: int | None = None) -> list[tuple[float, float]]:
-        """In each view that can tell, the best agreement of a proposal with an object, and the proposal's score."""
+        """For each view that counts, the highest agreement of a proposal with the object, and that proposal's score."""
         best = []
         for view, (probability, known) in rendered.items():
             shown = known & (probability > self.threshold)
             if view == but or int(shown.sum()) < self._least(shown):
                 continue
             shown, known = shown.to(self._covered[view].device), known.to(self._covered[view].device)
-            answers = ((_agreement(item, shown, known), item.score) for item in self._of_view[view])
-            best.append(max(answers, default=(0.0, 0.0)))
+            agreements = ((_agreement(item, shown, known), item.score) for item in self._of_view[view])
+            best.append(max(agreements, default=(0.0, 0.0)))
         return best
 
     def next(self, support: Callable[[Proposal], float | None]) -> Proposal | None:
-        """The proposal that explains most of what no object explains as yet; None where nothing is left.
+        """Choose the proposal to segment next, the one that covers the most new pixels; None where none is left.
 
-        After all that is new, parts and wholes of known objects follow, if other views confirm them.
+        Parts and wholes of known objects follow after all new proposals, if other views confirm them.
 
         Args:
-            support: Asks other views about a proposal, which costs a render in each; only those that come up are asked.
+            support: Computes the support of a proposal, at the cost of a render in each view; called only for the
+                proposals with the highest rank.
         """
         for new in (True, False):
             while True:
-                left = [item for item in self.proposals if self._is_open(item) and item.is_new == new]
-                if not left:
+                remaining = [item for item in self.proposals if self._is_open(item) and item.is_new == new]
+                if not remaining:
                     break
-                first = max(left, key=lambda item: (item.rank, -item.view, -item.index))
+                first = max(remaining, key=lambda item: (item.rank, -item.view, -item.index))
                 if first.support is None:
-                    answer = support(first)
-                    first.support = UNSEEN_SUPPORT if answer is None else answer
+                    mean_iou = support(first)
+                    first.support = UNSEEN_SUPPORT if mean_iou is None else mean_iou
                 elif first.support < self.min_support:
                     first.tried = True
                 else:
@@ -253,33 +254,33 @@ class ProposalPool:
         return None
 
     def _least(self, mask: Tensor) -> float:
-        """Pixels that an object must have in a view so that this can tell of it."""
+        """Least area of an object in a view, in pixels, for the view to count."""
         return max(self.min_share * mask.numel(), 1)
 
     def _is_open(self, proposal: Proposal) -> bool:
         return not proposal.tried and not proposal.explained
 
     def strike(self, keys: Iterable[tuple[int, int]]) -> None:
-        """Strike off proposals by their keys."""
+        """Mark proposals as tried, by their keys."""
         struck = set(keys)
         for proposal in self.proposals:
             proposal.tried |= proposal.key in struck
 
     @property
     def explained(self) -> float:
-        """Share of the pixels of all proposals that objects cover."""
+        """Share of the proposals' pixels that objects cover."""
         total = sum(int(mask.sum()) for mask in self._proposed.values())
         covered = sum(int((self._proposed[view] & mask).sum()) for view, mask in self._covered.items())
         return covered / total if total else 1.0
 
 
 def _is_small(area: int, size: tuple[int, int]) -> bool:
-    """Whether so many pixels may lie between the points of a grid that proposals are made at."""
+    """Whether a mask of this area may lie between the grid points at which proposals are made."""
     return area < size[0] * size[1] / POINTS_PER_SIDE**2
 
 
 def _agreement(proposal: Proposal, shown: Bool[Tensor, "height width"], known: Bool[Tensor, "height width"]) -> float:
-    """IoU of a proposal and a rendered mask, over the pixels where anything is known."""
+    """IoU of a proposal and a rendered mask, over the pixels with evidence."""
     shared = int((shown[proposal.window] & proposal.part).sum())
     if shared == 0:
         return 0.0

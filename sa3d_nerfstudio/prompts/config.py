@@ -1,4 +1,4 @@
-"""Prompts as the user writes them: options of the command line, and prompt files."""
+"""Prompts as the user writes them: command-line options and prompt files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Instances = Literal["best", "all"]
 
 
 class WordFinder(Protocol):
-    """Finds what words name in the training views; in several of them where none is given."""
+    """Finder of the objects that words name, in one training view or, where none is given, in several."""
 
     def box(self, view: int | None, text: str, index: int | None = None) -> tuple[int, Sequence[float]]:
-        """The view, and x0, y0, x1, y1 in its original image, of the best match or of that with an index."""
+        """View and box (x0, y0, x1, y1 in its original image) of the best match, or of the match with an index."""
         ...
 
     def objects(self, view: int | None, text: str, every: bool) -> list[dict[int, Prompt]] | None:
-        """The masks of each object, by view; None where a box will do."""
+        """Masks of each object, by view; None where :meth:`box` does."""
         ...
 
 
@@ -39,7 +39,7 @@ _BESIDE_NO_FILE = ("view", "text", "points", "negative_points", "box", "scribble
 
 @dataclass
 class PromptConfig:
-    """What points at the object, in one training view. Pixels are x y from the top left of the original image."""
+    """Prompt for the object in one training view. Pixels are x y from the top left of the original image."""
 
     view: str | None = None
     """Training view to prompt: its image's file name (as much of the path, or as little, as tells it from
@@ -62,34 +62,34 @@ class PromptConfig:
     """Which mask to take where the segmenter answers with several: its own choice, or the small, medium or large one
     (for SAM about a part, the object, and more than it)."""
     text: str | None = None
-    """Words for the object, such as "a mug"; without a view, they are looked for in several from all around."""
+    """Words for the object, such as "a mug"; without a view, several views from all around are searched."""
     instances: Instances = "best"
     """Whether the words mean the best match, or all objects that they fit, which are then numbered: mug, mug 2, ..."""
     box_index: int | None = None
-    """Which place to take if the words fit several in a view, and not the best; the note that lists them counts from
-    0."""
+    """Index of the match to take where the words fit several places in a view, instead of the best; from 0, as in the
+    note that lists them."""
 
     @property
     def is_given(self) -> bool:
-        """Whether there is any prompt."""
+        """Whether any prompt is given."""
         return self.view is not None or self.file is not None or self.text is not None or self.needs_view
 
     @property
     def needs_view(self) -> bool:
-        """Whether there is a prompt in pixels, which needs a view."""
+        """Whether a prompt in pixels is given, which needs a view."""
         return bool(self.points or self.negative_points or self.box or self.scribble or self.mask)
 
 
 @dataclass
 class ObjectPrompts:
-    """The prompts of one object, by training view."""
+    """Prompts of one object, by training view."""
 
     name: str
     views: dict[int, Prompt] = field(default_factory=dict)
 
 
 class NamedViews(Protocol):
-    """The training views' names and sizes."""
+    """Names and image sizes of the training views."""
 
     def find(self, view: str | int) -> int: ...
 
@@ -101,22 +101,22 @@ class NamedViews(Protocol):
 def read_prompts(
     config: PromptConfig, views: NamedViews, object_name: str, finder: WordFinder | None = None
 ) -> list[ObjectPrompts]:
-    """The prompts of all objects that the configuration names.
+    """Read the prompts of all objects in the configuration.
 
     Args:
         config: Options and files.
         views: The training views.
         object_name: Name of the object that the options prompt.
-        finder: Finds what words name; without it, words are no prompt.
+        finder: Finds the objects that words name; without it, words are an error.
 
     Raises:
-        SA3DError: A view is unknown, a number out of place, or a file cannot be read.
+        SA3DError: A view is unknown, a value is invalid, or a file cannot be read.
     """
     if config.file is not None:
-        beside = [name for name in _BESIDE_NO_FILE if getattr(config, name) not in (None, ())]
-        if beside:
-            other = beside[0].replace("_", "-")
-            raise SA3DError(f"give either --pipeline.prompt.file or --pipeline.prompt.{other}, not both.")
+        conflicts = [name for name in _BESIDE_NO_FILE if getattr(config, name) not in (None, ())]
+        if conflicts:
+            option = conflicts[0].replace("_", "-")
+            raise SA3DError(f"give either --pipeline.prompt.file or --pipeline.prompt.{option}, not both.")
         return _read_file(config.file, views, config.kinds, finder)
     if config.view is None and (config.text is None or config.needs_view):
         raise SA3DError("points, boxes, scribbles and masks need a view: name one with --pipeline.prompt.view.")
@@ -148,7 +148,7 @@ def read_prompts(
 
 
 _IN_A_VIEW = frozenset({"points", "negative_points", "box", "scribble", "background_scribble", "mask"})
-"""Prompts in pixels, which need a view."""
+"""Keys of prompts in pixels, which need a view."""
 
 
 def _read_file(path: Path, views: NamedViews, kinds: Sequence[Kind], finder: WordFinder | None) -> list[ObjectPrompts]:
@@ -173,7 +173,7 @@ def _read_file(path: Path, views: NamedViews, kinds: Sequence[Kind], finder: Wor
         try:
             view = None if view_name is None else views.find(view_name)
             if only_words and "text" in kinds and (named := _named_objects(entry, view, finder)) is not None:
-                objects |= {entry.name: entry for entry in _numbered(name, named)}
+                objects |= {prompts.name: prompts for prompts in _numbered(name, named)}
                 continue
             view, prompt = _prompt(entry, views, view, kinds, finder)
             if "mask" in kinds and "mask" in entry:
@@ -197,7 +197,7 @@ def _prompt(
     kinds: Sequence[Kind] = ("points", "box", "scribble", "text"),
     finder: WordFinder | None = None,
 ) -> tuple[int, Prompt]:
-    """The prompt of an entry and its view, which is found with the words where none is given."""
+    """Prompt of an entry, and its view: that of the best match of the words where none is given."""
     text_box: Sequence[float] | None = None
     has_text = "text" in kinds and entry.get("text") is not None
     if has_text and entry.get("box") is not None and "box" in kinds:
@@ -231,7 +231,7 @@ def _prompt(
                 points_of_stroke(draw_polyline(line, height, width), key == "scribble") if len(line) else line
             )
         prompt = _with_points(prompt, *strokes)
-    # Last, for a network looks for it.
+    # Last, because it runs a network.
     if has_text:
         text_box = _box_of_text(entry, view, finder)[1] if text_box is None else text_box
         prompt.box = torch.tensor([float(value) for value in text_box])
@@ -239,7 +239,7 @@ def _prompt(
 
 
 def _text_of(entry: dict[str, Any], finder: WordFinder | None) -> tuple[str, int | None, WordFinder]:
-    """The words of an entry, which place is meant, and what looks for them."""
+    """Words of an entry, index of the match to take, and the finder."""
     text, index = entry["text"], entry.get("box_index")
     if not isinstance(text, str) or not (index is None or isinstance(index, int)):
         raise SA3DError(f"a text is made of words, and a box_index is a whole number, and not {text!r} and {index!r}.")
@@ -249,7 +249,7 @@ def _text_of(entry: dict[str, Any], finder: WordFinder | None) -> tuple[str, int
 
 
 def _box_of_text(entry: dict[str, Any], view: int | None, finder: WordFinder | None) -> tuple[int, Sequence[float]]:
-    """Where the words of an entry are: the view, and the box in its original image."""
+    """View and box that the words of an entry match, in pixels of the view's original image."""
     text, index, finder = _text_of(entry, finder)
     return finder.box(view, text, index)
 
@@ -257,7 +257,7 @@ def _box_of_text(entry: dict[str, Any], view: int | None, finder: WordFinder | N
 def _named_objects(
     entry: dict[str, Any], view: int | None, finder: WordFinder | None
 ) -> list[dict[int, Prompt]] | None:
-    """The objects that the words of an entry name, where they are masks; None where a box will do."""
+    """Masks of the objects that the words of an entry name; None where a box does."""
     if entry.get("text") is None:
         return None
     text, index, finder = _text_of(entry, finder)
@@ -270,7 +270,7 @@ def _named_objects(
 
 
 def _numbered(name: str, named: list[dict[int, Prompt]]) -> list[ObjectPrompts]:
-    """Objects called by a name and numbers from the second on."""
+    """Name objects by a common name, with numbers from the second on."""
     return [ObjectPrompts(f"{name} {number}" if number > 1 else name, views) for number, views in enumerate(named, 1)]
 
 
@@ -298,7 +298,7 @@ def _numbers(values: Any, what: str) -> NDArray[np.float32]:
 
 
 def _checked(values: Any, what: str, name: str, height: int, width: int) -> NDArray[np.float32]:
-    """x y pairs that lie in the image."""
+    """Check that x y pairs lie within the image, and return them as an array."""
     numbers = _numbers([] if values is None else values, what)
     if numbers.size == 0:
         return np.zeros((0, 2), np.float32)

@@ -1,4 +1,4 @@
-"""Prompts that are images: masks, scribbles, and the points that scribbles are reduced to."""
+"""Prompts that are images: masks, scribbles, and the points drawn from scribbles."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sa3d_nerfstudio.errors import SA3DError, one_line
 
 
 def read_mask(path: Path, height: int, width: int) -> NDArray[np.bool_]:
-    """A mask image at the size of the image it belongs to (nearest pixel); white is the object.
+    """Read a mask image, resized to the image that it belongs to (nearest pixel); white is the object.
 
     Raises:
-        SA3DError: The file is no image, has another shape, or nothing in it is white.
+        SA3DError: The file is not an image, has another aspect ratio, or has no white pixel.
     """
     mask = white_pixels(_fitted(path, "L", height, width))
     if not mask.any():
@@ -27,10 +27,10 @@ def read_mask(path: Path, height: int, width: int) -> NDArray[np.bool_]:
 
 
 def read_scribble(path: Path, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Points on and beside the object, from an image with brush strokes: white or green, and red.
+    """Read an image with brush strokes, and draw points on the object (white or green) and beside it (red).
 
     Raises:
-        SA3DError: The file is no image, has another shape, or there is no stroke on the object.
+        SA3DError: The file is not an image, has another aspect ratio, or has no stroke on the object.
     """
     pixels = np.asarray(_fitted(path, "RGBA", height, width)).astype(int)
     red, green, _, alpha = np.moveaxis(pixels, -1, 0)
@@ -42,16 +42,16 @@ def read_scribble(path: Path, height: int, width: int) -> tuple[NDArray[np.float
 
 
 def _fitted(path: Path, mode: str, height: int, width: int) -> Image.Image:
-    """An image that was painted over another, at the size of that.
+    """Read an image that was painted over another, resized to that image.
 
     Raises:
-        SA3DError: It is no image, or cannot have been painted over that one.
+        SA3DError: The file is not an image, or its aspect ratio is not that of the other image.
     """
     image = open_image(path)
     stretched = (image.width / image.height) / (width / height)
     # The sides of a small copy are rounded to pixels.
     rounding = 1 / min(image.width, image.height)
-    # A tenth, for images that were cropped when undistorted.
+    # Tolerance of a tenth, for images that were cropped when undistorted.
     if abs(math.log(stretched)) > 0.1 + rounding:
         raise SA3DError(
             f"{path} is {image.width} x {image.height} pixels, and so no copy of the image of {width} x {height} "
@@ -70,7 +70,7 @@ def open_image(path: Path) -> Image.Image:
     """Read an image file.
 
     Raises:
-        SA3DError: It is not there, or no image.
+        SA3DError: The file is missing, or not an image.
     """
     try:
         image = Image.open(path)
@@ -87,18 +87,19 @@ def open_image(path: Path) -> Image.Image:
 
 POSITIVE_SHARE = 0.02
 NEGATIVE_SHARE = 0.005
-"""Shares of a stroke's skeleton that are kept as points: those of SA3D's code for NVOS (Ren et al., CVPR 2022)."""
+"""Shares of a skeleton's pixels that are drawn as points, on the object and beside it: those of SA3D's code for NVOS
+(Ren et al., CVPR 2022)."""
 SEED = 777
-"""As there."""
+"""Seed of the generator that draws them, as in that code."""
 
 
 def draw_polyline(points: object, height: int, width: int) -> NDArray[np.bool_]:
-    """Pixels of a polyline one pixel wide.
+    """Draw a polyline one pixel wide, as a mask.
 
     Args:
         points: (x, y) pixel indices from the top left, array-like of shape [num, 2].
-        height: Of the image.
-        width: Of the image.
+        height: Height of the image.
+        width: Width of the image.
     """
     canvas = np.zeros((height, width), np.uint8)
     vertices = np.asarray(points, dtype=np.float64).reshape(-1, 1, 2).round().astype(np.int32)
@@ -110,8 +111,8 @@ def points_of_stroke(stroke: NDArray[np.bool_], positive: bool, seed: int = SEED
 
     Args:
         stroke: Painted pixels, [height, width].
-        positive: Whether the stroke lies on the object; strokes beside it are drawn from more sparsely.
-        seed: Of the generator that draws.
+        positive: Whether the stroke lies on the object; a smaller share is drawn from strokes beside it.
+        seed: Seed of the random generator.
 
     Returns:
         (x, y) of each point, [num, 2]; none for an empty stroke.

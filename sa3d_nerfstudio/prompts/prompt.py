@@ -1,4 +1,4 @@
-"""Prompts: what points at the object in one image."""
+"""Prompt for an object in one image, in pixels."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 CandidateName = Literal["auto", "small", "medium", "large"]
-"""Which of a segmenter's candidates is wanted: its own choice, or one by its area."""
+"""Choice among a segmenter's candidates: the segmenter's favourite, or one by its area."""
 CANDIDATES: tuple[CandidateName, ...] = get_args(CandidateName)
 
 
 @dataclass
 class Prompt:
-    """What points at the object in one image of ``height`` x ``width`` pixels.
+    """Prompt for an object in one image of ``height`` x ``width`` pixels.
 
     Coordinates are x, y pixel indices from the top left of *that* image: (0, 0) is the top left pixel.
-    A prompt may hold any mix of points, a box and a prior; at least one positive point or a box is needed to
-    select anything.
+    A prompt may hold any mix of points, a box, a mask and a prior; at least one positive point, a box or a mask is
+    needed to select anything.
     """
 
     height: int
@@ -35,11 +35,11 @@ class Prompt:
     box: Float[Tensor, "4"] | None = None
     """x0, y0, x1, y1 of a rectangle around the object, upper bounds exclusive."""
     mask: Bool[Tensor, "height width"] | None = None
-    """The object's mask, where the user has one: lifted as it is, without a segmenter."""
+    """The object's mask, where the user supplies it: lifted as it is, without a segmenter."""
     prior: Float[Tensor, "height width"] | None = None
-    """The probability of the object at each pixel as the mask field renders it; NaN where there is no evidence."""
+    """Rendered probability of the object at each pixel; NaN where there is no evidence."""
     candidate: CandidateName = "auto"
-    """Which of the masks that the segmenter answers is meant."""
+    """Which of the segmenter's candidates to take."""
 
     @classmethod
     def from_points(
@@ -61,7 +61,7 @@ class Prompt:
             negative: (x, y) pairs on something else, likewise.
             box: x0, y0, x1, y1, or None.
             prior: Probabilities of shape [height, width], or None.
-            candidate: Which of the masks that the segmenter answers is meant.
+            candidate: Which of the segmenter's candidates to take.
         """
         on = torch.as_tensor(np.asarray(positive, dtype=np.float32).reshape(-1, 2))
         off = torch.as_tensor(np.asarray(negative, dtype=np.float32).reshape(-1, 2))
@@ -71,12 +71,12 @@ class Prompt:
 
     @property
     def positive(self) -> Float[Tensor, "num 2"]:
-        """The points on the object."""
+        """x, y of the points on the object."""
         return self.points[self.labels]
 
     @property
     def negative(self) -> Float[Tensor, "num 2"]:
-        """The points on something else."""
+        """x, y of the points on something else."""
         return self.points[~self.labels]
 
     @property
@@ -85,12 +85,12 @@ class Prompt:
         return self.mask is None and self.box is None and not bool(self.labels.any())
 
     def avoiding(self, points: Float[Tensor, "num 2"]) -> Prompt:
-        """The same prompt with more points that lie on something else."""
+        """The same prompt with further points on something else."""
         labels = torch.cat([self.labels, torch.zeros(len(points), dtype=torch.bool)])
         return replace(self, points=torch.cat([self.points, points]), labels=labels)
 
     def moved(self, height: int, width: int) -> Prompt:
-        """The same prompt in an image of another size, points staying where they are to fractions of a pixel."""
+        """The same prompt in an image of another size; points keep their positions to fractions of a pixel."""
         if (height, width) == (self.height, self.width):
             return self
         moved = self.resized(height, width)
@@ -98,7 +98,7 @@ class Prompt:
         return moved
 
     def resized(self, height: int, width: int) -> Prompt:
-        """The same prompt in an image of another size. The pixel that holds a point's centre keeps it."""
+        """The same prompt in an image of another size; each point moves to the pixel that contains its centre."""
         scale = torch.tensor([width / self.width, height / self.height])
         points = ((self.points + 0.5) * scale).floor()
         points = torch.minimum(points, torch.tensor([width - 1.0, height - 1.0])).clamp(min=0)
@@ -112,7 +112,7 @@ class Prompt:
         return Prompt(height, width, points, self.labels, box, mask, prior, self.candidate)
 
     def placed(self, top: int, left: int, height: int, width: int) -> Prompt:
-        """The same prompt in a larger image, of which this one's is the part that begins at a row and a column."""
+        """The same prompt in a larger image, which contains this one from row ``top`` and column ``left`` on."""
         corner = torch.tensor([float(left), float(top)])
         box = None if self.box is None else self.box + corner.repeat(2)
         sides = (left, width - left - self.width, top, height - top - self.height)

@@ -1,4 +1,4 @@
-"""Prompts as the viewer makes them: in shares of a view's width and height, as values that never change."""
+"""Prompts of the viewer: immutable, in shares of a view's width and height."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from sa3d_nerfstudio.prompts.prompt import Prompt
 
 @dataclass(frozen=True)
 class Mark:
-    """A point that was put into a view."""
+    """A point in a view."""
 
     x: float
-    """From the left border, 0, to the right one, 1."""
+    """Position from the left border, 0, to the right border, 1."""
     y: float
-    """From the top, 0, to the bottom, 1."""
+    """Position from the top, 0, to the bottom, 1."""
     on_object: bool
     """True on the object, False on something else."""
     place: tuple[float, float, float] | None = field(default=None, compare=False)
-    """World position of its marker; follows from the others."""
+    """World position of its marker; derived from the other fields."""
 
     def pixel(self, height: int, width: int) -> tuple[int, int]:
-        """x, y of the pixel of an image that it lies in."""
+        """x, y of its pixel in an image of this size."""
         return min(int(self.x * width), width - 1), min(int(self.y * height), height - 1)
 
 
 @dataclass(frozen=True)
 class ViewPrompt:
-    """What points at one object in one view."""
+    """Prompt for one object in one view."""
 
     view: str
     """Name of the view."""
@@ -36,19 +36,19 @@ class ViewPrompt:
     box: tuple[float, float, float, float] | None = None
     """x0, y0, x1, y1, as shares of width and height."""
     context: tuple[Mark, ...] = ()
-    """Points on the object as rendered when the view was first prompted: they keep the untouched parts."""
+    """Points on the object as rendered when the view was first prompted; they preserve its untouched parts."""
     correcting: bool = False
     """Whether other views had contributed evidence before: this prompt then outweighs them."""
     choice: int | None = None
-    """Index of the segmenter's candidate that the user chose, or None for the best."""
+    """Index of the candidate that the user chose; None for the segmenter's choice."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether the user has put a point or a box here."""
+        """Whether the user has placed neither a point nor a box."""
         return not self.marks and self.box is None
 
     def pixels(self, height: int, width: int) -> Prompt:
-        """The prompt in pixels of an image."""
+        """The prompt in pixels of an image of this size."""
 
         def places(marks: list[Mark]) -> list[tuple[float, float]]:
             return [mark.pixel(height, width) for mark in marks]
@@ -57,7 +57,7 @@ class ViewPrompt:
         if self.box is not None:
             x0, y0, x1, y1 = self.box
             box = (x0 * width, y0 * height, x1 * width, y1 * height)
-        every = [*self.marks, *self.context]
-        on = places([mark for mark in every if mark.on_object])
-        off = places([mark for mark in every if not mark.on_object])
+        all_marks = [*self.marks, *self.context]
+        on = places([mark for mark in all_marks if mark.on_object])
+        off = places([mark for mark in all_marks if not mark.on_object])
         return Prompt.from_points(height, width, on, off, box)

@@ -20,7 +20,7 @@ STEPS = 4
 LEAST_ROOM = 1 / 8
 """A window of a photo is kept while at least this share of its length lies beside the object's window on each side."""
 FINER = 1.2
-"""Least number of pixels along each side that a window has for one of the whole photo, as the network sees them."""
+"""Least ratio, along each side, of a window's resolution to that of the whole photo at the network's input size."""
 
 
 def photo_window(

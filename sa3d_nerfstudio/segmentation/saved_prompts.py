@@ -1,16 +1,16 @@
-"""Prompts in a checkpoint: plain lists, numbers and strings beside the masks that came of them.
+"""Prompts in a checkpoint: plain lists, numbers and strings beside the masks made from them.
 
-Of each object::
+For each object::
 
     {"segmented": True, "prompts": [{
-        "view": "frame_0003.png",           # a training view, or else
+        "view": "frame_0003.png",           # a training view; or, of a free view,
         "camera": {"pose": [...12 numbers, row by row], "fx": 80.0, "fy": 80.0, "cx": 80.0, "cy": 53.5,
                    "width": 160, "height": 107},
         "marks": [[x, y, on_object, world_x, world_y, world_z], ...],
-        "box": [x0, y0, x1, y1] or None,    # here and above, as shares of width and height
+        "box": [x0, y0, x1, y1] or None,    # this and x, y as shares of width and height
         "context": [[x, y, on_object], ...], "correcting": False, "choice": None}]}
 
-A checkpoint is foreign data: all of it is checked when it is read.
+A checkpoint is untrusted data: all of it is checked when it is read.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from sa3d_nerfstudio.segmentation.mask_depth import marker_position
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 
 MAX_SIZE = 16384
-"""Pixels along each side that the image of a saved camera may have."""
+"""Greatest width and height of a saved camera's image, in pixels."""
 MAX_CANDIDATES = 64
-"""How many answers of a segmenter a saved choice may have been among."""
+"""A saved choice must be less than this: it is the index of one of a segmenter's candidates."""
 
 
 class _Damaged(Exception):
-    """What is wrong with it."""
+    """Saved prompts are malformed; the message names the defect."""
 
 
 class NamedViews(Protocol):
@@ -44,34 +44,34 @@ class NamedViews(Protocol):
     """Cameras of the free views."""
 
     def remember(self, camera: Cameras) -> str:
-        """Name a camera's view, without rendering it yet."""
+        """Register a free view by its camera, without rendering it; returns its name."""
         ...
 
     def find_training_view(self, name: str) -> str:
-        """Name a training view, without rendering it yet.
+        """Register a training view by its image's file name, without rendering it; returns its name.
 
         Raises:
-            SA3DError: There is none of that file name.
+            SA3DError: No training view has that file name.
         """
         ...
 
 
 def write_prompts(prompts: Sequence[ViewPrompt], segmented: bool, views: NamedViews) -> dict[str, Any]:
-    """What a checkpoint holds of an object's prompts.
+    """Convert an object's prompts to plain data for a checkpoint.
 
     Args:
         prompts: The prompts.
         segmented: Whether other views have contributed evidence.
-        views: Where the prompts are.
+        views: Views of the prompts.
     """
     return {"segmented": segmented, "prompts": [_written(prompt, views) for prompt in prompts]}
 
 
 def write_session_prompts(session: SegmentationSession) -> dict[str, Any]:
-    """The same of a session that has been prompted in training views.
+    """Convert the prompts of a session in training views to plain data for a checkpoint.
 
-    Left out, and thereby part of the evidence as any other view, is what cannot be refined, a mask, and what could not
-    be found again, a view of which there are two of one name.
+    Two kinds are left out, and are evidence like that of any other view: masks, which cannot be refined, and prompts in
+    views that share their name with another view, which cannot be identified again.
     """
     prompts = []
     names = [session.views.name(view) for view in range(len(session.views))]
@@ -80,9 +80,9 @@ def write_session_prompts(session: SegmentationSession) -> dict[str, Any]:
         if prompt.mask is not None or names.count(session.name(view)) > 1:
             continue
         marks = []
-        for (x, y), on in zip(prompt.points.long().tolist(), prompt.labels.tolist(), strict=True):
-            place = marker_position(trace, session.position(view), x, y)
-            marks.append(Mark((x + 0.5) / trace.width, (y + 0.5) / trace.height, on, place))
+        for (x, y), on_object in zip(prompt.points.long().tolist(), prompt.labels.tolist(), strict=True):
+            position = marker_position(trace, session.position(view), x, y)
+            marks.append(Mark((x + 0.5) / trace.width, (y + 0.5) / trace.height, on_object, position))
         box = None
         if prompt.box is not None:
             x0, y0, x1, y1 = prompt.box.tolist()
@@ -94,12 +94,12 @@ def write_session_prompts(session: SegmentationSession) -> dict[str, Any]:
 
 
 def read_prompts(name: str, content: object, views: NamedViews) -> tuple[tuple[ViewPrompt, ...], bool]:
-    """An object's prompts, and whether other views have contributed evidence; none where nothing was saved.
+    """Read an object's prompts, and whether other views have contributed evidence; no prompts where none were saved.
 
-    Nothing is rendered: views are looked through when they are needed.
+    Nothing is rendered: views are rendered when they are needed.
 
     Raises:
-        SA3DError: What was saved is damaged.
+        SA3DError: The saved prompts are damaged.
     """
     if content is None:
         return (), True
@@ -184,10 +184,10 @@ def _mark(entry: object) -> Mark:
     values = _list(entry, "a point")
     if len(values) not in (3, 6):
         raise _Damaged("a point has too many numbers, or too few")
-    x, y, *place = _numbers([*values[:2], *values[3:]], len(values) - 1)
+    x, y, *position = _numbers([*values[:2], *values[3:]], len(values) - 1)
     if not (0 <= x <= 1 and 0 <= y <= 1):
         raise _Damaged("a point lies outside of its image")
-    return Mark(x, y, _bool(values[2], "a point's side"), (place[0], place[1], place[2]) if place else None)
+    return Mark(x, y, _bool(values[2], "a point's side"), (position[0], position[1], position[2]) if position else None)
 
 
 def _box(entry: object) -> tuple[float, float, float, float]:

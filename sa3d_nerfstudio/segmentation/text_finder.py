@@ -1,4 +1,4 @@
-"""What words name, looked for in one training view or in several from all around."""
+"""Detection of the objects that words name, in one training view or in several from all around."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from sa3d_nerfstudio.segmenters.text import TextBox, TextOptions, choose_box, de
 from sa3d_nerfstudio.terminal import say
 
 NUM_VIEWS = 6
-"""Views from all around in which words are looked for, where no view is named."""
+"""Number of views from all around that are searched where the prompt names no view."""
 LONGEST_SIDE = 1333
-"""Longer side of the images in which they are looked for: the largest that Grounding DINO sees."""
+"""Longer side of the searched images, in pixels: the largest that Grounding DINO sees."""
 
 
 class TextViews(Views, Protocol):
-    """Training views whose original images are known."""
+    """Training views with the sizes of their original images."""
 
     def image_size(self, view: int) -> tuple[int, int]:
         """Height and width of the view's original image."""
@@ -35,14 +35,14 @@ class TextViews(Views, Protocol):
 
 
 class TextFinder:
-    """Looks for words in the photos of training views, at their own size.
+    """Finder of the objects that words name in the photos of training views, at the size of the photos.
 
     Args:
         views: The training views.
-        options: The network that finds words.
-        predictor: Makes what turns boxes into masks, where the network knows of boxes only.
-        new_field: Makes an empty field, by which instances in several views are matched.
-        threshold: Probability above which something is on an object.
+        options: Options of the network that detects words.
+        predictor: Makes the segmenter that turns boxes into masks, for networks that return boxes only.
+        new_field: Makes an empty field, for matching instances in several views.
+        threshold: Probability above which a pixel is on an object.
     """
 
     def __init__(
@@ -60,98 +60,98 @@ class TextFinder:
         self._new_field = new_field
         self._threshold = threshold
         self._mask_predictor: MaskPredictor | None = None
-        """Of proposals, once it has been asked for."""
+        """Segmenter for :meth:`proposals`, made at its first use."""
 
     def box(self, view: int | None, text: str, index: int | None = None) -> tuple[int, tuple[float, ...]]:
-        """Where the words are: in one view, or in the one of several with the best match.
+        """Find the box that matches words, in one view or in the view of several with the best match.
 
         Args:
-            view: Index of the training view; None to look in several.
+            view: Index of the training view; None to search several.
             text: The words.
-            index: Which box to take in that view, if not the best.
+            index: Index of the box to take in that view; by default the best.
 
         Returns:
             The view, and x0, y0, x1, y1 in pixels of its original image.
 
         Raises:
-            SA3DError: The words fit nothing, or the network cannot be had.
+            SA3DError: Nothing matches the words, or the network cannot be loaded.
         """
         views = self._training
-        looked = [view] if view is not None else spread_views(self._views, NUM_VIEWS)
-        matches = {each: self._matches(each, text) for each in looked}
+        searched = [view] if view is not None else spread_views(self._views, NUM_VIEWS)
+        matches = {view_index: self._matches(view_index, text) for view_index in searched}
         best = max(matches, key=lambda each: max((match.score for match in matches[each]), default=-1.0))
         if view is None and not matches[best]:
-            raise self._nothing(looked, text)
+            raise self._nothing(searched, text)
         chosen = choose_box(matches[best], text, views.name(best), index)
         if len(matches[best]) > 1 and index is None:
             described = describe_boxes(matches[best], text, views.name(best))
             say(f"note        {described}; the best is taken, --pipeline.prompt.box-index takes another")
         (height, width), (rows, columns) = views.image_size(best), views.picture_size(best, LONGEST_SIDE)
         scale = (width / columns, height / rows) * 2
-        return best, tuple(a * b for a, b in zip(chosen.box, scale, strict=True))
+        return best, tuple(coordinate * factor for coordinate, factor in zip(chosen.box, scale, strict=True))
 
     def objects(self, view: int | None, text: str, every: bool) -> list[dict[int, Prompt]] | None:
-        """The objects that words name, found in several views from all around and matched in 3D.
+        """Find the objects that words name in several views from all around, and match them in 3D.
 
         Args:
-            view: Look in this training view only.
+            view: Index of the only training view to search; None to search several.
             text: The words.
-            every: Whether all objects are wanted, and not just the best match.
+            every: Whether to return all objects, instead of the best match only.
 
         Returns:
-            For each object, from the best match to the worst, its masks by training view; None where a box will do: of
-            one object, by a network that knows of no masks.
+            For each object, from the best match to the worst, its masks by training view; None where :meth:`box` does:
+            for one object, with a network that returns no masks.
 
         Raises:
-            SA3DError: The words fit nothing, or a network cannot be had.
+            SA3DError: Nothing matches the words, or a network cannot be loaded.
         """
         has_masks = gives_masks(self._options)
         if not (every or has_masks):
             return None
-        looked = [view] if view is not None else spread_views(self._views, NUM_VIEWS)
+        searched = [view] if view is not None else spread_views(self._views, NUM_VIEWS)
         predictor = None if has_masks else self._predictor(self._views)
         masks: dict[int, list[tuple[Tensor, float]]] = {}
-        for each in looked:
-            answers = [(self._mask(each, match, predictor), match.score) for match in self._matches(each, text)]
-            masks[each] = [(mask, score) for mask, score in answers if bool(mask.any())]
+        for index in searched:
+            scored = [(self._mask(index, match, predictor), match.score) for match in self._matches(index, text)]
+            masks[index] = [(mask, score) for mask, score in scored if bool(mask.any())]
         objects = match_instances(self._views, masks, self._new_field, self._threshold)
         if not objects:
-            raise self._nothing(looked, text)
-        # What only one of several views has seen may be a slip, if there is anything else.
-        sure = [each for each in objects if len(each.masks) > 1] or objects
+            raise self._nothing(searched, text)
+        # An object found in one of several views only may be a false detection, and is used where there is no other.
+        confirmed = [instance for instance in objects if len(instance.masks) > 1] or objects
         return [
-            {each: Prompt(mask.shape[0], mask.shape[1], mask=mask.cpu()) for each, mask in instance.masks.items()}
-            for instance in (sure if every else sure[:1])
+            {index: Prompt(mask.shape[0], mask.shape[1], mask=mask.cpu()) for index, mask in instance.masks.items()}
+            for instance in (confirmed if every else confirmed[:1])
         ]
 
     def proposals(self, view: int, text: str) -> Candidates:
-        """All that words name in a view, as proposals for a scene that is taken apart; there may be none.
+        """Find all objects that words name in a view, as proposals for segmenting a whole scene; there may be none.
 
         Args:
             view: Index of the training view.
-            text: The words; several things are divided by full stops.
+            text: The words; several phrases are separated by full stops.
 
         Returns:
             Masks on the pixels of the view's trace, with the network's scores.
 
         Raises:
-            SA3DError: A network cannot be had.
+            SA3DError: A network cannot be loaded.
         """
         if self._mask_predictor is None and not gives_masks(self._options):
             self._mask_predictor = self._predictor(self._views)
-        # Of several phrases at once, a network would name the words but not all that they fit.
+        # One phrase at a time: for several at once, a network does not find all objects that match them.
         phrases = [phrase for phrase in text.split(".") if phrase.strip()]
-        found = [match for phrase in phrases for match in self._matches(view, phrase)]
-        if not found:
+        matches = [match for phrase in phrases for match in self._matches(view, phrase)]
+        if not matches:
             trace = self._views.trace(view)
             return no_proposals(trace.height, trace.width)
-        masks = torch.stack([self._mask(view, match, self._mask_predictor) for match in found]).cpu()
-        scores = torch.tensor([match.score for match in found])
-        kept = distinct(masks, scores)
-        return Candidates(masks[kept], scores[kept])
+        masks = torch.stack([self._mask(view, match, self._mask_predictor) for match in matches]).cpu()
+        scores = torch.tensor([match.score for match in matches])
+        indices = distinct(masks, scores)
+        return Candidates(masks[indices], scores[indices])
 
     def _matches(self, view: int, text: str) -> list[TextBox]:
-        """What the words may be in a view, in pixels of its photo at up to :data:`LONGEST_SIDE`."""
+        """Matches of the words in a view, in pixels of its photo at up to :data:`LONGEST_SIDE`."""
         picture = self._training.picture(view, LONGEST_SIDE)
         return find_boxes(SegmenterImage(picture, self._training.name(view)), text, self._options)
 

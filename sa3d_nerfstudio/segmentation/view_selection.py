@@ -1,4 +1,4 @@
-"""Which views a session visits, in which order, and how large."""
+"""Choice of the views that a session visits, of their order and of their size."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from sa3d_nerfstudio.segmentation.session_views import SessionViews, ViewKey
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 
 SHARE = 0.1
-"""Of the image's longer side, what the longer side of a small object's bounds is brought to."""
+"""Share of the image's longer side to which the longer side of a small object's bounds is enlarged."""
 MOST = 2.0
-"""Images are made larger by this factor at most: they cost its square."""
+"""Greatest enlargement of images along each side: their cost grows with its square."""
 
 
 def magnification(masks: Iterable[Bool[Tensor, "height width"]]) -> float:
-    """How much larger than the usual ones images should be for an object that the prompted views show.
+    """Factor by which to enlarge images for an object, by its masks in the prompted views.
 
     Args:
-        masks: Of the object, in images of any size.
+        masks: Masks of the object, in images of any size.
 
     Returns:
-        1 where it is large enough in one of them, else √2 or 2: steps, so that objects of about one size share their
-        renders.
+        1 where the object is large enough in one of the masks, otherwise √2 or 2: in steps, so that objects of similar
+        size share their renders.
     """
     share = 0.0
     for mask in masks:
         rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
         if len(rows):
-            extent = max(int(part.max() - part.min()) + 1 for part in (rows, columns))
+            extent = max(int(indices.max() - indices.min()) + 1 for indices in (rows, columns))
             share = max(share, extent / max(mask.shape))
     if share == 0:
         return 1.0
@@ -41,13 +41,13 @@ def magnification(masks: Iterable[Bool[Tensor, "height width"]]) -> float:
 
 
 IN_VIEW = 0.7
-"""Cosine of the angle to a camera's axis up to which an object is taken to be in its image."""
+"""Least cosine of the angle between a camera's axis and the direction to an object for it to count as in the image."""
 
 
 def focus(camera_to_worlds: Float[Tensor, "num_views 3 4"]) -> Float[Tensor, "3"]:
-    """The point that cameras look at: the nearest to all their axes, in the sense of least squares.
+    """Point that the cameras look at: the least-squares nearest point to all their axes.
 
-    Where the axes are parallel there is none, and the middle of the cameras is as good as any.
+    For parallel axes this point is undefined, and the mean position of the cameras takes its place.
 
     Args:
         camera_to_worlds: Poses, in nerfstudio's frame.
@@ -65,15 +65,15 @@ def covering_views(
 ) -> list[int]:
     """Choose views all around an object.
 
-    Greedy: the next view is the one that differs most from those chosen before, by the direction in which it sees the
-    object and by how near it is, among the cameras that look at it (T. Gonzalez, "Clustering to minimize the maximum
-    intercluster distance", 1985). Those that look elsewhere come last.
+    Greedy: the next view is the one that differs most from those chosen before, by its direction to the object and its
+    distance from it, among the cameras that look at it (T. Gonzalez, "Clustering to minimize the maximum intercluster
+    distance", 1985). Cameras that look elsewhere come last.
 
     Args:
         camera_to_worlds: Poses, in nerfstudio's frame.
-        center: Of the object.
-        start: Views that are there already; they do not count.
-        count: How many more are wanted.
+        center: Centre of the object.
+        start: Views chosen before; they are not counted.
+        count: Number of further views to choose.
 
     Returns:
         At most ``count`` views, in the order in which they were chosen.
@@ -85,7 +85,7 @@ def covering_views(
     added = cost[start].amin(0) if start else torch.ones_like(cost[0])
     chosen: list[int] = []
     while len(chosen) < count and not bool(taken.all()):
-        # Views that look away add less than any that does not.
+        # Cameras that look away rank below all others.
         view = int(torch.where(taken, -torch.inf, added - 100.0 * away).argmax())
         chosen.append(view)
         taken[view] = True
@@ -96,18 +96,18 @@ def covering_views(
 def view_order(
     camera_to_worlds: Float[Tensor, "num_views 3 4"], center: Float[Tensor, "3"], start: list[int]
 ) -> list[int]:
-    """Visit the views so that each overlaps one that was visited before as much as possible.
+    """Order the views so that each overlaps a view before it as much as possible.
 
-    Overlap is judged from the object: by the angle between the directions in which two cameras see it, and by how much
-    nearer one is than the other. Greedy, from the prompted views on (Prim's algorithm).
+    Overlap is estimated at the object: by the angle between the directions in which two cameras see it, and by the
+    ratio of their distances from it. Greedy, from the views in ``start`` on (Prim's algorithm).
 
     Args:
         camera_to_worlds: Poses, in nerfstudio's frame.
-        center: Of the object.
+        center: Centre of the object.
         start: Views that have been visited already.
 
     Returns:
-        The other views, in order.
+        All other views, in order.
     """
     cost, _ = _differences(camera_to_worlds, center)
     nearest = cost[start].amin(dim=0)
@@ -126,7 +126,7 @@ def view_order(
 def _differences(
     camera_to_worlds: Float[Tensor, "num_views 3 4"], center: Float[Tensor, "3"]
 ) -> tuple[Float[Tensor, "num_views num_views"], Float[Tensor, "num_views 3"]]:
-    """How differently two views each see an object, by angle and by distance; and the directions in which they do."""
+    """Pairwise differences of views of an object, by angle and by ratio of distances; and their directions to it."""
     offset = center.to(camera_to_worlds) - camera_to_worlds[:, :, 3]
     distance = offset.norm(dim=-1, keepdim=True).clamp(min=1e-9)
     direction = offset / distance
@@ -135,38 +135,38 @@ def _differences(
 
 
 class Route:
-    """Which training views a session visits beside the prompted ones.
+    """Choice of the training views that a session visits beside the prompted ones.
 
     Args:
         views: All views of the session.
-        settings: How many of them, and in which order.
+        settings: Settings for the number of views and their order.
     """
 
     def __init__(self, views: SessionViews, settings: SessionSettings) -> None:
         self._views = views
         self._settings = settings
         self._chosen: tuple[tuple[ViewKey, ...], set[int]] | None = None
-        """Prompted views, and what was chosen beside them."""
+        """Prompted views, and the views chosen beside them."""
 
     def count(self, prompted: Collection[ViewKey]) -> int:
-        """How many views are visited beside the prompted ones."""
-        others = len(self._views.training) - len(_training(prompted))
+        """Number of views visited beside the prompted ones."""
+        num_others = len(self._views.training) - len(_training(prompted))
         count = self._settings.num_views
-        return others if count is None else min(count, others)
+        return num_others if count is None else min(count, num_others)
 
     def of(self, prompted: Collection[ViewKey], center: Float[Tensor, "3"]) -> list[int]:
         """The views to visit, in order.
 
         Args:
             prompted: The views that the user has prompted.
-            center: About where the object is.
+            center: Approximate centre of the object.
         """
         order, count = self._all(prompted, center), self._settings.num_views
         if count is None:
             return order
         key = tuple(prompted)
         if self._chosen is None or self._chosen[0] != key:
-            # Once for all passes: each view costs a render.
+            # Chosen once for all passes, because each view costs a render.
             poses = self._views.training.camera_to_worlds
             self._chosen = (key, set(covering_views(poses, center, _training(prompted), count)))
         return [view for view in order if view in self._chosen[1]]
@@ -175,11 +175,11 @@ class Route:
         if self._settings.view_order == "file":
             return [view for view in range(len(self._views.training)) if view not in prompted]
         poses = self._views.training.camera_to_worlds
-        free = [self._views.pose(view) for view in prompted if isinstance(view, str)]
-        start = [*_training(prompted), *range(len(poses), len(poses) + len(free))]
-        return view_order(torch.cat([poses, torch.stack(free)]) if free else poses, center, start)
+        free_poses = [self._views.pose(view) for view in prompted if isinstance(view, str)]
+        start = [*_training(prompted), *range(len(poses), len(poses) + len(free_poses))]
+        return view_order(torch.cat([poses, torch.stack(free_poses)]) if free_poses else poses, center, start)
 
 
 def _training(views: Collection[ViewKey]) -> list[int]:
-    """Those that are training views."""
+    """The training views among some views."""
     return [view for view in views if isinstance(view, int)]

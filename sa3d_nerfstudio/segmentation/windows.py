@@ -1,4 +1,4 @@
-"""Where in each view the object is, so that only that part of it is traced at full size."""
+"""Location of the object in each view, so that only a window around it is traced at full size."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.window import MARGIN, Box, Window, all_bounds, bounds, boxes_of, sides_of
 
 COARSE = 4
-"""Views are looked through in images smaller than the working size by this, to locate the object."""
+"""Factor by which the coarse images that locate the object are smaller than the working size."""
 SPAN = 128
-"""Pixels of the object's longer side that windows are to show, about as many as a mask grid has cells there."""
+"""Target number of pixels along the object's longer side in a window: about the number of a mask grid's cells there."""
 MOST = 4
-"""Windows are made larger than the working size by this factor at most."""
+"""Greatest enlargement of windows beyond the working size."""
 LARGEST = 1.5
-"""They have no more pixels than whole views at the working size by this factor."""
+"""Greatest number of pixels of an enlarged window, relative to a whole view at the working size."""
 FEW_PIXELS = 4
-"""Where an object would cover no more pixels than this of a coarse image, on each side, its rays may miss it."""
+"""Extent of an object, in pixels along each side of a coarse image, up to which the coarse rays may miss it."""
 SHARE_KEPT = 1 / 16
-"""Of the memory that is free, what windows' traces may take that are kept for the next pass; those that are looked at
-together are in any case."""
+"""Share of the free memory for the traces of windows that are kept for the next pass; those of the newest
+:data:`TOGETHER` views are kept in any case."""
 FALLBACK_KEPT = 64_000_000
-"""Bytes of them where nothing tells how much memory is free."""
+"""Number of bytes for these traces where the amount of free memory is unknown."""
 Masks = Mapping[ViewKey, Bool[Tensor, " num_rays"]]
 Places = Mapping[ViewKey, Window]
 
 
 @runtime_checkable
 class WindowedViews(Views, Protocol):
-    """Views of which windows can be traced, at any size."""
+    """Views whose windows can be traced, at any size."""
 
     @property
     def has_windows(self) -> bool:
-        """Whether they can."""
+        """Whether windows can be traced, and not only whole images."""
         ...
 
     @property
     def has_photos(self) -> bool:
-        """Whether segmenters see photos, for which nothing has to be rendered."""
+        """Whether segmenters see photos, which need no render."""
         ...
 
     def is_rendered(self, view: int) -> bool:
@@ -64,11 +64,11 @@ class WindowedViews(Views, Protocol):
         ...
 
     def frame(self, view: int, factor: float = 1.0) -> Window:
-        """All of a view in images larger than the working size by a factor, or smaller, as far as photos go."""
+        """Window of a whole view at the working size times a factor; its size is limited by that of the photo."""
         ...
 
     def sized(self, long_side: int) -> Views:
-        """The same views in images whose longer side is no longer than this."""
+        """The same views in images whose longer side has at most this many pixels."""
         ...
 
     def window_trace(self, view: int, window: Window) -> ViewTrace:
@@ -76,29 +76,30 @@ class WindowedViews(Views, Protocol):
         ...
 
     def window_picture(self, view: int, window: Window) -> Float[Tensor, "height width 3"]:
-        """What segmenters see of a window, on its pixels."""
+        """Image that segmenters see of a window, on its pixels."""
         ...
 
 
 def has_windows(views: Views, side: int | None = None) -> TypeGuard[WindowedViews]:
-    """Whether windows of these views can be traced, and whether that spares anything.
+    """Whether windows of these views can be traced, and save renders.
 
     Args:
         views: The views.
-        side: Longer side of the whole images that a segmenter wants to see; None for one that looks at windows.
+        side: Longer side of the whole images that the segmenter sees, in pixels; None for a segmenter that sees
+            windows.
     """
     return isinstance(views, WindowedViews) and views.has_windows and (side is None or views.has_photos)
 
 
 def enlargement(masks: Iterable[Bool[Tensor, "height width"]], long_side: int) -> float:
-    """How much larger than the working size windows should be for an object that the prompted views show.
+    """Factor by which to enlarge windows beyond the working size, by the object's masks in the prompted views.
 
     Args:
-        masks: Of the object, in whole images of any size.
-        long_side: Of the images at the working size.
+        masks: Masks of the object, in whole images of any size.
+        long_side: Longer side of the images at the working size, in pixels.
 
     Returns:
-        A power of two, so that objects of about one size share their renders.
+        A power of two, so that objects of similar size share their renders.
     """
     span = area = 0.0
     for mask in masks:
@@ -108,7 +109,7 @@ def enlargement(masks: Iterable[Bool[Tensor, "height width"]], long_side: int) -
         height, width = box[2] - box[0], box[3] - box[1]
         beside = 2 * MARGIN * max(height, width)
         span = max(span, long_side * max(height, width) / max(mask.shape))
-        shares = (min((side + beside) / whole, 1) for side, whole in zip((height, width), mask.shape, strict=True))
+        shares = (min((side + beside) / length, 1) for side, length in zip((height, width), mask.shape, strict=True))
         area = max(area, math.prod(shares))
     factor = 1
     while span > 0 and factor < MOST and factor * span < SPAN and (2 * factor) ** 2 * area <= LARGEST:
@@ -117,18 +118,18 @@ def enlargement(masks: Iterable[Bool[Tensor, "height width"]], long_side: int) -
 
 
 class CloseViews(SessionViews):
-    """The views of a session that looks at windows of the training views, and at coarse traces of the whole ones.
+    """Views of a session as windows of the training views, with coarse traces of the whole views.
 
-    A coarse trace tells where in a view the object is, as far as that is known; the window around it is traced at full
-    size. Around the window there is background, as far as the coarse trace shows it. Views without a window, such as
-    those that the user has prompted, are looked at as a whole.
+    The object is located in a view by its mask rendered in the coarse trace; the window around it is traced at full
+    size. The coarse trace supplies the background around the window. Views without a window, such as prompted views,
+    are used whole.
 
     Args:
         training: The training views.
-        free: Views beside them, by name.
-        report: Where the time that renders take is put down.
-        threshold: Probability above which something is on the object.
-        factor: How much larger than the working size windows are.
+        free: Free views, by name.
+        report: Report that counts the time of renders.
+        threshold: Probability above which a pixel is on the object.
+        factor: Enlargement of windows beyond the working size.
         close_photos: Whether networks are shown windows of photos in which the object is small.
     """
 
@@ -148,22 +149,22 @@ class CloseViews(SessionViews):
         self.factor = factor
         self.close_photos = close_photos
         self.placed: dict[ViewKey, Window] = {}
-        """The window of each view in which the object has been located."""
+        """Window of each view in which the object has been located."""
         self._newest: dict[ViewKey, tuple[Window, ViewTrace, int]] = {}
-        """The traces of the windows that were looked at last, and their bytes, as far as there is room; others are made
-        anew."""
+        """Windows of the views visited last, their traces and the bytes of these, as far as memory allows; other traces
+        are made anew."""
         self._room: int | None = None
-        """Bytes that these may take; told when there is the first."""
+        """Limit of these bytes; set with the first trace."""
         self._photo_windows: dict[ViewKey, tuple[Window, Window | None]] = {}
-        """For each view the object's window, and that of the photo which belongs to it."""
+        """For each view, the object's window and the window of the photo chosen for it."""
         reclaim_from(self)
 
     def look_at_all_of(self, view: ViewKey) -> None:
-        """Look at a view without a window from now on."""
+        """Use a view whole, without a window, from now on."""
         self.placed.pop(view, None)
 
     def window(self, view: ViewKey) -> Window | None:
-        """The part of a view that is looked at; None where that is all of it."""
+        """Window of a view; None for a whole view."""
         return self.placed.get(view)
 
     def trace(self, view: ViewKey) -> ViewTrace:
@@ -171,31 +172,31 @@ class CloseViews(SessionViews):
         window = self.placed.get(view)
         if window is None:
             return super().trace(view)
-        newest = self._newest.pop(view, None)
-        if newest is None or newest[0] != window:
+        entry = self._newest.pop(view, None)
+        if entry is None or entry[0] != window:
             with self.report.timed("render"):
                 trace = self.training.window_trace(int(view), window)
-            newest = (window, trace, size_of(trace))
-        self._newest[view] = newest
+            entry = (window, trace, size_of(trace))
+        self._newest[view] = entry
         if self._room is None:
-            free = free_bytes(newest[1].depth.device)
+            free = free_bytes(entry[1].depth.device)
             self._room = FALLBACK_KEPT if free is None else int(SHARE_KEPT * free)
         held = sum(num_bytes for *_, num_bytes in self._newest.values())
         for oldest in list(self._newest)[:-TOGETHER]:
             if held <= self._room:
                 break
             held -= self._newest.pop(oldest)[2]
-        return newest[1]
+        return entry[1]
 
     def reclaim(self) -> int:
-        """Let go of what is kept for the next pass, and keep no more; how many bytes it was."""
+        """Drop the traces kept for the next pass, and keep none from now on; returns the number of bytes dropped."""
         held = sum(num_bytes for *_, num_bytes in self._newest.values())
         self._newest.clear()
         self._room = 0
         return held
 
     def picture(self, view: ViewKey, side: int | None = None) -> Float[Tensor, "height width 3"]:
-        """What segmenters see of a view: its window, or for those that ask for a side the whole photo."""
+        """Image that segmenters see of a view: its window or, for a given side, the photo or a window of it."""
         window = self.placed.get(view)
         if window is None:
             return super().picture(view, side)
@@ -205,7 +206,7 @@ class CloseViews(SessionViews):
         return self._photographed(int(view), window).picture(int(view), side)
 
     def picture_size(self, view: ViewKey, side: int | None = None) -> tuple[int, int]:
-        """Height and width of that."""
+        """Height and width of :meth:`picture`."""
         window = self.placed.get(view)
         if window is None:
             return super().picture_size(view, side)
@@ -215,7 +216,7 @@ class CloseViews(SessionViews):
         return self._photographed(int(view), window).picture_size(int(view), side)
 
     def shown(self, view: ViewKey, side: int | None = None) -> ViewKey | tuple[int, Window]:
-        """Names :meth:`picture`: the photo of a view, which is the same for all objects, or a window of it."""
+        """Key of :meth:`picture`: the view, for its photo, which is the same for all objects; or a window of it."""
         window = self.placed.get(view)
         if window is None:
             return view
@@ -225,57 +226,57 @@ class CloseViews(SessionViews):
         return view if self._photographed(int(view), window) is self.training else (int(view), window.frame)
 
     def photo_window(self, view: ViewKey, side: int | None) -> Window | None:
-        """The part of a view's photo that segmenters are shown which ask for a side; None where that is all of it."""
+        """Window of a view's photo for segmenters with an input side; None for the whole photo, or without one."""
         window = self.placed.get(view)
         if window is None or side is None or not self.close_photos or not self.training.has_photos:
             return None
-        before = self._photo_windows.get(view)
-        if before is None or before[0] != window:
-            part = self._part_of_photo(int(view), window, side, None if before is None else before[1])
-            before = self._photo_windows[view] = (window, part)
-        return before[1]
+        entry = self._photo_windows.get(view)
+        if entry is None or entry[0] != window:
+            part = self._part_of_photo(int(view), window, side, None if entry is None else entry[1])
+            entry = self._photo_windows[view] = (window, part)
+        return entry[1]
 
     def _part_of_photo(self, view: int, window: Window, side: int, before: Window | None = None) -> Window | None:
         usual = max(self.training.frame(view).size)
         return photo_window(window, side, lambda length: self.training.frame(view, length / usual), before)
 
     def closer_photo(self, view: ViewKey, mask: Bool[Tensor, "height width"], side: int | None) -> CloserPhoto | None:
-        """What segmenters that ask for a side are to be shown of a view's photo, where a mask of all of it is small
-        there; None where that is all of it."""
-        shows = isinstance(view, int) and side is not None and self.close_photos and self.training.has_photos
-        box = bounds(mask) if shows else None
+        """Window of a view's photo for segmenters with an input side, where a mask of the whole view is small; None for
+        the whole photo."""
+        has_photo = isinstance(view, int) and side is not None and self.close_photos and self.training.has_photos
+        box = bounds(mask) if has_photo else None
         if box is None:
             return None
-        whole = self.training.frame(int(view))
-        part = self._part_of_photo(int(view), whole.around(box, whole.scale), side or 0)
-        return None if part is None else CloserPhoto(whole, part, lambda: self.training.window_picture(int(view), part))
+        frame = self.training.frame(int(view))
+        part = self._part_of_photo(int(view), frame.around(box, frame.scale), side or 0)
+        return None if part is None else CloserPhoto(frame, part, lambda: self.training.window_picture(int(view), part))
 
     def _photographed(self, view: int, window: Window) -> Views:
-        """Whose photo shows as much as a window's image: of some sizes, a part of a pixel is lacking at the border."""
-        usual = self.training.frame(view)
+        """Views whose photo covers the same area as a window's whole image: some sizes lack part of a border pixel."""
+        frame = self.training.frame(view)
         same = all(
-            abs(mine * usual.scale / (other * window.scale) - 1) < 1e-3
-            for mine, other in zip(window.size, usual.size, strict=True)
+            abs(window_length * frame.scale / (frame_length * window.scale) - 1) < 1e-3
+            for window_length, frame_length in zip(window.size, frame.size, strict=True)
         )
         return self.training if same else self.training.sized(window.long_side)
 
     def search(self, views: Sequence[int], guide: Guide) -> Search:
-        """Begin to find the object in views, to place their windows there. The host waits once for all of them.
+        """Begin to locate the object in views, to place their windows. The host waits once for all of them.
 
         Args:
-            views: The views.
-            guide: What is known of the object, which must not change until the windows have been placed.
+            views: Indices of the views.
+            guide: Lifting with the object's evidence, which must not change until the windows have been placed.
         """
         coarse = [self._coarse(view) for view in views]
         with self.report.timed("lift"):
-            shown = []
+            shown_masks = []
             for trace, _ in coarse:
                 probability, known = guide.render(trace)
-                shown.append(((probability > self.threshold) & known).reshape(trace.height, trace.width))
-            sides = sides_of(shown) if shown else None
+                shown_masks.append(((probability > self.threshold) & known).reshape(trace.height, trace.width))
+            sides = sides_of(shown_masks) if shown_masks else None
 
         def place(sides: Num[Tensor, "num 5"] | None) -> list[bool]:
-            boxes = [] if sides is None else boxes_of(sides, shown)
+            boxes = [] if sides is None else boxes_of(sides, shown_masks)
             with self.report.timed("lift"):
                 hidden = [number for number, box in enumerate(boxes) if box is None]
                 small = self._small([(views[number], coarse[number][0]) for number in hidden], guide)
@@ -283,32 +284,32 @@ class CloseViews(SessionViews):
                 boxes[number] = box
             for view, (_, frame), box in zip(views, coarse, boxes, strict=True):
                 if box is not None:
-                    full, here = self.training.frame(view, self.factor), self.placed.get(view)
-                    if here is None or not here.still_fits(full.around(box, frame.scale, slack=0.5, margin=0.1)):
+                    full, window = self.training.frame(view, self.factor), self.placed.get(view)
+                    if window is None or not window.still_fits(full.around(box, frame.scale, slack=0.5, margin=0.1)):
                         self.placed[view] = full.around(box, frame.scale, slack=1.0)
             return [box is not None for box in boxes]
 
         return Search(sides, place)
 
     def leaves(self, view: ViewKey, touched: Sequence[bool]) -> bool:
-        """Whether a mask leaves a view's window, if it has one, which does not end there with the image."""
+        """Whether a mask leaves a view's window, if it has one, at a side other than the image's border."""
         window = self.placed.get(view)
         return window is not None and window.grown(touched) != window
 
     def grow(self, view: ViewKey, touched: Sequence[bool]) -> bool:
-        """Widen a view's window where a mask leaves it. Returns whether it does."""
+        """Widen a view's window where a mask leaves it. Returns whether it was widened."""
         if not self.leaves(view, touched):
             return False
         self.placed[view] = self.placed[view].grown(touched)
         return True
 
     def ray_weight(self, view: ViewKey) -> float:
-        """What a ray of a view counts: larger images have more of them, and say no more for it."""
+        """Weight of each ray of a view: larger images have more rays, but no more evidence."""
         window = self.placed.get(view)
         return 1.0 if window is None else (self.training.frame(int(view)).scale / window.scale) ** 2
 
     def surroundings(self, view: ViewKey) -> tuple[ViewTrace, Float[Tensor, " num_rays"]] | None:
-        """The coarse trace of a view, and what each of its rays counts: nothing within the window."""
+        """Coarse trace of a view, and the weight of each of its rays: 0 within the window; None for a whole view."""
         window = self.placed.get(view)
         if window is None:
             return None
@@ -319,7 +320,7 @@ class CloseViews(SessionViews):
     def image(
         self, view: ViewKey, of: Callable[[ViewTrace], Float[Tensor, "rows columns channels"]]
     ) -> Float[Tensor, "height width channels"]:
-        """An image of a whole view, sharp in its window."""
+        """Image of a whole view, at full size in its window and coarse around it."""
         window = self.placed.get(view)
         if window is not None:
             return window.paste(of(self._coarse(int(view))[0]), of(self.trace(view)))
@@ -329,13 +330,13 @@ class CloseViews(SessionViews):
         return isinstance(view, int) and not self.training.is_rendered(view)
 
     def _coarse(self, view: int) -> tuple[ViewTrace, Window]:
-        """The coarse trace of a whole view, and its frame."""
+        """Coarse trace of a whole view, and its frame."""
         frame = self.training.frame(view, 1 / COARSE)
         with self.report.timed("render"):
             return self.training.window_trace(view, frame), frame
 
     def _small(self, views: Sequence[tuple[int, ViewTrace]], guide: Guide) -> list[Box | None]:
-        """Where the rays of coarse traces pass the object, if it is too small to be shown by them."""
+        """Bounds of the coarse rays that pass through or near the object; None if larger than :data:`FEW_PIXELS`."""
         passing = []
         for view, coarse in views:
             position = self.pose(view)[:, 3].to(coarse.depth)
@@ -347,13 +348,13 @@ class CloseViews(SessionViews):
 
 
 def on_same_pixels(before: Masks, places: Places, after: Masks, new_places: Places) -> tuple[Masks, Masks]:
-    """The masks of two passes, those of each view on the same pixels.
+    """Bring the masks of two passes to the same pixels, view by view.
 
     Args:
-        before: Masks by view, flattened.
-        places: Their windows; views without are whole.
-        after: Likewise.
-        new_places: Likewise.
+        before: Masks of the earlier pass by view, flattened.
+        places: Windows of these masks; masks without one are of whole views.
+        after: Masks of the later pass, likewise.
+        new_places: Windows of these masks, likewise.
     """
     first, second = dict(before), dict(after)
     for view in before.keys() & after.keys():

@@ -29,7 +29,7 @@ class WordFinder(Protocol):
         ...
 
     def objects(self, view: int | None, text: str, every: bool) -> list[dict[int, Prompt]] | None:
-        """Masks of each object, by view; None where :meth:`box` does."""
+        """Masks of each object, by view; None where :meth:`box` suffices."""
         ...
 
 
@@ -257,7 +257,7 @@ def _box_of_text(entry: dict[str, Any], view: int | None, finder: WordFinder | N
 def _named_objects(
     entry: dict[str, Any], view: int | None, finder: WordFinder | None
 ) -> list[dict[int, Prompt]] | None:
-    """Masks of the objects that the words of an entry name; None where a box does."""
+    """Masks of the objects that the words of an entry name; None where a box suffices."""
     if entry.get("text") is None:
         return None
     text, index, finder = _text_of(entry, finder)

@@ -61,11 +61,11 @@ def photo_window(
 def _has_room(part: Window, window: Window) -> bool:
     """Whether a window of the photo leaves enough room around the object's window, within the bounds of the photo."""
     factor = part.scale / window.scale
-    beside = LEAST_ROOM * max(part.height, part.width)
+    distance = LEAST_ROOM * max(part.height, part.width)
     low = ((window.top, part.top), (window.left, part.left))
     high = ((window.bottom, part.bottom, part.size[0]), (window.right, part.right, part.size[1]))
-    return all(start == 0 or inner * factor >= start + beside for inner, start in low) and all(
-        end == size or inner * factor <= end - beside for inner, end, size in high
+    return all(start == 0 or inner * factor >= start + distance for inner, start in low) and all(
+        end == size or inner * factor <= end - distance for inner, end, size in high
     )
 
 

@@ -36,7 +36,7 @@ class PromptedSurface:
     corner: Float[Tensor, "3"]
     """World position of the first cell's lower corner."""
     cell: Float[Tensor, ""]
-    """Side of a cell."""
+    """Side of a cell, in world units."""
     side: int
     """Number of cells along each side."""
     on: Bool[Tensor, " num_cells"]
@@ -100,8 +100,9 @@ class PromptedSurface:
             rendered: Rendered mask of the view.
 
         Returns:
-            For each mask, its IoU with the object over the pixels with a labelled surface, times the number of object
-            pixels among them over that of the rendered mask, at most 1: close to 0 in views from the other side.
+            For each mask, its IoU with the pixels in the object's cells, over all pixels in labelled cells; times the
+            ratio of the former to the pixels of the rendered mask, at most 1, which is close to 0 in views from the
+            other side.
         """
         index, inside = self._cells(trace.surface_points())
         on, off = inside & self.on[index], inside & self.off[index]

@@ -149,9 +149,9 @@ class ProposalPool:
         if not _is_small(proposal.area, proposal.size):
             return views
         for view, (probability, known) in rendered.items():
-            shown = known & (probability > self.threshold)
-            area = int(shown.sum())
-            if view == proposal.view or area < self._least(shown) or not _is_small(area, proposal.size):
+            mask = known & (probability > self.threshold)
+            area = int(mask.sum())
+            if view == proposal.view or area < self._least(mask) or not _is_small(area, proposal.size):
                 continue
             if self._best({view: (probability, known)})[0][0] < UNLIKE_IOU:
                 views.append(view)
@@ -221,18 +221,18 @@ class ProposalPool:
         """For each view that counts, the highest agreement of a proposal with the object, and that proposal's score."""
         best = []
         for view, (probability, known) in rendered.items():
-            shown = known & (probability > self.threshold)
-            if view == but or int(shown.sum()) < self._least(shown):
+            mask = known & (probability > self.threshold)
+            if view == but or int(mask.sum()) < self._least(mask):
                 continue
-            shown, known = shown.to(self._covered[view].device), known.to(self._covered[view].device)
-            agreements = ((_agreement(item, shown, known), item.score) for item in self._of_view[view])
+            mask, known = mask.to(self._covered[view].device), known.to(self._covered[view].device)
+            agreements = ((_agreement(item, mask, known), item.score) for item in self._of_view[view])
             best.append(max(agreements, default=(0.0, 0.0)))
         return best
 
     def next(self, support: Callable[[Proposal], float | None]) -> Proposal | None:
-        """Choose the proposal to segment next, the one that covers the most new pixels; None where none is left.
+        """Choose the proposal to segment next, the one of the highest rank; None where none is left.
 
-        Parts and wholes of known objects follow after all new proposals, if other views confirm them.
+        New proposals come first, then parts and wholes of known objects, as far as other views confirm them.
 
         Args:
             support: Computes the support of a proposal, at the cost of a render in each view; called only for the

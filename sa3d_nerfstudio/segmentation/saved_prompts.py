@@ -70,8 +70,8 @@ def write_prompts(prompts: Sequence[ViewPrompt], segmented: bool, views: NamedVi
 def write_session_prompts(session: SegmentationSession) -> dict[str, Any]:
     """Convert the prompts of a session in training views to plain data for a checkpoint.
 
-    Two kinds are left out, and are evidence like that of any other view: masks, which cannot be refined, and prompts in
-    views that share their name with another view, which cannot be identified again.
+    Two kinds of prompts are left out, and their evidence counts like that of any other view: masks, which cannot be
+    refined, and prompts in views that share their name with another view, which cannot be identified again.
     """
     prompts = []
     names = [session.views.name(view) for view in range(len(session.views))]

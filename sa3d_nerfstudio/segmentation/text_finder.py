@@ -99,8 +99,8 @@ class TextFinder:
             every: Whether to return all objects, instead of the best match only.
 
         Returns:
-            For each object, from the best match to the worst, its masks by training view; None where :meth:`box` does:
-            for one object, with a network that returns no masks.
+            For each object, from the best match to the worst, its masks by training view; None where
+            :meth:`box` suffices: for one object, with a network that returns no masks.
 
         Raises:
             SA3DError: Nothing matches the words, or a network cannot be loaded.

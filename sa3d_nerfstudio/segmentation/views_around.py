@@ -78,7 +78,10 @@ def directions_around(
 def camera_towards(
     center: Float[Tensor, "3"], direction: Float[Tensor, "3"], trained: Float[Tensor, "num_views 3 4"]
 ) -> Float[Tensor, "3 4"]:
-    """Pose of an upright camera that looks at an object from a direction, at the nearest training camera's distance."""
+    """Pose of an upright camera that looks at an object from a direction.
+
+    Its distance is that of the training camera nearest in angle.
+    """
     angles = _angles(direction[None], _directions(trained, center))[0]
     distance = (trained[int(angles.argmin()), :, 3] - center).norm()
     upwards = trained[:, :, 1].mean(0)

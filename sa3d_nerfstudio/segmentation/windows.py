@@ -81,7 +81,7 @@ class WindowedViews(Views, Protocol):
 
 
 def has_windows(views: Views, side: int | None = None) -> TypeGuard[WindowedViews]:
-    """Whether windows of these views can be traced, and save renders.
+    """Whether windows of these views can be traced, and whether they save renders.
 
     Args:
         views: The views.
@@ -107,9 +107,9 @@ def enlargement(masks: Iterable[Bool[Tensor, "height width"]], long_side: int) -
         if box is None:
             continue
         height, width = box[2] - box[0], box[3] - box[1]
-        beside = 2 * MARGIN * max(height, width)
+        margins = 2 * MARGIN * max(height, width)
         span = max(span, long_side * max(height, width) / max(mask.shape))
-        shares = (min((side + beside) / length, 1) for side, length in zip((height, width), mask.shape, strict=True))
+        shares = (min((side + margins) / length, 1) for side, length in zip((height, width), mask.shape, strict=True))
         area = max(area, math.prod(shares))
     factor = 1
     while span > 0 and factor < MOST and factor * span < SPAN and (2 * factor) ** 2 * area <= LARGEST:
@@ -189,7 +189,7 @@ class CloseViews(SessionViews):
         return entry[1]
 
     def reclaim(self) -> int:
-        """Drop the traces kept for the next pass, and keep none from now on; returns the number of bytes dropped."""
+        """Drop all kept traces, and keep only those of :data:`TOGETHER` views from now on; returns the bytes freed."""
         held = sum(num_bytes for *_, num_bytes in self._newest.values())
         self._newest.clear()
         self._room = 0
@@ -226,7 +226,7 @@ class CloseViews(SessionViews):
         return view if self._photographed(int(view), window) is self.training else (int(view), window.frame)
 
     def photo_window(self, view: ViewKey, side: int | None) -> Window | None:
-        """Window of a view's photo for segmenters with an input side; None for the whole photo, or without one."""
+        """Window of a view's photo that segmenters with an input side see; None where they see the whole photo."""
         window = self.placed.get(view)
         if window is None or side is None or not self.close_photos or not self.training.has_photos:
             return None
@@ -252,7 +252,7 @@ class CloseViews(SessionViews):
         return None if part is None else CloserPhoto(frame, part, lambda: self.training.window_picture(int(view), part))
 
     def _photographed(self, view: int, window: Window) -> Views:
-        """Views whose photo covers the same area as a window's whole image: some sizes lack part of a border pixel."""
+        """Views whose photo covers the area of a window's whole image; some sizes lose part of a border pixel."""
         frame = self.training.frame(view)
         same = all(
             abs(window_length * frame.scale / (frame_length * window.scale) - 1) < 1e-3
@@ -336,7 +336,8 @@ class CloseViews(SessionViews):
             return self.training.window_trace(view, frame), frame
 
     def _small(self, views: Sequence[tuple[int, ViewTrace]], guide: Guide) -> list[Box | None]:
-        """Bounds of the coarse rays that pass through or near the object; None if larger than :data:`FEW_PIXELS`."""
+        """Bounds of the coarse rays that pass through or near the object; None if there are none, or if the longer side
+        exceeds :data:`FEW_PIXELS`."""
         passing = []
         for view, coarse in views:
             position = self.pose(view)[:, 3].to(coarse.depth)

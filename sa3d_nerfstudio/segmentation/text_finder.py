@@ -120,7 +120,7 @@ class TextFinder:
         # An object found in one of several views only may be a false detection, and is used where there is no other.
         confirmed = [instance for instance in objects if len(instance.masks) > 1] or objects
         return [
-            {index: Prompt(mask.shape[0], mask.shape[1], mask=mask.cpu()) for index, mask in instance.masks.items()}
+            {key: Prompt(mask.shape[0], mask.shape[1], mask=mask.cpu()) for key, mask in instance.masks.items()}
             for instance in (confirmed if every else confirmed[:1])
         ]
 

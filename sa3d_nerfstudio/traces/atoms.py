@@ -1,4 +1,4 @@
-"""Atoms: the weight of a ray gathered in a few places, and rows of a trace made of them."""
+"""Atoms: a ray's weight gathered at a few distances, and the rows of a trace made of them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.traces.nerf import WeightedSamples
 
 ATOMS = 10
-"""Atoms that a ray is kept in."""
+"""Atoms per ray."""
 NEAREST = 1e-6
-"""Distances are told from zero by their logarithms, and are no smaller than this."""
+"""Smallest distance along a ray: distances are stored as logarithms, which must be finite."""
 
 
 class NotOnRays(ValueError):
-    """The samples of a model do not lie on its rays, so that distances along these do not say where they are."""
+    """The samples of a model lie off its rays, so that distances along the rays do not determine their positions."""
 
 
 def atoms_of(
@@ -33,29 +33,29 @@ def atoms_of(
 ) -> tuple[Float[Tensor, "count num_rays"], Float[Tensor, "count num_rays"]]:
     """Gather the samples of each ray into at most ``count`` atoms, each at the mean distance of its samples.
 
-    No weight is lost, and none changes its ray. Which samples go together is decided as a quantiser of ``count`` levels
-    is laid out for a density f: levels as dense as f^(1/3) (P. Panter, W. Dite, "Quantization distortion in
-    pulse-count modulation", 1951), with distances by their logarithms, as pixels see them.
+    Each ray keeps all of its weight. Its samples are grouped like the levels of a quantiser of ``count`` levels for a
+    density f, which lie as densely as f^(1/3) (P. Panter, W. Dite, "Quantization distortion in pulse-count modulation",
+    1951). f is a density over the logarithm of the distance, the scale on which pixels resolve depth.
 
     Args:
         samples: All samples, ordered by ray.
-        origins: Where the rays begin, world space.
+        origins: Origins of the rays, world space.
         directions: Unit directions of the rays.
-        angle: Between the rays of neighbouring pixels, in radians.
-        count: How many atoms a ray may have.
+        angle: Angle between the rays of neighbouring pixels, in radians.
+        count: Largest number of atoms per ray.
 
     Returns:
-        Distances along the rays and weights of the atoms; atoms without weight lie anywhere.
+        Distances of the atoms along their rays, and their weights; atoms without weight have arbitrary distances.
 
     Raises:
-        NotOnRays: A sample lies farther off its ray than half the distance to the next ray.
+        NotOnRays: A sample lies farther from its ray than half the distance to the neighbouring ray.
     """
     num_rays, ray = len(origins), samples.ray_indices
     if len(ray) == 0:
         return origins.new_ones(count, num_rays), origins.new_zeros(count, num_rays)
-    offset, along = samples.positions - origins[ray], directions[ray]
-    distance = (offset * along).sum(-1)
-    stray = (offset - along * distance[:, None]).norm(dim=-1) - 1e-4 * samples.positions.norm(dim=-1)
+    offset, direction = samples.positions - origins[ray], directions[ray]
+    distance = (offset * direction).sum(-1)
+    stray = (offset - direction * distance[:, None]).norm(dim=-1) - 1e-4 * samples.positions.norm(dim=-1)
     if bool(((stray > 0.5 * angle * distance.abs() + 1e-6) & (samples.weights > 1e-3)).any()):
         raise NotOnRays
     distance, weights = distance.clamp(min=NEAREST), samples.weights
@@ -83,36 +83,36 @@ def atoms_of(
 
 @dataclass
 class AtomRows:
-    """Rows of a trace over a mask grid, as the atoms that have any weight and their places in the grid."""
+    """Rows of a trace over a mask grid, stored as the atoms with weight and their positions in the grid."""
 
     num_rows: int
     rows: Int[Tensor, " num_atoms"]
-    """Which row each atom belongs to."""
+    """Row of each atom."""
     weights: Float[Tensor, " num_atoms"]
     index: Int[Tensor, " num_atoms"]
-    """First vertices of the blocks that the atoms lie in."""
+    """First vertex of the block that each atom lies in."""
     fractions: trilinear.Fractions
-    """Where in these."""
+    """Position of each atom within its block."""
     resolution: int
 
     @classmethod
     def of(cls, parts: Iterable[tuple[Tensor, Tensor, trilinear.Fractions]], field: MaskGrid) -> AtomRows:
-        """Join parts of consecutive rays: weights [atoms, rays], and the flattened places of the atoms in a grid."""
-        kept, first = [], 0
+        """Join chunks of consecutive rays: weights [atoms, rays], and the atoms' flattened positions in a grid."""
+        chunks, first = [], 0
         for weights, index, fractions in parts:
             count = weights.shape[1]
             atoms = weights.reshape(-1).nonzero()[:, 0]
-            kept.append((atoms % count + first, *(part[atoms] for part in (weights.reshape(-1), index, *fractions))))
+            chunks.append((atoms % count + first, *(flat[atoms] for flat in (weights.reshape(-1), index, *fractions))))
             first += count
-        if not kept:
+        if not chunks:
             empty = field.hit.new_zeros(0)
             return cls(0, empty.long(), empty, empty.long(), (empty, empty, empty), field.resolution)
-        rows, weights, index, x, y, z = (torch.cat(columns) for columns in zip(*kept, strict=True))
+        rows, weights, index, x, y, z = (torch.cat(columns) for columns in zip(*chunks, strict=True))
         return cls(first, rows, weights, index, (x, y, z), field.resolution)
 
     @classmethod
     def joined(cls, parts: Sequence[AtomRows]) -> AtomRows:
-        """The rows of several, one after the other; all of one grid."""
+        """Concatenate several sets of rows, all over the same grid."""
         first = itertools.accumulate((part.num_rows for part in parts), initial=0)
         rows = torch.cat([part.rows + start for part, start in zip(parts, first, strict=False)])
         weights, index = (torch.cat([getattr(part, name) for part in parts]) for name in ("weights", "index"))

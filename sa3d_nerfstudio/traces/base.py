@@ -12,7 +12,7 @@ from sa3d_nerfstudio.fields.base import MaskField
 
 
 class TraceRows(Protocol):
-    """The rows of ``A`` that belong to some rays, for one field: to be multiplied with many times."""
+    """The rows of ``A`` of some rays, for one field, prepared for many products."""
 
     def render(self, values: Float[Tensor, " num_cells"]) -> Float[Tensor, " num_rows"]:
         """``A x``."""
@@ -24,16 +24,16 @@ class TraceRows(Protocol):
 
 
 class RayTrace(Protocol):
-    """How a frozen radiance field spreads each of a set of rays over the cells of a mask field.
+    """The linear map ``A`` from the cells of a mask field to a set of rays through a frozen radiance field.
 
-    With ``A`` the matrix of volume-rendering weights, :meth:`render` is ``A x`` (mask rendering) and
+    ``A`` is the matrix of volume-rendering weights: :meth:`render` is ``A x`` (mask rendering) and
     :meth:`backproject` is ``Aᵀ y`` (mask inverse rendering), so that ``<A x, y> == <x, Aᵀ y>``. Source: SA3D,
     arXiv 2304.12308, section 3.
     """
 
     @property
     def accumulation(self) -> Float[Tensor, " num_rays"]:
-        """Sum of all weights of each ray, the ones that the trace leaves out included."""
+        """Sum of all weights of each ray, including those that the trace omits."""
         ...
 
     def render(self, field: Any, values: Float[Tensor, "num_cells channels"]) -> Float[Tensor, "num_rays channels"]:
@@ -41,21 +41,21 @@ class RayTrace(Protocol):
         ...
 
     def backproject(self, field: Any, image: Float[Tensor, "num_rays channels"]) -> Float[Tensor, "num_cells channels"]:
-        """``Aᵀ y``: spread the rays' values over the cells of ``field`` that they saw."""
+        """``Aᵀ y``: spread the rays' values over the cells of ``field`` that they pass."""
         ...
 
     def rows(self, field: Any, rays: Int[Tensor, " num_rows"]) -> TraceRows:
-        """The rows of ``A`` of some rays, for that field as it is placed now."""
+        """The rows of ``A`` of some rays, for the present placement of the field."""
         ...
 
 
 @runtime_checkable
 class KeepsAllRays(Protocol):
-    """A trace, in addition, that keeps what all of its rays give a field, which is the same for all masks."""
+    """A trace that caches ``Aᵀ 1``, the weight of all its rays in each cell, which is the same for all masks."""
 
     @property
     def keeps_all_rays(self) -> bool:
-        """Whether that is worth its memory for this trace."""
+        """Whether the cached ``Aᵀ 1`` is worth its memory for this trace."""
         ...
 
     def backproject_all(self, field: Any) -> Float[Tensor, " num_cells"]:
@@ -64,7 +64,7 @@ class KeepsAllRays(Protocol):
 
 
 class ViewTrace(RayTrace, Protocol):
-    """The trace of all pixels of one view, in row-major order, with what the base model renders there."""
+    """The trace of all pixels of one view, in row-major order, with the base model's colours and depths."""
 
     height: int
     width: int
@@ -86,7 +86,7 @@ class ViewTrace(RayTrace, Protocol):
 
 @dataclass
 class PickedRows:
-    """Some rows of a trace that computes all of them at a time."""
+    """Some rows of a trace whose rows are all computed together."""
 
     trace: RayTrace
     field: MaskField
@@ -98,9 +98,9 @@ class PickedRows:
 
     def backproject(self, image: Float[Tensor, " num_rows"], out: Float[Tensor, " num_cells"]) -> None:
         """Add ``Aᵀ y`` to ``out``."""
-        every = image.new_zeros(len(self.trace.accumulation), 1)
-        every[self.rays, 0] = image
-        out += self.trace.backproject(self.field, every)[:, 0]
+        full_image = image.new_zeros(len(self.trace.accumulation), 1)
+        full_image[self.rays, 0] = image
+        out += self.trace.backproject(self.field, full_image)[:, 0]
 
 
 MIN_KNOWN = 0.05
@@ -113,11 +113,11 @@ def render_probability(
     """Render the object's probability.
 
     ``M = (Σ w v + l light) / (Σ w + light)`` with both sums over the samples in cells with evidence, and ``light`` =
-    1 - Σ all w: weight that lies where nothing is known says nothing, while light that passes everything is known not
-    to be the object. Cells hold probabilities v, and l = 0; or logits v, with l a logit and σ(M) the probability.
+    1 - Σ all w: weight in cells without evidence does not count, while light that passes everything is known not to be
+    the object. Cells hold probabilities v, and l = 0; or logits v, with l a logit and σ(M) the probability.
 
     Returns:
-        The probability of each ray, 0 where nothing is known, and where anything is known.
+        The probability of each ray, 0 where it is unknown; and which rays are known.
     """
     total, weight = trace.render(field, field.cells()).unbind(-1)
     light = (1 - trace.accumulation).clamp(min=0)

@@ -1,4 +1,4 @@
-"""The trace of a view in some 37 bytes a ray."""
+"""The trace of a NeRF's view, compressed to some 37 bytes per ray."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from sa3d_nerfstudio.traces.view_rays import Part, ViewRays, rotated
 from sa3d_nerfstudio.traces.window import Pixels
 
 LEVELS = 255
-"""A ray's weight is dealt out to its atoms in so many parts."""
+"""Quantisation levels of an atom's share of its ray's weight."""
 CPU_RAYS = 8192
-"""Rays that are worked on at a time on a CPU: as many as its caches hold."""
+"""Rays per chunk on a CPU: as many as its caches hold."""
 
 REMEMBERED = 1 << 24
-"""Atoms whose places in a grid are remembered, at most; of one view, or on CUDA of several."""
+"""Largest number of atoms whose grid positions are cached: those of one view, or on CUDA of several."""
 REMEMBERED_VIEWS = 16
-"""Views on CUDA of whose atoms that holds: those that are visited together, their windows and coarse images."""
+"""Largest number of traces in that cache on CUDA: the windows and coarse images of views visited together."""
 MANY_RAYS = 1 << 17
-"""Rays from which on the host waits for CUDA to tell which of them count; fewer are all lifted sooner than that."""
+"""Largest number of rays of which CUDA lifts all: faster than a wait of the host for those that are not 0."""
 SHARE_OF_EVERY_RAY = 0.1
-"""Of the memory that is free, what may be kept of all rays of views in grids."""
+"""Largest share of the free memory for cached ``Aᵀ 1`` of traces."""
 
 Located = tuple[Part, Tensor, Tensor, trilinear.Fractions]
-"""Rays, weights of their atoms [atoms, rays], and the flattened places of these in a grid."""
+"""Rays, weights of their atoms [atoms, rays], and the atoms' flattened positions in a grid."""
 
 
 @dataclass(eq=False)
 class CompressedTrace:
     """The trace of all pixels of a view of a NeRF, as atoms of weight; its cells are the vertices of a MaskGrid.
 
-    A linear map of its own, with an exact adjoint. Of the trace that it was packed from it differs by
+    It is a linear map with an exact adjoint, and differs from the trace that it was packed from in
 
-    - the distances of atoms and of the rendered depth, which are within ``distance_error`` of themselves;
-    - where on its ray weight lies: with the mean of the samples that an atom stands for, and the share of the ray's
-      weight up to any atom is off by 1 / 510 at most;
-    - the accumulation, by 2^-17, and colours by 1 / 510.
+    - the distances of atoms and the rendered depth, by a relative error of up to ``distance_error``;
+    - the position of weight along its ray: an atom lies at the mean of its samples, and the share of the ray's weight
+      up to any atom is off by up to 1 / 510;
+    - the accumulation, by 2^-17, and colours, by 1 / 510.
     """
 
     height: int
@@ -54,7 +54,7 @@ class CompressedTrace:
     distances: Int16[Tensor, "atoms num_rays"]
     """Codes of the distances of each ray's atoms."""
     shares: UInt8[Tensor, "atoms num_rays"]
-    """Parts of its accumulation, of ``LEVELS``."""
+    """Share of each atom in its ray's accumulation, in units of 1 / ``LEVELS``."""
     coverage: Int16[Tensor, " num_rays"]
     """Codes of the accumulation."""
     depths: Int16[Tensor, " num_rays"]
@@ -66,9 +66,9 @@ class CompressedTrace:
     """Step of the logarithms of distances from code to code."""
     rays: ViewRays
     is_part: bool = False
-    """Whether it has been made of a larger trace for once, and will be made anew when it is needed again."""
+    """Whether this is a temporary part of a larger trace, made anew whenever it is needed."""
     _surface: Tensor | None = dataclass_field(default=None, init=False, repr=False)
-    """The surface points of such a trace: of a visit, they are asked for several times."""
+    """Surface points of such a part, cached because a visit reads them several times."""
 
     @classmethod
     def pack(
@@ -80,7 +80,7 @@ class CompressedTrace:
         depth: Float[Tensor, "height width 1"],
         rays: ViewRays,
     ) -> CompressedTrace:
-        """Pack the atoms of :func:`sa3d_nerfstudio.traces.atoms.atoms_of` with what the model renders."""
+        """Pack atoms (:func:`sa3d_nerfstudio.traces.atoms.atoms_of`) and the model's rendered outputs."""
         depth = depth.reshape(-1).nan_to_num().clamp(min=NEAREST)
         low = float(torch.minimum(depth.min(), distances.min()).log())
         high = float(torch.maximum(depth.max(), distances.max()).log())
@@ -107,11 +107,11 @@ class CompressedTrace:
 
     @classmethod
     def restored(cls, tensors: dict[str, Tensor], numbers: dict[str, Any], rays: ViewRays) -> CompressedTrace:
-        """What :meth:`tensors` and :meth:`numbers` gave.
+        """Restore a trace from its :meth:`tensors` and :meth:`numbers`.
 
         Raises:
-            TypeError: Some are missing, or there are others.
-            ValueError: They are not of these rays.
+            TypeError: Entries are missing, or unknown.
+            ValueError: The tensors do not fit these rays.
         """
         trace = cls(**tensors, **numbers, rays=rays)
         count = len(rays.local)
@@ -121,11 +121,11 @@ class CompressedTrace:
         return trace
 
     def part(self, pixels: Pixels, rays: ViewRays | None = None) -> CompressedTrace:
-        """The trace of some of the pixels, as an image of their own.
+        """The trace of some of the pixels, as a new image.
 
         Args:
-            pixels: Which.
-            rays: Those of these pixels, if they are known; else they are taken from this trace's.
+            pixels: The pixels, and the size of the new image.
+            rays: Rays of these pixels; by default they are picked from this trace's.
         """
         index = pixels.indices
         return CompressedTrace(
@@ -143,7 +143,7 @@ class CompressedTrace:
         )
 
     def recoded(self, log_low: float, log_step: float) -> CompressedTrace:
-        """The same trace with its distances in other codes, which adds half a step to their error."""
+        """The same trace with its distances in new codes, which adds half a step to their error."""
 
         def coded(codes: Tensor) -> Tensor:
             logs = codes.double().add_(32768).mul_(self.log_step).add_(self.log_low)
@@ -152,7 +152,7 @@ class CompressedTrace:
         distances, depths = coded(self.distances), coded(self.depths)
         return replace(self, distances=distances, depths=depths, log_low=log_low, log_step=log_step)
 
-    # What a trace is.
+    # The protocol of view traces.
 
     @property
     def accumulation(self) -> Float[Tensor, " num_rays"]:
@@ -173,9 +173,9 @@ class CompressedTrace:
         """World position at the rendered depth of each pixel."""
         if self._surface is not None:
             return self._surface
-        everything = slice(None)
+        all_rays = slice(None)
         depth = self._decoded(self.depths)[:, None]
-        points = torch.addcmul(self.rays.origins_of(everything), self.rays.directions_of(everything), depth)
+        points = torch.addcmul(self.rays.origins_of(all_rays), self.rays.directions_of(all_rays), depth)
         if self.is_part:
             self._surface = points
         return points
@@ -190,84 +190,84 @@ class CompressedTrace:
         self, field: MaskGrid, values: Float[Tensor, "num_cells channels"]
     ) -> Float[Tensor, "num_rays channels"]:
         if values.is_cuda:
-            whole = values.new_zeros(len(self.coverage), values.shape[1])
-            for part, weights, index, fractions in self._everywhere(field):
-                whole[part] = trilinear.read_all(values, weights, index, fractions, field.corner_offsets())
-            return whole
-        channels, told = _channels(field, values)
+            image = values.new_zeros(len(self.coverage), values.shape[1])
+            for chunk, weights, index, fractions in self._everywhere(field):
+                image[chunk] = trilinear.read_all(values, weights, index, fractions, field.corner_offsets())
+            return image
+        channels, single = _channels(field, values)
         out = values.new_zeros(values.shape[1], len(self.coverage))
-        for part, weights, index, fractions in self._everywhere(field):
-            sums = trilinear.read_sums(channels, told, weights, index, fractions, field.resolution)
+        for chunk, weights, index, fractions in self._everywhere(field):
+            sums = trilinear.read_sums(channels, single, weights, index, fractions, field.resolution)
             for number, total in enumerate(sums):
-                out[number, part] = total
+                out[number, chunk] = total
         return out.T
 
     def backproject(
         self, field: MaskGrid, image: Float[Tensor, "num_rays channels"]
     ) -> Float[Tensor, "num_cells channels"]:
-        """``Aᵀ y``: spread rays over their atoms, and those over the grid. Rays that are 0 cost nothing."""
+        """``Aᵀ y``: spread rays over their atoms, and atoms over the grid. Rays of value 0 are skipped if faster."""
         return with_smaller_chunks(LIFTED, lambda: self._backproject(field, image))
 
     def _backproject(
         self, field: MaskGrid, image: Float[Tensor, "num_rays channels"]
     ) -> Float[Tensor, "num_cells channels"]:
         if image.is_cuda and len(image) <= MANY_RAYS:
-            whole = image.new_zeros(field.num_cells, image.shape[1])
-            for part, weights, index, fractions in self._everywhere(field):
-                trilinear.add_all(whole, image[part], weights, index, fractions, field.corner_offsets())
-            return whole
+            cells = image.new_zeros(field.num_cells, image.shape[1])
+            for chunk, weights, index, fractions in self._everywhere(field):
+                trilinear.add_all(cells, image[chunk], weights, index, fractions, field.corner_offsets())
+            return cells
         channels = []
         for channel in image.unbind(-1):
             out = image.new_zeros(field.num_cells)
             rays = channel.nonzero()[:, 0]
-            # Where most rays count, it is quicker to take them all: their atoms' places may be remembered.
+            # If most rays are not 0, it is faster to lift all, since their atoms' grid positions may be cached.
             most = 2 * len(rays) > len(channel)
-            for part, weights, index, fractions in self._everywhere(field) if most else self._along(field, rays):
-                values = weights * channel[part]
+            for chunk, weights, index, fractions in self._everywhere(field) if most else self._along(field, rays):
+                values = weights * channel[chunk]
                 trilinear.add(out, values.reshape(-1), index, fractions, field.resolution)
             channels.append(out)
         return torch.stack(channels).T
 
     def rows(self, field: MaskGrid, rays: Int[Tensor, " num_rows"]) -> AtomRows:
-        """The rows of ``A`` of some rays: where their atoms lie in the grid, 32 bytes each."""
+        """The rows of ``A`` of some rays: the grid positions of their atoms, 32 bytes each."""
         return with_smaller_chunks(
             LIFTED, lambda: AtomRows.of((located[1:] for located in self._along(field, rays)), field)
         )
 
     @property
     def keeps_all_rays(self) -> bool:
-        """Whether :meth:`backproject_all` is worth its memory: it is asked for again, and takes long."""
+        """Whether :meth:`backproject_all` is worth its memory: the trace is lifted again, and that takes long."""
         return not self.is_part and (not self.coverage.is_cuda or len(self.coverage) > MANY_RAYS)
 
     def backproject_all(self, field: MaskGrid) -> Float[Tensor, " num_cells"]:
-        """``Aᵀ 1``: how much of all rays each cell has; kept for as long as the field's cells are where they are."""
-        place = field.placement()
+        """``Aᵀ 1``: the weight of all rays in each cell, cached until the field's cells move."""
+        placement = field.placement()
         return _EVERY_RAY.get(
-            self, place, lambda: self.backproject(field, self.accumulation.new_ones(len(self.depths), 1))[:, 0]
+            self, placement, lambda: self.backproject(field, self.accumulation.new_ones(len(self.depths), 1))[:, 0]
         )
 
-    # How it is kept.
+    # Storage.
 
     @property
     def distance_error(self) -> float:
-        """Largest error of a distance by its coding, as a share of the distance itself."""
+        """Largest relative error of a distance due to its coding."""
         return self.log_step / 2 + 1e-6
 
     @property
     def num_bytes(self) -> int:
-        """Memory that it takes."""
+        """Memory of the trace in bytes."""
         return sum(t.numel() * t.element_size() for t in self.tensors().values()) + self.rays.num_bytes
 
     def tensors(self) -> dict[str, Tensor]:
-        """All but the rays, which follow from the camera."""
+        """All tensors but the rays, which follow from the camera."""
         return {
-            each.name: value
-            for each in fields(self)
-            if each.init and isinstance(value := getattr(self, each.name), Tensor)
+            entry.name: value
+            for entry in fields(self)
+            if entry.init and isinstance(value := getattr(self, entry.name), Tensor)
         }
 
     def numbers(self) -> dict[str, Any]:
-        """The numbers beside the tensors."""
+        """Image size and distance coding, to be stored with the tensors."""
         return {name: getattr(self, name) for name in ("height", "width", "log_low", "log_step")}
 
     def _decoded(self, codes: Int16[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -285,116 +285,120 @@ class CompressedTrace:
         return field.located(x, y, z)
 
     def _along(self, field: MaskGrid, rays: Tensor | None) -> Iterator[Located]:
-        """The atoms of some rays, or of all, in a grid; some at a time."""
+        """Weights and grid positions of the atoms of some rays, or of all, chunk by chunk."""
         step = LIFTED.eval_num_rays_per_chunk if self.coverage.device.type == "cuda" else CPU_RAYS
         total = len(self.coverage) if rays is None else len(rays)
         for start in range(0, total, step):
-            part = slice(start, min(start + step, total))
-            part = part if rays is None else rays[part]
-            yield part, self._weights(part), *self._located(field, part)
+            chunk = slice(start, min(start + step, total))
+            chunk = chunk if rays is None else rays[chunk]
+            yield chunk, self._weights(chunk), *self._located(field, chunk)
 
     def _everywhere(self, field: MaskGrid) -> Iterator[Located]:
-        """The atoms of all rays in a grid, remembered if asked for lately: a view is rendered, and then lifted."""
-        place = field.placement()
-        parts = _LOCATED.get(self, place)
-        if parts is not None:
-            yield from parts
+        """:meth:`_along` for all rays, cached, because a view is rendered and then lifted."""
+        placement = field.placement()
+        chunks = _LOCATED.get(self, placement)
+        if chunks is not None:
+            yield from chunks
         elif self.shares.numel() > REMEMBERED:
             yield from self._along(field, None)
         else:
-            # First the old ones go, so that these take their memory; and each is used while the CPU's caches hold it.
+            # Old entries are evicted first to free their memory; chunks are used while the CPU's caches hold them.
             _LOCATED.make_room(self)
-            parts = []
+            chunks = []
             for located in self._along(field, None):
-                parts.append(located)
+                chunks.append(located)
                 yield located
-            _LOCATED.put(self, place, parts)
+            _LOCATED.put(self, placement, chunks)
 
 
 def _channels(field: MaskGrid, values: Float[Tensor, "num_cells channels"]) -> tuple[list[Tensor], list[Tensor]]:
-    """The channels of values, and :func:`trilinear.single_valued` of each; remembered, as views are rendered in turn.
+    """The channels of values, and :func:`trilinear.single_valued` of each, cached for the next views to be rendered.
 
-    Either takes longer than a window of a view.
+    Each takes longer to compute than a window of a view to render.
     """
     global _split  # noqa: PLW0603
     split = _split
     if split is None or split[0]() is not values or split[1] != (values._version, field.resolution):
         channels = [channel.contiguous() for channel in values.unbind(-1)]
-        told = [trilinear.single_valued(channel, field.resolution) for channel in channels]
-        _split = split = (weakref.ref(values), (values._version, field.resolution), channels, told)
+        single = [trilinear.single_valued(channel, field.resolution) for channel in channels]
+        _split = split = (weakref.ref(values), (values._version, field.resolution), channels, single)
     return split[2], split[3]
 
 
 _split: tuple[weakref.ref[Tensor], tuple[int, int], list[Tensor], list[Tensor]] | None = None
-"""What was rendered last: values of a grid, their version, their channels, and where these have one value."""
+"""Cache of :func:`_channels`: the values rendered last, their version and resolution, and the two results."""
 
 
 class _LocatedAtoms:
-    """The atoms of traces that were worked on last, where they are in a grid."""
+    """Cache of recently used traces' atoms with their positions in a grid."""
 
     def __init__(self) -> None:
         self._kept: dict[int, tuple[weakref.ref[CompressedTrace], tuple[float, ...], list[Located]]] = {}
 
     def get(self, trace: CompressedTrace, place: tuple[float, ...]) -> list[Located] | None:
-        """What is remembered of a trace in a grid at that place."""
-        kept = self._kept.get(id(trace))
-        return kept[2] if kept is not None and kept[0]() is trace and kept[1] == place else None
+        """The cached chunks of a trace for this placement of the grid; None if there are none."""
+        entry = self._kept.get(id(trace))
+        return entry[2] if entry is not None and entry[0]() is trace and entry[1] == place else None
 
     def make_room(self, trace: CompressedTrace) -> None:
-        """Forget as much as another trace will take; of CPU traces, whatever there is."""
+        """Evict entries until another trace fits; for a CPU trace, all of them."""
         views = REMEMBERED_VIEWS if trace.coverage.is_cuda else 1
-        kept = {key: each for key, each in self._kept.items() if each[0]() not in (None, trace)}
-        sizes = {key: sum(part[1].numel() for part in each[2]) for key, each in kept.items()}
-        while kept and (len(kept) >= views or sum(sizes.values()) + trace.shares.numel() > REMEMBERED):
-            oldest = next(iter(kept))
-            del kept[oldest], sizes[oldest]
-        self._kept = kept
+        entries = {key: entry for key, entry in self._kept.items() if entry[0]() not in (None, trace)}
+        sizes = {key: sum(located[1].numel() for located in entry[2]) for key, entry in entries.items()}
+        while entries and (len(entries) >= views or sum(sizes.values()) + trace.shares.numel() > REMEMBERED):
+            oldest = next(iter(entries))
+            del entries[oldest], sizes[oldest]
+        self._kept = entries
 
     def put(self, trace: CompressedTrace, place: tuple[float, ...], parts: list[Located]) -> None:
-        """Remember a trace, for which there is room."""
+        """Add a trace, after :meth:`make_room`."""
         self._kept[id(trace)] = (weakref.ref(trace), place, parts)
 
     def forget(self) -> None:
-        """Let go of all."""
+        """Empty the cache."""
         self._kept = {}
 
     def reclaim(self) -> int:
-        """Let go of all, and of values; how many bytes it was."""
-        held = [part for kept in self._kept.values() for located in kept[2] for part in (*located[1:3], *located[3])]
+        """Empty this cache and that of :func:`_channels`; return the bytes that this one took."""
+        tensors = [
+            tensor for entry in self._kept.values() for located in entry[2] for tensor in (*located[1:3], *located[3])
+        ]
         forget()
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class _EveryRay:
-    """``Aᵀ 1`` of traces, by the place of a grid; no more than a share of the memory that is free."""
+    """Cache of ``Aᵀ 1`` of traces for a placement of the grid, limited to a share of the free memory."""
 
     def __init__(self) -> None:
         self._kept: dict[int, tuple[weakref.ref[CompressedTrace], tuple[float, ...], Tensor]] = {}
         self._budget: int | None = None
 
     def get(self, trace: CompressedTrace, place: tuple[float, ...], compute: Callable[[], Tensor]) -> Tensor:
-        """What is kept, or is computed; it is kept where there is room when those of other places have left."""
-        kept = self._kept.get(id(trace))
-        if kept is not None and kept[0]() is trace and kept[1] == place:
-            return kept[2]
-        # Traces of windows are made anew for each visit.
-        self._kept = {key: kept for key, kept in self._kept.items() if kept[0]() not in (None, trace)}
+        """The cached value, or else the computed one; it is cached if it fits once other placements are evicted."""
+        entry = self._kept.get(id(trace))
+        if entry is not None and entry[0]() is trace and entry[1] == place:
+            return entry[2]
+        # Drop the entries of dead traces: those of windows are made anew for each visit.
+        self._kept = {key: entry for key, entry in self._kept.items() if entry[0]() not in (None, trace)}
         value = compute()
         if self._budget is None:
             self._budget = int((free_bytes(value.device) or 0) * SHARE_OF_EVERY_RAY)
         if self.num_bytes + value.numel() * 4 > self._budget:
-            self._kept = {key: kept for key, kept in self._kept.items() if kept[0]() is not None and kept[1] == place}
+            self._kept = {
+                key: entry for key, entry in self._kept.items() if entry[0]() is not None and entry[1] == place
+            }
         if self.num_bytes + value.numel() * 4 <= self._budget:
             self._kept[id(trace)] = (weakref.ref(trace), place, value)
         return value
 
     @property
     def num_bytes(self) -> int:
-        """Memory that it takes."""
+        """Memory of the cached values in bytes."""
         return sum(value.numel() * value.element_size() for _, _, value in self._kept.values())
 
     def reclaim(self) -> int:
-        """Let go of it all, and keep none from now on; how many bytes it was."""
+        """Empty the cache for good; return the bytes that it took."""
         num_bytes, self._kept, self._budget = self.num_bytes, {}, 0
         return num_bytes
 
@@ -405,7 +409,7 @@ for _holder in (_LOCATED, _EVERY_RAY):
 
 
 def forget() -> None:
-    """Let go of what is remembered of atoms and of values."""
+    """Empty the caches of located atoms and of channels."""
     global _split  # noqa: PLW0603
     _split = None
     _LOCATED.forget()

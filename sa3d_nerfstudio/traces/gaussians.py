@@ -25,11 +25,11 @@ RASTERIZATION = "rasterization"
 """Name by which models call gsplat's function."""
 
 SMALLER = "work in smaller images (--pipeline.working-size), or close other programs that use it"
-"""What to do where an image does not fit into the GPU's memory."""
+"""Remedy for an image that does not fit into the GPU's memory."""
 
 Result = TypeVar("Result")
 Instead = Callable[..., Any]
-"""Called with the function of gsplat and with the arguments of a call of it, in its place."""
+"""Replacement of gsplat's function: called with that function and the arguments of the call."""
 _INSTEAD: ContextVar[Instead | None] = ContextVar("instead", default=None)
 
 Rows = Int[Tensor, " num_rows"]
@@ -37,18 +37,18 @@ Rows = Int[Tensor, " num_rows"]
 
 @dataclass
 class Rasterization:
-    """A call of ``rasterization`` that a model has made, to be made again with other colours.
+    """A model's call of ``rasterization``, recorded to be repeated with other colours.
 
-    Everything but the colours is the model's own: splats, camera, rasterize mode, and whatever its class sets besides.
+    All arguments but the colours are the model's: splats, camera, rasterize mode, and any others that its class sets.
     """
 
     function: Callable[..., tuple[Tensor, Tensor, dict[str, Any]]]
     arguments: dict[str, Any]
     rows: Rows | None
-    """Which of the model's splats were rasterised, if it was cropped."""
+    """Indices of the rasterised splats if the model was cropped; None for all."""
 
     def __call__(self, values: Float[Tensor, "num_splats channels"]) -> Float[Tensor, "num_pixels channels"]:
-        """Composite values of the splats as if they were colours, on black."""
+        """Composite values of the splats as if they were colours, on a black background."""
         if self.rows is not None:
             values = values[self.rows]
         call = {**self.arguments, "colors": values, "sh_degree": None, "render_mode": "RGB", "backgrounds": None}
@@ -60,7 +60,7 @@ class Rasterization:
     ) -> Float[Tensor, "num_splats channels"]:
         """The vector-Jacobian product of the call with respect to the values.
 
-        Rasterisation is linear in them, so that it does not matter where the derivative is taken.
+        Rasterisation is linear in them, so its derivative is the same at all values.
         """
         values = image.new_zeros(num_splats, image.shape[1], requires_grad=True)
         with torch.enable_grad():
@@ -89,20 +89,20 @@ class GaussianTrace:
     def backproject(
         self, field: SplatMask, image: Float[Tensor, "num_rays channels"]
     ) -> Float[Tensor, "num_cells channels"]:
-        """``Aᵀ y``: what each splat contributes to the pixels, times these."""
+        """``Aᵀ y``: each splat's weights in the pixels, times the pixels' values, summed."""
         if self.rasterization is None:
             return image.new_zeros(field.num_cells, image.shape[1])
         rasterization = self.rasterization
         return within_memory(lambda: rasterization.adjoint(image, field.num_cells), SMALLER)
 
     def rows(self, field: SplatMask, rays: Int[Tensor, " num_rows"]) -> PickedRows:
-        """The rows of ``A`` of some rays; all are rasterised for them."""
+        """The rows of ``A`` of some rays; all rays are rasterised for them."""
         return PickedRows(self, field, rays)
 
 
 @dataclass
 class RenderedCells:
-    """The trace of a view for values that have been rendered already, together with those of other objects."""
+    """The trace of a view for values that have already been rendered, in one pass with those of other objects."""
 
     rendered: Float[Tensor, "num_rays channels"]
     accumulation: Float[Tensor, " num_rays"]
@@ -110,13 +110,13 @@ class RenderedCells:
     def render(
         self, field: SplatMask, values: Float[Tensor, "num_cells channels"]
     ) -> Float[Tensor, "num_rays channels"]:
-        """What has been rendered."""
+        """The values as rendered before."""
         return self.rendered
 
     def backproject(
         self, field: SplatMask, image: Float[Tensor, "num_rays channels"]
     ) -> Float[Tensor, "num_cells channels"]:
-        """Not to be had.
+        """Not available.
 
         Raises:
             TypeError: Always.
@@ -130,7 +130,7 @@ class RenderedCells:
 
 @dataclass
 class GaussianViewTrace(GaussianTrace):
-    """The trace of a view, with what the model renders there."""
+    """The trace of a view, with the model's rendered outputs."""
 
     height: int
     width: int
@@ -140,25 +140,25 @@ class GaussianViewTrace(GaussianTrace):
 
     @property
     def num_bytes(self) -> int:
-        """Memory that is this view's alone; the splats are the model's, or held once for all views."""
+        """Memory of this view's images in bytes; the splats are the model's, or shared by all views."""
         images = (self.rgb, self.depth, self.points, self.accumulation)
         return sum(image.numel() * image.element_size() for image in images)
 
     def surface_points(self) -> Float[Tensor, "num_pixels 3"]:
-        """World position of what each pixel shows: the mean position of its splats."""
+        """World position of the surface at each pixel: the mean position of its splats."""
         return self.points
 
 
 def trace_gaussians(
     model: SplatfactoModel, render: Callable[[], dict[str, Any]], shared: dict[str, Tensor] | None = None
 ) -> tuple[dict[str, Any], GaussianTrace]:
-    """Run a rendering pass, and catch the rasterisation that made its image.
+    """Run a rendering pass, and record the rasterisation of its image.
 
     Args:
-        model: The model, for the modules that its classes are defined in.
+        model: The model; the modules that define its classes are searched for ``rasterization``.
         render: Runs the pass, and returns the model's outputs for one camera.
-        shared: Tensors of the same names that earlier traces hold. Those that are equal are held once: a model hands
-            over new copies of its scales and opacities for each image.
+        shared: Tensors of earlier traces by the names of the arguments; updated. Equal ones are held once, because a
+            model passes new copies of its scales and opacities for each image.
 
     Returns:
         The model's outputs, and the trace.
@@ -171,13 +171,13 @@ def trace_gaussians(
     def record(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         arguments = {name: _held(value) for name, value in _arguments(original, args, kwargs).items()}
-        # The colours are replaced in any case, and they are most of what the call holds.
+        # The colours are always replaced, and take most of the call's memory.
         arguments.pop("colors")
         for name, value in arguments.items():
             if shared is not None and isinstance(value, Tensor):
-                known = shared.get(name)
-                same = known is not None and known.shape == value.shape and torch.equal(known, value)
-                arguments[name] = shared[name] = known if known is not None and same else value
+                earlier = shared.get(name)
+                same = earlier is not None and earlier.shape == value.shape and torch.equal(earlier, value)
+                arguments[name] = shared[name] = earlier if earlier is not None and same else value
         rows = _rows(model, len(arguments["means"]))
         calls.append((Rasterization(original, arguments, rows), result[1].detach()))
         return result
@@ -196,29 +196,29 @@ def trace_gaussians(
 
 
 def gated_splats(model: SplatfactoModel, keep: Bool[Tensor, " num_splats"], render: Callable[[], Result]) -> Result:
-    """Render some of a model's splats alone; the others have no opacity."""
+    """Render some of a model's splats only; the others have no opacity."""
 
     def gate(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         arguments = _arguments(original, args, kwargs)
         opacities = arguments["opacities"]
         rows = _rows(model, len(arguments["means"]))
-        kept = keep if rows is None else keep[rows]
-        return original(**{**arguments, "opacities": opacities * kept.to(opacities)})
+        mask = keep if rows is None else keep[rows]
+        return original(**{**arguments, "opacities": opacities * mask.to(opacities)})
 
     return intercepted(model, gate, render)
 
 
 def intercepted(model: SplatfactoModel, instead: Instead, render: Callable[[], Result]) -> Result:
-    """Render with another function in the place of ``rasterization``; other threads, and other renders, keep it."""
-    install_interception(model)  # of a module whose function has been exchanged since, too
+    """Render with a replacement of ``rasterization``; other threads, and other renders, are not affected."""
+    install_interception(model)  # again, in case a module's function has been replaced since
     return scoped(_INSTEAD, instead, render)
 
 
 def install_interception(model: SplatfactoModel) -> None:
-    """Let calls of ``rasterization`` be intercepted in the modules that a model's classes are defined in.
+    """Make calls of ``rasterization`` interceptable in the modules that define a model's classes.
 
-    Called when a model gets its masks, and not while it renders: see :func:`sa3d_nerfstudio.scoped.scoped`. The
-    function stays there, and as long as nothing is intercepted it does what it did.
+    Called when a model gets its masks, and not while it renders: see :func:`sa3d_nerfstudio.scoped.scoped`. The wrapper
+    stays installed, and calls gsplat's function unless calls are intercepted.
     """
     modules = {sys.modules[kind.__module__] for kind in type(model).__mro__ if kind.__module__ in sys.modules}
     for module in modules:
@@ -228,7 +228,7 @@ def install_interception(model: SplatfactoModel) -> None:
 
 
 class _Interceptable:
-    """gsplat's function, or what stands in its place while a call of it is intercepted."""
+    """Wrapper of gsplat's function that calls the replacement instead while calls are intercepted."""
 
     def __init__(self, original: Callable[..., Any]) -> None:
         functools.update_wrapper(self, original)
@@ -248,7 +248,7 @@ def _held(value: Any) -> Any:
 
 
 def _rows(model: SplatfactoModel, count: int) -> Rows | None:
-    """Which splats were handed over, told by their number; None for all."""
+    """Indices of the rasterised splats, inferred from their count; None for all."""
     means = model.gauss_params["means"]
     if count == len(means):
         return None

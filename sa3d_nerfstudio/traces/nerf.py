@@ -23,7 +23,7 @@ DEPTH_OUTPUTS = ("depth", "depth_fine", "expected_depth")
 ACCUMULATION_OUTPUTS = ("accumulation", "accumulation_fine")
 RGB_OUTPUTS = ("rgb", "rgb_fine")
 MIN_WEIGHT = 1e-3
-"""Samples that carry less of a ray than this are left out of its trace; what they carry stays in its accumulation."""
+"""Weight below which samples are left out of their ray's trace; it still counts in the accumulation."""
 
 
 @dataclass
@@ -35,21 +35,21 @@ class WeightedSamples:
     weights: Float[Tensor, " num_samples"]
     """Weight of the sample in its ray's colour: transmittance x opacity."""
     ray_indices: Int[Tensor, " num_samples"]
-    """Which ray each sample lies on."""
+    """Index of each sample's ray."""
     accumulation: Float[Tensor, " num_rays"]
-    """Sum of all the weights of each ray, those of pruned samples included."""
+    """Sum of all weights of each ray, including those of pruned samples."""
     depth: Float[Tensor, "num_rays 1"] | None = None
-    """Distance along each ray as the model's depth renderer tells it, whatever the model makes of it afterwards."""
+    """Distance along each ray as the model's depth renderer returns it, before any change by the model."""
 
     def pruned(self, min_weight: float = MIN_WEIGHT) -> WeightedSamples:
-        """Without the samples that carry next to nothing."""
+        """The samples without those of negligible weight."""
         keep = self.weights > min_weight
         return dataclasses.replace(
             self, positions=self.positions[keep], weights=self.weights[keep], ray_indices=self.ray_indices[keep]
         )
 
     def of_rays(self, rays: Int[Tensor, " num"]) -> WeightedSamples:
-        """The samples of some rays, which are numbered anew in that order."""
+        """The samples of some rays, which are renumbered in that order."""
         numbers = torch.full_like(self.accumulation, -1, dtype=torch.long)
         numbers[rays] = torch.arange(len(rays), device=rays.device)
         ray_indices = numbers[self.ray_indices]
@@ -64,7 +64,7 @@ class WeightedSamples:
         return out.index_add_(0, self.ray_indices, values * self.weights[:, None])
 
     def spread(self, image: Float[Tensor, "num_rays channels"]) -> Float[Tensor, "num_samples channels"]:
-        """The adjoint of :meth:`composite`: w v of its ray at each sample."""
+        """The adjoint of :meth:`composite`: each sample's weight times its ray's value."""
         return image[self.ray_indices] * self.weights[:, None]
 
 
@@ -78,13 +78,13 @@ class _DepthCall:
 
 
 _CALLS: ContextVar[list[_DepthCall] | None] = ContextVar("calls", default=None)
-"""Where depth renderers note what they are handed; None where no rays are traced."""
+"""Recorded calls of depth renderers; None while no rays are traced."""
 _HOOKED = "sa3d_hooked"
-"""Attribute of depth renderers that have the hook."""
+"""Attribute that marks depth renderers with the hook."""
 
 
 def _note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-    """The hook: note what a depth renderer is handed, which is the weights and samples of a pass."""
+    """The hook: record the arguments of a depth renderer, which are the weights and samples of a pass."""
     calls = _CALLS.get()
     if calls is None:
         return
@@ -102,12 +102,12 @@ def _note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: T
 
 
 def install_hooks(model: nn.Module) -> int:
-    """Give each depth renderer of a model a hook that tells what it renders; it does nothing while nothing is traced.
+    """Give each depth renderer of a model a hook that records its calls while rays are traced.
 
     Called when a model gets its masks, and not while it renders: see :func:`sa3d_nerfstudio.scoped.scoped`.
 
     Returns:
-        How many depth renderers the model has.
+        Number of the model's depth renderers.
     """
     renderers = [module for module in model.modules() if isinstance(module, DepthRenderer)]
     for renderer in renderers:
@@ -120,15 +120,15 @@ def install_hooks(model: nn.Module) -> int:
 def trace_rays(
     model: nn.Module, render: Callable[[], dict[str, Any]], num_rays: int
 ) -> tuple[dict[str, Any], WeightedSamples]:
-    """Run a rendering pass, and read off the samples and weights that made its final image.
+    """Run a rendering pass, and read off the samples and weights of its final image.
 
     Models render several passes (coarse and fine, proposals, background). The one whose depth *is* an output, or else
     whose weights add up to the output accumulation, is the final one.
 
     Args:
-        model: The model, for its renderers.
+        model: The model, whose depth renderers are traced.
         render: Called without arguments; runs the pass and returns the model's outputs for ``num_rays`` rays.
-        num_rays: How many rays the pass renders.
+        num_rays: Number of rays in the pass.
 
     Returns:
         The model's outputs, and the samples.
@@ -136,7 +136,7 @@ def trace_rays(
     Raises:
         SA3DError: The model does not render through nerfstudio's renderers.
     """
-    if not install_hooks(model):  # of a renderer that has been exchanged, too
+    if not install_hooks(model):  # again, in case a renderer has been replaced
         raise SA3DError(
             f"{_name(model)} cannot be traced: it has none of nerfstudio's depth renderers, through which the weights "
             "of ray samples are read; choose a run of a NeRF method such as nerfacto."
@@ -154,9 +154,9 @@ def trace_rays(
 
 def _final_calls(calls: list[_DepthCall], outputs: dict[str, Any], num_rays: int) -> list[_DepthCall]:
     for name in DEPTH_OUTPUTS:
-        same = [call for call in calls if call.output is outputs.get(name)]
-        if same:
-            return same
+        final = [call for call in calls if call.output is outputs.get(name)]
+        if final:
+            return final
     for name in ACCUMULATION_OUTPUTS:
         if isinstance(outputs.get(name), Tensor):
             target = outputs[name].reshape(-1)
@@ -202,13 +202,13 @@ class NerfTrace:
     def backproject(
         self, field: MaskGrid, image: Float[Tensor, "num_rays channels"]
     ) -> Float[Tensor, "num_cells channels"]:
-        """``Aᵀ y``: spread rays over their samples, and those over the grid."""
+        """``Aᵀ y``: spread rays over their samples, and samples over the grid."""
         return field.scatter(self.samples.spread(image), self.samples.positions)
 
     def rows(self, field: MaskGrid, rays: Int[Tensor, " num_rows"]) -> PickedRows:
         """The rows of ``A`` of some rays."""
-        part = NerfTrace(self.samples.of_rays(rays))
-        return PickedRows(part, field, torch.arange(len(rays), device=rays.device))
+        trace = NerfTrace(self.samples.of_rays(rays))
+        return PickedRows(trace, field, torch.arange(len(rays), device=rays.device))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The rays of a view: those of views of one lens are the same in the camera's frame, and are held once."""
+"""The rays of a view: views of one lens share their directions in the camera's frame, which are held once."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 LENSES = 8
-"""Lenses whose directions views may share. Where each view has its own, nothing is shared and much is searched."""
+"""Largest number of lenses with shared directions; if each view has another lens, more would only cost searches."""
 
 Part = Union[slice, Tensor]
 
 
 def rotated(vectors: Float[Tensor, "num 3"], matrix: Float[Tensor, "3 3"]) -> Float[Tensor, "num 3"]:
-    """A matrix times each of some vectors, in full precision.
+    """Multiply each vector by a matrix, in full precision.
 
-    A product of matrices on CUDA may be one of 10 bits (TF32), as some containers set it: half a pixel of an image of
+    A matrix product on CUDA may have 10 bits (TF32), as some containers set it: an error of half a pixel in an image of
     a thousand.
     """
     x, y, z = (vectors[:, axis, None] for axis in range(3))
@@ -34,16 +34,16 @@ def pixel_angle(directions: Float[Tensor, "height width 3"]) -> float:
 
 @dataclass
 class ViewRays:
-    """The rays of a view: directions in the camera's frame, which all views of one lens share, and its pose."""
+    """The rays of a view: directions in the camera's frame, shared by all views of one lens, and the camera's pose."""
 
     origins: Float[Tensor, "one_or_num_rays 3"]
-    """World space; one row if all begin in one place."""
+    """Origins in world space; one row if all rays have the same."""
     local: Float[Tensor, "num_rays 3"]
     """Unit directions in the camera's frame."""
     rotation: Float[Tensor, "3 3"]
-    """From there to the world."""
+    """Rotation from the camera's frame to the world."""
     shared: bool = True
-    """Whether the directions are kept for other views as well."""
+    """Whether the directions are held for other views as well."""
 
     @classmethod
     def of(
@@ -53,14 +53,14 @@ class ViewRays:
         rotation: Float[Tensor, "3 3"],
         known: list[Tensor] | None = None,
     ) -> ViewRays:
-        """Take the rays that a camera generates.
+        """The rays that a camera generates.
 
         Args:
-            origins: Where they begin.
-            directions: Where they go.
-            rotation: The camera's.
-            known: Directions in the camera's frame of other views. Those that are equal are held once; this view's are
-                added, if there are not too many.
+            origins: Origins in world space.
+            directions: Unit directions in world space.
+            rotation: Rotation of the camera, from its frame to the world.
+            known: Directions of other views in the camera's frame. Equal ones are held once; this view's are added to
+                the list, up to ``LENSES``.
         """
         rotation = rotation.to(directions)
         local = rotated(directions, rotation.T)
@@ -70,33 +70,33 @@ class ViewRays:
             origins = origins[:1].clone()
         shared = True
         if known is not None:
-            same = (other for other in known if other.shape == local.shape and torch.allclose(other, local, atol=1e-6))
-            found = next(same, None)
-            shared = found is not None or len(known) < LENSES
-            if found is not None:
-                local = found
+            equal = (lens for lens in known if lens.shape == local.shape and torch.allclose(lens, local, atol=1e-6))
+            first_equal = next(equal, None)
+            shared = first_equal is not None or len(known) < LENSES
+            if first_equal is not None:
+                local = first_equal
             elif shared:
                 known.append(local)
         return cls(origins, local, rotation, shared)
 
     def origins_of(self, part: Part) -> Float[Tensor, "one_or_num_rays 3"]:
-        """Where some of the rays begin."""
+        """Origins of some of the rays, world space."""
         return self.origins if len(self.origins) == 1 else self.origins[part]
 
     def directions_of(self, part: Part) -> Float[Tensor, "num_rays 3"]:
-        """Where some of the rays go."""
+        """Directions of some of the rays, world space."""
         return rotated(self.local[part], self.rotation)
 
     def to(self, device: torch.device) -> ViewRays:
-        """The same on a device."""
+        """The rays on a device."""
         return ViewRays(self.origins.to(device), self.local.to(device), self.rotation.to(device), self.shared)
 
     def part(self, pixels: Int[Tensor, " num_pixels"]) -> ViewRays:
-        """Those of some of the pixels."""
+        """The rays of some of the pixels."""
         return ViewRays(self.origins_of(pixels), self.local[pixels], self.rotation, shared=False)
 
     @property
     def num_bytes(self) -> int:
-        """Memory that is this view's alone."""
-        own = [self.origins] * (len(self.origins) > 1) + [self.local] * (not self.shared)
-        return sum(each.numel() * each.element_size() for each in own)
+        """Memory of the tensors that are not shared with other views, in bytes."""
+        tensors = [self.origins] * (len(self.origins) > 1) + [self.local] * (not self.shared)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,4 +1,4 @@
-"""Windows: rectangles of a view, at one of the sizes that it can be rendered at, and where an object is among them."""
+"""Windows: rectangles of a view at one of its render sizes, and the bounds of masks in images."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 TILE = 8
-"""Pixels along each side of the tiles that windows consist of and views are kept in."""
+"""Pixels along each side of the tiles that windows consist of and that views are stored in."""
 MARGIN = 0.2
-"""How much wider than the object a window is on each side, as a share of the object's extent in the image."""
+"""Margin of a window on each side of the object, as a share of the object's longer side in the image."""
 LEAST_MARGIN = 4
-"""The same in pixels of the window, at least."""
+"""Smallest margin, in pixels of the window."""
 KEPT_AREA = 2.0
-"""A window that holds the object stays as it is until it is larger than need be by more than this factor."""
+"""A window that holds the object is kept until its area exceeds the needed one by more than this factor."""
 
 
 @dataclass
 class Pixels:
-    """Some of an image's pixels, as an image of their own."""
+    """Some of an image's pixels, as a new image."""
 
     indices: Int[Tensor, " num_pixels"]
-    """Into the flattened image."""
+    """Indices into the flattened image."""
     height: int
-    """Of the new image."""
+    """Height of the new image."""
     width: int
-    """Of the new image."""
+    """Width of the new image."""
 
 
 @dataclass(frozen=True)
@@ -45,38 +45,38 @@ class Window:
     size: tuple[int, int]
     """Height and width of the whole image at this size."""
     long_side: int
-    """What the image's longer side was asked to be; the image may be a pixel smaller, or have no more than this."""
+    """Requested longer side of the image, which may be a pixel smaller, or smaller if the camera's image is."""
     scale: float
-    """Pixels of this image for one of the camera's own: how sizes of one view compare."""
+    """Pixels of this image per pixel of the camera's full image, along a side; relates the sizes of one view."""
 
     @classmethod
     def whole(cls, size: tuple[int, int], long_side: int, scale: float) -> Window:
-        """All of an image."""
+        """The window that is the whole image."""
         return cls(0, 0, *size, size, long_side, scale)
 
     @property
     def is_whole(self) -> bool:
-        """Whether this is all of the image."""
+        """Whether this is the whole image."""
         return (self.height, self.width) == self.size
 
     @property
     def bottom(self) -> int:
-        """The row below."""
+        """First row below the window."""
         return self.top + self.height
 
     @property
     def right(self) -> int:
-        """The column to the right."""
+        """First column to the right of the window."""
         return self.left + self.width
 
     @property
     def rows(self) -> slice:
-        """Its rows in the whole image."""
+        """Rows of the window in the whole image."""
         return slice(self.top, self.bottom)
 
     @property
     def columns(self) -> slice:
-        """Its columns in the whole image."""
+        """Columns of the window in the whole image."""
         return slice(self.left, self.right)
 
     @property
@@ -87,11 +87,11 @@ class Window:
 
     @property
     def frame(self) -> Window:
-        """All of the image that this is a part of."""
+        """The window that is the whole image of this size."""
         return Window.whole(self.size, self.long_side, self.scale)
 
     def pixels(self, device: torch.device | str = "cpu") -> Pixels:
-        """Its pixels, row by row."""
+        """Pixels of the window, row by row."""
         rows = torch.arange(self.top, self.bottom, device=device)
         columns = torch.arange(self.left, self.right, device=device)
         return Pixels((rows[:, None] * self.size[1] + columns).reshape(-1), self.height, self.width)
@@ -115,17 +115,17 @@ class Window:
 
         Args:
             box: y0, x0, y1, x1 in pixels of an image of the same view.
-            scale: Of that image.
-            slack: Pixels of that image by which the box may be wrong.
-            margin: On each side, as a share of the longer side of the box.
+            scale: Scale of that image.
+            slack: Possible error of the box, in pixels of that image.
+            margin: Margin on each side, as a share of the longer side of the box.
         """
         factor = self.scale / scale
         y0, x0, y1, x1 = (side * factor for side in box)
-        beside = max(margin * max(y1 - y0, x1 - x0), LEAST_MARGIN, slack * factor)
-        return self.snapped((y0 - beside, x0 - beside, y1 + beside, x1 + beside))
+        border = max(margin * max(y1 - y0, x1 - x0), LEAST_MARGIN, slack * factor)
+        return self.snapped((y0 - border, x0 - border, y1 + border, x1 + border))
 
     def grown(self, touched: Sequence[bool]) -> Window:
-        """This window, wider by half on those sides at which a mask leaves it; itself where none does.
+        """This window, extended by half of its side wherever a mask leaves it; unchanged if none does.
 
         Args:
             touched: Whether a mask reaches each side; see :func:`touched_sides`.
@@ -141,7 +141,7 @@ class Window:
         return self.snapped(box) if any(touched) else self
 
     def snapped(self, box: tuple[float, float, float, float]) -> Window:
-        """The smallest window of this image that holds a box, y0, x0, y1, x1, as far as it lies within."""
+        """The smallest window of this image that holds a box (y0, x0, y1, x1), clipped to the image."""
         height, width = self.size
         top, left = (max(math.floor(side / TILE), 0) * TILE for side in box[:2])
         bottom = min(math.ceil(box[2] / TILE) * TILE, height)
@@ -153,14 +153,14 @@ class Window:
     def drawn_from(
         self, other: Window, images: Float[Tensor, "channels rows columns"], outside: float = 0.0
     ) -> Float[Tensor, "channels height width"]:
-        """What another window of the same view shows, of any size, on this one's pixels.
+        """Resample images of another window of the same view, of any size, to this window's pixels.
 
-        Pixels are averaged over the area that they cover; where the other window's are larger, they are interpolated.
+        Each pixel averages the area that it covers, or interpolates where the other window's pixels are larger.
 
         Args:
             other: The other window.
-            images: On its pixels.
-            outside: What this window's pixels have where the other one does not show all of them.
+            images: Images on the other window's pixels.
+            outside: Value of the area that the other window does not cover.
         """
         factor = other.scale / self.scale
         down = _shares(self.top, self.height, other.top, other.height, factor)
@@ -170,11 +170,11 @@ class Window:
         return down @ images @ across.T + (1 - inside) * outside
 
     def still_fits(self, needed: Window) -> bool:
-        """Whether this window will do where another one is needed: it holds it, and is not much larger."""
+        """Whether this window can stand in for a needed one: it contains it, and is not much larger."""
         return self.contains(needed) and self.height * self.width <= KEPT_AREA * needed.height * needed.width
 
     def covers(self, other: Window, device: torch.device | str = "cpu") -> Bool[Tensor, "height width"]:
-        """Which pixels of a window of the same view, of any size, have their centres in this one."""
+        """Which pixels of another window of the same view, of any size, have their centres in this one."""
         factor = self.scale / other.scale
         y = (torch.arange(other.top, other.bottom, device=device) + 0.5) * factor
         x = (torch.arange(other.left, other.right, device=device) + 0.5) * factor
@@ -185,29 +185,29 @@ class Window:
     def paste(
         self, image: Float[Tensor, "rows columns channels"], part: Float[Tensor, "height width channels"]
     ) -> Float[Tensor, "full_height full_width channels"]:
-        """The whole image, of which this window shows a part; the rest is brought to its size.
+        """Paste this window's image into the whole image, which is resized to the window's scale.
 
         Args:
-            image: The same view at any size.
-            part: What this window shows.
+            image: The whole image of the view, at any size.
+            part: The image of this window.
         """
         stack = image.permute(2, 0, 1)[None]
-        whole = torch.nn.functional.interpolate(stack, self.size, mode="bilinear")[0].permute(1, 2, 0).clone()
-        whole[self.rows, self.columns] = part
-        return whole
+        resized = torch.nn.functional.interpolate(stack, self.size, mode="bilinear")[0].permute(1, 2, 0).clone()
+        resized[self.rows, self.columns] = part
+        return resized
 
 
 def _shares(start: int, count: int, other_start: int, other_count: int, factor: float) -> Float[Tensor, "count others"]:
-    """What each pixel along one side takes from each of another image's, whose pixels are ``1 / factor`` as large."""
+    """Weights with which pixels along one side read those of another image, which are ``1 / factor`` as large."""
     first = (start + torch.arange(count, dtype=torch.float64)) * factor - other_start
-    cell = torch.arange(other_count, dtype=torch.float64)
+    pixel = torch.arange(other_count, dtype=torch.float64)
     if factor >= 1:
-        overlap = torch.minimum((first + factor)[:, None], cell + 1) - torch.maximum(first[:, None], cell)
+        overlap = torch.minimum((first + factor)[:, None], pixel + 1) - torch.maximum(first[:, None], pixel)
         return overlap.clamp(min=0) / factor
-    # Between the centres of two pixels; up to half of one beyond the first and the last, the value is theirs.
+    # Interpolate between the centres of pixels; in the outer halves of the first and the last, take their values.
     centre = first + factor / 2
-    beside = (1 - (centre.clamp(0.5, other_count - 0.5)[:, None] - cell - 0.5).abs()).clamp(min=0)
-    return beside * ((centre >= 0) & (centre <= other_count))[:, None]
+    weights = (1 - (centre.clamp(0.5, other_count - 0.5)[:, None] - pixel - 0.5).abs()).clamp(min=0)
+    return weights * ((centre >= 0) & (centre <= other_count))[:, None]
 
 
 def touched_sides(masks: Bool[Tensor, "num height width"]) -> Bool[Tensor, "num 4"]:
@@ -217,21 +217,21 @@ def touched_sides(masks: Bool[Tensor, "num height width"]) -> Bool[Tensor, "num 
 
 
 Box = tuple[int, int, int, int]
-"""y0, x0, y1, x1 in pixels, upper bounds exclusive."""
+"""Bounds y0, x0, y1, x1 in pixels, upper ones exclusive."""
 
 
 def bounds(mask: Bool[Tensor, "height width"]) -> Box | None:
-    """y0, x0, y1, x1 of a mask, upper bounds exclusive; None if it is empty."""
+    """Bounds of a mask; None if it is empty."""
     return all_bounds([mask])[0]
 
 
 def all_bounds(masks: Sequence[Bool[Tensor, "height width"]]) -> list[Box | None]:
-    """:func:`bounds` of masks of any sizes on one device, which the host waits for once."""
+    """:func:`bounds` of masks of any sizes on one device, with a single wait of the host."""
     return boxes_of(sides_of(masks).cpu(), masks) if masks else []
 
 
 def sides_of(masks: Sequence[Bool[Tensor, "height width"]]) -> Int[Tensor, "num 5"]:
-    """Distances of masks from the four sides of their images, and whether there is any pixel, where the masks are."""
+    """Distances of each mask from its image's top, left, bottom and right, and whether it has pixels; on its device."""
     sides = []
     for mask in masks:
         rows, columns = mask.any(dim=1).to(torch.uint8), mask.any(dim=0).to(torch.uint8)
@@ -241,17 +241,17 @@ def sides_of(masks: Sequence[Bool[Tensor, "height width"]]) -> Int[Tensor, "num 
 
 
 def boxes_of(sides: Num[Tensor, "num 5"], masks: Sequence[Bool[Tensor, "height width"]]) -> list[Box | None]:
-    """The bounds of masks, by their :func:`sides_of` on the host."""
-    found = zip(masks, sides.long().tolist(), strict=True)
+    """Bounds of masks from their :func:`sides_of`, copied to the host."""
+    pairs = zip(masks, sides.long().tolist(), strict=True)
     return [
-        (top, left, mask.shape[0] - bottom, mask.shape[1] - right) if there else None
-        for mask, (top, left, bottom, right, there) in found
+        (top, left, mask.shape[0] - bottom, mask.shape[1] - right) if has_pixels else None
+        for mask, (top, left, bottom, right, has_pixels) in pairs
     ]
 
 
 def cropped(camera: Cameras, window: Window) -> Cameras:
-    """The camera whose image is a window of another's: the same but for its principal point and its size."""
-    part = copy.deepcopy(camera)
-    part.cx, part.cy = part.cx - window.left, part.cy - window.top
-    part.width, part.height = (torch.full_like(part.width, side) for side in (window.width, window.height))
-    return part
+    """The camera whose image is a window of another's: only its principal point and its size differ."""
+    crop = copy.deepcopy(camera)
+    crop.cx, crop.cy = crop.cx - window.left, crop.cy - window.top
+    crop.width, crop.height = (torch.full_like(crop.width, side) for side in (window.width, window.height))
+    return crop

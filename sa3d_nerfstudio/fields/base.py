@@ -14,13 +14,13 @@ from typing_extensions import Self
 MIN_EVIDENCE = 1e-3
 """Weight of rays below which a cell counts as never seen. One ray that ends in a cell leaves about 1."""
 FIRM = 0.02
-"""Share of the evidence at the object's median cell below which a cell does not count by itself."""
+"""Evidence below which a cell is not trusted by itself, as a share of that at the object's median cell."""
 SHARPNESS = 8.0
-"""Logit per unit of probability at which averages become logits: from -4, where all rays say "no", to 4."""
+"""Logits per unit of probability when averages become logits: from -4, where no ray is on the object, to 4."""
 LIGHT_LOGIT = -SHARPNESS / 2
-"""Logit of light that passes everything: it is known not to be the object."""
+"""Logit of light that passes everything, which is known not to be the object."""
 FAR_LOGIT = -2.0
-"""Highest logit of a cell that is too far out to be of the object."""
+"""Highest logit of a cell that is too far out to belong to the object."""
 
 
 class MaskField(nn.Module):
@@ -30,18 +30,18 @@ class MaskField(nn.Module):
     ``seen = Σ Aᵥᵀ 1``, with ``Aᵥ`` the trace of view v. ``hit / seen`` is the mean of their masks, in [0, 1].
     A cell with no evidence is unknown, which differs from "not the object".
 
-    A field that has been fitted to its masks (:mod:`sa3d_nerfstudio.segmentation.likelihood`) holds a logit per cell
-    besides, which everything is then read from. New evidence drops the logits.
+    A field that has been fitted to its masks (:mod:`sa3d_nerfstudio.segmentation.likelihood`) also holds a logit per
+    cell, from which all probabilities are then read. New evidence drops the logits.
 
-    Cells are voxels or splats; subclasses say which cells a point in space touches.
+    Cells are voxels or splats; subclasses define their places in space.
     """
 
     hit: Float[Tensor, " num_cells"]
     seen: Float[Tensor, " num_cells"]
     logits: Float[Tensor, " num_cells"] | None
-    """Log odds of the object in each cell; None where evidence is all there is. Absent in older checkpoints."""
+    """Log odds of the object in each cell; None if the field has evidence only. Absent in older checkpoints."""
     center: Float[Tensor, "3"]
-    """About where the object is, in the world."""
+    """Approximate centre of the object, world space."""
 
     def __init__(self, num_cells: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class MaskField(nn.Module):
         self.register_buffer("seen", torch.zeros(num_cells))
         self.register_buffer("logits", None)
         self.version = 0
-        """Counts the changes."""
+        """Number of changes so far."""
         self._derived: dict[Any, tuple[int, Tensor]] = {}
 
     @property
@@ -59,7 +59,7 @@ class MaskField(nn.Module):
 
     @property
     def num_bytes(self) -> int:
-        """What the evidence takes in memory, and about what it takes in a checkpoint."""
+        """Memory of the evidence in bytes, about the same as in a checkpoint."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers(recurse=False))
 
     @property
@@ -68,28 +68,28 @@ class MaskField(nn.Module):
         return not bool(self.derived("highest average", lambda: self.average().amax()) > 0)
 
     def holds_object(self, threshold: float) -> bool:
-        """Whether any cell is on the object with more than this probability."""
+        """Whether the probability of any cell exceeds the threshold."""
         return bool(self.derived("highest", self._highest) > threshold)
 
     def _highest(self) -> Tensor:
         return self.probability().amax()
 
     def derived(self, key: Any, compute: Callable[[], Tensor]) -> Tensor:
-        """Something computed from the evidence, kept until the evidence changes or moves to another device.
+        """A tensor computed from the evidence, cached until the evidence changes or moves to another device.
 
-        Renders ask for the same few tensors with every chunk of rays.
+        Renders need the same few tensors for every chunk of rays.
         """
-        kept = self._derived.get(key)
-        if kept is None or kept[0] != self.version or kept[1].device != self.center.device:
-            kept = self._derived[key] = (self.version, compute())
-        return kept[1]
+        entry = self._derived.get(key)
+        if entry is None or entry[0] != self.version or entry[1].device != self.center.device:
+            entry = self._derived[key] = (self.version, compute())
+        return entry[1]
 
     def forget_derived(self) -> None:
-        """Let go of what was computed from the evidence; it is several times as large."""
+        """Drop all derived tensors, which are several times as large as the evidence."""
         self._derived.clear()
 
     def rest(self) -> None:
-        """Take as little memory as may be until the field is used again, which may then take a little longer."""
+        """Reduce memory until the field is used again; that use may take a little longer."""
         self.forget_derived()
 
     def add(self, hit: Float[Tensor, " num_cells"], seen: Float[Tensor, " num_cells"]) -> None:
@@ -104,12 +104,12 @@ class MaskField(nn.Module):
         self.set_logits(None)
 
     def set_logits(self, logits: Float[Tensor, " num_cells"] | None) -> None:
-        """Replace the logits, or fall back on the evidence."""
+        """Replace the logits, or drop them (None), so that the evidence is used."""
         self.logits = logits
         self.version += 1
 
     def cells(self) -> Float[Tensor, "num_cells 2"]:
-        """What a render of the mask composites: logit, or else probability, and 1 where there is evidence."""
+        """Channels that mask renders composite: the logit, or else the probability, and 1 where there is evidence."""
         return self.derived("cells", self._cells)
 
     def _cells(self) -> Tensor:
@@ -118,11 +118,11 @@ class MaskField(nn.Module):
         return torch.stack([values, known.float()]).T
 
     def composited(self, mean: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Probability of a ray along which what :meth:`cells` holds has this mean."""
+        """Probability of a ray from the mean of :meth:`cells` along it."""
         return mean.clamp(0, 1) if self.logits is None else mean.sigmoid()
 
     def level(self, threshold: float) -> float:
-        """What the mean of a ray must exceed for its probability to exceed the threshold."""
+        """Mean of :meth:`cells` along a ray above which the ray's probability exceeds the threshold."""
         if self.logits is None:
             return threshold
         inside = min(max(threshold, 1e-6), 1 - 1e-6)
@@ -130,27 +130,27 @@ class MaskField(nn.Module):
 
     @property
     def light(self) -> float:
-        """What light that passes everything counts for in the mean of a ray."""
+        """Value of light that passes everything in the mean along a ray."""
         return 0.0 if self.logits is None else LIGHT_LOGIT
 
     def start_logits(self) -> Float[Tensor, " num_cells"]:
-        """Logits whose renders are cut where those of the evidence are: ``SHARPNESS (p - 1/2)``, 0 where unknown."""
+        """Logits whose renders have the outline of those of the evidence: ``SHARPNESS (p - 1/2)``, 0 if unknown."""
         return torch.where(self.known(), SHARPNESS * (self.rendered_average() - 0.5), 0.0)
 
     def bounded(self, logits: Float[Tensor, " num_cells"]) -> Float[Tensor, " num_cells"]:
-        """Logits, of which those of cells too far out to be of the object are at most ``FAR_LOGIT``."""
+        """The logits, limited to ``FAR_LOGIT`` in cells too far out to belong to the object."""
         return torch.where(self._near(), logits, logits.clamp(max=FAR_LOGIT))
 
     def logits_without_strays(self) -> Float[Tensor, " num_cells"] | None:
-        """The logits, where what floats beside the object is no longer of it; as they are by default."""
+        """The logits with cells that float apart from the object removed from it; unchanged by default."""
         return self.logits
 
     def rendered_average(self) -> Float[Tensor, " num_cells"]:
-        """The average as renders of the mask composite it: 0 in cells too far out to be of the object."""
+        """The average that mask renders composite: 0 in cells too far out to belong to the object."""
         return self.average() * self._near()
 
     def _near(self) -> Bool[Tensor, " num_cells"]:
-        """Which cells are not too far out to be of the object."""
+        """Which cells are near enough to belong to the object."""
         raise NotImplementedError
 
     def known(self) -> Bool[Tensor, " num_cells"]:
@@ -168,9 +168,9 @@ class MaskField(nn.Module):
         return torch.where(self.known(), self.hit / self.seen.clamp(min=MIN_EVIDENCE), 0.0)
 
     def firm_evidence(self) -> float | Tensor:
-        """Evidence that a cell needs to be trusted by itself: a share of what half of the object's surface has.
+        """Evidence that a cell needs to be trusted by itself: ``FIRM`` times that of the object's median cell.
 
-        Where the field lies on a GPU, so does the figure, and the host does not wait for it.
+        Cells are weighted by ``hit`` in the median. On a GPU it is a tensor there, for which the host does not wait.
         """
         on = self.probability() > 0.5
         if on.is_cuda:
@@ -187,10 +187,10 @@ class MaskField(nn.Module):
         return max(MIN_EVIDENCE, FIRM * float(seen[middle]))
 
     def object_cells(self, threshold: float = 0.5) -> Bool[Tensor, " num_cells"]:
-        """The cells that hold the object: on it, seen well, and near it.
+        """The cells of the object: with a probability above the threshold, firm evidence, and near it.
 
-        The tails of rays that end on the object reach what lies far behind it, and where no view has seen that place
-        better they call it object. Such cells weigh next to nothing in a render, but would spoil bounds and exports.
+        The tails of rays that end on the object reach cells far behind it, and mark them as object where no view has
+        seen them better. Such cells weigh next to nothing in a render, but would spoil bounds and exports.
         """
         return self.derived(
             ("object", threshold),
@@ -205,8 +205,8 @@ class MaskField(nn.Module):
         """Drop all evidence, and place the cells around an object.
 
         Args:
-            surface: World positions of points on the side of the object that has been prompted.
-            spacing: Distance between the rays of neighbouring pixels there.
+            surface: World positions of points on the prompted side of the object.
+            spacing: Distance between the rays of neighbouring pixels at the object.
         """
         raise NotImplementedError
 
@@ -214,17 +214,17 @@ class MaskField(nn.Module):
         """An empty field with its cells placed around the object as segmented so far.
 
         Args:
-            spacing: Distance between the rays of neighbouring pixels there.
+            spacing: Distance between the rays of neighbouring pixels at the object.
         """
         raise NotImplementedError
 
     def cells_place(self) -> tuple[int, dict[str, Tensor]]:
-        """Number of cells, and all tensors that say where they are: what :meth:`place_as` of another field takes."""
+        """Number of cells, and the tensors that determine their positions, for :meth:`place_as` of another field."""
         evidence = ("hit", "seen", "logits")
         return self.num_cells, {name: value for name, value in self.state_dict().items() if name not in evidence}
 
     def place_as(self, place: tuple[int, dict[str, Tensor]]) -> None:
-        """Drop all evidence, and put the cells where another field's are; see :meth:`cells_place`."""
+        """Drop all evidence, and place the cells like another field's; see :meth:`cells_place`."""
         num_cells, tensors = place
         for name, tensor in tensors.items():
             setattr(self, name, tensor.to(self.hit).clone())
@@ -239,8 +239,8 @@ class MaskField(nn.Module):
 
         Args:
             surface: World positions of points on the prompted surface.
-            spacing: Distance between the rays of neighbouring pixels there.
-            num_views: How many views the evidence comes from.
+            spacing: Distance between the rays of neighbouring pixels at that surface.
+            num_views: Number of views that the evidence comes from.
         """
         return self
 
@@ -253,7 +253,7 @@ class MaskField(nn.Module):
         raise NotImplementedError
 
     def probability_at(self, positions: Float[Tensor, "*batch 3"], threshold: float = 0.5) -> Float[Tensor, "*batch 1"]:
-        """Probability that world positions belong to the object, as far as cells tell of places between them."""
+        """Probability that world positions belong to the object, for fields whose cells are interpolated."""
         raise NotImplementedError
 
     def hits(
@@ -273,7 +273,7 @@ class MaskField(nn.Module):
         return torch.ones(len(positions), dtype=torch.bool, device=positions.device)
 
     def main_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], float]:
-        """World positions of the object's cells without those that float beside it, and half the size of a cell."""
+        """World positions of the object's cells without those that float apart from it, and half the size of a cell."""
         raise NotImplementedError
 
     def object_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], Float[Tensor, " num"]]:
@@ -281,7 +281,7 @@ class MaskField(nn.Module):
         raise NotImplementedError
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Take the number of cells from the checkpoint, in the place of the default, and logits if it has any."""
+        """Resize the buffers to the checkpoint's number of cells, and make logits if it has any."""
         has_logits = isinstance(state_dict.get(f"{prefix}logits"), Tensor)
         self.logits = torch.zeros_like(self.hit) if has_logits else None
         for name, buffer in self.named_buffers(recurse=False):

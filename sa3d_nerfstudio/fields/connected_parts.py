@@ -16,41 +16,42 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 ROUNDS = 24
-"""Of :func:`part_of_each`: in each, parts join their neighbours, and so grow at least as powers of two."""
+"""Rounds of :func:`part_of_each`: in each, parts join their neighbours, and so grow at least as powers of two."""
 USUAL = 4
-"""The how many-th nearest point tells how far apart points lie."""
+"""Rank of the neighbour whose median distance is the usual spacing of a cloud of points."""
 LINK = 4.0
-"""Points are linked up to this many times as far apart as they usually lie."""
+"""Largest distance between linked points, in usual spacings."""
 
 
 def label_parts(region: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
     """Number the connected parts of a region of any dimension; cells that touch at a corner are connected.
 
     Returns:
-        The number of the part that each cell belongs to, from 1 (0 outside the region); and how many parts there are.
+        The number of the part that each cell belongs to, from 1 (0 outside the region); and the number of parts.
     """
     labels: Any = ndimage.label(region, structure=np.ones((3,) * region.ndim))
     return labels
 
 
 def part_of_each(regions: Bool[Tensor, "*batch x y z"]) -> Int[Tensor, "*batch x y z"]:
-    """Which connected part of a region each cell belongs to, without a wait for the device.
+    """Label the connected parts of several regions, without a wait for the device.
 
-    As :func:`label_parts`, for regions that lie on a GPU, several at once. Parts hook onto their neighbours and point
-    to their roots (Y. Zhang, A. Azad, Z. Hu, "FastSV", SIAM PP 2020), in a fixed number of rounds.
+    Like :func:`label_parts`, for regions on a GPU. Parts hook onto their neighbours and point to their roots
+    (Y. Zhang, A. Azad, Z. Hu, "FastSV", SIAM PP 2020), in a fixed number of rounds.
 
     Returns:
-        The lowest flat index of the part's cells, counted through all regions; outside of a region, the cell's own.
+        For each cell, the lowest flat index of its part's cells, counted through all regions; outside of a region, the
+        index of the cell.
     """
     count, shape = regions.numel(), regions.shape
     images = regions.reshape(-1, 1, *shape[-3:])
     # Flat indices are whole numbers that single precision holds, up to 2^24.
     exact = torch.float32 if count <= 2**24 else torch.float64
-    inside, nowhere = regions.reshape(-1), torch.full((), float(count), dtype=exact, device=regions.device)
+    inside, outside = regions.reshape(-1), torch.full((), float(count), dtype=exact, device=regions.device)
     parent = torch.arange(count, device=regions.device)
     for _ in range(ROUNDS):
         root = parent[parent]
-        lowest = -F.max_pool3d(-torch.where(images, root.reshape(images.shape).to(exact), nowhere), 3, 1, 1)
+        lowest = -F.max_pool3d(-torch.where(images, root.reshape(images.shape).to(exact), outside), 3, 1, 1)
         lowest = torch.where(inside, lowest.reshape(-1).long(), root)
         parent = parent.scatter_reduce(0, parent, lowest, "amin")
         parent = torch.minimum(torch.minimum(parent, lowest), root)
@@ -66,10 +67,10 @@ def large_parts(region: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
 
 
 def linked_parts(places: Float[np.ndarray, "num 3"]) -> Int[np.ndarray, " num"]:
-    """Number the parts of a cloud of points, which lie farther apart than points within them usually do.
+    """Number the parts of a cloud of points, between which distances exceed ``LINK`` times the usual spacing.
 
     Args:
-        places: In any frame.
+        places: Positions of the points, in any frame.
 
     Returns:
         The number of the part that each point belongs to, from 0.
@@ -77,7 +78,7 @@ def linked_parts(places: Float[np.ndarray, "num 3"]) -> Int[np.ndarray, " num"]:
     if len(places) <= USUAL:
         return np.zeros(len(places), dtype=np.int32)
     usual = max(float(np.median(KDTree(places).query(places, USUAL + 1)[0][:, USUAL])), 1e-9)
-    # One point of each small box will do: in dense places, each has a great many others near it.
+    # One point per small box suffices: in dense regions, each point has a great many neighbours.
     boxes = np.floor((places - places.min(axis=0)) / (usual / 2))
     _, first, box = np.unique(boxes, axis=0, return_index=True, return_inverse=True)
     pairs = KDTree(places[first]).query_pairs(LINK * usual, output_type="ndarray")

@@ -18,11 +18,11 @@ from sa3d_nerfstudio.fields.trilinear import Fractions
 OUTSIDE = 0.25
 """Share of the box's half width that all of space outside is contracted into (see ``MaskGrid.contract``)."""
 REACH = 1.5
-"""How far out the object may extend, in half widths of the box; cells beyond are too coarse."""
+"""Largest distance from the box's centre that the object may reach, in half widths; cells beyond are too coarse."""
 MOSTLY_INSIDE = 0.05
 """Share of a prompted surface that may lie outside of the box before it is widened."""
 MIN_RESOLUTION = 16
-"""Vertices along each axis that a grid has at least, however coarse the images are."""
+"""Smallest number of vertices along each axis, however coarse the images are."""
 MARGIN = 0.15
 """Margin of the box around an object's known bounds, as a share of their half width."""
 
@@ -31,7 +31,7 @@ FIRST_MARGIN = 0.5
 
 
 FAINT = 0.2
-"""Share of the evidence at the median cell of an object below which a cell does not widen its box."""
+"""``hit`` below which a cell does not widen an object's box, as a share of the median over its cells."""
 SPECK = 0.05
 """Parts of an object smaller than this share of the largest are specks."""
 
@@ -39,8 +39,8 @@ SPECK = 0.05
 class MaskGrid(MaskField):
     """Voxels that store evidence at their vertices and are read trilinearly.
 
-    The grid is placed in a box of world space; that box holds 1 / (1 + ``OUTSIDE``) of the cells along each axis,
-    and all the rest of space the remaining rim, so that no evidence is lost. Memory layout is [z, y, x].
+    The grid is placed in a box of world space. The box takes 1 / (1 + ``OUTSIDE``) of the cells along each axis, and
+    the remaining rim covers all space outside of it, so that no evidence is lost. Memory layout is [z, y, x].
     """
 
     half_extent: Float[Tensor, "3"]
@@ -59,12 +59,12 @@ class MaskGrid(MaskField):
         return round(self.num_cells ** (1 / 3))
 
     def corner_offsets(self) -> Int[Tensor, "8 1"]:
-        """:func:`trilinear.corner_offsets` where the evidence lies; made there, so that no device is waited for."""
-        kept, r = self._corner_offsets, self.resolution
-        if kept is None or kept[0] != r or kept[1].device != self.hit.device:
+        """:func:`trilinear.corner_offsets`, made on the evidence's device, so that the host does not wait for it."""
+        cached, r = self._corner_offsets, self.resolution
+        if cached is None or cached[0] != r or cached[1].device != self.hit.device:
             corner = torch.arange(8, device=self.hit.device)[:, None]
-            kept = self._corner_offsets = r, (corner >> 2) * r**2 + (corner >> 1 & 1) * r + (corner & 1)
-        return kept[1]
+            cached = self._corner_offsets = r, (corner >> 2) * r**2 + (corner >> 1 & 1) * r + (corner & 1)
+        return cached[1]
 
     @property
     def cell_size(self) -> Float[Tensor, ""]:
@@ -84,14 +84,14 @@ class MaskGrid(MaskField):
         spacing: float = 0.0,
         margin: float = MARGIN,
     ) -> None:
-        """Put a cube around points of the object, leaving out the few that stray, and empty it.
+        """Place the box as a cube around points of the object without the few that stray, and drop the evidence.
 
         Args:
-            points: On the object, in world space.
-            weights: How much each counts.
-            spacing: Distance between the rays of neighbouring pixels at the object. Cells are made no finer: finer ones
-                would lie between the rays of all views, and stay unknown.
-            margin: How much wider than the points' bounds the box is, as a share of their half width.
+            points: Points on the object, in world space.
+            weights: Weight of each point; equal by default.
+            spacing: Distance between the rays of neighbouring pixels at the object. Cells are made no finer: finer
+                cells would lie between the rays of all views, and stay unknown.
+            margin: Margin of the box around the points' bounds, as a share of their half width.
         """
         low, high = robust_bounds(points, weights)
         half = ((high - low).max() / 2 * (1 + margin)).clamp(min=1e-6)
@@ -105,7 +105,7 @@ class MaskGrid(MaskField):
         self.place_around(surface, spacing=spacing, margin=FIRST_MARGIN)
 
     def placed_again(self, spacing: float) -> MaskGrid:
-        """An empty grid around the object as segmented so far; in the same place if that fits."""
+        """An empty grid around the object as segmented so far; in the same place if that still fits."""
         points, weights = self.object_points()
         if len(points) == 0:
             return self.fresh()
@@ -118,7 +118,7 @@ class MaskGrid(MaskField):
         return self.fresh() if fits else placed
 
     def same_cells(self, other: MaskGrid) -> bool:
-        """Whether the other grid is in the same place, and as fine."""
+        """Whether the other grid has the same box and resolution."""
         same_place = torch.equal(self.center, other.center) and torch.equal(self.half_extent, other.half_extent)
         return same_place and self.num_cells == other.num_cells
 
@@ -147,19 +147,19 @@ class MaskGrid(MaskField):
         return grid
 
     def placement(self) -> tuple[float, ...]:
-        """Center, half extent and resolution as numbers, which stand for the place of all vertices.
+        """Center, half extent and resolution as numbers, which determine the positions of all vertices.
 
-        Read once from where they lie, however often they are asked for.
+        Cached, so that they are read only once from their device.
         """
         tensors = self.center, self.half_extent
-        kept = self._placement
-        if kept is None or any(a is not b or a._version != v for a, (b, v) in zip(tensors, kept[0], strict=True)):
+        cached = self._placement
+        if cached is None or any(a is not b or a._version != v for a, (b, v) in zip(tensors, cached[0], strict=True)):
             numbers = torch.cat(tensors).tolist()
-            kept = self._placement = [(tensor, tensor._version) for tensor in tensors], (*numbers, self.resolution)
-        return kept[1]
+            cached = self._placement = [(tensor, tensor._version) for tensor in tensors], (*numbers, self.resolution)
+        return cached[1]
 
     def contract(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
-        """World positions to grid coordinates in (-1, 1).
+        """Map world positions to grid coordinates in (-1, 1).
 
         The contraction of mip-NeRF 360 (arXiv 2111.12077, eq. 10) in the maximum norm, with a rim of width
         ``OUTSIDE`` instead of 1: x stays x inside the unit box, and becomes (1 + o (1 - 1 / (1 + (|x| - 1) / o))) x/|x|
@@ -172,7 +172,7 @@ class MaskGrid(MaskField):
         return x * (radius / norm.clamp(min=1e-9)) / (1 + OUTSIDE)
 
     def cell_positions(self) -> Float[Tensor, "num_cells 3"]:
-        """World position of every vertex; those on the very border, which stand for infinity, lie far out."""
+        """World position of each vertex; those on the border, which represent infinity, are placed far out."""
         line = torch.linspace(-1, 1, self.resolution, device=self.hit.device)
         z, y, x = torch.meshgrid(line, line, line, indexing="ij")
         u = torch.stack([x, y, z], dim=-1).reshape(-1, 3) * (1 + OUTSIDE)
@@ -184,7 +184,7 @@ class MaskGrid(MaskField):
     def located(
         self, x: Float[Tensor, "*batch"], y: Float[Tensor, "*batch"], z: Float[Tensor, "*batch"]
     ) -> tuple[Int[Tensor, " num"], Fractions]:
-        """The first vertex of the block of eight that each position lies in, and where in the block it lies.
+        """The first vertex of the block of eight that each position lies in, and its fractions within the block.
 
         Args:
             x: World positions less ``center`` over ``half_extent``; overwritten, as are y and z.
@@ -192,15 +192,15 @@ class MaskGrid(MaskField):
             z: Likewise.
         """
         r = self.resolution
-        # The contraction, see contract(): from the middle of the grid to its border are (r - 1) / 2 cells, of which no
-        # position may need more, however it is rounded.
+        # The contraction, see contract(). The border of the grid is (r - 1) / 2 cells from its middle, and rounding
+        # must take no position beyond it.
         half = 0.5 * (r - 1) * (1 - 1e-6)
         norm = torch.maximum(torch.maximum(x.abs(), y.abs()), z.abs()).clamp_(min=1)
         scale = (norm + (OUTSIDE - 1)).reciprocal_().mul_(-(OUTSIDE**2) * half / (1 + OUTSIDE)).add_(half).div_(norm)
         u = [axis.mul_(scale).add_(0.5 * (r - 1)) for axis in (x, y, z)]
         first = [axis.floor() for axis in u]
         fx, fy, fz = (axis.sub_(low).reshape(-1) for axis, low in zip(u, first, strict=True))
-        # Whole numbers up to 128^3 are exact in single precision; larger grids take the longer way.
+        # Indices up to 256^3 = 2^24 are exact in single precision; larger grids take doubles.
         i, j, k = first if r <= 256 else [low.double() for low in first]
         index = k.mul_(r).add_(j).mul_(r).add_(i).long()
         return index.reshape(-1), (fx, fy, fz)
@@ -225,7 +225,7 @@ class MaskGrid(MaskField):
         return out.T
 
     def _near(self) -> Bool[Tensor, " num_cells"]:
-        """Vertices no farther out than ``REACH``; an object that outgrows its box moves it in the next pass.
+        """Vertices no farther out than ``REACH``; an object that outgrows its box moves the box in the next pass.
 
         Farther out a cell is as large as the object, and rays that graze it leave blobs on the background.
         """
@@ -239,12 +239,12 @@ class MaskGrid(MaskField):
         if not bool(self.object_cells().any()) or beyond.float().mean() < MOSTLY_INSIDE:
             return self
         wider = self.fresh()
-        known = self.object_points()[0]
-        # The prompted surface may have few pixels: these are no outliers.
-        weights = torch.cat([torch.full_like(part[:, 0], 1 / len(part)) for part in (known, surface[beyond])])
-        wider.place_around(torch.cat([known, surface[beyond]]), weights, spacing)
+        points = self.object_points()[0]
+        # Both sets weigh the same: the prompted surface may have few pixels, which are no outliers.
+        weights = torch.cat([torch.full_like(group[:, 0], 1 / len(group)) for group in (points, surface[beyond])])
+        wider.place_around(torch.cat([points, surface[beyond]]), weights, spacing)
         result = self.resampled(wider)
-        # A coarse cell holds the rays of many fine ones: where there were such, count all views for one.
+        # A coarse cell holds the rays of many fine cells: evidence from coarse cells counts as that of one view.
         share = torch.where(self._outside(result.cell_positions()), 1 / num_views, 1.0)
         result.set(result.hit * share, result.seen * share)
         return result
@@ -258,7 +258,7 @@ class MaskGrid(MaskField):
         return self.cell_positions()[on], self.hit[on]
 
     def object_bounds(self, threshold: float = 0.5) -> Float[Tensor, "2 3"]:
-        """Lowest and highest corner of the box around the vertices on the object; there must be some."""
+        """Lowest and highest corner of the box around the object's vertices, which must exist."""
 
         def bounds() -> Tensor:
             points, _ = self.object_points(threshold)
@@ -267,11 +267,11 @@ class MaskGrid(MaskField):
         return self.derived(("bounds", threshold), bounds)
 
     def filled_probability(self, threshold: float = 0.5) -> Float[Tensor, " num_cells"]:
-        """The probability everywhere: cells that no ray reached, such as an object's inside, take it from around them.
+        """Probability of all cells: those that no ray reached, such as an object's inside, take it from cells around.
 
-        Averages of ever coarser blocks of known cells fill what is missing ("pull-push"), within the object's bounds;
-        beyond them nothing is the object. Needed where the mask gates density: a surface is seen, the inside that it
-        hides is not, and must go with it.
+        Averages over ever coarser blocks of known cells fill the gaps ("pull-push") within the object's bounds; beyond
+        them, the probability is 0. Needed where the mask gates density: rays see an object's surface but not its
+        inside, which must be gated with it.
         """
         return self.derived(("filled", threshold), lambda: self._fill(threshold))
 
@@ -301,7 +301,7 @@ class MaskGrid(MaskField):
         volume = on.reshape((self.resolution,) * 3).cpu().numpy()
         main = torch.from_numpy(large_parts(volume, SPECK).reshape(-1)).to(on)
         main &= self.hit > FAINT * self.hit[main].median()
-        # The object ends somewhere between the last vertex on it and the next.
+        # The object ends between the last vertex on it and the next one.
         return self.cell_positions()[main], float(self.half_extent.max()) * (1 + OUTSIDE) / (self.resolution - 1)
 
     def hits(
@@ -320,14 +320,14 @@ class MaskGrid(MaskField):
 def robust_bounds(
     points: Float[Tensor, "num_points 3"], weights: Float[Tensor, " num_points"] | None = None, share: float = 0.02
 ) -> tuple[Float[Tensor, "3"], Float[Tensor, "3"]]:
-    """Per-axis bounds that leave out ``share`` of the weight at either end, then are widened as if it were uniform."""
+    """Per-axis bounds without ``share`` of the weight at either end, then widened as for a uniform distribution."""
     weights = torch.ones_like(points[:, 0]) if weights is None else weights
     low, high = [], []
     for axis in range(3):
         order = points[:, axis].argsort()
         mass = weights[order].cumsum(0) / weights.sum()
-        at = torch.searchsorted(mass, mass.new_tensor([share, 1 - share])).clamp(max=len(points) - 1)
-        first, last = points[order[at], axis].unbind()
+        index = torch.searchsorted(mass, mass.new_tensor([share, 1 - share])).clamp(max=len(points) - 1)
+        first, last = points[order[index], axis].unbind()
         slack = (last - first) * share / (1 - 2 * share)
         low.append(first - slack)
         high.append(last + slack)
@@ -343,15 +343,15 @@ def _pull_push(mass: Tensor, known: Tensor) -> Tensor:
         F.avg_pool3d(mass, 2, ceil_mode=True, count_include_pad=False),
         F.avg_pool3d(known, 2, ceil_mode=True, count_include_pad=False),
     )
-    above = F.interpolate(coarse, size=size, mode="trilinear", align_corners=False)
-    return torch.where(known > 0, mass / known.clamp(min=1e-9), above)
+    filling = F.interpolate(coarse, size=size, mode="trilinear", align_corners=False)
+    return torch.where(known > 0, mass / known.clamp(min=1e-9), filling)
 
 
 STEPS = 96
-"""Places along a ray at which widened cells are tested."""
+"""Positions along a ray at which widened cells are tested."""
 SAMPLES_AT_A_TIME = 1 << 20
 FEW_RAYS = 1 << 14
-"""Rays on a GPU that are all tested; of more, those that pass the object's box."""
+"""Largest number of rays that are all tested on a GPU; of more, only those that pass the object's box are."""
 
 
 def passing(
@@ -382,8 +382,8 @@ def may_show(
 ) -> Bool[Tensor, " num_rays"]:
     """Which rays would show the object without occluders.
 
-    The mask of a ray follows from the mean of what the cells along it hold, weighted by what is known there. So it
-    exceeds the threshold only where a cell does, somewhere on the ray: tested once a cell, in cells near the object.
+    A ray's mask follows from the mean of the cells along it, weighted by their evidence. It exceeds the threshold only
+    if a cell on the ray does, which is tested once per cell, near the object.
     """
     steps, level = 1, grid.level(threshold)
 
@@ -393,9 +393,9 @@ def may_show(
     if bool(grid.object_cells(threshold).any()):
         low, high = grid.object_bounds(threshold)
         steps = math.ceil(float(((high - low) / grid.cell_size + 2).norm()))
-    along = grid.derived(("probability, known, object", threshold), values)
+    channels = grid.derived(("probability, known, object", threshold), values)
     return _any_along(
-        grid, origins, directions, threshold, 1, steps, along,
+        grid, origins, directions, threshold, 1, steps, channels,
         lambda values: (values[..., 0] > level * values[..., 1]) & (values[..., 2] > threshold / 2),
     )  # fmt: skip
 
@@ -410,9 +410,9 @@ def _any_along(
     values: Float[Tensor, "num_cells channels"],
     test: Callable[[Tensor], Tensor],
 ) -> Bool[Tensor, " num_rays"]:
-    """Whether values read anywhere along a ray, within the object's bounds and some cells around, pass a test."""
+    """Which rays pass a test on values read along them, within the object's bounds and a margin in cells."""
     passed = torch.zeros(len(origins), dtype=torch.bool, device=origins.device)
-    # On a GPU, few rays are all tested sooner than the host is told which of them pass the box, if there is one.
+    # On a GPU, testing all of few rays is faster than a wait for those that pass the box, if it exists.
     unread = origins.is_cuda and len(origins) <= FEW_RAYS
     if not unread and not bool(grid.object_cells(threshold).any()):
         return passed
@@ -433,11 +433,11 @@ def _any_along(
 
 
 def _box_of_object(grid: MaskGrid, threshold: float) -> Float[Tensor, "2 3"]:
-    """:meth:`MaskGrid.object_bounds` without a wait for the device; NaN, which nothing passes, without an object."""
+    """:meth:`MaskGrid.object_bounds` without a wait for the device; NaN, which no ray passes, without an object."""
 
     def box() -> Tensor:
-        on, places = grid.object_cells(threshold)[:, None], grid.cell_positions()
-        low, high = torch.where(on, places, torch.inf).amin(0), torch.where(on, places, -torch.inf).amax(0)
+        on, positions = grid.object_cells(threshold)[:, None], grid.cell_positions()
+        low, high = torch.where(on, positions, torch.inf).amin(0), torch.where(on, positions, -torch.inf).amax(0)
         return torch.where(low <= high, torch.stack([low, high]), torch.nan)
 
     return grid.derived(("box", threshold), box)

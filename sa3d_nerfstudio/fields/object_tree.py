@@ -1,4 +1,4 @@
-"""The tree of a scene's objects: what is a part of what, and which level of it is shown."""
+"""The tree of a scene's objects and their parts, and the level of it that is shown."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.fields.splat_mask import SplatMask
 
 INSIDE = 0.8
-"""Share of an object that must lie within another for it to be a part of that."""
+"""Share of an object that must lie within another one for it to be a part of that one."""
 
 MIN_KNOWN = 1e-3
-"""Share of a place's cells that must have evidence for it to lie on anything."""
+"""Share of the cells around a position that must have evidence for it to lie on an object."""
 
 Level = Literal["whole", "object", "part"]
 
@@ -28,11 +28,11 @@ def share_inside(inner: MaskField, outer: MaskField, threshold: float = 0.5) -> 
 
     Args:
         inner: The object whose cells are counted.
-        outer: The other one, of the same kind, in cells of any place and size.
-        threshold: Probability above which something is on an object.
+        outer: The other object: a field of the same kind, with cells of any position and size.
+        threshold: Probability above which a cell belongs to an object.
 
     Returns:
-        In [0, 1]; 0 where ``inner`` holds nothing.
+        A share in [0, 1]; 0 if ``inner`` is empty.
     """
     if isinstance(inner, SplatMask) and isinstance(outer, SplatMask):
         weights = inner.object_weights(threshold)
@@ -45,7 +45,7 @@ def share_inside(inner: MaskField, outer: MaskField, threshold: float = 0.5) -> 
 
 
 def _on_surface(field: MaskField, points: Float[Tensor, "num 3"], threshold: float) -> Tensor:
-    """Which positions lie in cells of a grid that say "object", as rays that end there would be told."""
+    """Which positions lie on a grid's object, by the test that applies to rays that end there."""
     assert isinstance(field, MaskGrid)
     if len(points) == 0 or not bool(field.object_cells(threshold).any()):
         return torch.zeros(len(points), dtype=torch.bool, device=points.device)
@@ -59,7 +59,7 @@ def _on_surface(field: MaskField, points: Float[Tensor, "num 3"], threshold: flo
 
 
 def object_size(field: MaskField, threshold: float = 0.5) -> float:
-    """How large an object is, by the cells of its surface: their volume, or their number for splats."""
+    """Size of an object by the cells of its surface: their volume, or their number for splats."""
     if isinstance(field, SplatMask):
         return float(len(field.object_rows(threshold)))
     cells = float(field.object_cells(threshold).sum())
@@ -68,14 +68,14 @@ def object_size(field: MaskField, threshold: float = 0.5) -> float:
 
 @dataclass
 class ObjectTree:
-    """Objects and what they are parts of. An object has at most one parent, the smallest one that it lies within."""
+    """Objects and their parents. An object has at most one parent, the smallest object that it lies within."""
 
     parents: dict[str, str | None] = field(default_factory=dict)
-    """For each object, in the order in which they were found, what it is a part of."""
+    """Parent of each object, None for roots, in the order in which the objects were found."""
 
     @classmethod
     def of(cls, fields: Mapping[str, MaskField], threshold: float = 0.5) -> ObjectTree:
-        """The tree of some objects, by their cells."""
+        """Build the tree of some objects from their cells."""
         builder = TreeBuilder(threshold)
         for name, field_of_object in fields.items():
             builder.add(name, field_of_object)
@@ -86,58 +86,58 @@ class ObjectTree:
 
     @property
     def roots(self) -> list[str]:
-        """Objects that are parts of nothing."""
+        """Objects without a parent."""
         return [name for name, parent in self.parents.items() if parent is None]
 
     def children(self, name: str) -> list[str]:
-        """The parts of an object."""
-        return [other for other, parent in self.parents.items() if parent == name]
+        """Direct parts of an object."""
+        return [child for child, parent in self.parents.items() if parent == name]
 
     def ancestors(self, name: str) -> list[str]:
-        """What an object is a part of, from the smallest to the largest."""
-        found: list[str] = []
+        """Objects that an object is a part of, from the smallest to the largest."""
+        ancestors: list[str] = []
         parent = self.parents.get(name)
-        while parent is not None and parent not in found:
-            found.append(parent)
+        while parent is not None and parent not in ancestors:
+            ancestors.append(parent)
             parent = self.parents.get(parent)
-        return found
+        return ancestors
 
     def descendants(self, name: str) -> list[str]:
         """All parts of an object, and their parts."""
-        return [other for other in self.parents if name in self.ancestors(other)]
+        return [candidate for candidate in self.parents if name in self.ancestors(candidate)]
 
     def cut(self, values: Mapping[str, float]) -> list[str]:
-        """The level at which a scene falls into objects: no two of which are parts of each other, of the highest value.
+        """Cut the tree into objects with the highest total value, none of which is a part of another.
 
-        An object is taken whole unless its parts are worth more together. This is how HDBSCAN chooses clusters from
-        their hierarchy (R. Campello, D. Moulavi, J. Sander, PAKDD 2013, "excess of mass").
+        An object is taken whole unless its parts have a higher value together. This is how HDBSCAN chooses clusters
+        from their hierarchy (R. Campello, D. Moulavi, J. Sander, PAKDD 2013, "excess of mass").
 
         Args:
-            values: What each object is worth.
+            values: Value of each object, 0 by default.
         """
         chosen: list[str] = []
 
         def best(name: str) -> tuple[float, list[str]]:
-            own, children = values.get(name, 0.0), [best(child) for child in self.children(name)]
-            below = sum(value for value, _ in children)
-            if children and below > own:
-                return below, [taken for _, names in children for taken in names]
-            return own, [name]
+            whole_value, children = values.get(name, 0.0), [best(child) for child in self.children(name)]
+            parts_value = sum(value for value, _ in children)
+            if children and parts_value > whole_value:
+                return parts_value, [taken for _, names in children for taken in names]
+            return whole_value, [name]
 
         for root in self.roots:
             chosen += best(root)[1]
         return [name for name in self.parents if name in set(chosen)]
 
     def level(self, name: str, cut: list[str]) -> Level:
-        """What an object is beside those of a :meth:`cut`."""
+        """Level of an object relative to a :meth:`cut`: in it, below it, or above it."""
         if name in cut:
             return "object"
-        return "part" if any(other in cut for other in self.ancestors(name)) else "whole"
+        return "part" if any(ancestor in cut for ancestor in self.ancestors(name)) else "whole"
 
     def without(self, name: str) -> ObjectTree:
-        """The tree without an object, whose parts become those of what it was a part of."""
-        above = self.parents.get(name)
-        parents = {other: above if parent == name else parent for other, parent in self.parents.items()}
+        """The tree without an object, whose parts become parts of its parent."""
+        grandparent = self.parents.get(name)
+        parents = {child: grandparent if parent == name else parent for child, parent in self.parents.items()}
         parents.pop(name, None)
         return ObjectTree(parents)
 
@@ -146,17 +146,17 @@ class ObjectTree:
         swap = {name: new}
         return ObjectTree(
             {
-                swap.get(other, other): None if parent is None else swap.get(parent, parent)
-                for other, parent in self.parents.items()
+                swap.get(child, child): None if parent is None else swap.get(parent, parent)
+                for child, parent in self.parents.items()
             }
         )
 
 
 class TreeBuilder:
-    """Grows a tree object by object; each new one is compared with those that share space with it.
+    """Builds a tree object by object, and compares each new one with all before it.
 
     Args:
-        threshold: Probability above which something is on an object.
+        threshold: Probability above which a cell belongs to an object.
     """
 
     def __init__(self, threshold: float = 0.5) -> None:
@@ -166,7 +166,7 @@ class TreeBuilder:
         self._within: dict[str, set[str]] = {}
 
     def same(self, field: MaskField) -> str | None:
-        """The object that has the same cells as a field; None if there is none."""
+        """The object that has about the same cells as a field; None if there is none."""
         for name, other in self._fields.items():
             inside = share_inside(field, other, self.threshold)
             if inside >= INSIDE and share_inside(other, field, self.threshold) >= INSIDE:
@@ -176,24 +176,24 @@ class TreeBuilder:
     def add(self, name: str, field: MaskField) -> None:
         """Add an object."""
         self._within[name] = set()
-        for other, its_field in self._fields.items():
+        for earlier, earlier_field in self._fields.items():
             inside, around = (
-                share_inside(field, its_field, self.threshold),
-                share_inside(its_field, field, self.threshold),
+                share_inside(field, earlier_field, self.threshold),
+                share_inside(earlier_field, field, self.threshold),
             )
-            # Of two with the same cells, the smaller one is the part.
+            # Of two objects with about the same cells, the smaller one is the part.
             if inside >= INSIDE and inside >= around:
-                self._within[name].add(other)
+                self._within[name].add(earlier)
             elif around >= INSIDE:
-                self._within[other].add(name)
+                self._within[earlier].add(name)
         self._fields[name] = field
         self._sizes[name] = object_size(field, self.threshold)
 
     def tree(self) -> ObjectTree:
-        """The tree as it is by now."""
-        # Only what is larger: parts never go in circles.
+        """The tree of the objects added so far."""
+        # Parents are larger than their parts, so that the tree has no cycles.
         larger = {
-            name: [other for other in within if self._sizes[other] > self._sizes[name]]
+            name: [candidate for candidate in within if self._sizes[candidate] > self._sizes[name]]
             for name, within in self._within.items()
         }
         return ObjectTree(

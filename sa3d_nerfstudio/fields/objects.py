@@ -1,4 +1,4 @@
-"""The objects of a run: named, shown or hidden, each with its own mask field."""
+"""The objects of a run: named, shown or hidden, each with a mask field."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ PALETTE = (
 )
 """Colours that mark objects, in the order in which they are made."""
 GOLDEN_RATIO = 0.618034
-"""Of the circle of hues, how far each further colour is from the last: no two of hundreds are the same."""
+"""Distance between the hues of successive further colours, as a share of the circle: hundreds are all different."""
 
 
 def next_color(used: Collection[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """The colour for one more object: of :data:`PALETTE` while there is one left, then ever new hues."""
+    """The colour of a further object: the first unused one of :data:`PALETTE`, or else a new hue."""
     free = [color for color in PALETTE if color not in used]
     if free:
         return free[0]
@@ -46,7 +46,7 @@ class MaskObjects(nn.Module):
         self._make_field = make_field
         self.fields = nn.ModuleDict()
         self.threshold = 0.5
-        """Probability above which something is on an object."""
+        """Probability above which a cell or ray belongs to an object."""
         self.hidden: set[str] = set()
         self.colors: dict[str, tuple[float, float, float]] = {}
         self.prompts: dict[str, Any] = {}
@@ -54,9 +54,9 @@ class MaskObjects(nn.Module):
         self.finished: dict[str, str] = {}
         """Checksum of prompts and settings of each object that a job has finished."""
         self.parents: dict[str, str | None] = {}
-        """Of objects that are known to be parts of others, or to be parts of nothing; see fields/object_tree.py."""
+        """Parent of each object with a known place in the tree, None for roots; see fields/object_tree.py."""
         self.scene: dict[str, Any] = {}
-        """Of a scene that is being taken apart, what is needed to go on; see jobs.py. Plain lists and strings."""
+        """State of a whole-scene segmentation, to resume it; see jobs.py. Plain lists and strings."""
 
     def __len__(self) -> int:
         return len(self.fields)
@@ -69,7 +69,7 @@ class MaskObjects(nn.Module):
 
     def __setitem__(self, name: str, field: MaskField) -> None:
         self.fields[_key(name)] = field
-        # They belong to the object that was replaced.
+        # Prompts and checksum belong to the object that was replaced.
         self.prompts.pop(name, None)
         self.finished.pop(name, None)
         if name not in self.colors:
@@ -81,8 +81,8 @@ class MaskObjects(nn.Module):
         self.hidden.discard(name)
         del self.colors[name]
         self.prompts.pop(name, None)
-        above = self.parents.pop(name, None)
-        self.parents = {other: above if parent == name else parent for other, parent in self.parents.items()}
+        grandparent = self.parents.pop(name, None)
+        self.parents = {child: grandparent if parent == name else parent for child, parent in self.parents.items()}
 
     def replace(
         self,
@@ -92,15 +92,15 @@ class MaskObjects(nn.Module):
         prompts: Mapping[str, Any],
         parents: Mapping[str, str | None] | None = None,
     ) -> None:
-        """Replace all objects by these, in this order; without ``parents``, those that stay keep theirs."""
+        """Replace all objects by these, in this order; without ``parents``, remaining objects keep their parents."""
         if parents is not None:
             self.parents = dict(parents)
         for name in set(self.parents) - set(fields):
-            above = self.parents.pop(name)
-            self.parents = {other: above if parent == name else parent for other, parent in self.parents.items()}
+            grandparent = self.parents.pop(name)
+            self.parents = {child: grandparent if parent == name else parent for child, parent in self.parents.items()}
         self.fields = nn.ModuleDict({_key(name): field for name, field in fields.items()})
         self.hidden, self.colors, self.prompts = set(hidden), dict(colors), dict(prompts)
-        self.finished = {}  # they may have been worked on
+        self.finished = {}  # the objects may have been edited
 
     @property
     def names(self) -> list[str]:
@@ -109,12 +109,12 @@ class MaskObjects(nn.Module):
 
     @property
     def shown(self) -> list[MaskField]:
-        """Fields of the objects that are not hidden and hold anything above the threshold."""
+        """Fields of the objects that are not hidden and have any cell above the threshold."""
         return [field for field, _ in self.shown_colored]
 
     @property
     def shown_colored(self) -> list[tuple[MaskField, tuple[float, float, float]]]:
-        """Fields of the objects that are not hidden and hold anything above the threshold, and their colours."""
+        """Fields of the objects that are not hidden and have any cell above the threshold, with their colours."""
         # Read once: the viewer may replace all objects while another thread renders.
         fields, hidden, colors = self.fields, self.hidden, self.colors
         names = [(key, _name(key)) for key in fields]
@@ -151,7 +151,7 @@ class MaskObjects(nn.Module):
         return result
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the evidence: plain lists and strings, so that it loads weights-only."""
+        """State of a checkpoint besides the evidence, in plain lists and strings, so that it loads weights-only."""
         colors = {name: list(self.colors[name]) for name in self.names}
         finished = {name: self.finished[name] for name in self.names if name in self.finished}
         return {
@@ -167,7 +167,7 @@ class MaskObjects(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore names, colours and prompts; evidence comes with the tensors."""
         self.hidden = set(state["hidden"])
-        # Checked where they are used: masks are valid without them.
+        # Prompts are checked where they are used: masks are valid without them.
         prompts = state.get("prompts")
         self.prompts = dict(prompts) if isinstance(prompts, dict) else dict.fromkeys(self.names, prompts)
         self.colors.update({name: tuple(color) for name, color in state.get("colors", {}).items()})
@@ -176,20 +176,20 @@ class MaskObjects(nn.Module):
         self.scene = dict(state.get("scene", {}))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Make the fields that the checkpoint holds before torch fills them."""
+        """Make the checkpoint's fields, before torch fills them."""
         extra = state_dict.get(f"{prefix}_extra_state")
         if extra is not None:
             self.fields, self.colors, self.prompts = nn.ModuleDict(), {}, {}
             for name in extra["names"]:
-                kept = f"{prefix}fields.{_key(name)}."
+                start = f"{prefix}fields.{_key(name)}."
                 # Fields of splats may be packed; see fields/splat_mask.py.
-                cells = state_dict[kept + ("hit" if kept + "hit" in state_dict else "packed_seen")]
+                cells = state_dict[start + ("hit" if start + "hit" in state_dict else "packed_seen")]
                 self[name] = self._make_field(cells.shape[0])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _key(name: str) -> str:
-    """Module names may not hold dots, object names may."""
+    """Module name of an object, with dots escaped: torch does not allow them in module names."""
     return "object:" + name.replace("%", "%25").replace(".", "%2E")
 
 

@@ -14,45 +14,44 @@ from sa3d_nerfstudio.fields.base import FAR_LOGIT, LIGHT_LOGIT, MIN_EVIDENCE, Ma
 from sa3d_nerfstudio.fields.connected_parts import linked_parts
 
 NEIGHBORS_OF_STRAYS = 20
-"""Neighbours whose mean distance marks a splat as stray."""
+"""Number of neighbours whose mean distance decides whether a splat is stray."""
 NEIGHBORS = 5
-"""Well-seen neighbours that decide for a splat without evidence."""
+"""Number of well-seen neighbours that determine the probability of a splat without firm evidence."""
 MOST = 0.95
-"""Share of the object's light that ends within its radius."""
+"""Share of the object's light that ends within the object's radius."""
 REACH = 2.0
-"""How far from its middle splats may belong to an object, in radii."""
+"""Largest distance of an object's splats from its middle, in radii of the object."""
 
 STRAY_LIGHT = 0.001
-"""What lies apart from the rest of an object is stray if it has less than this share of the object's light, ..."""
+"""A connected part of an object is stray if it has less than this share of the object's light, ..."""
 STRAY_SPLAT = 0.2
-"""... and a splat of it less than this share of what the object's splats have on average: hardly any ray sees it."""
+"""... and its splats, on average, less than this share of the mean over the object's splats: hardly any ray sees it."""
 
 EVIDENCE = ("hit", "seen", "logits")
-"""Buffers that are packed."""
+"""Buffers of the unpacked evidence."""
 PACKED = ("packed_rows", "packed_values", "packed_seen")
-"""Buffers that they are packed into."""
+"""Buffers of the packed evidence."""
 STEPS = 8.0
-"""In packed fields, steps in which ``seen`` doubles."""
+"""Quantisation steps per doubling of ``seen`` in packed fields."""
 
 
 class SplatMask(MaskField):
     """One cell per splat: the object is a set of splats.
 
-    An object's rays touch few of a scene's splats. A field at :meth:`rest` holds numbers for those alone, and of each
-    other splat a byte that says how well it was seen; reading or changing the evidence unpacks it.
+    An object's rays touch few of a scene's splats. A field at :meth:`rest` holds exact numbers for those only, and for
+    each other splat a byte, its coarse ``seen``; reading or changing the evidence unpacks it.
 
     Args:
-        positions: World positions of the splats, which the model holds: checkpoints do not store them
-            twice.
+        positions: World positions of the splats, which the model holds, so checkpoints do not store them twice.
     """
 
     positions: Float[Tensor, "num_cells 3"]
     packed_rows: Int[Tensor, " num_touched"] | None
-    """Splats that rays of the object touch, of a packed field."""
+    """Indices of the splats that the object's rays touch; None unless packed."""
     packed_values: Float[Tensor, "num_touched values"] | None
-    """Their hit, seen, and logit if there are logits."""
+    """``hit`` and ``seen`` of these splats, and their logits if there are any."""
     packed_seen: UInt8[Tensor, " num_cells"] | None
-    """0 where there is no evidence; else a logarithm of ``seen``."""
+    """Rounded logarithm of each splat's ``seen``; 0 where there is no evidence."""
 
     def __init__(self, positions: Float[Tensor, "num_cells 3"]) -> None:
         super().__init__(len(positions))
@@ -69,7 +68,7 @@ class SplatMask(MaskField):
 
     @property
     def num_bytes(self) -> int:
-        """What the evidence takes in memory; the positions are the model's."""
+        """Memory of the evidence in bytes; the positions are the model's."""
         held = (self._buffers[name] for name in (*EVIDENCE, *PACKED))
         return sum(buffer.numel() * buffer.element_size() for buffer in held if buffer is not None)
 
@@ -79,10 +78,11 @@ class SplatMask(MaskField):
         return self._buffers.get("packed_rows") is not None
 
     def rest(self) -> None:
-        """Pack the evidence. It is the same when it is unpacked, but for how well splats were seen that no ray of the
-        object has touched: that is known to a twentieth.
+        """Pack the evidence.
+
+        Unpacking restores it, but ``seen`` of splats that no ray of the object has touched only to a twentieth.
         """
-        self._derived = {key: kept for key, kept in self._derived.items() if kept[1].numel() < self.num_cells}
+        self._derived = {key: entry for key, entry in self._derived.items() if entry[1].numel() < self.num_cells}
         if self.is_packed:
             return
         hit, seen, logits, known = self.hit, self.seen, self.logits, self.known()
@@ -94,13 +94,13 @@ class SplatMask(MaskField):
         level = 1 + (STEPS * (seen.clamp(min=MIN_EVIDENCE) / MIN_EVIDENCE).log2()).round()
         self.packed_seen = torch.where(known, level.clamp(max=255), 0.0).to(torch.uint8)
         self.packed_values = torch.stack([value[rows] for value in values], dim=1)
-        # A render may be interrupted at any line: the evidence is there in one form at least.
+        # A render may be interrupted at any line, so at least one form of the evidence exists at all times.
         self.packed_rows = rows.int()
         for name in EVIDENCE:
             self._buffers[name] = None
 
     def unpack(self) -> dict[str, Tensor | None]:
-        """Take the evidence up again, and return it by the buffers' names; it stays as it is if it is not packed."""
+        """Unpack the evidence if it is packed, and return it by the names of its buffers."""
         if not self.is_packed:
             return {name: self._buffers[name] for name in EVIDENCE}
         evidence = self._unpacked()
@@ -113,7 +113,7 @@ class SplatMask(MaskField):
         rows, values, level = (self._buffers[name] for name in PACKED)
         assert rows is not None and values is not None and level is not None
         rows, known = rows.long(), level > 0
-        # Rounding must not make a splat one that no view has seen.
+        # Rounding must not make a seen splat count as unseen.
         seen = (MIN_EVIDENCE * 2 ** ((level.float() - 1) / STEPS)).clamp(min=1.001 * MIN_EVIDENCE)
         seen = torch.where(known, seen, 0.0).index_copy(0, rows, values[:, 1])
         hit = torch.zeros_like(seen).index_copy(0, rows, values[:, 0])
@@ -123,7 +123,7 @@ class SplatMask(MaskField):
         return {"hit": hit, "seen": seen, "logits": logits}
 
     def _highest(self) -> Tensor:
-        """Without unpacking anything: off the rows, nothing is on the object."""
+        """Read from the packed values: all other splats are off the object."""
         if not self.is_packed or self.packed_values is None:
             return super()._highest()
         values = self.packed_values
@@ -134,7 +134,7 @@ class SplatMask(MaskField):
     def __getattr__(self, name: str) -> Any:
         """Unpack the evidence where it is read."""
         if name in EVIDENCE and "_buffers" in self.__dict__ and self.is_packed:
-            # Another thread may pack it again meanwhile.
+            # Not read from the buffer: another thread may pack it again meanwhile.
             return self.unpack()[name]
         return super().__getattr__(name)
 
@@ -145,7 +145,7 @@ class SplatMask(MaskField):
         super().__setattr__(name, value)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Take the evidence as the checkpoint has it, packed or not."""
+        """Load the evidence as the checkpoint stores it, packed or not."""
         stored = {name: state_dict.get(prefix + name) for name in PACKED}
         packed = {name: values for name, values in stored.items() if isinstance(values, Tensor)}
         self.unpack()
@@ -178,7 +178,7 @@ class SplatMask(MaskField):
         return fresh
 
     def resampled(self, place: SplatMask) -> SplatMask:
-        """This field itself: splats have fixed places."""
+        """This field: splats have fixed positions."""
         return self
 
     def copy_from(self, other: SplatMask) -> None:
@@ -189,29 +189,29 @@ class SplatMask(MaskField):
             self.set_logits(other.logits.clone())
 
     def _near(self) -> Bool[Tensor, " num_cells"]:
-        """Splats not much farther from the object's middle than where most of its light ends.
+        """Splats within ``REACH`` radii of the object's middle, the radius being that of ``MOST`` of its light.
 
-        A splat that floats before a camera, or far behind the object, may be seen through the object's pixels alone.
+        A splat that floats before a camera, or far behind the object, may be seen through the object's pixels only.
         """
         return self.derived("near", self._find_near)
 
     def _find_near(self) -> Bool[Tensor, " num_cells"]:
         average = self.average()
         light = torch.where((average > 0.5) & (self.seen > self.firm_evidence()), self.hit, 0.0)
-        # All of them on a GPU, where telling which they are would be waited for.
+        # All rows on a GPU, where the host would have to wait for a selection.
         rows = slice(None) if light.is_cuda else light.nonzero()[:, 0]
-        places, light = self.positions[rows], light[rows]
+        positions, light = self.positions[rows], light[rows]
         if len(light) == 0:
             return torch.ones_like(self.seen, dtype=torch.bool)
-        middle = torch.stack([_quantile(axis, light, 0.5) for axis in places.T])
-        reach = REACH * _quantile((places - middle).norm(dim=-1), light, MOST)
+        middle = torch.stack([_quantile(axis, light, 0.5) for axis in positions.T])
+        reach = REACH * _quantile((positions - middle).norm(dim=-1), light, MOST)
         return ((self.positions - middle).norm(dim=-1) <= reach) | (light.sum() == 0)
 
     def logits_without_strays(self) -> Float[Tensor, " num_cells"] | None:
-        """The logits; those of splats that float beside the object, in parts of their own, at most ``FAR_LOGIT``.
+        """The logits, limited to ``FAR_LOGIT`` for stray splats: faint connected parts that float beside the object.
 
-        They are seen through the object's pixels by a few rays, and make up a ten-thousandth of its light; but they
-        show in other views, in exports, and in its bounds.
+        A few rays see such splats through the object's pixels. They make up a ten-thousandth of its light, but show in
+        other views, in exports, and in the object's bounds.
         """
         if self.logits is None:
             return None
@@ -230,7 +230,7 @@ class SplatMask(MaskField):
         return self.positions[on], self.hit[on]
 
     def object_rows(self, threshold: float = 0.5) -> Int[Tensor, " num"]:
-        """Numbers of the splats of :meth:`object_cells`, in ascending order; remembered while the field is at rest."""
+        """Indices of the splats of :meth:`object_cells`, in ascending order; cached even while the field is at rest."""
         return self.derived(("object rows", threshold), lambda: _rows(self.object_cells(threshold)))
 
     def object_weights(self, threshold: float = 0.5) -> Float[Tensor, " num"]:
@@ -242,18 +242,18 @@ class SplatMask(MaskField):
         return values[torch.searchsorted(held, rows), 0]
 
     def main_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], float]:
-        """World positions of the object's splats without stray ones; a splat's size does not count.
+        """World positions of the object's splats without stray ones, and 0 for the size of a splat.
 
-        Stray are those whose mean distance to their neighbours exceeds the mean of all by three standard deviations.
+        A splat is stray if its mean distance to its neighbours exceeds the mean of all by three standard deviations.
         """
         points, _ = self.object_points(threshold)
-        places = points.cpu().numpy()
-        if len(places) <= NEIGHBORS_OF_STRAYS:
+        positions = points.cpu().numpy()
+        if len(positions) <= NEIGHBORS_OF_STRAYS:
             return points, 0.0
-        neighbors = NearestNeighbors(n_neighbors=NEIGHBORS_OF_STRAYS).fit(places)
-        distance = neighbors.kneighbors(places)[0].mean(axis=1)
-        kept = distance <= distance.mean() + 3 * distance.std()
-        return points[torch.from_numpy(kept).to(points.device)], 0.0
+        neighbors = NearestNeighbors(n_neighbors=NEIGHBORS_OF_STRAYS).fit(positions)
+        distance = neighbors.kneighbors(positions)[0].mean(axis=1)
+        inliers = distance <= distance.mean() + 3 * distance.std()
+        return points[torch.from_numpy(inliers).to(points.device)], 0.0
 
     def hits(
         self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5
@@ -263,16 +263,16 @@ class SplatMask(MaskField):
         if len(points) == 0:
             return torch.zeros(len(origins), dtype=torch.bool, device=origins.device)
         low, high = points.amin(0), points.amax(0)
-        beside = 0.02 * (high - low).amax() + 1e-6  # splats have a size, and those of a flat thing lie in a plane
-        return through_box(torch.stack([low - beside, high + beside]), origins, directions)
+        margin = 0.02 * (high - low).amax() + 1e-6  # splats have a size, and those of a flat object lie in a plane
+        return through_box(torch.stack([low - margin, high + margin]), origins, directions)
 
     def selected(self, threshold: float = 0.5) -> Bool[Tensor, " num_cells"]:
-        """The splats that make up the object, including those without evidence of their own.
+        """The splats that make up the object, including those without firm evidence.
 
-        What lies within an object's bounds and has too little evidence of its own, such as the splats beneath its
-        surface, takes the probability of the well-seen splats nearest to it. Nothing beyond the bounds is the object.
+        Splats within the object's bounds that have too little evidence, such as those beneath its surface, take the
+        mean probability of the nearest well-seen splats. No splat beyond the bounds belongs to the object.
         """
-        # The rows alone outlast a rest: which they are takes a search for neighbours.
+        # Rows are cached, not the mask: they stay cached at rest, and finding them takes a search for neighbours.
         rows = self.derived(("selected", threshold), lambda: _rows(self._select(threshold)))
         selected = torch.zeros(self.num_cells, dtype=torch.bool, device=rows.device)
         selected[rows.long()] = True
@@ -291,8 +291,8 @@ class SplatMask(MaskField):
         unsure = (within & ~firm).nonzero()[:, 0]
         sure = (around & firm).nonzero()[:, 0]
         if len(unsure):
-            known = NearestNeighbors(n_neighbors=min(NEIGHBORS, len(sure))).fit(self.positions[sure].cpu().numpy())
-            nearest = known.kneighbors(self.positions[unsure].cpu().numpy(), return_distance=False)
+            search = NearestNeighbors(n_neighbors=min(NEIGHBORS, len(sure))).fit(self.positions[sure].cpu().numpy())
+            nearest = search.kneighbors(self.positions[unsure].cpu().numpy(), return_distance=False)
             neighbors = sure[torch.from_numpy(nearest).to(sure.device)]
             on[unsure] = self.probability()[neighbors].mean(-1) > threshold
         return on
@@ -302,7 +302,7 @@ def through_box(
     corners: Float[Tensor, "2 3"], origins: Float[Tensor, "*rays 3"], directions: Float[Tensor, "*rays 3"]
 ) -> Bool[Tensor, "*rays"]:
     """Which rays pass through the box between two corners, or begin in it."""
-    # The distances at which each ray enters and leaves the slab between each two sides.
+    # Distances at which each ray crosses the two opposite sides along each axis.
     directions = torch.where(directions.abs() < 1e-9, 1e-9, directions)
     first, second = ((corner - origins) / directions for corner in corners)
     enters, leaves = torch.minimum(first, second).amax(-1), torch.maximum(first, second).amin(-1)

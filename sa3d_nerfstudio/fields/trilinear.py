@@ -1,4 +1,4 @@
-"""Trilinear interpolation as sparse sums: each corner of a block of eight vertices by itself."""
+"""Trilinear interpolation as sparse sums over the eight corners of blocks of vertices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 Fractions = tuple[Float[Tensor, " num"], Float[Tensor, " num"], Float[Tensor, " num"]]
-"""How far positions lie along x, y and z from the first vertex of their block to the last, in [0, 1]."""
+"""Positions within their blocks along x, y and z, from 0 at the first vertex to 1 at the last."""
 
 
 def corner_offsets(resolution: int) -> tuple[int, ...]:
@@ -19,7 +19,7 @@ def corner_offsets(resolution: int) -> tuple[int, ...]:
 
 
 def corner_weights(fractions: Fractions, scale: Float[Tensor, " num"] | None = None) -> Float[Tensor, "8 num"]:
-    """Weight of each of the eight vertices, in the order of :func:`corner_offsets`; times ``scale``."""
+    """Weight of each of the eight vertices, times ``scale``, in the order of :func:`corner_offsets`."""
     x, y, z = fractions
     weights = x.new_empty(8, len(x))
     if scale is None:
@@ -38,17 +38,17 @@ def corner_weights(fractions: Fractions, scale: Float[Tensor, " num"] | None = N
 def read(
     values: Float[Tensor, " num_cells"], index: Int[Tensor, " num"], fractions: Fractions, resolution: int
 ) -> Float[Tensor, " num"]:
-    """Read a channel at positions.
+    """Interpolate a channel at positions.
 
     Args:
-        values: At the vertices.
+        values: Values at the vertices.
         index: First vertex of the block that each position lies in.
-        fractions: Where in the block.
+        fractions: Positions within the blocks.
         resolution: Vertices along each axis.
     """
     total = torch.zeros_like(fractions[0])
     for offset, weight in zip(corner_offsets(resolution), corner_weights(fractions), strict=True):
-        # The same indices into what begins with that corner, instead of other indices for each.
+        # Shift the values instead of the indices, which are then the same for all corners.
         total.addcmul_(values[offset:].index_select(0, index), weight)
     return total
 
@@ -61,25 +61,25 @@ def read_sums(
     fractions: Fractions,
     resolution: int,
 ) -> list[Float[Tensor, " num_rays"]]:
-    """Read channels at the atoms of rays, and add up each ray's: Σ w v of each channel.
+    """Interpolate channels at the atoms of rays, and sum along each ray: Σ w v of each channel.
 
     Args:
-        channels: At the vertices.
-        single: Of each channel; see :func:`single_valued`. Rays that never come where any of it is infinite read one
-            vertex for eight.
-        weights: Of the atoms.
-        index: First vertices of their blocks, [atoms, num_rays] in a row.
-        fractions: Where in the blocks.
+        channels: Values at the vertices.
+        single: :func:`single_valued` of each channel. Rays that meet no infinite value in any of them read one vertex
+            instead of eight.
+        weights: Weights of the atoms.
+        index: First vertices of the atoms' blocks, [atoms, num_rays] flattened.
+        fractions: Positions of the atoms within the blocks.
         resolution: Vertices along each axis.
     """
-    sums = [part.index_select(0, index).reshape(weights.shape).mul_(weights).sum(0) for part in single]
-    # Once for all channels: the host waits for it.
+    sums = [channel.index_select(0, index).reshape(weights.shape).mul_(weights).sum(0) for channel in single]
+    # Once for all channels, since the host waits for it.
     mixed = (~sum(sums[1:], start=sums[0]).isfinite()).nonzero()[:, 0]
     if len(mixed):
-        # Of all atoms in a row: many times faster than columns of a table.
-        each = torch.arange(0, len(index), weights.shape[1], device=index.device)
-        atoms = (each[:, None] + mixed).reshape(-1)
-        x, y, z, weight = (part.index_select(0, atoms) for part in (*fractions, weights.reshape(-1)))
+        # Indices into the flattened atoms: many times faster than columns of a table.
+        starts = torch.arange(0, len(index), weights.shape[1], device=index.device)
+        atoms = (starts[:, None] + mixed).reshape(-1)
+        x, y, z, weight = (flat.index_select(0, atoms) for flat in (*fractions, weights.reshape(-1)))
         first = index.index_select(0, atoms)
         for values, total in zip(channels, sums, strict=True):
             read_values = read(values, first, (x, y, z), resolution)
@@ -94,17 +94,17 @@ def read_all(
     fractions: Fractions,
     offsets: Int[Tensor, "8 1"],
 ) -> Float[Tensor, "num_rays channels"]:
-    """The sums of :func:`read_sums`, of which every ray reads all eight vertices of each block.
+    """The sums of :func:`read_sums`, for which every ray reads all eight vertices of each block.
 
-    For GPUs: there it takes less time than to be told which rays need not, and all corners at once less than one by
-    one.
+    For GPUs: there it takes less time than a wait for the rays that need not, and all corners together take less than
+    one by one.
 
     Args:
-        values: At the vertices.
-        weights: Of the atoms.
-        index: First vertices of their blocks, [atoms, num_rays] in a row.
-        fractions: Where in the blocks.
-        offsets: :func:`corner_offsets`, where the values are.
+        values: Values at the vertices.
+        weights: Weights of the atoms.
+        index: First vertices of the atoms' blocks, [atoms, num_rays] flattened.
+        fractions: Positions of the atoms within the blocks.
+        offsets: :func:`corner_offsets`, on the values' device.
     """
     corners = corner_weights(fractions, weights.reshape(-1))
     read_values = values.index_select(0, (index + offsets).reshape(-1)).reshape(*corners.shape, -1)
@@ -137,15 +137,15 @@ def add(
 
 
 def single_valued(values: Float[Tensor, " num_cells"], resolution: int) -> Float[Tensor, " num_cells"]:
-    """At the first vertex of each block, the value that all eight have in common, or infinity.
+    """The common value of the eight vertices of each block, at its first vertex; infinity if they differ.
 
-    Everything in between then has that value. Vertices that begin no block hold arbitrary values.
+    The interpolated value is then the same throughout the block. Vertices that begin no block hold arbitrary values.
     """
-    # Neighbours in memory are compared, over the ends of lines and planes too, where no block begins.
+    # Neighbours in memory are compared, also across the ends of lines and planes, where no block begins.
     y, z = resolution, resolution * resolution
     count = len(values) - z - y - 1
     along_x, along_y = ((values[step:] - values[:-step]).abs_() for step in (1, y))
-    # What differs in a block are its front, its back, or an edge that joins them; in a side likewise.
+    # A block has one value if its front and its back have one each, and an edge that joins them has; a side likewise.
     side = along_x[: count + z] + along_x[y : y + count + z]
     side += along_y[: count + z]
     spread = (values[z : z + count] - values[:count]).abs_().add_(side[:count]).add_(side[z:])

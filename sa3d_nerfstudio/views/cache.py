@@ -1,4 +1,4 @@
-"""What has been computed of views: in memory up to a budget, then on disk."""
+"""Cache of traces and embeddings of views: in memory up to a budget, then on disk."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from sa3d_nerfstudio.traces.window import Window
 from sa3d_nerfstudio.views.disk import DiskStore
 
 SHARE_OF_MEMORY = 0.5
-"""Of the memory that is free when the cache is made, which traces and embeddings may take unless told otherwise."""
+"""Default budget for traces and embeddings, as a share of the memory that is free when the cache is made."""
 FALLBACK_BYTES = 2 << 30
-"""Budget where the machine does not tell how much memory it has."""
+"""Budget if the free memory is unknown."""
 
 IN_USE = 12
-"""Values used last, which stay when others are evicted: of the view at hand, and of those got ready meanwhile."""
+"""Most recently used values that passes do not evict: those of the present view, and of views prepared meanwhile."""
 
 _NUMBERS = itertools.count()
-"""For segmenters that cannot be told by their weights."""
+"""Numbers for segmenters without a fingerprint of their weights."""
 
 Value = TypeVar("Value")
 CachedView = int | str | tuple[int, Window]
-"""A training view, the name of a free one, or a window of a training view."""
+"""Index of a training view, name of a free view, or window of a training view."""
 Stored = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 
 
 def default_budget(device: torch.device | str) -> int:
-    """How many bytes the cache may take on a device: a share of what is free there, models being there already."""
+    """Budget of the cache on a device, in bytes: a share of the memory that loaded models leave free."""
     free = free_bytes(device)
     return FALLBACK_BYTES if free is None else int(free * SHARE_OF_MEMORY)
 
 
 def restored(make: Callable[[], Value]) -> Value:
-    """What has been read from disk, brought to where it is needed."""
+    """Bring a value read from disk to its device; caches shrink if memory runs out."""
     return within_memory(make, "keep less in it (--pipeline.cache-gb), or close other programs that use it")
 
 
@@ -55,46 +55,46 @@ class _Entry:
     stored: Callable[[], Stored] | None
     on_disk: bool
     number_of_pass: int = 0
-    """In which it was used last."""
+    """Pass in which the value was used last."""
 
 
 class ViewCache:
-    """Values by key. When the budget is exceeded some leave: to disk if they can, else for good.
+    """Values by key. Values are evicted when the budget is exceeded: to disk if they can be stored, else for good.
 
-    Where views are visited in passes, one after another, whatever has been used least lately is what is needed next,
-    and room for all views but one would be worth nothing. So there the latest leave first (those in use apart), and as
-    many views as there is room for stay from pass to pass; but what the last two passes have not used leaves before.
-    Until there is a pass, whatever has been used least lately leaves.
+    In a pass, views are visited in turn, so the least recently used value is needed next; if it were evicted, room for
+    all views but one would be worth nothing. Passes therefore evict the most recently used values first, except those
+    in use, and as many views as fit stay from pass to pass. Values that the last two passes have not used leave before
+    these. Until the first pass, the least recently used value leaves.
 
     Args:
         budget: Bytes that values may take together. The newest is kept however large it is.
-        disk: Where values go that leave, and where they are looked for; nowhere if None.
+        disk: Store for evicted values, from which they are read again; None for memory only.
     """
 
     def __init__(self, budget: int, disk: DiskStore | None = None) -> None:
         self.budget = budget
         self.disk = disk
         self.num_bytes = 0
-        """Bytes that values take now."""
+        """Present size of all values in bytes."""
         self.computed = 0
-        """How many values have been computed, instead of being found."""
+        """Number of values computed rather than found in the cache."""
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._pass = 0
         self._lock = threading.RLock()
         reclaim_from(self)
 
     def begin_pass(self) -> None:
-        """From now on, views are visited in turn, each once."""
+        """Begin a pass: views are visited in turn, each once."""
         with self._lock:
             self._pass += 1
 
     def get(self, key: str, restore: Callable[[dict[str, Tensor], dict[str, Any]], Any] | None = None) -> Any | None:
-        """A value that is in memory, or on disk; None if there is none.
+        """The value in memory or on disk; None if there is none.
 
         Args:
-            key: Its key.
-            restore: Makes the value from what is on disk; it may raise KeyError, TypeError or ValueError if that is
-                not what it should be, and it is computed again. None for values that are in memory only.
+            key: Key of the value.
+            restore: Makes the value from the tensors and numbers on disk; it may raise KeyError, TypeError or
+                ValueError if these are invalid, and the value counts as absent. None for values in memory only.
         """
         with self._lock:
             entry = self._entries.get(key)
@@ -102,15 +102,15 @@ class ViewCache:
                 self._entries.move_to_end(key)
                 entry.number_of_pass = self._pass
                 return entry.value
-        found = self.disk.read(key) if self.disk is not None and restore is not None else None
-        if found is None or restore is None:
+        content = self.disk.read(key) if self.disk is not None and restore is not None else None
+        if content is None or restore is None:
             return None
         try:
-            value = restore(*found)
+            value = restore(*content)
         except (KeyError, TypeError, ValueError):
-            # Whole, but written by another version: as good as none.
+            # Undamaged, but written by another version.
             return None
-        # Nothing else of what was read is kept: on CUDA it would be a second copy in the machine's memory.
+        # The content is not kept: on CUDA it would be a second copy, in the host's memory.
         self._put(key, _Entry(value, size_of(value), None, on_disk=True))
         return value
 
@@ -118,9 +118,9 @@ class ViewCache:
         """Keep a value that has been computed.
 
         Args:
-            key: Its key.
-            value: Whatever it is.
-            stored: What of it goes to disk; None for values that stay in memory.
+            key: Key of the value.
+            value: The value.
+            stored: Returns the tensors and numbers to write to disk; None for values that stay in memory.
         """
         self.computed += 1
         self._put(key, _Entry(value, size_of(value), stored, on_disk=False))
@@ -140,7 +140,7 @@ class ViewCache:
             self._forget(key)
 
     def _least_needed(self) -> str:
-        """Which value is to leave; never the newest."""
+        """Key of the value to evict; never the newest."""
         keys = list(self._entries)
         oldest = keys[0]
         if not self._pass or self._entries[oldest].number_of_pass < self._pass - 1:
@@ -149,7 +149,7 @@ class ViewCache:
         return keys[-1 - max(in_use, 1)]
 
     def reclaim(self) -> int:
-        """Let go of half of what is held in memory, and hold no more from now on; how many bytes that were."""
+        """Evict half of the bytes held in memory, and lower the budget to the rest; return the bytes evicted."""
         with self._lock:
             before = self.num_bytes
             if len(self._entries) < 2:
@@ -159,7 +159,7 @@ class ViewCache:
             return before - self.num_bytes
 
     def flush(self) -> None:
-        """Write to disk what is not there yet."""
+        """Write all values to disk that are not there yet."""
         with self._lock:
             for key, entry in self._entries.items():
                 self._write(key, entry)
@@ -169,13 +169,13 @@ class ViewCache:
             try:
                 self.disk.write(key, *entry.stored())
             except SA3DError as error:
-                # Segmenting goes on without it, and what leaves memory is computed again.
+                # Segmentation goes on without the disk, and evicted values are computed again.
                 say(f"views are kept in memory only: {error}")
                 self.disk = None
             entry.on_disk = True
 
     def drop(self, key: str) -> None:
-        """Forget a value; what is on disk stays there."""
+        """Drop a value from memory; its entry on disk stays."""
         with self._lock:
             self._forget(key)
 
@@ -185,12 +185,12 @@ class ViewCache:
 
 
 class Embeddings(MutableMapping):
-    """What a segmenter has embedded, by view, kept in a cache.
+    """A segmenter's embeddings by view, held in a cache.
 
     Args:
-        cache: Where they are kept.
-        segmenter: Whose they are; those of a :class:`StorableSegmenter` go to disk.
-        key: Names a training view by all that its image depends on.
+        cache: The cache that holds them.
+        segmenter: The segmenter; embeddings of a :class:`StorableSegmenter` go to disk.
+        key: Returns a training view's key, made of all that its image depends on.
     """
 
     def __init__(self, cache: ViewCache, segmenter: Segmenter, key: Callable[[int], str]) -> None:
@@ -226,7 +226,7 @@ class Embeddings(MutableMapping):
         return sum(1 for _ in self)
 
     def _storable(self, view: CachedView) -> StorableSegmenter | None:
-        """What writes the embedding of a view to disk; None where it stays in memory, as those of free views do."""
+        """Segmenter that converts a view's embedding for disk; None if it stays in memory, as for free views."""
         return None if isinstance(view, str) else self._segmenter
 
     def _key(self, view: CachedView) -> str:

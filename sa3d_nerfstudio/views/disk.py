@@ -24,13 +24,13 @@ SUFFIX = ".view"
 
 
 class DiskStore:
-    """A folder of entries, each a file: a mark, a checksum, and tensors with a few numbers (safetensors: data only).
+    """A folder of files, one an entry: magic bytes, a checksum, and tensors with a few numbers (safetensors: data only).
 
     Args:
-        folder: Tells where it is; asked when it is first needed, and made when something is first written.
-        max_bytes: How much this folder and those beside it, which are other runs', may take together; None for any.
-            When they are full, entries of other runs leave, those of the run that was used least lately first. Where
-            that is not enough, nothing more is written.
+        folder: Returns the folder; called on first use. The folder is made on the first write.
+        max_bytes: Largest size of this folder and its siblings, which belong to other runs, together; None for no
+            limit. When they are full, entries of other runs are deleted, from the least recently used run on. If that
+            is not enough, nothing more is written.
     """
 
     def __init__(self, folder: Callable[[], Path], max_bytes: int | None = None) -> None:
@@ -40,7 +40,7 @@ class DiskStore:
 
     @cached_property
     def folder(self) -> Path:
-        """Where the files lie."""
+        """Folder of the entries' files."""
         return self._tell()
 
     def path(self, key: str) -> Path:
@@ -48,7 +48,7 @@ class DiskStore:
         return self.folder / f"{key}{SUFFIX}"
 
     def write(self, key: str, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Write an entry; it is there whole, or not at all.
+        """Write an entry, whole or not at all.
 
         Raises:
             SA3DError: The folder cannot be written to.
@@ -61,12 +61,12 @@ class DiskStore:
                 "(--pipeline.cache-disk-gb)"
             )
             return
-        # Without waiting for the disk: what is lost there is noticed by its checksum, and made again.
+        # No wait for the disk: an entry lost there fails its checksum, and is made again.
         with atomic_path(self.path(key), sync=False) as path:
             path.write_bytes(MAGIC + hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest() + data)
 
     def _has_room_for(self, num_bytes: int) -> bool:
-        """Whether an entry may be written; what other runs have left longest ago makes room for it."""
+        """Whether an entry may be written, once the oldest entries of other runs have been deleted if need be."""
         if self.max_bytes is None:
             return True
         if self._taken is None:
@@ -74,10 +74,13 @@ class DiskStore:
         self._taken += num_bytes
         if self._taken <= self.max_bytes:
             return True
-        found = _entries(self.folder.parent)
-        self._taken = num_bytes + sum(size for _, size, _ in found)
-        used = {folder: max(when for path, _, when in found if path.parent == folder) for folder in _folders(found)}
-        others = [entry for entry in found if entry[0].parent != self.folder]
+        entries = _entries(self.folder.parent)
+        self._taken = num_bytes + sum(size for _, size, _ in entries)
+        used = {
+            folder: max(written for path, _, written in entries if path.parent == folder)
+            for folder in _folders(entries)
+        }
+        others = [entry for entry in entries if entry[0].parent != self.folder]
         for path, size, _ in sorted(others, key=lambda entry: (used[entry[0].parent], entry[2])):
             if self._taken <= self.max_bytes:
                 break
@@ -88,12 +91,12 @@ class DiskStore:
         return fits
 
     def read(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Read an entry; None if there is none, or if it is damaged, cut short, or another one's under this name."""
+        """Read an entry; None if there is none, or if it is damaged, cut short, or stored under another key."""
         path = self.path(key)
         try:
             content = path.read_bytes()
         except OSError:
-            # Not there, or not to be read: it is made again.
+            # Missing or unreadable: the entry is made again.
             return None
         start = len(MAGIC) + DIGEST_BYTES
         digest, data = content[len(MAGIC) : start], content[start:]
@@ -105,13 +108,13 @@ class DiskStore:
 
 
 def _entries(folder: Path) -> list[tuple[Path, int, float]]:
-    """The entries of all runs in a folder of caches: files, sizes in bytes, and when they were written."""
-    found = []
+    """The entries of all runs in a folder of caches: files, sizes in bytes, and times of writing."""
+    entries = []
     for path in folder.glob(f"*/*{SUFFIX}"):
-        with suppress(OSError):  # gone meanwhile
+        with suppress(OSError):  # deleted meanwhile
             state = path.stat()
-            found.append((path, state.st_size, state.st_mtime))
-    return found
+            entries.append((path, state.st_size, state.st_mtime))
+    return entries
 
 
 def _folders(entries: list[tuple[Path, int, float]]) -> set[Path]:

@@ -1,4 +1,4 @@
-"""Which training view is meant by what a user types."""
+"""Lookup of a training view by a user's text."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from sa3d_nerfstudio.errors import SA3DError
 def find_view(view: str | int, filenames: Sequence[Path]) -> int:
     """Index of a view that is given by its image's file name, or by its index.
 
-    A number is an index. A text is the end of a path, or a name without its suffix, or, where images have numbers for
-    names, such a number with or without its zeros; and only where none has, digits are an index. An image that the run
-    was not trained on is thus never taken for another that has its number as an index.
+    A number is an index. A text is the end of a path, or a file name without its suffix, or, where images are named by
+    numbers, such a number with or without leading zeros. Digits are an index only if no image is named by a number, so
+    an image that the run was not trained on is never taken for the view with that index.
 
     Args:
-        view: What was typed, or an index from 0.
+        view: The user's text, or an index from 0.
         filenames: Images of the training views, in order.
 
     Raises:
-        SA3DError: There is no such view, and the message says which are near; or there are several.
+        SA3DError: No view matches, and the message names similar ones; or several match.
     """
     if isinstance(view, Integral):
         return _counted(int(view), len(filenames))
     wanted = Path(str(view))
     name, digits = wanted.name, wanted.name.isdecimal()
-    ways: list[Callable[[Path], bool]] = [
+    rules: list[Callable[[Path], bool]] = [
         lambda path: path.parts[-len(wanted.parts) :] == wanted.parts,
         lambda path: path.name == name,
         lambda path: path.stem == name,
         lambda path: digits and path.stem.isdecimal() and int(path.stem) == int(name),
     ]
-    for fits in ways:
+    for fits in rules:
         matches = [index for index, path in enumerate(filenames) if fits(path)]
         if len(matches) == 1:
             return matches[0]

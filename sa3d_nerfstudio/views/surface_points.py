@@ -1,4 +1,4 @@
-"""An object's points: the surface that its views show."""
+"""Surface points of an object in the views that show it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.views.training_views import TrainingViews
 
 ENOUGH_VIEWS = 8
-"""So many rendered views show an object from all around (as many segment it, nearly as well as all)."""
+"""Number of rendered views that show an object from all around (as many segment it nearly as well as all)."""
 
 
 def views_to_show(views: TrainingViews) -> list[int]:
-    """Those of which anything has been rendered, if they are enough, for that takes seconds on a CPU; else all."""
+    """Views rendered already, at least in part, if there are enough: a render takes seconds on a CPU. Else all."""
     rendered = [view for view in range(len(views)) if views.is_looked_at(view)]
     return rendered if len(rendered) >= ENOUGH_VIEWS else list(range(len(views)))
 

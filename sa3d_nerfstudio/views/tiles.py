@@ -1,4 +1,4 @@
-"""What has been traced of a view at one size, in square tiles, so that later windows render only what is missing."""
+"""Traced parts of a view at one size, in square tiles, so that later windows render missing tiles only."""
 
 from __future__ import annotations
 
@@ -14,57 +14,57 @@ from sa3d_nerfstudio.traces.view_rays import ViewRays
 from sa3d_nerfstudio.traces.window import TILE, Pixels, Window
 
 SLACK = 0.4
-"""Distances of later tiles may be smaller or larger than those of the first by this much, as logarithms, without new
-codes for all of them."""
+"""Extra range of the distance codes at either end, as a logarithm: distances of later tiles within it need no new codes
+for all tiles."""
 _NO_RAYS = ViewRays(torch.zeros(1, 3), torch.zeros(0, 3), torch.eye(3))
-"""Tiles are kept without their rays, which follow from the camera."""
+"""Rays of stored tiles: none, since they follow from the camera."""
 
 
 @dataclass(eq=False)
 class TiledTrace:
-    """Those tiles of a view that have been traced, each 8 x 8 pixels, or fewer at the image's lower and right border.
+    """The traced tiles of a view, each 8 x 8 pixels, or fewer at the image's lower and right border.
 
-    It takes what :class:`CompressedTrace` does for each ray that has been traced, and nothing for all others.
+    Each traced ray takes as much memory as in a :class:`CompressedTrace`, other rays none.
     """
 
     size: tuple[int, int]
     """Height and width of the whole image."""
     tiles: Int[Tensor, " num_tiles"]
-    """Numbers of the tiles, row by row of the image, in the order in which they are kept."""
+    """Indices of the tiles, counted row by row through the image, in the order of storage."""
     columns: CompressedTrace | None = None
-    """Their rays, tile after tile, each row by row, as an image of one column; None where there are no tiles yet."""
+    """Trace of their rays as an image of one column: tile by tile, each row by row; None if there are no tiles yet."""
 
     @classmethod
     def empty(cls, size: tuple[int, int]) -> TiledTrace:
-        """None of the tiles of an image of this height and width."""
+        """No tiles, of an image of this height and width."""
         return cls(size, torch.zeros(0, dtype=torch.int32))
 
     @classmethod
     def restored(cls, size: tuple[int, int], tensors: dict[str, Tensor], numbers: dict[str, Any]) -> TiledTrace:
-        """What :meth:`tensors` and :meth:`numbers` gave.
+        """Restore tiles from their :meth:`tensors` and :meth:`numbers`.
 
         Raises:
-            KeyError: Something is missing.
-            TypeError: Likewise, or there is something else.
-            ValueError: It is of another image.
+            KeyError: Entries are missing.
+            TypeError: Entries are missing, or unknown.
+            ValueError: The tensors do not fit this image.
         """
         tiles = tensors["tiles"].cpu()
         columns = {name: tensor for name, tensor in tensors.items() if name != "tiles"}
         trace = CompressedTrace(**columns, **numbers, rays=_NO_RAYS)
-        found = cls(size, tiles, trace)
-        count = len(found.pixels_of(tiles)) if _valid(tiles, found._grid) else -1
+        restored = cls(size, tiles, trace)
+        count = len(restored.pixels_of(tiles)) if _valid(tiles, restored._grid) else -1
         shapes = [trace.distances.shape[1:], trace.shares.shape[1:], trace.coverage.shape, trace.depths.shape]
         if any(shape != (count,) for shape in shapes) or trace.colors.shape != (count, 1, 3):
             raise ValueError("not of this image")
-        return found
+        return restored
 
     def missing(self, window: Window) -> Int[Tensor, " num_tiles"]:
-        """Which of a window's tiles have not been traced yet."""
+        """Indices of a window's tiles that have not been traced yet."""
         wanted = self._tiles_in(window)
         return wanted[~torch.isin(wanted, self.tiles)]
 
     def pixels_of(self, tiles: Int[Tensor, " num_tiles"]) -> Int[Tensor, " num_rays"]:
-        """The pixels of tiles in the order in which they are kept, as indices into the flattened image."""
+        """The pixels of tiles in the order of storage, as indices into the flattened image."""
         height, width = self.size
         across = self._grid[1]
         inner = torch.arange(TILE)
@@ -74,11 +74,11 @@ class TiledTrace:
         return (y * width + x)[(y < height) & (x < width)]
 
     def added(self, tiles: Int[Tensor, " num_tiles"], traced: CompressedTrace) -> TiledTrace:
-        """These tiles, and more.
+        """These tiles and further ones.
 
         Args:
-            tiles: Others than those that are here.
-            traced: The trace of :meth:`pixels_of` them, as one column.
+            tiles: Indices of the further tiles, none of which is held yet.
+            traced: The trace of their :meth:`pixels_of`, as one column.
         """
         traced = CompressedTrace(**traced.tensors(), **traced.numbers(), rays=_NO_RAYS)
         before = self.columns
@@ -91,8 +91,8 @@ class TiledTrace:
             before = before.recoded(low, (high - low) / 65535)
         traced = traced.recoded(before.log_low, before.log_step)
         old, new = before.tensors(), traced.tensors()
-        rays = {"distances": 1, "shares": 1}
-        joined: dict[str, Any] = {name: torch.cat([old[name], new[name]], dim=rays.get(name, 0)) for name in old}
+        ray_axis = {"distances": 1, "shares": 1}
+        joined: dict[str, Any] = {name: torch.cat([old[name], new[name]], dim=ray_axis.get(name, 0)) for name in old}
         height = before.height + traced.height
         columns = CompressedTrace(
             **joined, height=height, width=1, log_low=before.log_low, log_step=before.log_step, rays=_NO_RAYS
@@ -100,17 +100,17 @@ class TiledTrace:
         return TiledTrace(self.size, torch.cat([self.tiles, tiles.to(torch.int32)]), columns)
 
     def trace(self, window: Window, rays: ViewRays) -> CompressedTrace:
-        """The trace of a window, none of whose tiles is missing.
+        """The trace of a window, all of whose tiles are held.
 
         Args:
             window: The window.
-            rays: Those of its pixels.
+            rays: Rays of its pixels.
         """
         assert self.columns is not None
         order = torch.full((self._grid[0] * self._grid[1],), -1)
         order[self.tiles.long()] = torch.arange(len(self.tiles))
         wanted = self._tiles_in(window)
-        # Where each tile begins among the rays: those at the lower and right border have fewer than the others.
+        # First ray of each tile; tiles at the lower and right border have fewer rays than the others.
         begin = (self._rows_of(self.tiles) * self._columns_of(self.tiles)).cumsum(0)
         begin = begin.roll(1)
         begin[:1] = 0
@@ -125,28 +125,28 @@ class TiledTrace:
 
     @property
     def num_rays(self) -> int:
-        """How many rays have been traced."""
+        """Number of traced rays."""
         return 0 if self.columns is None else self.columns.height
 
     @property
     def num_bytes(self) -> int:
-        """Memory that it takes."""
+        """Memory of the tiles in bytes."""
         columns = [] if self.columns is None else list(self.columns.tensors().values())
         return sum(tensor.numel() * tensor.element_size() for tensor in [self.tiles, *columns])
 
     def tensors(self) -> dict[str, Tensor]:
-        """All but numbers; there must be tiles."""
+        """Tensors to be stored; there must be tiles."""
         assert self.columns is not None
         return {"tiles": self.tiles, **self.columns.tensors()}
 
     def numbers(self) -> dict[str, Any]:
-        """What is no tensor."""
+        """Image size and distance coding, to be stored with the tensors."""
         assert self.columns is not None
         return self.columns.numbers()
 
     @property
     def _grid(self) -> tuple[int, int]:
-        """Rows and columns of tiles."""
+        """Number of rows and of columns of tiles in the image."""
         return -(-self.size[0] // TILE), -(-self.size[1] // TILE)
 
     def _tiles_in(self, window: Window) -> Int[Tensor, " num_tiles"]:

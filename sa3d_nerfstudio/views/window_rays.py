@@ -1,4 +1,4 @@
-"""The rays of windows of views: those of a lens are computed once."""
+"""The rays of windows of views, picked from those of their lens, which are computed once."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ from sa3d_nerfstudio.traces.view_rays import ViewRays
 from sa3d_nerfstudio.traces.window import Window
 
 FEWEST_VIEWS = 4
-"""Views that must have the same lens for the rays of all its pixels to be held."""
+"""Smallest number of views with the same lens for which the rays of all its pixels are held."""
 MOST_PIXELS = 1 << 22
-"""Of the largest images of which they are held: 50 MB."""
+"""Pixels of the largest images whose rays are held: 50 MB."""
 ONE_ORIGIN = (CameraType.PERSPECTIVE.value, CameraType.FISHEYE.value)
-"""Cameras whose rays begin in one place, and have the same directions in the camera's frame for the same lens."""
+"""Camera types whose rays have one origin, and the same directions in the camera's frame for the same lens."""
 
 
 class WindowRays:
     """The rays of windows of views at one size.
 
-    nerfstudio makes rays on the host here: it asks its cameras many things, each of which a GPU would have to be waited
-    for. That takes some 30 ms for a window of 300 x 300 pixels on one core, in each view that is looked at; where views
-    have the same lens, a window's rays are instead picked from those of all pixels of it, wherever the model is.
+    nerfstudio generates rays on the host here, since it reads many properties of its cameras, each of which would be a
+    wait for a GPU. That takes some 30 ms per view for a window of 300 x 300 pixels on one core. Where views have the
+    same lens, a window's rays are instead picked from those of all its pixels, on the model's device.
 
     Args:
-        cameras: Of all views, of any size.
+        cameras: Cameras of all views, at any size.
     """
 
     def __init__(self, cameras: Cameras) -> None:
         self._lens, self._num_views = _lenses(cameras)
         self._known: dict[int, ViewRays] = {}
-        """Of lenses, those of all pixels, as one of the views has them."""
+        """Rays of all pixels of each lens, by its number, from one of its views."""
 
     def of(self, view: int, camera: Cameras, window: Window, device: torch.device) -> ViewRays:
         """The rays of a window's pixels, row by row.
 
         Args:
             view: Index of the view.
-            camera: Of the view at this size, on the host.
-            window: Of its image.
-            device: Where the rays are wanted.
+            camera: Camera of the view at this size, on the host.
+            window: Window of its image.
+            device: Device of the rays.
         """
-        known = self._of_lens(view, camera, device)
-        if known is None:
+        lens_rays = self._of_lens(view, camera, device)
+        if lens_rays is None:
             rays = camera_rays(camera, pixels=window.pixels()).to(device)
             rays.shared = False
             return rays
-        pose = camera.camera_to_worlds[0].to(known.local)
-        return ViewRays(pose[None, :, 3], known.local[window.pixels(device).indices], pose[:, :3], shared=False)
+        pose = camera.camera_to_worlds[0].to(lens_rays.local)
+        return ViewRays(pose[None, :, 3], lens_rays.local[window.pixels(device).indices], pose[:, :3], shared=False)
 
     def _of_lens(self, view: int, camera: Cameras, device: torch.device) -> ViewRays | None:
-        """The rays of all pixels of a view with the same lens; None where there are none to be shared."""
+        """The rays of all pixels of a view with the same lens; None if views do not share them."""
         lens, num_pixels = self._lens[view], int(camera.height) * int(camera.width)
         if self._num_views[lens] < FEWEST_VIEWS or num_pixels > MOST_PIXELS:
             return None
-        # Rays that no rotation brings into the camera's frame are held in the world's.
+        # Without a rotation, directions are held in the world's frame, where views do not share them.
         rotation = camera.camera_to_worlds[0, :, :3]
         if int(camera.camera_type) not in ONE_ORIGIN or not _is_rotation(rotation):
             return None
@@ -68,12 +68,12 @@ class WindowRays:
 
 
 def _is_rotation(matrix: torch.Tensor) -> bool:
-    # Poses of real photos, in single precision, are off by a millionth.
+    # Poses of real photos, in single precision, deviate from rotations by a millionth.
     return torch.allclose(matrix @ matrix.T, torch.eye(3), atol=5e-6)
 
 
 def _lenses(cameras: Cameras) -> tuple[list[int], list[int]]:
-    """The number of each camera's lens, and for each lens how many cameras have it."""
+    """The number of each camera's lens, and the number of cameras with each lens."""
     parts = [cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.height, cameras.width, cameras.camera_type]
     if cameras.distortion_params is not None:
         parts.append(cameras.distortion_params)

@@ -270,8 +270,8 @@ class MaskGrid(MaskField):
         """Probability of all cells: those that no ray reached, such as an object's inside, take it from cells around.
 
         Averages over ever coarser blocks of known cells fill the gaps ("pull-push") within the object's bounds; beyond
-        them, the probability is 0. Needed where the mask gates density: rays see an object's surface but not its
-        inside, which must be gated with it.
+        them, the probability is 0. Needed where the mask gates density: rays reach an object's surface but not
+        its inside, which must be gated with it.
         """
         return self.derived(("filled", threshold), lambda: self._fill(threshold))
 
@@ -382,8 +382,8 @@ def may_show(
 ) -> Bool[Tensor, " num_rays"]:
     """Which rays would show the object without occluders.
 
-    A ray's mask follows from the mean of the cells along it, weighted by their evidence. It exceeds the threshold only
-    if a cell on the ray does, which is tested once per cell, near the object.
+    A ray's mask follows from the mean of the cells along it, weighted by their evidence, and exceeds the threshold only
+    if a cell on the ray does. Rays are tested about once per cell, near the object.
     """
     steps, level = 1, grid.level(threshold)
 

@@ -167,9 +167,9 @@ class TreeBuilder:
 
     def same(self, field: MaskField) -> str | None:
         """The object that has about the same cells as a field; None if there is none."""
-        for name, other in self._fields.items():
-            inside = share_inside(field, other, self.threshold)
-            if inside >= INSIDE and share_inside(other, field, self.threshold) >= INSIDE:
+        for name, candidate in self._fields.items():
+            inside = share_inside(field, candidate, self.threshold)
+            if inside >= INSIDE and share_inside(candidate, field, self.threshold) >= INSIDE:
                 return name
         return None
 

@@ -24,7 +24,7 @@ SUFFIX = ".view"
 
 
 class DiskStore:
-    """A folder of files, one an entry: magic bytes, a checksum, and tensors with a few numbers (safetensors: data only).
+    """A folder of entry files: magic bytes, a checksum, and tensors with a few numbers (safetensors: data only).
 
     Args:
         folder: Returns the folder; called on first use. The folder is made on the first write.
@@ -80,8 +80,8 @@ class DiskStore:
             folder: max(written for path, _, written in entries if path.parent == folder)
             for folder in _folders(entries)
         }
-        others = [entry for entry in entries if entry[0].parent != self.folder]
-        for path, size, _ in sorted(others, key=lambda entry: (used[entry[0].parent], entry[2])):
+        evictable = [entry for entry in entries if entry[0].parent != self.folder]
+        for path, size, _ in sorted(evictable, key=lambda entry: (used[entry[0].parent], entry[2])):
             if self._taken <= self.max_bytes:
                 break
             path.unlink(missing_ok=True)

@@ -74,9 +74,9 @@ def _is_rotation(matrix: torch.Tensor) -> bool:
 
 def _lenses(cameras: Cameras) -> tuple[list[int], list[int]]:
     """The number of each camera's lens, and the number of cameras with each lens."""
-    parts = [cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.height, cameras.width, cameras.camera_type]
+    properties = [cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.height, cameras.width, cameras.camera_type]
     if cameras.distortion_params is not None:
-        parts.append(cameras.distortion_params)
-    rows = torch.cat([part.reshape(len(cameras), -1).double().cpu() for part in parts], dim=-1)
+        properties.append(cameras.distortion_params)
+    rows = torch.cat([values.reshape(len(cameras), -1).double().cpu() for values in properties], dim=-1)
     _, lens, counts = rows.unique(dim=0, return_inverse=True, return_counts=True)
     return lens.tolist(), counts.tolist()

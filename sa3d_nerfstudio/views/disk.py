@@ -29,8 +29,8 @@ class DiskStore:
     Args:
         folder: Returns the folder; called on first use. The folder is made on the first write.
         max_bytes: Largest size of this folder and its siblings, which belong to other runs, together; None for no
-            limit. When they are full, entries of other runs are deleted, from the least recently used run on. If that
-            is not enough, nothing more is written.
+            limit. When they are full, entries of other runs are deleted, those of the run that was written to least
+            recently first. If that is not enough, nothing more is written.
     """
 
     def __init__(self, folder: Callable[[], Path], max_bytes: int | None = None) -> None:

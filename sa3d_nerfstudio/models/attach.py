@@ -1,4 +1,4 @@
-"""Give a base model masks: which class is mixed into which kind of model."""
+"""Add mask outputs to a base model: the mixin for each kind of model."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from sa3d_nerfstudio.models.rays import MaskedModel
 from sa3d_nerfstudio.models.splats import MaskedSplatModel
 
 MIXINS: dict[type[Model], type[MaskOutputs]] = {Model: MaskedModel, SplatfactoModel: MaskedSplatModel}
-"""What is mixed into the classes derived from each; the most derived one decides. One line for each further kind."""
+"""Mixin for the classes derived from each base class; the most derived one decides. A further kind takes one line."""
 
 
 def with_masks(model: Model, threshold: float, object_background: str) -> MaskOutputs:
-    """Give a model mask outputs: its class becomes a subclass of what it was.
+    """Add mask outputs to a model: its class becomes a subclass of its former class.
 
-    Changing the class of the instance, not wrapping it, keeps it what nerfstudio's tools look for by isinstance.
+    The class of the instance is changed, and the instance not wrapped, so that isinstance checks in nerfstudio's tools
+    hold.
 
     Args:
         model: The base model.
-        threshold: Probability above which something is on an object.
+        threshold: Probability above which a cell or pixel belongs to an object.
         object_background: Name of the colour behind the object in ``object_rgb``.
     """
     kind = type(model)

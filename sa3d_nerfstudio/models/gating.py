@@ -1,4 +1,4 @@
-"""Rendering a part of a scene: the densities of all fields of a model, scaled by where they are."""
+"""Rendering of a part of a scene: the densities of all fields of a model are scaled by position."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from sa3d_nerfstudio.scoped import scoped
 
 Gate = Callable[[Float[Tensor, "*batch 3"]], Float[Tensor, "*batch 1"]]
-"""From world positions to a factor in [0, 1]."""
+"""Function from world positions to a density factor in [0, 1]."""
 Result = TypeVar("Result")
 
 GATED = ("get_density", "get_alpha", "get_sdf")
-"""Methods of fields that tell how much is where."""
+"""Methods of fields that return densities, alphas or signed distances."""
 
 _GATE: ContextVar[Gate | None] = ContextVar("gate", default=None)
 _ON_BLACK: ContextVar[bool] = ContextVar("on_black", default=False)
@@ -32,30 +32,30 @@ _ON_BLACK: ContextVar[bool] = ContextVar("on_black", default=False)
 def gated_density(gate: Gate, render: Callable[[], Result]) -> Result:
     """Render with the density of every field scaled, those of proposal networks included.
 
-    The model's own samplers then find what is left, so that a gate that keeps one object removes what stood in front
-    of it, and one that removes the object shows what it hid. Fields that render signed distances have their alphas
-    scaled instead, and samplers that look for their surfaces find none where the gate is closed.
+    The model's samplers then place samples in the remaining density: a gate that keeps one object removes its
+    occluders, and a gate that removes the object shows the scene behind it. Fields that render signed distances have
+    their alphas scaled instead, and samplers that search for their surfaces find none where the gate is closed.
 
     Args:
-        gate: The factor; of gates within gates, factors multiply.
-        render: Renders a model that :func:`install_gates` has been called with.
+        gate: Density factor by position; the factors of nested gates multiply.
+        render: Renders a model that :func:`install_gates` has prepared.
     """
     outer = _GATE.get()
-    both = gate if outer is None else lambda positions: outer(positions) * gate(positions)
-    return scoped(_GATE, both, render)
+    combined = gate if outer is None else lambda positions: outer(positions) * gate(positions)
+    return scoped(_GATE, combined, render)
 
 
 def on_black(render: Callable[[], Result]) -> Result:
-    """Render with nothing but black behind the samples of a ray, whatever the model or the viewer would put there."""
+    """Render with black behind the samples of each ray, whatever background the model or the viewer would use."""
     return scoped(_ON_BLACK, True, render)
 
 
 class GatedField(Field):
-    """What is added to the class of a field; see :func:`gated_density`."""
+    """Mixin for the class of a field; see :func:`gated_density`."""
 
 
 class GatedRGBRenderer(RGBRenderer):
-    """What is added to the class of a renderer of colours; see :func:`on_black`."""
+    """Mixin for the class of a renderer of colours; see :func:`on_black`."""
 
     @classmethod
     def combine_rgb(
@@ -75,10 +75,10 @@ class GatedRGBRenderer(RGBRenderer):
 
 
 def install_gates(model: nn.Module) -> None:
-    """Let the fields and renderers of a model be gated; as long as none is, they do what they did.
+    """Prepare the fields and renderers of a model for gates; without an active gate they work as before.
 
     Called once, when a model gets its masks, and not while it renders: see :func:`sa3d_nerfstudio.scoped.scoped`. The
-    classes of the instances become subclasses of what they were.
+    classes of the instances become subclasses of their former classes.
     """
     for module in list(model.modules()):
         if isinstance(module, Field) and not isinstance(module, GatedField):
@@ -106,7 +106,7 @@ def _gated(kind: type[Field], name: str) -> Callable[..., Any]:
         factor = gate(ray_samples.frustums.get_positions())
         if name == "get_sdf":
             return torch.where(factor.to(result) > 0.5, result, result.abs() + 1)
-        # TensoRF returns the density alone, get_alpha the alphas; the others a pair with the features.
+        # TensoRF returns the density alone, and get_alpha the alphas; the others return a pair with the features.
         if isinstance(result, tuple):
             return (result[0] * factor.to(result[0]), *result[1:])
         return result * factor.to(result)

@@ -1,4 +1,4 @@
-"""What models of rays and models of splats have in common once they have masks."""
+"""Mask outputs that models of rays and models of splats have in common."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from sa3d_nerfstudio.traces.window import Pixels
 
 
 class LazyOutputs(dict):
-    """A dictionary whose late entries are computed, a group at a time, on first reading.
+    """Dictionary whose late entries are computed on first reading, a group at a time.
 
-    nerfstudio's image renders read all outputs; the point cloud exporter and the training viewer's rays read two. What
-    takes another pass through the model should cost only those who want it.
+    nerfstudio's image renders read all outputs; the point cloud exporter and the training viewer's rays read two.
+    Outputs that take another pass through the model are computed only if they are read.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class LazyOutputs(dict):
         return super().__len__() + len(self._later)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """As of any dictionary."""
+        """As ``dict.get``; late entries are computed."""
         try:
             return self[name]
         except KeyError:
@@ -73,73 +73,73 @@ class LazyOutputs(dict):
 
 @dataclass
 class Observation:
-    """What one camera sees of some objects."""
+    """Image of some objects from one camera."""
 
     probability: Float[Tensor, "num_objects height width"]
-    """Of each object; 0 on rays that pass through none of them."""
+    """Probability of each object; 0 on rays that pass through no object."""
     rgb: Float[Tensor, "height width 3"]
     """The base model's image where a ray passes through an object; 0 elsewhere."""
     points: Float[Tensor, "height width 3"]
-    """World positions of the surface there; 0 elsewhere."""
+    """World positions of the surface where a ray passes through an object; 0 elsewhere."""
     directions: Float[Tensor, "height width 3"]
-    """Unit directions of the rays, in the world."""
+    """Unit directions of the rays in the world frame."""
     passing: Bool[Tensor, "height width"]
-    """Which rays were rendered: those that pass through an object, or may."""
+    """Mask of the rendered rays: those that pass through an object, or may."""
 
 
 MASK_OUTPUTS = ("mask", "mask_overlay")
 OBJECT_OUTPUTS = ("object_rgb", "object_depth", "object_accumulation")
 BACKGROUND_OUTPUTS = ("background_rgb",)
 OF_THE_OBJECT = frozenset({"mask", "object_rgb", "object_accumulation"})
-"""Outputs that are the same on all rays that pass no object."""
+"""Outputs that are constant over the rays that pass through no object."""
 TINT = 0.6
-"""How much of an object's colour goes into ``mask_overlay``."""
+"""Share of an object's colour in the pixels of ``mask_overlay`` that show it."""
 SOLID = 0.5
-"""Accumulation from which a pixel of the object alone has a depth."""
+"""Accumulation above which a pixel of the object alone has a depth."""
 RAYS_IN_VAIN = 100_000
-"""Rays through the object, one after another, of which none shows it, before an exporter of points is told so."""
+"""Consecutive rays through the object without one that shows it, after which an export of points ends."""
 NO_OBJECT = "this run has no object to export: segment one first (ns-train sa3d --load-dir RUN)."
 
 _Base = Model if TYPE_CHECKING else object
 
 
 class MaskOutputs(_Base):
-    """To be mixed into the class of a base model: what the rest of the program asks of any kind of radiance field.
+    """Mixin for the class of a base model: the interface of all kinds of radiance fields with masks.
 
     A kind of radiance field implements :meth:`new_field`, :meth:`field_with_cells` and :meth:`trace_view`, and
-    ``get_outputs`` with the outputs below; the other methods have defaults that work for any.
+    ``get_outputs`` with the outputs below; the other methods have defaults that work for any kind.
 
-    Outputs in evaluation, beside the base model's own, which stay as they are:
+    Outputs in evaluation, beside the base model's outputs, which are unchanged:
 
-    - ``mask``: probability of the shown objects, as rendered from the evidence.
+    - ``mask``: probability of the shown objects, rendered from the evidence.
     - ``mask_overlay``: the image with the objects tinted.
-    - ``object_rgb``, ``object_depth``, ``object_accumulation``: the objects alone, what stood in front gone. Depth is 0
-      where there is none.
+    - ``object_rgb``, ``object_depth``, ``object_accumulation``: the objects alone, without their occluders. Depth is 0
+      on pixels that show no object.
     - ``background_rgb``: the scene without the objects.
     """
 
     EXPORT = "pointcloud --normal-method open3d"
-    """What of ``ns-export`` gives the objects' shape, for any model of this kind."""
+    """Method and options of ``ns-export`` that export the objects' shape, for any model of this kind."""
 
     RENDERS_RAYS: ClassVar[bool] = False
-    """Whether single rays can be rendered, at any image size; else whole images."""
+    """Whether single rays can be rendered, at any image size; otherwise only whole images."""
 
     CROPS: ClassVar[bool] = False
-    """Whether a camera that shows a part of an image is rendered as that part of the image would be."""
+    """Whether a camera cropped to a part of an image renders the same pixels as that part of the image."""
 
     masks: MaskObjects
     object_background: str
     wanted_outputs: Callable[[], set[str]] | None = None
-    """What a viewer shows of the outputs; it renders all, but those that take a pass of their own are not filled in."""
+    """Returns the names of the outputs that a viewer shows; groups of late outputs that it does not show are zeros."""
     for_inference: bool = False
     """Whether the pipeline was set up in the mode "inference"."""
     on_exported: Callable[[Bool[Tensor, " num_rays"]], None] | None = None
-    """Called with which rays of a batch show the objects, when an exporter of points asks for them."""
+    """Callback during exports of points: a mask of the rays of a batch that show the objects."""
     _rays_in_vain = 0
 
     @property
     def mask_threshold(self) -> float:
-        """Probability above which something is on an object."""
+        """Probability above which a cell or pixel belongs to an object."""
         return self.masks.threshold
 
     @mask_threshold.setter
@@ -159,14 +159,14 @@ class MaskOutputs(_Base):
         raise NotImplementedError
 
     def prepare_masks(self) -> None:
-        """Change what else of the model must know of the masks; called once, when it has been given them."""
+        """Prepare the other parts of the model for masks; called once, when the model gets them."""
 
     def trace_view(self, camera: Cameras, lock: AbstractContextManager[Any] | None = None) -> ViewTrace:
         """Trace all pixels of one camera.
 
         Args:
             camera: One camera, of any type that the base model renders.
-            lock: Held while the model renders, and free in between, so that others get their turn with the model.
+            lock: Held while the model renders, and released in between, so that other threads can use the model.
         """
         raise NotImplementedError
 
@@ -177,25 +177,25 @@ class MaskOutputs(_Base):
         shared_directions: list[Tensor] | None = None,
         pixels: Pixels | None = None,
     ) -> ViewTrace:
-        """The trace of all pixels of one camera in the smallest form that there is of it.
+        """Trace all pixels of one camera, in the most compact form available.
 
         Args:
             camera: One camera, of any type that the base model renders.
             lock: As in :meth:`trace_view`.
             shared_directions: Ray directions of other cameras, in the camera's frame; see :meth:`ViewRays.of`.
-            pixels: The only ones to trace, as an image of their own; for models that render rays.
+            pixels: Pixels to trace, as a separate image; by default all. Only for models that render rays.
         """
         assert pixels is None, "models of whole images have no single rays"
         return self.trace_view(camera, lock)
 
     @torch.no_grad()
     def observe(self, camera: Cameras, fields: Sequence[MaskField], threshold: float) -> Observation:
-        """See what of some objects is visible to a camera.
+        """Render some objects as a camera sees them.
 
         Args:
             camera: One camera, of any size.
             fields: The objects' mask fields.
-            threshold: Probability above which something is on an object.
+            threshold: Probability above which a cell or pixel belongs to an object.
         """
         camera = camera.to(self.device)
         directions = camera.generate_rays(camera_indices=0, keep_shape=True).directions
@@ -212,36 +212,36 @@ class MaskOutputs(_Base):
 
     @torch.no_grad()
     def render_outputs(self, camera: Cameras, names: Collection[str]) -> dict[str, Tensor]:
-        """Outputs for all pixels of a camera, among them those of these names, where the model has them."""
+        """Render outputs for all pixels of a camera, including the named ones that the model has."""
         return self.get_outputs_for_camera(camera.to(self.device))
 
     def rays_for(self, camera: Cameras, names: Collection[str]) -> Bool[Tensor, "height width"]:
-        """Which rays of a camera :meth:`render_outputs` renders for outputs of these names: all of them."""
+        """Mask of the rays that :meth:`render_outputs` renders for outputs of these names: all rays."""
         return torch.ones(int(camera.height.max()), int(camera.width.max()), dtype=torch.bool)
 
     def outputs_without_object(self, names: Collection[str], height: int, width: int) -> dict[str, Tensor]:
-        """What some of the outputs in :data:`OF_THE_OBJECT` are on rays that pass no object."""
-        behind = 1.0 if self.object_background == "white" else 0.0
+        """Images of some outputs in :data:`OF_THE_OBJECT` with the values of rays that pass through no object."""
+        background = 1.0 if self.object_background == "white" else 0.0
         return {
-            name: torch.full((height, width, 3), behind, device=self.device)
+            name: torch.full((height, width, 3), background, device=self.device)
             if name == "object_rgb"
             else torch.zeros(height, width, 1, device=self.device)
             for name in names
         }
 
     def with_mask(self, outputs: dict[str, Any], rgb: Tensor, trace: RayTrace) -> dict[str, Any]:
-        """The base model's outputs, with the mask and its overlay in the form of its image."""
+        """The base model's outputs, with the mask and its overlay in the shape of its image."""
         return {**outputs, **self.mask_outputs(rgb, trace)}
 
     def mask_outputs(self, rgb: Tensor, trace: RayTrace) -> dict[str, Tensor]:
-        """The mask and its overlay in the form of the base model's image."""
+        """The mask and its overlay in the shape of the base model's image."""
         mask, overlay = self.render_overlay(trace, rgb.reshape(-1, 3))
         return {"mask": mask.reshape(*rgb.shape[:-1], 1), "mask_overlay": overlay.reshape(rgb.shape)}
 
     def lazy_outputs(
         self, outputs: dict[str, Any], rgb: Tensor, later: dict[tuple[str, ...], Callable[[], dict[str, Tensor]]]
     ) -> LazyOutputs:
-        """The base model's outputs, and others, computed when they are read; zeros if a viewer does not show them."""
+        """The base model's outputs, and late outputs, computed on reading; zeros if a viewer does not show them."""
         ready = dict(outputs)
         if self.wanted_outputs is not None:
             wanted = self.wanted_outputs()
@@ -253,20 +253,20 @@ class MaskOutputs(_Base):
         return LazyOutputs(ready, later)
 
     def require_object(self) -> None:
-        """Check that there is an object to export.
+        """Check that an object is shown, to be exported.
 
         Raises:
-            SA3DError: There is none.
+            SA3DError: No object is shown.
         """
         if not self.masks.shown:
             raise SA3DError(NO_OBJECT)
 
     def probabilities(self, trace: RayTrace, fields: Sequence[MaskField]) -> list[Float[Tensor, " num_rays"]]:
-        """Probability of each of some objects along rays that have been traced."""
+        """Probability of each of some objects along traced rays."""
         return [render_probability(trace, field)[0] for field in fields]
 
     def render_mask(self, trace: RayTrace) -> Float[Tensor, " num_rays"]:
-        """Probability of the shown objects along rays that have been traced."""
+        """Probability of the shown objects along traced rays."""
         mask = torch.zeros_like(trace.accumulation)
         for probability in self.probabilities(trace, self.masks.shown):
             mask = torch.maximum(mask, probability)
@@ -275,24 +275,25 @@ class MaskOutputs(_Base):
     def render_overlay(
         self, trace: RayTrace, rgb: Float[Tensor, "num_rays 3"]
     ) -> tuple[Float[Tensor, " num_rays"], Float[Tensor, "num_rays 3"]]:
-        """Probability of the shown objects along rays that have been traced, and their colours tinted by it."""
+        """Probability of the shown objects along traced rays, and the rays' colours with the objects tinted."""
         mask, color = torch.zeros_like(trace.accumulation), torch.zeros_like(rgb)
         shown = self.masks.shown_colored
         probabilities = self.probabilities(trace, [field for field, _ in shown])
-        for probability, (_, its_color) in zip(probabilities, shown, strict=True):
-            color = torch.where((probability > mask)[:, None], rgb.new_tensor(its_color), color)
+        for probability, (_, object_color) in zip(probabilities, shown, strict=True):
+            color = torch.where((probability > mask)[:, None], rgb.new_tensor(object_color), color)
             mask = torch.maximum(mask, probability)
         tint = TINT * (mask > self.mask_threshold).float()[:, None]
         return mask, rgb * (1 - tint) + color * tint
 
     def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
-        """An output with alpha: the object's where it can be told, so that exporters keep the object alone.
+        """An output with alpha: the objects' alpha where available, so that exporters keep the objects alone.
 
-        nerfstudio's point cloud exporter keeps a pixel where alpha exceeds a half; a mask at its threshold
-        becomes that. It draws rays until it has its points, and would never end where none shows the object.
+        nerfstudio's point cloud exporter keeps pixels with alpha above a half; the mask is rescaled so that its
+        threshold becomes a half. The exporter draws rays until it has enough points, and would never end if no ray
+        shows the object.
 
         Raises:
-            SA3DError: None of ``RAYS_IN_VAIN`` rays in a row has shown the object.
+            SA3DError: None of ``RAYS_IN_VAIN`` consecutive rays has shown the object.
         """
         if output_name == "object_rgb":
             return torch.cat([outputs[output_name], outputs["object_accumulation"]], dim=-1)

@@ -1,4 +1,4 @@
-"""A base model that renders rays, with mask outputs, and with the object alone or removed beside its own."""
+"""Mask outputs of base models that render rays, with the object alone or removed."""
 
 from __future__ import annotations
 
@@ -51,28 +51,28 @@ from sa3d_nerfstudio.traces.window import Pixels
 Kept = TypeVar("Kept")
 
 SMALLER_IMAGES = "work in smaller images (--pipeline.working-size), or close other programs that use it"
-"""What to do where a view does not fit into the GPU's memory."""
+"""Remedy where a view does not fit into the GPU's memory."""
 FAR = 1e3
-"""Depth that exporters are given where there is no object."""
+"""Depth, for exporters, of pixels that show no object."""
 _FOR: ContextVar[Literal["viewing", "export"] | None] = ContextVar("for", default=None)
-"""Purpose of the image that is being rendered; None between images."""
+"""Purpose of the image being rendered; None between images."""
 
 
 class MaskedModel(MaskOutputs):
-    """What is added to the class of a base model that renders rays.
+    """Mixin for the class of a base model that renders rays.
 
-    **What is exported.** ns-viewer, ns-render and ns-eval render through ``get_outputs_for_camera``, and get the base
-    model's image with masks beside it. The exporters of meshes (``ns-export tsdf``, and the textures of all meshes)
-    call ``get_outputs_for_camera_ray_bundle`` themselves and look at ``rgb`` and ``depth`` alone: so from there these
-    are the object's, and its depth is ``FAR`` where there is none, which the TSDF reads as free space. The exporters
-    of points call the model itself and go by alpha (``get_rgba_image``). ``ns-export marching-cubes`` asks the model's
-    field for signed distances, see :class:`sa3d_nerfstudio.models.signed_distance.ObjectSDF`.
+    **Exports.** ns-viewer, ns-render and ns-eval render through ``get_outputs_for_camera``, and get the base model's
+    image with masks beside it. The exporters of meshes (``ns-export tsdf``, and the textures of all meshes) call
+    ``get_outputs_for_camera_ray_bundle`` directly and read ``rgb`` and ``depth`` alone: for them, these are the
+    object's, with depth ``FAR`` on pixels without it, which the TSDF reads as free space. The exporters of points call
+    the model directly and filter by alpha (``get_rgba_image``). ``ns-export marching-cubes`` queries the model's field
+    for signed distances, see :class:`sa3d_nerfstudio.models.signed_distance.ObjectSDF`.
     """
 
     RENDERS_RAYS = True
 
     def prepare_masks(self) -> None:
-        """Let renders be traced and gated; cut a field of signed distances to the objects, for those who ask it."""
+        """Prepare for traces and gates; cut a field of signed distances to the objects, for outside callers."""
         install_hooks(self)
         install_gates(self)
         field = getattr(self, "field", None)
@@ -108,10 +108,10 @@ class MaskedModel(MaskOutputs):
         return scoped(_FOR, "viewing", functools.partial(super().get_outputs_for_camera, camera, obb_box))
 
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
-        """Outputs for an image of rays; for exporters, which call this themselves, those of the objects alone.
+        """Outputs for an image of rays; for exporters, which call this directly, those of the objects alone.
 
         Raises:
-            SA3DError: An exporter asks, and there is no object.
+            SA3DError: An exporter calls this, and no object is shown.
         """
         render = functools.partial(super().get_outputs_for_camera_ray_bundle, camera_ray_bundle)
         if _FOR.get() == "viewing":
@@ -120,14 +120,14 @@ class MaskedModel(MaskOutputs):
         return scoped(_FOR, "export", lambda: with_smaller_chunks(self.config, render))
 
     def trace(self, ray_bundle: RayBundle) -> tuple[dict[str, Any], WeightedSamples]:
-        """The base model's outputs for a bundle of rays, and the samples and weights that made them."""
+        """The base model's outputs for a bundle of rays, and the samples and weights that they were composited from."""
         return trace_rays(self, lambda: self._base_outputs(ray_bundle), len(ray_bundle))
 
     @torch.no_grad()
     def trace_view(
         self, camera: Cameras, lock: AbstractContextManager[Any] | None = None, pixels: Pixels | None = None
     ) -> NerfViewTrace:
-        """Trace all pixels of one camera, or some of them; rays in chunks of the model's own size."""
+        """Trace all pixels of one camera, or some of them, in chunks of the model's size."""
         rays = pixel_rays(camera, pixels)
         traced = self._render_rays(camera, rays, lock, lambda samples, _: samples.pruned())
         height, width = shape_of(camera, pixels)
@@ -153,10 +153,10 @@ class MaskedModel(MaskOutputs):
         shared_directions: list[Tensor] | None = None,
         pixels: Pixels | None = None,
     ) -> ViewTrace:
-        """As :meth:`trace_view`, compressed chunk by chunk, so that no view is ever held whole.
+        """As :meth:`trace_view`, compressed chunk by chunk: the uncompressed trace of a whole view is never held.
 
         Returns:
-            A :class:`CompressedTrace`; for models whose samples leave their rays, the trace as it is.
+            A :class:`CompressedTrace`; for models whose samples leave their rays, the uncompressed trace.
         """
         bundle = pixel_rays(camera, pixels)
         rays = view_rays(camera, bundle, shared_directions)
@@ -188,10 +188,10 @@ class MaskedModel(MaskOutputs):
 
     @torch.no_grad()
     def observe(self, camera: Cameras, fields: Sequence[MaskField], threshold: float) -> Observation:
-        """See what of some objects is visible to a camera; only the rays that pass through one are rendered.
+        """Render some objects as a camera sees them; only rays that pass through an object are rendered.
 
-        All others are not on it. A cell that hardly any view has seen does not make a ray pass, though it may have a
-        probability.
+        The probability is 0 on all other rays. A cell with hardly any evidence does not make a ray pass, though it may
+        have a probability.
         """
         rays = camera.to(self.device).generate_rays(camera_indices=0, keep_shape=True)
         passing = torch.zeros(rays.shape, dtype=torch.bool, device=self.device)
@@ -224,16 +224,16 @@ class MaskedModel(MaskOutputs):
         render: Callable[[RayBundle], dict[str, Tensor]],
         images: dict[str, Tensor],
     ) -> None:
-        """Render some of a camera's rays, and put what comes of them into images by its names."""
+        """Render the masked rays of a camera, and write each output into the image of its name."""
         chosen = rays[passing]
-        parts = map_chunks(self.config, len(chosen), lambda part: render(chosen[part]), self.device.type == "cuda")
+        chunks = map_chunks(self.config, len(chosen), lambda part: render(chosen[part]), self.device.type == "cuda")
         for name, image in images.items():
-            if parts:
-                image[passing] = torch.cat([part[name] for part in parts])
+            if chunks:
+                image[passing] = torch.cat([chunk[name] for chunk in chunks])
 
     @torch.no_grad()
     def render_outputs(self, camera: Cameras, names: Collection[str]) -> dict[str, Tensor]:
-        """Outputs for all pixels of a camera; if all are of the object alone, only rays that pass it are rendered."""
+        """Render outputs for all pixels of a camera; for the object alone, only of rays that pass through it."""
         if not OF_THE_OBJECT.issuperset(names):
             return super().render_outputs(camera, names)
         rays = camera.to(self.device).generate_rays(camera_indices=0, keep_shape=True)
@@ -243,7 +243,7 @@ class MaskedModel(MaskOutputs):
 
     @torch.no_grad()
     def rays_for(self, camera: Cameras, names: Collection[str]) -> Bool[Tensor, "height width"]:
-        """Which rays of a camera :meth:`render_outputs` renders for outputs of these names."""
+        """Mask of the rays that :meth:`render_outputs` renders for outputs of these names."""
         if not OF_THE_OBJECT.issuperset(names):
             return super().rays_for(camera, names)
         rays = camera.to(self.device).generate_rays(camera_indices=0, keep_shape=True)
@@ -261,9 +261,9 @@ class MaskedModel(MaskOutputs):
         """Render rays of a camera.
 
         Returns:
-            For each chunk what is kept of its samples, colours and distances.
+            For each chunk the result of ``keep``, the colours, and the distances along the rays.
         """
-        held = lock or nullcontext()
+        guard = lock or nullcontext()
         # nerfstudio divides by zero for a pixel that lies exactly on the axis of a fisheye lens.
         rays.directions = torch.where(rays.directions.isnan(), -camera.camera_to_worlds[0, :, 2], rays.directions)
 
@@ -271,10 +271,10 @@ class MaskedModel(MaskOutputs):
             chunk = rays[part].to(self.device)
             if self.collider is not None:
                 chunk = self.collider(chunk)
-            with held:
+            with guard:
                 self.eval()
                 outputs, samples = self.trace(chunk)
-            # Not the output named depth, which models of signed distances measure along the camera's axis.
+            # The output named depth is not used: models of signed distances measure it along the camera's axis.
             return keep(samples, chunk), _first(outputs, "rgb"), cast(Tensor, samples.depth)
 
         return map_chunks(self.config, len(rays), trace, self.device.type == "cuda")
@@ -288,11 +288,11 @@ class MaskedModel(MaskOutputs):
         return self.new_field(round(num_cells ** (1 / 3)))
 
     def _base_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
-        # A copy, because some models move the near and far planes of the bundle that they are given.
+        # A copy, because some models move the near and far planes of their bundle.
         return whole_scene(functools.partial(super().get_outputs, copy.copy(ray_bundle)))  # type: ignore[safe-super]
 
     def _gated(self, ray_bundle: RayBundle, keep: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """Outputs with the density kept only where ``keep`` says so of the objects' probability."""
+        """Outputs with the density kept only at positions where ``keep`` of the objects' probability is true."""
 
         def gate(positions: Tensor) -> Tensor:
             return keep(self.masks.probability_at(positions)).float()
@@ -316,7 +316,7 @@ class MaskedModel(MaskOutputs):
     def _to_export(
         self, outputs: dict[str, Any], color: Tensor, depth: Tensor, accumulation: Tensor
     ) -> dict[str, Tensor]:
-        """The object's outputs under the names of the base model's; its colours are not mixed with what is behind."""
+        """The object's outputs under the base model's names; its colours are not mixed with a background."""
         values = {
             "rgb": torch.where(accumulation > 0.01, color / accumulation.clamp(min=0.01), color).clamp(0, 1),
             "depth": torch.where(accumulation > SOLID, depth, FAR),
@@ -330,7 +330,7 @@ class MaskedModel(MaskOutputs):
         zero = torch.zeros(len(ray_bundle), 1, device=ray_bundle.origins.device)
         color, depth, accumulation = zero.repeat(1, 3), zero.clone(), zero.clone()
         if passing.any():
-            # On black, for models that put an image of the background behind the object themselves.
+            # On black, because some models composite the object with an image of the background.
             alone = on_black(lambda: self._gated(ray_bundle[passing], lambda p: p > self.mask_threshold))
             color[passing] = _first(alone, "rgb")
             accumulation[passing] = _first(alone, "accumulation").reshape(-1, 1).clamp(0, 1)
@@ -345,16 +345,16 @@ class MaskedModel(MaskOutputs):
 
 
 def shape_of(camera: Cameras, pixels: Pixels | None = None) -> tuple[int, int]:
-    """Height and width of a camera's image, or of some of its pixels."""
+    """Height and width of a camera's image, or of the image of some of its pixels."""
     return (int(camera.height.max()), int(camera.width.max())) if pixels is None else (pixels.height, pixels.width)
 
 
 def pixel_rays(camera: Cameras, pixels: Pixels | None = None) -> RayBundle:
-    """The rays of all pixels of a camera, in row-major order, or of some of them; whatever the camera's type."""
+    """Rays of all pixels of a camera of any type, in row-major order, or of some pixels."""
     if pixels is None:
         return camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
     width = shape_of(camera)[1]
-    # nerfstudio looks through the centres of pixels.
+    # nerfstudio's rays pass through the centres of pixels.
     coords = torch.stack([pixels.indices // width, pixels.indices % width], dim=-1).float() + 0.5
     return camera.generate_rays(camera_indices=0, coords=coords.to(camera.device)).flatten()
 
@@ -362,17 +362,17 @@ def pixel_rays(camera: Cameras, pixels: Pixels | None = None) -> RayBundle:
 def camera_rays(
     camera: Cameras, shared_directions: list[Tensor] | None = None, pixels: Pixels | None = None
 ) -> ViewRays:
-    """The rays of all pixels of a camera, in row-major order, or of some of them."""
+    """Rays of all pixels of a camera, in row-major order, or of some pixels, as traces hold them."""
     return view_rays(camera, pixel_rays(camera, pixels), shared_directions)
 
 
 def view_rays(camera: Cameras, rays: RayBundle, shared_directions: list[Tensor] | None = None) -> ViewRays:
-    """A camera's rays as its traces hold them."""
+    """A camera's rays in the form that its traces hold."""
     device = camera.camera_to_worlds.device
     rotation = camera.camera_to_worlds[0, :, :3]
     return ViewRays.of(rays.origins.to(device), rays.directions.to(device), rotation, shared_directions)
 
 
 def _first(outputs: dict[str, Tensor], name: str) -> Tensor:
-    """An output by the name that models with one pass give it, or by that of the finer of two."""
+    """An output by its name in models with one pass, or by the name of the finer of two passes."""
     return outputs[name] if name in outputs else outputs[f"{name}_fine"]

@@ -27,26 +27,26 @@ _WHOLE: ContextVar[bool] = ContextVar("whole", default=False)
 
 
 def whole_scene(render: Callable[[], Result]) -> Result:
-    """Do something with fields that are those of the whole scene: the model renders."""
+    """Render with fields that are not cut to the objects; for the model's own renders."""
     return scoped(_WHOLE, True, render)
 
 
 class ObjectSDF(_Base):
-    """What is added to the class of a model's field.
+    """Mixin for the class of a model's field.
 
-    ``ns-export marching-cubes`` calls ``model.field.forward_geonetwork`` itself and takes the zero level of its first
-    column for the surface. From there, as opposed to the model's own rendering, the distance is that of the scene
-    intersected with the objects (the larger of two signed distances), so that their surface alone is found.
+    ``ns-export marching-cubes`` calls ``model.field.forward_geonetwork`` directly and takes the zero level of its first
+    column as the surface. For this call, unlike the model's own renders, the distance is that of the scene intersected
+    with the objects (the larger of two signed distances), so that their surface alone is found.
     """
 
     sa3d_model: tuple[MaskOutputs]
-    """The model with masks; in a tuple, so that torch does not take it for a part of the field."""
+    """The model with masks; in a tuple, so that torch does not register it as a submodule of the field."""
 
     def forward_geonetwork(self, inputs: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch geo_features+1"]:
         """Signed distance, and features.
 
         Raises:
-            SA3DError: An exporter asks, and there is no object.
+            SA3DError: An exporter calls this, and no object is shown.
         """
         outputs = super().forward_geonetwork(inputs)
         if _WHOLE.get():
@@ -59,18 +59,18 @@ class ObjectSDF(_Base):
 
 
 def distance_to(grid: MaskGrid, positions: Float[Tensor, "*batch 3"], threshold: float) -> Float[Tensor, "*batch 1"]:
-    """About the signed distance to where a grid's probability crosses the threshold; never much more than it.
+    """Approximate signed distance to the surface where a grid's probability equals the threshold; never much larger.
 
     Its sign is that of ``threshold - probability``. Marching cubes that refine only where a distance is small
-    need more than the sign: a probability leaps from 0 to 1 between two of their coarsest points.
+    need more than the sign: the probability may rise from 0 to 1 between two of their coarsest points.
 
     Args:
-        grid: The object.
+        grid: Mask field of the object.
         positions: World positions.
-        threshold: Probability from which on a position is on the object.
+        threshold: Probability above which a position is on the object.
 
     Returns:
-        Distances in world units, negative inside of the object.
+        Distances in world units, negative inside the object.
     """
     r = grid.resolution
     cell = 2 * float(grid.half_extent.max()) * (1 + OUTSIDE) / (r - 1)
@@ -79,12 +79,12 @@ def distance_to(grid: MaskGrid, positions: Float[Tensor, "*batch 3"], threshold:
         inside = (grid.filled_probability(threshold) > threshold).reshape(r, r, r).cpu().numpy()
         if not inside.any():
             return torch.full_like(grid.hit, r).reshape(-1, 1)
-        inner, outer = (np.asarray(ndimage.distance_transform_edt(part)) for part in (inside, ~inside))
+        inner, outer = (np.asarray(ndimage.distance_transform_edt(region)) for region in (inside, ~inside))
         return torch.from_numpy(inner + outer).to(grid.hit).reshape(-1, 1)
 
     far = grid.gather(grid.derived(("distance", threshold), whole_cells), positions.reshape(-1, 3)) - 1
     across = threshold - grid.probability_at(positions, threshold)
-    # Within a cell of the surface the probability tells how far it is, beyond that the number of cells.
+    # The distance follows from the probability within a cell of the surface, and from the number of cells beyond.
     return across.sign() * torch.maximum(across.abs(), far.reshape(across.shape)) * cell
 
 

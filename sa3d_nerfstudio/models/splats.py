@@ -1,4 +1,4 @@
-"""A Gaussian model with mask outputs, and with the object alone or removed beside its own."""
+"""Mask outputs of Gaussian models, with the object alone or removed."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ from sa3d_nerfstudio.traces.gaussians import (
 from sa3d_nerfstudio.traces.window import Window, bounds, cropped
 
 REACH = 3.0
-"""Standard deviations of a splat up to which gsplat draws it."""
+"""Radius up to which gsplat draws a splat, in standard deviations."""
 TOGETHER = 16
-"""Objects that are rasterised at once: two channels each, of the 32 that gsplat takes at a time."""
+"""Objects in one rasterisation: two channels each, of the 32 that gsplat takes at a time."""
 
 _Base = SplatfactoModel if TYPE_CHECKING else object
 _RENDERING: ContextVar[bool] = ContextVar("rendering", default=False)
-"""Whether the base model renders, which sees all splats."""
+"""Whether the base model is rendering; its renders use all splats."""
 
 
 def _splats_to_export(name: str) -> Any:
@@ -60,14 +60,13 @@ def _splats_to_export(name: str) -> Any:
 
 
 class MaskedSplatModel(MaskOutputs, _Base):
-    """What is added to the class of splatfacto, or of any class derived from it.
+    """Mixin for the class of splatfacto, or of any class derived from it.
 
-    **What is exported.** ``ns-export gaussian-splat`` sets the pipeline up in the mode "inference" and then, without
-    rendering anything, reads ``means``, ``scales``, ``quats``, ``opacities`` and the colours off the model; nothing
-    tells the model why. So in that mode callers outside the model read the shown objects' splats alone, while
-    the model's own rendering sees them all. The other commands that use the mode (``ns-render``, ``ns-texture``) do
-    nothing but render, and the viewer, which also reads ``means``, does not use it. The checkpoint and
-    ``gauss_params`` are always whole.
+    **Exports.** ``ns-export gaussian-splat`` sets the pipeline up in the mode "inference" and then, without rendering,
+    reads ``means``, ``scales``, ``quats``, ``opacities`` and the colours from the model, which cannot recognise the
+    export. So in that mode callers outside the model read the shown objects' splats alone, while the model's own
+    renders use all splats. The other commands that use the mode (``ns-render``, ``ns-texture``) only render, and the
+    viewer, which also reads ``means``, does not use it. The checkpoint and ``gauss_params`` always hold all splats.
     """
 
     EXPORT = "gaussian-splat"
@@ -92,18 +91,18 @@ class MaskedSplatModel(MaskOutputs, _Base):
         return values[keep]
 
     def prepare_masks(self) -> None:
-        """Let renders be traced and gated."""
+        """Prepare renders for traces and gates."""
         install_interception(self)
 
     def object_splats(self) -> Bool[Tensor, " num_splats"]:
-        """The splats of the shown objects."""
+        """Mask of the splats of the shown objects."""
         means = self.gauss_params["means"]
         keep = torch.zeros(len(means), dtype=torch.bool, device=means.device)
         for field in self.masks.shown:
             assert isinstance(field, SplatMask)
-            resting = field.is_packed
+            was_packed = field.is_packed
             keep |= field.selected(self.mask_threshold)
-            if resting:
+            if was_packed:
                 field.rest()
         return keep
 
@@ -115,7 +114,7 @@ class MaskedSplatModel(MaskOutputs, _Base):
         """An empty mask field to restore from a checkpoint.
 
         Raises:
-            SA3DError: The model has another number of splats.
+            SA3DError: The model has a different number of splats.
         """
         field = self.new_field(0)
         if field.num_cells != num_cells:
@@ -131,7 +130,7 @@ class MaskedSplatModel(MaskOutputs, _Base):
             return super().get_outputs(camera)  # type: ignore[safe-super]
         outputs, trace = self.trace(camera)
         rgb = outputs["rgb"]
-        # Which splats are the object's takes a search for neighbours: the image alone does not wait for it.
+        # Selecting the object's splats takes a search for neighbours, which the image alone does not need.
         keep = functools.cache(self.object_splats)
 
         def background() -> Tensor:
@@ -148,20 +147,20 @@ class MaskedSplatModel(MaskOutputs, _Base):
         )
 
     def probabilities(self, trace: RayTrace, fields: Sequence[MaskField]) -> list[Float[Tensor, " num_rays"]]:
-        """Probability of each of some objects in the pixels of a view, of several in one rasterisation."""
-        found: list[Tensor] = []
+        """Probability of each of some objects in the pixels of a view; one rasterisation renders several objects."""
+        results: list[Tensor] = []
         for start in range(0, len(fields), TOGETHER):
-            some = fields[start : start + TOGETHER]
-            resting = [field for field in some if isinstance(field, SplatMask) and field.is_packed]
-            sums = trace.render(some[0], torch.cat([field.cells() for field in some], dim=-1))
-            parts = sums.split(sums.shape[1] // len(some), dim=-1)
-            found += [
-                render_probability(RenderedCells(part, trace.accumulation), field)[0]
-                for part, field in zip(parts, some, strict=True)
+            batch = fields[start : start + TOGETHER]
+            packed = [field for field in batch if isinstance(field, SplatMask) and field.is_packed]
+            sums = trace.render(batch[0], torch.cat([field.cells() for field in batch], dim=-1))
+            rendered_fields = sums.split(sums.shape[1] // len(batch), dim=-1)
+            results += [
+                render_probability(RenderedCells(rendered, trace.accumulation), field)[0]
+                for rendered, field in zip(rendered_fields, batch, strict=True)
             ]
-            for field in resting:
+            for field in packed:
                 field.rest()
-        return found
+        return results
 
     def trace(self, camera: Cameras) -> tuple[dict[str, Any], GaussianTrace]:
         """The base model's outputs for a camera, and the trace of its pixels."""
@@ -181,24 +180,24 @@ class MaskedSplatModel(MaskOutputs, _Base):
         self._shared = self._shared or {}
         outputs, trace = trace_gaussians(self, lambda: self._base_outputs(camera), self._shared)
         assert trace.rasterization is not None
-        # Positions are rasterised, not depths: that gives a place in the world whatever the camera's projection is.
+        # World positions are rasterised instead of depths: they are surface points for any projection of the camera.
         points = trace.rasterization(self.gauss_params["means"]) / trace.accumulation[:, None].clamp(min=1e-10)
         distance = (points - camera.camera_to_worlds[0, :, 3]).norm(dim=-1)
-        something = trace.accumulation > 1e-3
-        farthest = distance[something].max() if bool(something.any()) else distance.new_tensor(0.0)
+        covered = trace.accumulation > 1e-3
+        farthest = distance[covered].max() if bool(covered.any()) else distance.new_tensor(0.0)
         return GaussianViewTrace(
             rasterization=trace.rasterization,
             accumulation=trace.accumulation,
             height=height,
             width=width,
             rgb=outputs["rgb"],
-            depth=torch.where(something, distance, farthest).reshape(height, width, 1),
+            depth=torch.where(covered, distance, farthest).reshape(height, width, 1),
             points=points,
         )
 
     @torch.no_grad()
     def observe(self, camera: Cameras, fields: Sequence[MaskField], threshold: float) -> Observation:
-        """See what of some objects is visible to a camera; of its image, the part in which they may be is rendered."""
+        """Render some objects as a camera sees them; only the window in which they may be is rendered."""
         camera = camera.to(self.device)
         rays = camera.generate_rays(camera_indices=0, keep_shape=True)
         directions = rays.directions
@@ -207,29 +206,29 @@ class MaskedSplatModel(MaskOutputs, _Base):
         passing = torch.zeros(height, width, dtype=torch.bool, device=self.device)
         window = self._window(rays, self._rows_of(fields, threshold))
         if window is not None:
-            seen = super().observe(cropped(camera, window), fields, threshold)
-            for image, part in zip(images, (seen.probability.permute(1, 2, 0), seen.rgb, seen.points), strict=True):
-                image[window.rows, window.columns] = part
+            view = super().observe(cropped(camera, window), fields, threshold)
+            for image, pixels in zip(images, (view.probability.permute(1, 2, 0), view.rgb, view.points), strict=True):
+                image[window.rows, window.columns] = pixels
             passing[window.rows, window.columns] = True
         return Observation(images[0].permute(2, 0, 1), images[1], images[2], directions, passing)
 
     @torch.no_grad()
     def render_outputs(self, camera: Cameras, names: Collection[str]) -> dict[str, Tensor]:
-        """Outputs for all pixels of a camera; of the object alone, that part of the image in which it may be."""
+        """Render outputs for all pixels of a camera; for the object alone, only the window in which it may be."""
         if not OF_THE_OBJECT.issuperset(names):
             return super().render_outputs(camera, names)
         camera = camera.to(self.device)
         window = self._object_window(camera)
         images = self.outputs_without_object(names, int(camera.height.max()), int(camera.width.max()))
         if window is not None:
-            part = super().render_outputs(cropped(camera, window), names)
+            rendered = super().render_outputs(cropped(camera, window), names)
             for name, image in images.items():
-                image[window.rows, window.columns] = part[name]
+                image[window.rows, window.columns] = rendered[name]
         return images
 
     @torch.no_grad()
     def rays_for(self, camera: Cameras, names: Collection[str]) -> Bool[Tensor, "height width"]:
-        """Which rays of a camera :meth:`render_outputs` renders for outputs of these names."""
+        """Mask of the rays that :meth:`render_outputs` renders for outputs of these names."""
         rays = super().rays_for(camera, names)
         if OF_THE_OBJECT.issuperset(names):
             window = self._object_window(camera.to(self.device))
@@ -243,41 +242,43 @@ class MaskedSplatModel(MaskOutputs, _Base):
         return self._window(rays, self.object_splats() | self._rows_of(self.masks.shown, self.mask_threshold))
 
     def _rows_of(self, fields: Sequence[MaskField], threshold: float) -> Bool[Tensor, " num_splats"]:
-        """The splats by which a pixel may be one of the objects'."""
+        """Mask of the splats by which a pixel may show one of the objects."""
         means = self.gauss_params["means"]
-        found = torch.zeros(len(means), dtype=torch.bool, device=means.device)
+        mask = torch.zeros(len(means), dtype=torch.bool, device=means.device)
         for field in fields:
             assert isinstance(field, SplatMask)
-            found[field.object_rows(threshold).long()] = True
-        return found
+            mask[field.object_rows(threshold).long()] = True
+        return mask
 
     def _window(self, rays: RayBundle, splats: Bool[Tensor, " num_splats"]) -> Window | None:
-        """The part of an image of rays in which some splats are drawn, as far as they reach; None where none is."""
+        """The window of an image of rays in which some splats are drawn, their radius included; None if none is."""
         if not bool(splats.any()):
             return None
-        places = self.gauss_params["means"][splats]
+        centers = self.gauss_params["means"][splats]
         reach = REACH * self.gauss_params["scales"][splats].exp().amax(-1, keepdim=True)
-        corners = torch.stack([(places - reach).amin(0), (places + reach).amax(0)])
+        corners = torch.stack([(centers - reach).amin(0), (centers + reach).amax(0)])
         passing = through_box(corners, rays.origins, rays.directions)
         box, size = bounds(passing), (passing.shape[0], passing.shape[1])
         return None if box is None else Window.whole(size, max(size), 1.0).around(box, 1.0, margin=0.0)
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, **kwargs: Any) -> _IncompatibleKeys:  # type: ignore[override]
-        """Load a checkpoint of any number of splats, and say what did not fit, which splatfacto keeps to itself."""
+        """Load a checkpoint of any number of splats, and return missing and unexpected keys, unlike splatfacto."""
         loaded = dict(state_dict)
         super().load_state_dict(loaded, strict=strict, **kwargs)
-        own = self.state_dict()
-        return _IncompatibleKeys([key for key in own if key not in loaded], [key for key in loaded if key not in own])
+        state = self.state_dict()
+        return _IncompatibleKeys(
+            [key for key in state if key not in loaded], [key for key in loaded if key not in state]
+        )
 
     def _base_outputs(self, camera: Cameras) -> dict[str, Any]:
-        # A copy, because the model scales the camera that it is given, there and back.
+        # A copy, because the model rescales its camera, and then scales it back.
         render = functools.partial(super().get_outputs, copy.deepcopy(camera))  # type: ignore[safe-super]
         outputs = within_memory(lambda: scoped(_RENDERING, True, render), SMALLER)
-        # Where nothing lies in its crop box, splatfacto answers on the CPU wherever it is itself.
+        # If its crop box is empty, splatfacto returns outputs on the CPU, whatever its device.
         return {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in outputs.items()}
 
     def render_splats(self, camera: Cameras, keep: Bool[Tensor, " num_splats"]) -> dict[str, Any]:
-        """The base model's outputs for a camera with some of its splats alone."""
+        """The base model's outputs for a camera, rendered from some of its splats alone."""
         self.eval()
         return self._gated(camera.to(self.device), keep.to(self.device))
 
@@ -286,12 +287,12 @@ class MaskedSplatModel(MaskOutputs, _Base):
         return gated_splats(self, keep, lambda: self._base_outputs(camera))
 
     def _object(self, camera: Cameras, keep: Tensor) -> dict[str, Tensor]:
-        alone = self._gated(camera, keep)
-        rgb, accumulation = alone["rgb"], alone["accumulation"]
-        # The model has put its own background behind the splats: take that away again.
-        behind = COLORS_DICT[self.object_background].to(rgb) - alone["background"].to(rgb)
+        outputs = self._gated(camera, keep)
+        rgb, accumulation = outputs["rgb"], outputs["accumulation"]
+        # The model has composited its own background behind the splats: replace it.
+        background_change = COLORS_DICT[self.object_background].to(rgb) - outputs["background"].to(rgb)
         return {
-            "object_rgb": (rgb + (1 - accumulation) * behind).clamp(0, 1),
-            "object_depth": alone["depth"] * (accumulation > SOLID),
+            "object_rgb": (rgb + (1 - accumulation) * background_change).clamp(0, 1),
+            "object_depth": outputs["depth"] * (accumulation > SOLID),
             "object_accumulation": accumulation,
         }

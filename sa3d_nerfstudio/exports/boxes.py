@@ -15,28 +15,28 @@ from jaxtyping import Float
 from sa3d_nerfstudio.exports.frames import Frame
 from sa3d_nerfstudio.fields.base import MaskField
 
-o3d: Any = open3d  # its type stubs know neither paths that are strings nor arrays
+o3d: Any = open3d  # its type stubs accept neither string paths nor arrays
 
 
 @dataclass
 class Box:
-    """A box, oriented as nerfstudio's ``OrientedBox``: a point is in it if ``|Rᵀ (x - center)| <= scale / 2``."""
+    """Box oriented as nerfstudio's ``OrientedBox``: a point is inside if ``|Rᵀ (x - center)| <= scale / 2``."""
 
     center: Float[np.ndarray, "3"]
     rotation: Float[np.ndarray, "3 3"]
-    """From the box's axes to the world's."""
+    """Rotation from the box's axes to the world's."""
     scale: Float[np.ndarray, "3"]
-    """Length of its edges."""
+    """Lengths of the edges."""
 
     @property
     def corners(self) -> Float[np.ndarray, "8 3"]:
-        """Its corners."""
+        """The eight corners."""
         signs = np.array(np.meshgrid(*[[-0.5, 0.5]] * 3)).reshape(3, -1).T
         return self.center + (signs * self.scale) @ self.rotation.T
 
     @property
     def roll_pitch_yaw(self) -> tuple[float, float, float]:
-        """The rotation as nerfstudio's options have it, in radians."""
+        """The rotation in the form of nerfstudio's options, in radians."""
         angles = vtf.SO3.from_matrix(self.rotation).as_rpy_radians()
         return float(angles.roll), float(angles.pitch), float(angles.yaw)
 
@@ -47,7 +47,7 @@ class Box:
         return Box(center, rotation, self.scale * frame.length)
 
     def numbers(self) -> dict[str, list[float]]:
-        """The values of the options of ns-export, by their names."""
+        """Values of the options of ns-export, by name."""
         corners = self.corners
         values = {
             "obb_center": self.center,
@@ -63,7 +63,7 @@ class Box:
         return _line(self.numbers(), ("obb_center", "obb_rotation", "obb_scale"))
 
     def bounding_options(self) -> str:
-        """The options for ``ns-export tsdf`` and ``marching-cubes``, which take boxes along the axes."""
+        """The options for ``ns-export tsdf`` and ``marching-cubes``, which take axis-aligned boxes."""
         return _line(self.numbers(), ("bounding_box_min", "bounding_box_max"))
 
 
@@ -76,26 +76,26 @@ def box_around(points: Float[np.ndarray, "num 3"], pad: float = 0.0, tilted: boo
 
     Args:
         points: World positions, in nerfstudio's frame.
-        pad: Margin around the points.
-        tilted: Let the box lean; by default it stands upright on nerfstudio's z axis, as most things do.
+        pad: Margin on each side of the points.
+        tilted: Allow any orientation; by default the box is upright along nerfstudio's z axis, as most objects are.
     """
-    within = np.asarray(points, np.float64)
+    positions = np.asarray(points, np.float64)
     if tilted:
-        to_origin, extents = trimesh.bounds.oriented_bounds(_with_volume(within, pad))
+        to_origin, extents = trimesh.bounds.oriented_bounds(_with_volume(positions, pad))
         pose = np.linalg.inv(to_origin)
         rotation, center = pose[:3, :3], pose[:3, 3]
         if np.linalg.det(rotation) < 0:
             rotation = rotation * [1, 1, -1]
     else:
-        flat, lengths = trimesh.bounds.oriented_bounds_2D(_with_volume(within, pad)[:, :2])
+        to_rectangle, lengths = trimesh.bounds.oriented_bounds_2D(_with_volume(positions, pad)[:, :2])
         rotation = np.eye(3)
-        rotation[:2, :2] = flat[:2, :2].T
+        rotation[:2, :2] = to_rectangle[:2, :2].T
         if np.linalg.det(rotation) < 0:
             rotation[:, 0] *= -1
-        if rotation[0, 0] < 0:  # half a turn makes the same box
+        if rotation[0, 0] < 0:  # a half turn gives the same box
             rotation[:2, :2] *= -1
-        bottom, top = within[:, 2].min(), within[:, 2].max()
-        center = np.array([*(-flat[:2, :2].T @ flat[:2, 2]), (bottom + top) / 2])
+        bottom, top = positions[:, 2].min(), positions[:, 2].max()
+        center = np.array([*(-to_rectangle[:2, :2].T @ to_rectangle[:2, 2]), (bottom + top) / 2])
         extents = np.array([*lengths, top - bottom])
     return Box(center, rotation, np.asarray(extents) + 2 * pad)
 
@@ -107,11 +107,11 @@ def _with_volume(points: np.ndarray, pad: float) -> np.ndarray:
 
 
 def object_box(field: MaskField, threshold: float, tilted: bool = False) -> Box:
-    """The box around an object, from its cells alone; nothing is rendered.
+    """Box around an object, from its cells alone, without rendering.
 
     Args:
-        field: The object's mask.
-        threshold: Probability above which something is on the object.
+        field: The object's mask field.
+        threshold: Probability above which a cell belongs to the object.
         tilted: See :func:`box_around`.
     """
     points, pad = field.main_points(threshold)

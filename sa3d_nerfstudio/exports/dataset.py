@@ -1,4 +1,4 @@
-"""The cameras of a run's data set, and the files that describe its images."""
+"""Cameras of a run's data set, and the files that describe its images."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _LISTS = ("train_filenames", "val_filenames", "test_filenames")
 
 @dataclass
 class DataSetFiles:
-    """The images of a data set, as its transforms.json lists them, if it has one."""
+    """Images of a data set, as listed in its transforms.json, if it has one."""
 
     transforms: Path | None
-    """The transforms.json."""
+    """Path of transforms.json; None if the data set has none."""
     content: dict[str, Any]
-    """Its content."""
+    """Content of transforms.json."""
     downscale_factor: int
-    """How much smaller than the originals the images are that the model was trained on."""
+    """Factor by which the images that the model was trained on are smaller than the originals."""
 
     @classmethod
     def of(cls, pipeline: SA3DPipeline) -> DataSetFiles:
@@ -53,17 +53,17 @@ class DataSetFiles:
 
     @property
     def images(self) -> dict[Path, dict[str, Any]]:
-        """The frames of transforms.json by the absolute paths of their images."""
+        """Frames of transforms.json, by the absolute paths of their images."""
         frames = self.content.get("frames", [])
         return {self.absolute(frame["file_path"]): frame for frame in frames if "file_path" in frame}
 
     def absolute(self, path: str) -> Path:
-        """A path in transforms.json, which is relative to it."""
+        """Absolute path of a path in transforms.json, which is relative to the file."""
         assert self.transforms is not None
         return Path(os.path.abspath(self.transforms.parent / path))
 
     def original(self, image: Path) -> Path:
-        """The image at full size, given one that the model was trained on: nerfstudio keeps smaller copies of it."""
+        """Full-size original of an image that the model was trained on: nerfstudio makes smaller copies."""
         image = Path(os.path.abspath(image))
         if self.downscale_factor == 1 or self.transforms is None:
             return image
@@ -71,14 +71,14 @@ class DataSetFiles:
         return next((original for original in self.images if original.name == image.name), image)
 
     def write_with_masks(self, path: Path, masks: Mapping[Path, Path]) -> bool:
-        """Write a copy of transforms.json that names a mask for each image. It may lie in any folder.
+        """Write a copy of transforms.json, in any folder, that names a mask for each image.
 
         Args:
             path: The file to write.
             masks: The mask of each image.
 
         Returns:
-            Whether it has been written: nerfstudio requires a mask for every image or for none.
+            Whether the file was written: nerfstudio requires a mask for every image or for none.
         """
         if not self.images or not set(self.images) <= set(masks):
             return False
@@ -89,33 +89,33 @@ class DataSetFiles:
         return True
 
     def write_with_images(self, path: Path, images: Mapping[Path, Path]) -> bool:
-        """Write a copy of transforms.json with other images of the same size; those without another are left out.
+        """Write a copy of transforms.json with new images of the same size; frames without a new image are left out.
 
         Args:
             path: The file to write.
-            images: The new image in the place of each.
+            images: The new image for each original.
 
         Returns:
-            Whether it has been written: the data set has a transforms.json, and images of it are among these.
+            Whether the file was written: the data set has a transforms.json, which lists some of the originals.
         """
-        kept = [image for image in self.images if image in images]
-        if not kept:
+        replaced = [image for image in self.images if image in images]
+        if not replaced:
             return False
         content = self._moved(path)
-        new = {image: os.path.relpath(images[image].resolve(), path.parent.resolve()) for image in kept}
+        new_paths = {image: os.path.relpath(images[image].resolve(), path.parent.resolve()) for image in replaced}
         pairs = zip(content["frames"], self.images, strict=True)
-        content["frames"] = [{**frame, "file_path": new[image]} for frame, image in pairs if image in new]
+        content["frames"] = [{**frame, "file_path": new_paths[image]} for frame, image in pairs if image in new_paths]
         for frame in content["frames"]:
             frame.pop("mask_path", None)
         for key in _LISTS:
             if key in self.content:
-                named = [self.absolute(name) for name in self.content[key]]
-                content[key] = [new[image] for image in named if image in new]
+                listed_images = [self.absolute(name) for name in self.content[key]]
+                content[key] = [new_paths[image] for image in listed_images if image in new_paths]
         write_json(path, content)
         return True
 
     def _moved(self, path: Path) -> dict[str, Any]:
-        """The content of transforms.json with paths that fit another place for it."""
+        """Content of transforms.json with paths relative to a new location of the file."""
 
         def moved(name: str) -> str:
             return os.path.relpath(self.absolute(name).resolve(), path.parent.resolve())
@@ -138,25 +138,25 @@ Split = Literal["train", "test", "all"]
 
 @dataclass
 class NamedCamera:
-    """One camera."""
+    """Camera of an image of the data set, or of a camera path."""
 
     name: Path
-    """Where its masks go within their folder, ending in .png; the image's place within the data set's images."""
+    """Path of its masks in their folder, ending in .png; the image's path among the data set's images."""
     camera: Cameras
-    """At the full size of the image."""
+    """Camera at the full size of the image."""
     image: Path | None = None
-    """The image itself, at full size; None on a camera path."""
+    """Path of the image at full size; None on a camera path."""
 
 
 def dataset_cameras(pipeline: SA3DPipeline, split: Split) -> list[NamedCamera]:
-    """The cameras of the data set's images; those that were trained on where the base run has moved them to.
+    """Cameras of the data set's images; the training cameras with the poses that the base run has learnt.
 
     Args:
         pipeline: A loaded run.
-        split: Of the images that the base model was trained on, of those it is tested on, or of both.
+        split: Images that the base model was trained on, images that it is tested on, or both.
 
     Raises:
-        SA3DError: There are none.
+        SA3DError: The split has no images.
     """
     datamanager: Any = pipeline.datamanager
     chosen = {"train": ["train"], "test": ["eval"], "all": ["train", "eval"]}[split]
@@ -165,18 +165,18 @@ def dataset_cameras(pipeline: SA3DPipeline, split: Split) -> list[NamedCamera]:
     if (trained := getattr(datamanager, "train_dataset", None)) is not None:
         learnt = dict(zip(trained.image_filenames, pipeline.training_cameras().camera_to_worlds, strict=True))
     images: dict[Path, tuple[Cameras, Path]] = {}
-    for which in chosen:
-        dataset: InputDataset | None = getattr(datamanager, f"{which}_dataset", None)
+    for split_name in chosen:
+        dataset: InputDataset | None = getattr(datamanager, f"{split_name}_dataset", None)
         if dataset is None:
             continue
-        cameras = _undistorted(datamanager, which, dataset)
+        cameras = _undistorted(datamanager, split_name, dataset)
         for index, filename in enumerate(dataset.image_filenames):
             camera = copy.deepcopy(cameras[index : index + 1])
             camera.camera_to_worlds = learnt.get(filename, camera.camera_to_worlds[0])[None].clone()
             original = files.original(Path(filename))
             camera.rescale_output_resolution(files.downscale_factor / dataset.scale_factor)
             if original.is_file() and files.downscale_factor > 1:
-                # Sizes of images that have been scaled down were rounded.
+                # The sizes of scaled-down images were rounded.
                 width, height = _image_size(original)
                 camera.width[:], camera.height[:] = width, height
             images.setdefault(original, (camera, original))
@@ -187,10 +187,10 @@ def dataset_cameras(pipeline: SA3DPipeline, split: Split) -> list[NamedCamera]:
 
 
 def path_cameras(path: Path) -> list[NamedCamera]:
-    """The cameras of a camera path, as nerfstudio's viewer and ``ns-render camera-path`` have it.
+    """Cameras of a camera path, as saved by nerfstudio's viewer and read by ``ns-render camera-path``.
 
     Raises:
-        SA3DError: The file is missing, or is no camera path.
+        SA3DError: The file is missing, or is not a camera path.
     """
     content = read_json(path, "camera path")
     try:
@@ -200,7 +200,7 @@ def path_cameras(path: Path) -> list[NamedCamera]:
         raise SA3DError(
             f"{path} is no camera path ({type(error).__name__}: {one_line(error)}): save one in nerfstudio's viewer."
         ) from error
-    # As ns-render takes it: the size of the image is twice its centre.
+    # As in ns-render, where the image's size is twice its principal point.
     cameras.height, cameras.width = (torch.full_like(cameras.height, side) for side in size)
     return [NamedCamera(Path(f"{index:05d}.png"), cameras[index : index + 1]) for index in range(len(cameras))]
 
@@ -219,14 +219,14 @@ def has_distortion(cameras: list[NamedCamera]) -> bool:
 
 
 def require_photos(pipeline: SA3DPipeline, cameras: list[NamedCamera]) -> None:
-    """Check that cameras have photos that masks of them fit.
+    """Check that cameras have photos, and that masks fit these.
 
     Args:
         pipeline: A loaded run.
         cameras: Cameras of its data set.
 
     Raises:
-        SA3DError: They have none, or the model was trained on others.
+        SA3DError: There are no photos, or the model was trained on undistorted copies of them.
     """
     source = ImportSource.of(DataSetFiles.of(pipeline).content)
     if source is not None and source.previews:
@@ -249,11 +249,11 @@ def _image_size(path: Path) -> tuple[int, int]:
 
 
 def _names(images: list[Path]) -> list[Path]:
-    """Names for masks: the images' own if no two are the same, or else prefixed by the folders in which they differ."""
+    """Names for masks: those of the images if unique, otherwise prefixed by the folders in which they differ."""
     stems = [image.stem for image in images]
     if len(set(stems)) == len(stems):
         return [Path(f"{stem}.png") for stem in stems]
-    # Folders tell them apart, or else the kind of file.
+    # The folders make the names unique; otherwise the suffixes do.
     common = Path(*_common_parts([image.parent for image in images]))
     names = [image.relative_to(common).with_suffix(".png") for image in images]
     if len(set(names)) == len(names):

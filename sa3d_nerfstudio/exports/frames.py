@@ -1,4 +1,4 @@
-"""From nerfstudio's frame, which is scaled and turned, back to the data set's."""
+"""Transformation from nerfstudio's frame, which is scaled and rotated, back to the data set's."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class Frame:
     """The frame of exported objects: nerfstudio's, or the data set's (``world``)."""
 
     transform: Float[Tensor, "3 4"]
-    """From the data set's frame to nerfstudio's, but for the scale."""
+    """Transformation from the data set's frame to nerfstudio's, without the scale."""
     scale: float
     world: bool
 
     @property
     def name(self) -> str:
-        """Its name in files."""
+        """Name of the frame in files."""
         return "dataset" if self.world else "nerfstudio"
 
     @property
     def length(self) -> float:
-        """Length in this frame of 1 in nerfstudio's."""
+        """Length in this frame of a unit length in nerfstudio's."""
         return 1 / self.scale if self.world else 1.0
 
     def points(self, positions: Float[Tensor, "num 3"]) -> Float[Tensor, "num 3"]:
-        """Positions, from nerfstudio's frame."""
+        """Transform positions from nerfstudio's frame to this frame."""
         if not self.world:
             return positions
         poses = torch.eye(3, 4, dtype=positions.dtype).repeat(len(positions), 1, 1)
@@ -42,7 +42,7 @@ class Frame:
         return self._back(poses)[:, :, 3]
 
     def directions(self, directions: Float[Tensor, "num 3"]) -> Float[Tensor, "num 3"]:
-        """Directions such as normals, from nerfstudio's frame, with unchanged lengths."""
+        """Transform directions such as normals from nerfstudio's frame to this frame, with unchanged lengths."""
         if not self.world:
             return directions
         rotation = self._back(torch.eye(3, 4, dtype=directions.dtype)[None])[0, :, :3]
@@ -58,10 +58,10 @@ def frame_of(pipeline: Pipeline, world: bool) -> Frame:
 
     Args:
         pipeline: A loaded run.
-        world: The data set's frame instead of nerfstudio's.
+        world: Export in the data set's frame instead of nerfstudio's.
 
     Raises:
-        SA3DError: The run's data manager does not know the data set's frame.
+        SA3DError: The data set's frame is wanted, and the run's data manager does not hold it.
     """
     outputs: Any = getattr(pipeline.datamanager, "train_dataparser_outputs", None)
     if outputs is None:

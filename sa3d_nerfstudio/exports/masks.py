@@ -1,4 +1,4 @@
-"""2D masks of objects: PNGs per image and object, one id map per image, or COCO annotations."""
+"""2D masks of objects: one PNG per image and object, one id map per image, or COCO annotations."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def id_maps(
     threshold: float,
     ranks: Ranks | None = None,
 ) -> Iterator[tuple[NamedCamera, IdMap]]:
-    """Which object each pixel of each camera shows, 0 for none, under a progress bar.
+    """Id of the object in each pixel of each camera, 0 for none, under a progress bar.
 
     Args:
         model: The base model with masks.
         cameras: The cameras, each at its own size.
-        objects: The objects; where two overlap, the more probable one has the pixel.
-        threshold: Probability above which something is on an object.
-        ranks: The processes that share the cameras; what is yielded is this one's share.
+        objects: The objects; where two overlap, the pixel shows the more probable one.
+        threshold: Probability above which a pixel belongs to an object.
+        ranks: The processes that share the cameras; each yields its share.
     """
     ranks, rays = ranks or Ranks(), RenderedRays()
     for item in track(ranks.every(cameras), "masks", console=CONSOLE):
@@ -68,32 +68,32 @@ def write_masks(
     grow: int = 0,
     ranks: Ranks | None = None,
 ) -> dict[Path, Path]:
-    """Write PNGs: 255 on the object and 0 elsewhere, or the other way round.
+    """Write PNGs: 255 on the object and 0 elsewhere, or inverted.
 
-    All objects together go to ``masks/IMAGE.png``, which is what nerfstudio reads as ``mask_path``: it learns from the
-    pixels that are not 0. If there are several objects, each by itself goes to ``objects/OBJECT/IMAGE.png``.
+    All objects together go to ``masks/IMAGE.png``, for nerfstudio's ``mask_path``: it trains on the pixels that are not
+    0. If there are several objects, each also goes to ``objects/OBJECT/IMAGE.png``.
 
     Args:
-        folder: Where to.
+        folder: Folder to write to.
         maps: See :func:`id_maps`.
         objects: The objects.
         invert: Write 0 on the object and 255 elsewhere.
         grow: Pixels to dilate the masks by.
-        ranks: The processes that share the cameras; each writes the masks of its own.
+        ranks: The processes that share the cameras; each writes the masks of its share.
 
     Returns:
-        The mask of all objects of each image; cameras without images are left out.
+        Path of the mask of all objects, by image; cameras without images are left out.
     """
     written = []
     for item, ids in maps:
         masks = {folder / "masks" / item.name: ids > 0}
         if len(objects) > 1:
-            masks |= {folder / "objects" / each.stem / item.name: ids == each.id for each in objects}
+            masks |= {folder / "objects" / target.stem / item.name: ids == target.id for target in objects}
         for path, mask in masks.items():
             write_png(path, ((grown(mask, grow) != invert) * 255).astype(np.uint8))
         written.append((item.image, folder / "masks" / item.name))
-    everything = (ranks or Ranks()).merged(written)
-    return {image: path for image, path in everything if image is not None}
+    merged = (ranks or Ranks()).merged(written)
+    return {image: path for image, path in merged if image is not None}
 
 
 def write_rgba(
@@ -105,17 +105,17 @@ def write_rgba(
 ) -> dict[Path, Path]:
     """Write ``rgba/IMAGE.png``: each photo with the mask of all objects as alpha, 0 or 255.
 
-    Colours stay as they are where alpha is 0, so that the outline has no seam.
+    Colours are kept where alpha is 0, so that the outline has no seam.
 
     Args:
-        folder: Where to.
-        maps: See :func:`id_maps`; of cameras that have photos.
-        invert: Alpha is 0 on the objects.
-        grow: By how many pixels to make the masks wider.
-        ranks: The processes that share the cameras; each writes the images of its own.
+        folder: Folder to write to.
+        maps: See :func:`id_maps`; the cameras must have photos.
+        invert: Write alpha 0 on the objects and 255 elsewhere.
+        grow: Pixels to dilate the masks by.
+        ranks: The processes that share the cameras; each writes the images of its share.
 
     Returns:
-        The new image of each photo.
+        Path of the new image, by photo.
 
     Raises:
         SA3DError: A photo cannot be read, or is not of its camera's size.
@@ -149,18 +149,18 @@ def write_id_maps(
     """Write ``ids/IMAGE.png`` with the id of the object in each pixel, and ``objects.json`` that names them.
 
     Args:
-        folder: Where to.
+        folder: Folder to write to.
         maps: See :func:`id_maps`.
         objects: The objects.
-        ranks: The processes that share the cameras; each writes the maps of its own, and the first the names.
+        ranks: The processes that share the cameras; each writes the maps of its share, and the first the names.
 
     Returns:
-        The objects.json.
+        Path of objects.json.
     """
     # One bit depth for all maps.
-    kind = np.uint8 if max(item.id for item in objects) < 256 else np.uint16
+    dtype = np.uint8 if max(item.id for item in objects) < 256 else np.uint16
     for item, ids in maps:
-        write_png(folder / "ids" / item.name, ids.astype(kind))
+        write_png(folder / "ids" / item.name, ids.astype(dtype))
     path = folder / "objects.json"
     colors = {item.id: [round(255 * value) for value in item.color] for item in objects}
     table = [{"id": item.id, "name": item.name, "color": colors[item.id]} for item in objects]
@@ -176,32 +176,32 @@ def write_coco(
     parents: Mapping[str, str | None] | None = None,
     ranks: Ranks | None = None,
 ) -> None:
-    """Write annotations as COCO has them, with masks as compressed run lengths; ``pycocotools`` reads them.
+    """Write COCO annotations, with masks as compressed run lengths, which ``pycocotools`` reads.
 
-    An object's category is its id. Images are named by their full paths; on a camera path, as their masks would be.
+    An object's category is its id. Images are named by their full paths; on a camera path, by the names of their masks.
 
     Args:
-        path: The file.
+        path: The JSON file.
         maps: See :func:`id_maps`.
         objects: The objects.
-        parents: What objects are parts of: the category's "supercategory", which is "object" for all others.
+        parents: Parent of each object that is a part: the category's "supercategory", which is "object" for all others.
         ranks: The processes that share the cameras; the first writes the file.
     """
     parents, ranks = parents or {}, ranks or Ranks()
-    own: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
+    entries: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
     for item, ids in maps:
         height, width = ids.shape
         name = item.name if item.image is None else item.image
-        image, shown = {"file_name": str(name), "height": height, "width": width}, []
-        own.append((image, shown))
-        for each in objects:
-            mask = ids == each.id
+        image, segments = {"file_name": str(name), "height": height, "width": width}, []
+        entries.append((image, segments))
+        for target in objects:
+            mask = ids == target.id
             if not mask.any():
                 continue
             lengths: Any = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-            shown.append(
+            segments.append(
                 {
-                    "category_id": each.id,
+                    "category_id": target.id,
                     "segmentation": {"size": [height, width], "counts": lengths["counts"].decode("ascii")},
                     "area": int(mask.sum()),
                     "bbox": [float(value) for value in coco_mask.toBbox(lengths)],
@@ -210,15 +210,17 @@ def write_coco(
             )
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, (image, shown) in enumerate(ranks.merged(own), start=1):
+    for number, (image, segments) in enumerate(ranks.merged(entries), start=1):
         images.append({"id": number, **image})
         annotations += [
-            {"id": len(annotations) + 1 + index, "image_id": number, **item} for index, item in enumerate(shown)
+            {"id": len(annotations) + 1 + index, "image_id": number, **item} for index, item in enumerate(segments)
         ]
     if not ranks.is_first:
         return
-    above = {each.name: parents.get(each.name) or "object" for each in objects}
-    categories = [{"id": each.id, "name": each.name, "supercategory": above[each.name]} for each in objects]
+    all_parents = {target.name: parents.get(target.name) or "object" for target in objects}
+    categories = [
+        {"id": target.id, "name": target.name, "supercategory": all_parents[target.name]} for target in objects
+    ]
     with atomic_path(path) as temporary:
         content = {"images": images, "annotations": annotations, "categories": categories}
         temporary.write_text(json.dumps(content), "utf8")

@@ -28,24 +28,24 @@ from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.pipeline import SA3DPipeline
 from sa3d_nerfstudio.traces.nerf import DEPTH_OUTPUTS, RGB_OUTPUTS
 
-o3d: Any = open3d  # its type stubs know neither paths that are strings nor arrays
+o3d: Any = open3d  # its type stubs accept neither string paths nor arrays
 
 MARGIN = 0.1
-"""Margin of a mesh's volume around the object's box."""
+"""Margin of a mesh's volume on each side of the object's box, as a share of the box's longest edge."""
 
 
 def poisson_mesh(points: ObjectPoints, depth: int, sparsest: float = 0.02) -> trimesh.Trimesh:
     """Reconstruct a surface from points with normals, as ``ns-export poisson`` does.
 
     Args:
-        points: On the object.
-        depth: Of the octree; 2 to its power is the number of cells along each axis.
-        sparsest: Share of the vertices that is cut away, where the points are sparsest.
+        points: Points on the object.
+        depth: Depth of the octree, which has ``2 ** depth`` cells along each axis.
+        sparsest: Share of the vertices to cut away, where the points are sparsest.
     """
     cloud = points.cloud()
     mesh, densities = o3d.geometry.TriangleMesh.create_from_point_cloud_poisson(cloud, depth=depth)
     mesh.remove_vertices_by_mask(np.asarray(densities) < np.quantile(densities, sparsest))
-    # Where there are no points, the surface closes itself far away from them.
+    # The surface closes gaps between the points far away from them.
     low, high = points.positions.min(axis=0), points.positions.max(axis=0)
     slack = MARGIN * (high - low).max()
     mesh = mesh.crop(o3d.geometry.AxisAlignedBoundingBox(low - slack, high + slack))
@@ -60,16 +60,16 @@ def poisson_mesh(points: ObjectPoints, depth: int, sparsest: float = 0.02) -> tr
 def tsdf_mesh(
     pipeline: SA3DPipeline, objects: Sequence[ExportObject], resolution: int, downscale_factor: int
 ) -> trimesh.Trimesh:
-    """Fuse depth images of objects alone, by nerfstudio's TSDF.
+    """Fuse depth images of the objects alone, by nerfstudio's TSDF.
 
     Args:
         pipeline: A loaded run of a NeRF.
         objects: The objects, which become one mesh.
         resolution: Cells of the volume along each axis.
-        downscale_factor: How much smaller than the training images the depth images are.
+        downscale_factor: Factor by which the depth images are smaller than the training images.
 
     Raises:
-        SA3DError: The run is not a NeRF.
+        SA3DError: The run is not a NeRF, or the depth images hold no surface.
     """
     model = pipeline.model
     if not model.RENDERS_RAYS:
@@ -79,7 +79,7 @@ def tsdf_mesh(
     outputs = dataset._dataparser_outputs
     names = _output_names(model, outputs.cameras)
     cameras = outputs.cameras
-    outputs.cameras = copy.deepcopy(cameras)  # nerfstudio scales them, and leaves them so
+    outputs.cameras = copy.deepcopy(cameras)  # nerfstudio rescales them, and does not restore them
     try:
         with tempfile.TemporaryDirectory() as folder, only(model.masks, objects):
             export_tsdf_mesh(
@@ -96,13 +96,13 @@ def tsdf_mesh(
 def marching_cubes_mesh(
     pipeline: SA3DPipeline, objects: Sequence[ExportObject], resolution: int, points: ObjectPoints | None
 ) -> trimesh.Trimesh:
-    """The zero level of signed distances, by nerfstudio's marching cubes; vertices take the nearest points' colours.
+    """Zero level of signed distances, by nerfstudio's marching cubes; vertices take the nearest points' colours.
 
     Args:
         pipeline: A loaded run of a model of signed distances.
         objects: The objects, which become one mesh.
         resolution: Cells along each axis; a multiple of 512.
-        points: On the objects, for colours.
+        points: Points on the objects, for colours; None for a mesh without colours.
 
     Raises:
         SA3DError: The model has no signed distances, or the resolution is not a multiple of 512.
@@ -118,8 +118,8 @@ def marching_cubes_mesh(
             lambda x: field.forward_geonetwork(x)[:, 0].contiguous(), resolution, low, high
         )
     if points is not None and len(mesh.vertices):
-        known = NearestNeighbors(n_neighbors=1).fit(points.positions)
-        nearest = known.kneighbors(np.asarray(mesh.vertices), return_distance=False)[:, 0]
+        neighbors = NearestNeighbors(n_neighbors=1).fit(points.positions)
+        nearest = neighbors.kneighbors(np.asarray(mesh.vertices), return_distance=False)[:, 0]
         mesh.visual = ColorVisuals(mesh, vertex_colors=(points.colors[nearest] * 255).astype(np.uint8))
     return mesh
 
@@ -127,12 +127,12 @@ def marching_cubes_mesh(
 def write_mesh(path: Path, mesh: trimesh.Trimesh, frame: Frame) -> None:
     """Write a mesh as PLY or GLB, by the path's suffix.
 
-    GLB has y upwards, where nerfstudio's frame and most data sets have z: it is turned, so that viewers show it so.
+    GLB has y upwards, whereas nerfstudio's frame and most data sets have z: it is rotated to be upright in viewers.
 
     Args:
         path: The file.
-        mesh: In nerfstudio's frame.
-        frame: Where to place it.
+        mesh: Mesh in nerfstudio's frame.
+        frame: Frame of the written vertices.
 
     Raises:
         SA3DError: The mesh is empty.
@@ -153,7 +153,7 @@ def write_mesh(path: Path, mesh: trimesh.Trimesh, frame: Frame) -> None:
 def _bounds(
     objects: Sequence[ExportObject], threshold: float
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Corners of a box along the axes around objects, with a margin."""
+    """Corners of an axis-aligned box around objects, with a margin."""
     corners = np.concatenate([_wider(object_box(item.field, threshold)).corners for item in objects])
     low, high = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
     return (low[0], low[1], low[2]), (high[0], high[1], high[2])

@@ -1,4 +1,4 @@
-"""What a camera sees of the objects to export, at any size, and how much of its image was rendered for it."""
+"""Images of the objects to export from a camera of any size, and the share of their rays that was rendered."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class ObjectView:
 
     objects: Sequence[ExportObject]
     seen: Observation
-    """What the camera sees of each, in their order."""
+    """Image of the objects, with their probabilities in this order."""
 
     def ids(self, threshold: float) -> Int[Tensor, "height width"]:
-        """Per pixel the id of the most probable object, or 0 where none exceeds the threshold."""
+        """Id of the most probable object in each pixel, or 0 where no probability exceeds the threshold."""
         best, index = self.seen.probability.max(dim=0)
         ids = torch.tensor([item.id for item in self.objects])[index.cpu()]
         return torch.where(best.cpu() > threshold, ids, 0)
@@ -33,26 +33,26 @@ class ObjectView:
 
 @dataclass
 class RenderedRays:
-    """Counts the rays that were rendered for an export, of all rays of its images."""
+    """Number of rays that were rendered for an export, and of all rays of its images."""
 
     rendered: int = 0
     total: int = 0
 
     def add(self, passing: Bool[Tensor, "height width"]) -> None:
-        """Count an image, of which these rays were rendered."""
+        """Count the rays of an image, given a mask of the rendered ones."""
         self.rendered, self.total = self.rendered + int(passing.sum()), self.total + passing.numel()
 
     def summed(self, ranks: Ranks) -> RenderedRays:
-        """The counts of all processes that share the images."""
+        """The counts summed over all processes that share the images."""
         rendered, total = zip(*ranks.gather((self.rendered, self.total)), strict=True)
         return RenderedRays(sum(rendered), sum(total))
 
     def tell(self) -> None:
-        """Say it, where anything was saved."""
+        """Print the share of rendered rays, unless all were rendered."""
         if self.rendered < self.total:
             say(f"rendered    {self.rendered / self.total:.1%} of the rays: those that pass an object")
 
 
 def view_objects(model: MaskOutputs, camera: Cameras, objects: Sequence[ExportObject], threshold: float) -> ObjectView:
-    """See what of some objects is visible to a camera; see :meth:`MaskOutputs.observe`."""
+    """Render some objects as a camera sees them; see :meth:`MaskOutputs.observe`."""
     return ObjectView(objects, model.observe(camera, [item.field for item in objects], threshold))

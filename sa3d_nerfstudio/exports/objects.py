@@ -19,16 +19,16 @@ class ExportObject:
 
     name: str
     id: int
-    """Its number in the run, from 1, the same in all exports; 0 is background."""
+    """Number of the object in the run, from 1, the same in all exports; 0 is background."""
     stem: str
-    """Its name in files, unique in the run."""
+    """Name of the object in files, unique in the run."""
     field: MaskField
     color: tuple[float, float, float]
-    """The colour that marks it, each channel in [0, 1]."""
+    """Colour that marks the object, each channel in [0, 1]."""
 
 
 def all_objects(masks: MaskObjects) -> list[ExportObject]:
-    """All objects of a run that hold anything, hidden ones included, in its order; ids count the empty ones too."""
+    """All objects of a run that are not empty, hidden ones included, in its order; ids count the empty ones too."""
     stems = _stems(masks.names)
     return [
         ExportObject(name, number, stems[number - 1], masks[name], masks.colors[name])
@@ -42,20 +42,20 @@ def select(masks: MaskObjects, names: Sequence[str] = ()) -> list[ExportObject]:
 
     Args:
         masks: All objects of a run.
-        names: Names to export, hidden objects included; by default, all that are not hidden.
+        names: Names of objects to export, hidden or not; by default, all objects that are not hidden.
 
     Raises:
-        SA3DError: There is no object, no object of that name, or a named object is empty.
+        SA3DError: No object has such a name, a named object is empty, or there is no object to export.
     """
     unknown = [name for name in names if name not in masks]
     if unknown and masks.names:
         raise SA3DError(f"there is no object {unknown[0]!r} in this run: it has {listed(masks.names)}.")
-    there = all_objects(masks)
-    empty = [name for name in names if name not in {item.name for item in there}]
+    available = all_objects(masks)
+    empty = [name for name in names if name not in {item.name for item in available}]
     if empty and masks.names:
         raise SA3DError(f"the object {empty[0]!r} is empty: segment it again with another prompt.")
-    chosen = [item for item in there if (item.name in names if names else item.name not in masks.hidden)]
-    if not chosen and there:
+    chosen = [item for item in available if (item.name in names if names else item.name not in masks.hidden)]
+    if not chosen and available:
         raise SA3DError(
             f"all objects of this run are hidden: name those to export, --object {listed(masks.names, ' ')}."
         )
@@ -65,7 +65,7 @@ def select(masks: MaskObjects, names: Sequence[str] = ()) -> list[ExportObject]:
 
 
 def listed(names: Sequence[str], between: str = ", ", limit: int = 12) -> str:
-    """Names in a row, for people: the first few of hundreds, and how many there are besides."""
+    """Names in a row, for messages: the first ``limit``, and the number of the others."""
     more = len(names) - limit
     return between.join([*names[:limit], *([f"... ({more} more)"] if more > 0 else [])])
 
@@ -78,7 +78,7 @@ def left_out(masks: MaskObjects, chosen: Sequence[ExportObject]) -> list[str]:
 
 @contextmanager
 def only(masks: MaskObjects, chosen: Sequence[ExportObject]) -> Iterator[None]:
-    """Within this context, these objects are shown and all others hidden."""
+    """Context in which these objects are shown and all others hidden."""
     hidden = masks.hidden
     masks.hidden = set(masks.names) - {item.name for item in chosen}
     try:

@@ -1,4 +1,4 @@
-"""Points on objects, as the training views see their surfaces, with normals, probability and id."""
+"""Points on the surfaces of objects in the training views, with normals, probability and id."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from sa3d_nerfstudio.files import write_ply
 from sa3d_nerfstudio.pipeline import SA3DPipeline
 from sa3d_nerfstudio.traces.base import render_probability
 
-o3d: Any = open3d  # its type stubs know neither paths that are strings nor arrays
+o3d: Any = open3d  # its type stubs accept neither string paths nor arrays
 
 ENOUGH = 2.3
-"""Rays through an object's cells per point of its surface, rounded up."""
+"""Rays through an object's cells that it takes for one point of its surface, rounded up."""
 LARGEST = 4.0
 """Largest magnification of the training images."""
 NEIGHBORS = 20
-"""Neighbours that decide whether a point strays."""
+"""Number of neighbours in the outlier test of a point."""
 
 
 @dataclass
@@ -43,21 +43,21 @@ class ObjectPoints:
 
     positions: Float[np.ndarray, "num 3"]
     normals: Float[np.ndarray, "num 3"]
-    """Of length 1, towards the cameras that saw the points."""
+    """Unit normals, towards the cameras that saw the points."""
     colors: Float[np.ndarray, "num 3"]
-    """In [0, 1]."""
+    """Colours in [0, 1]."""
     probability: Float[np.ndarray, " num"]
     """Probability of the object, as rendered along the point's ray."""
     object_id: Int[np.ndarray, " num"]
 
     @classmethod
     def joined(cls, parts: Sequence[ObjectPoints]) -> ObjectPoints:
-        """The points of all parts."""
+        """The points of all parts, concatenated."""
         names = ("positions", "normals", "colors", "probability", "object_id")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
     def cloud(self) -> Any:
-        """Positions, normals and colours for open3d."""
+        """Positions, normals and colours as a point cloud of open3d."""
         cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(self.positions))
         cloud.normals = o3d.utility.Vector3dVector(self.normals)
         cloud.colors = o3d.utility.Vector3dVector(self.colors)
@@ -80,33 +80,33 @@ def object_points(
     """
     objects = [item, *(other for other in others if other.id != item.id)]
     scale = _scale(pipeline, item, num_points)
-    seen = _seen(pipeline, objects, scale, f"points of {item.name}")
-    # Splats are rendered at the size that they were trained at. How many of the rays through a NeRF's cells end
-    # on the object is known only once they were rendered: where few did, larger images make up for it.
-    while pipeline.model.RENDERS_RAYS and 0 < len(seen) < num_points and scale < LARGEST:
-        scale = min(LARGEST, scale * math.sqrt(1.1 * num_points / len(seen)))
-        seen = _seen(pipeline, objects, scale, f"more points of {item.name}")
-    if len(seen) <= NEIGHBORS:
+    samples = _seen(pipeline, objects, scale, f"points of {item.name}")
+    # Splats are rendered at their training size. The share of rays through a NeRF's cells that end on the object is
+    # known only after rendering: if it is small, larger images are rendered.
+    while pipeline.model.RENDERS_RAYS and 0 < len(samples) < num_points and scale < LARGEST:
+        scale = min(LARGEST, scale * math.sqrt(1.1 * num_points / len(samples)))
+        samples = _seen(pipeline, objects, scale, f"more points of {item.name}")
+    if len(samples) <= NEIGHBORS:
         raise SA3DError(f"no training view sees the object {item.name!r}: segment it again with another prompt.")
-    return _tidied(seen, torch.full((len(seen),), item.id), num_points)
+    return _tidied(samples, torch.full((len(samples),), item.id), num_points)
 
 
 @torch.no_grad()
 def scene_points(pipeline: SA3DPipeline, objects: Sequence[ExportObject], num_points: int) -> ObjectPoints:
-    """Points on all that the training views see, under a progress bar; the id is 0 where there is no object.
+    """Points on all surfaces in the training views, under a progress bar; the id is 0 off the objects.
 
     Args:
         pipeline: A loaded run.
-        objects: The objects; where two overlap, the more probable one has the point.
-        num_points: How many points, before the strays among them go.
+        objects: The objects; where two overlap, the point is on the more probable one.
+        num_points: Number of points before outliers are removed.
 
     Raises:
-        SA3DError: The training views see nothing.
+        SA3DError: The training views show no surface.
     """
     model, threshold, cameras = pipeline.model, pipeline.config.threshold, _training_cameras(pipeline)
     pixels = sum(int(camera.height.max()) * int(camera.width.max()) for camera in cameras)
     scale = min(LARGEST, math.sqrt(1.2 * num_points / pixels)) if model.RENDERS_RAYS else 1.0
-    known_ids, parts, ids = torch.tensor([item.id for item in objects]), [], []
+    object_ids, batches, ids = torch.tensor([item.id for item in objects]), [], []
     for camera in track(cameras, "points of the scene", console=CONSOLE):
         camera.rescale_output_resolution(scale)
         trace = model.trace_view(camera)
@@ -114,25 +114,25 @@ def scene_points(pipeline: SA3DPipeline, objects: Sequence[ExportObject], num_po
         probability = torch.stack([render_probability(trace, item.field)[0] for item in objects])
         best, index = probability.max(dim=0)
         on = best > threshold
-        chance = torch.where(on, best, 1 - best)[:, None]
-        columns = (trace.surface_points(), directions, trace.rgb.reshape(-1, 3), chance)
+        label_probability = torch.where(on, best, 1 - best)[:, None]
+        columns = (trace.surface_points(), directions, trace.rgb.reshape(-1, 3), label_probability)
         solid = (trace.accumulation > 0.5).cpu()
-        parts.append(torch.cat(columns, dim=-1).double().cpu()[solid])
-        ids.append(torch.where(on.cpu(), known_ids[index.cpu()], 0)[solid])
-    seen, labels = torch.cat(parts), torch.cat(ids)
-    finite = torch.isfinite(seen).all(-1)
+        batches.append(torch.cat(columns, dim=-1).double().cpu()[solid])
+        ids.append(torch.where(on.cpu(), object_ids[index.cpu()], 0)[solid])
+    samples, labels = torch.cat(batches), torch.cat(ids)
+    finite = torch.isfinite(samples).all(-1)
     if int(finite.sum()) <= NEIGHBORS:
         raise SA3DError("the training views see nothing solid: train the base model for longer.")
-    return _tidied(seen[finite], labels[finite], num_points)
+    return _tidied(samples[finite], labels[finite], num_points)
 
 
 def _tidied(seen: Float[Tensor, "num 10"], ids: Int[Tensor, " num"], num_points: int) -> ObjectPoints:
-    """Some of the points, drawn at random, without strays, with normals."""
+    """Random subset of the points, without outliers, with normals."""
     drawn = torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:num_points]
     seen, ids = seen[drawn], ids[drawn]
     cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(seen[:, :3].numpy()))
-    _, kept = cloud.remove_statistical_outlier(NEIGHBORS, std_ratio=3.0)
-    seen, ids, cloud = seen[kept], ids[kept], cloud.select_by_index(kept)
+    _, inliers = cloud.remove_statistical_outlier(NEIGHBORS, std_ratio=3.0)
+    seen, ids, cloud = seen[inliers], ids[inliers], cloud.select_by_index(inliers)
     cloud.estimate_normals(o3d.geometry.KDTreeSearchParamKNN(knn=50))
     normals = np.asarray(cloud.normals)
     away = (normals * seen[:, 3:6].numpy()).sum(axis=-1, keepdims=True) > 0
@@ -151,7 +151,7 @@ def _training_cameras(pipeline: SA3DPipeline) -> list[Cameras]:
 
 
 def _scale(pipeline: SA3DPipeline, item: ExportObject, num_points: int) -> float:
-    """Magnification at which about so many pixels of all training images lie on the object."""
+    """Magnification at which about ``num_points`` pixels of all training images show the object."""
     if not pipeline.model.RENDERS_RAYS:
         return 1.0
     pixels = 0.0
@@ -164,9 +164,9 @@ def _scale(pipeline: SA3DPipeline, item: ExportObject, num_points: int) -> float
 
 
 def _seen(pipeline: SA3DPipeline, objects: Sequence[ExportObject], scale: float, label: str) -> Float[Tensor, "num 10"]:
-    """Points on the first object with the directions of their rays, colours and probabilities, under a progress bar."""
+    """Points on the first object, with ray directions, colours and probabilities, under a progress bar."""
     item, threshold, rays = objects[0], pipeline.config.threshold, RenderedRays()
-    parts = []
+    batches = []
     for camera in track(_training_cameras(pipeline), label, console=CONSOLE):
         camera.rescale_output_resolution(scale)
         view = view_objects(pipeline.model, camera, objects, threshold)
@@ -174,11 +174,11 @@ def _seen(pipeline: SA3DPipeline, objects: Sequence[ExportObject], scale: float,
         rays.add(seen.passing)
         on = (view.ids(threshold) == item.id).to(seen.points.device)
         columns = (seen.points[on], seen.directions[on], seen.rgb[on], seen.probability[0][on][:, None])
-        parts.append(torch.cat(columns, dim=-1).double().cpu())
+        batches.append(torch.cat(columns, dim=-1).double().cpu())
     rays.tell()
-    points = torch.cat(parts)
+    points = torch.cat(batches)
     seen = points[torch.isfinite(points).all(-1)]
-    # At an outline, the depth may lie anywhere between the object and what is behind it.
+    # At an outline, the rendered depth may lie anywhere between the object and the surface behind it.
     inside = item.field.contains(seen[:, :3].float().to(item.field.hit.device), threshold)
     return seen[inside.cpu()]
 
@@ -189,7 +189,7 @@ def write_points(path: Path, points: ObjectPoints, frame: Frame) -> None:
     Args:
         path: The file.
         points: The points.
-        frame: Where to place them.
+        frame: Frame of the written points.
     """
     positions = frame.points(torch.from_numpy(points.positions)).numpy().astype(np.float32)
     normals = frame.directions(torch.from_numpy(points.normals)).numpy().astype(np.float32)

@@ -1,4 +1,4 @@
-"""Splats at an object's rim that reach far out of it: they show as spikes once the object is alone."""
+"""Splats at an object's rim that reach far out of it, and show as spikes once the object is alone."""
 
 from __future__ import annotations
 
@@ -21,53 +21,53 @@ from sa3d_nerfstudio.pipeline import SA3DPipeline
 from sa3d_nerfstudio.splat_files.gaussians import Gaussians
 
 REACHES = (12.0, 8.0, 6.0, 4.0, 3.0, 2.0, 1.5)
-"""How far a splat may reach beyond the others, in lengths of the object's usual splat; all are tried."""
+"""Limits, all of them tried, of a splat's reach beyond the others, in median lengths of the object's splats."""
 DEVIATIONS = 2.0
-"""A splat ends so many standard deviations from its middle."""
+"""Distance from a splat's centre to its end, in standard deviations."""
 VIEWS = 8
-"""In how many training views it is measured what is left."""
+"""Number of training views in which the remaining object is measured."""
 SIZE = 400
-"""Longer side of their images."""
+"""Longer side of their images, in pixels, at most."""
 GAIN = 1e-4
 """IoU that a cut must gain."""
 FEWEST_PIXELS = 30
-"""A view counts if the mask has so many pixels in it."""
+"""Pixels of the mask in a view for the view to be measured."""
 
 
 @dataclass
 class CleanRim:
-    """What of an object is left, and what that was measured to do."""
+    """Splats that remain of an object, and the measured effect of the cut."""
 
     keep: Bool[ndarray, " num"]
-    """Which of the run's splats are left of the object."""
+    """Mask of the run's splats that remain of the object."""
     removed: int
     before: float | None
     """IoU of the object alone with its mask, soft at the edges, mean over the views; None where nothing could be
     rendered."""
     after: float | None
     reason: str = ""
-    """Why nothing was measured."""
+    """Reason why nothing was measured."""
 
 
 def clean_rim(
     pipeline: SA3DPipeline, item: ExportObject, gaussians: Gaussians, keep: Bool[ndarray, " num"]
 ) -> CleanRim:
-    """Leave out the splats of an object that reach out of its mask, if the object alone then fits the mask better.
+    """Cut the splats of an object that reach out of its mask, if the object alone then fits the mask better.
 
-    A splat's reach is the distance from its farther end to the next other splat of the object. Cuts at several reaches
-    are tried; of each it is measured how well the object alone, rendered, covers its mask and nothing else. What stands
-    in front of the object counts neither way.
+    A splat's reach is the distance from its farther end to the nearest other splat of the object. Cuts at several
+    reaches are tried; for each, the object is rendered alone, and its IoU with its mask is measured. Occluders of the
+    object count neither way.
 
     Args:
         pipeline: A loaded run of Gaussians.
         item: The object.
         gaussians: All splats of the run.
-        keep: Which of them the object is.
+        keep: Mask of the object's splats among them.
     """
     rows = np.flatnonzero(keep)
     reach = reaches(gaussians[rows])
-    tried = sorted({int((reach > limit).sum()) for limit in REACHES} - {0, len(rows)})
-    if not tried:
+    cut_sizes = sorted({int((reach > limit).sum()) for limit in REACHES} - {0, len(rows)})
+    if not cut_sizes:
         return CleanRim(keep, 0, None, None, "no splat reaches out of it")
     order = np.argsort(-reach, kind="stable")
     try:
@@ -76,20 +76,20 @@ def clean_rim(
             return CleanRim(keep, 0, None, None, "no training view shows it")
         before = best = _fit(pipeline, views, keep)
         result = keep
-        for count in tried:
-            left = keep.copy()
-            left[rows[order[:count]]] = False
-            fit = _fit(pipeline, views, left)
+        for count in cut_sizes:
+            remaining = keep.copy()
+            remaining[rows[order[:count]]] = False
+            fit = _fit(pipeline, views, remaining)
             if fit > best + GAIN:
-                best, result = fit, left
+                best, result = fit, remaining
     except (AttributeError, AssertionError, NotImplementedError, RuntimeError) as error:
-        # gsplat renders on CUDA alone, and says so in many ways; an export should not fail for it.
+        # gsplat renders on CUDA alone, and raises various errors elsewhere; an export should not fail because of them.
         return CleanRim(keep, 0, None, None, f"splats cannot be rendered here ({one_line(error, 80)})")
     return CleanRim(result, int(keep.sum() - result.sum()), before, best)
 
 
 def reaches(gaussians: Gaussians) -> Float[ndarray, " num"]:
-    """How far each splat reaches beyond the others, in lengths of the usual one.
+    """Reach of each splat beyond the others, in median lengths of the splats.
 
     Args:
         gaussians: The splats of one object.
@@ -125,9 +125,9 @@ def _views(pipeline: SA3DPipeline, item: ExportObject, keep: ndarray) -> list[_V
         mask = (model.observe(camera, [item.field], threshold).probability[0] > threshold).float()
         if mask.sum() < FEWEST_PIXELS:
             continue
-        whole = model.render_splats(camera, torch.ones(len(keep), dtype=torch.bool))
+        scene = model.render_splats(camera, torch.ones(len(keep), dtype=torch.bool))
         alone = model.render_splats(camera, torch.from_numpy(keep))
-        in_front = (whole["depth"] < 0.97 * alone["depth"])[..., 0] & (alone["accumulation"][..., 0] > 0.05)
+        in_front = (scene["depth"] < 0.97 * alone["depth"])[..., 0] & (alone["accumulation"][..., 0] > 0.05)
         views.append(_View(camera, mask, ~in_front | (mask > 0)))
     return views
 

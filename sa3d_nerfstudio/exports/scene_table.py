@@ -1,4 +1,4 @@
-"""All objects of a run as a table: ids, names, the tree, boxes and sizes."""
+"""Table of all objects of a run: ids, names, the tree, boxes and sizes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from sa3d_nerfstudio.files import write_json
 
 
 def tree_of(masks: MaskObjects) -> ObjectTree:
-    """What is a part of what, as far as the run knows."""
+    """The tree of the run's objects; objects whose parent is not in the run are roots."""
     names = set(masks.names)
     parents = {name: masks.parents.get(name) for name in masks.names}
     return ObjectTree({name: parent if parent in names else None for name, parent in parents.items()})
 
 
 def object_table(masks: MaskObjects, frame: Frame) -> list[dict[str, Any]]:
-    """All objects that hold anything, hidden ones included, for JSON.
+    """All objects that are not empty, hidden ones included, for JSON.
 
-    Each has its ``id``, ``name``, ``color`` (0-255) and whether it is ``hidden``; its ``level`` beside what is shown
-    (object, part or whole), the ids of its ``parent`` (or null) and ``children``; the number of its ``cells``; and its
-    ``box``: ``center``, ``size`` along its own axes, and ``rotation`` from these to the frame's, row by row.
+    Each has its ``id``, ``name``, ``color`` (0-255) and whether it is ``hidden``; its ``level`` relative to the shown
+    objects (object, part or whole), the ids of its ``parent`` (or null) and ``children``; the number of its ``cells``;
+    and its ``box``: ``center``, ``size`` along the box's axes, and ``rotation`` from these to the frame's, row by row.
 
     Args:
         masks: The objects of a run.
-        frame: Where boxes are placed.
+        frame: Frame of the boxes.
     """
     objects = all_objects(masks)
     numbers = {item.name: item.id for item in objects}
@@ -60,7 +60,7 @@ def object_table(masks: MaskObjects, frame: Frame) -> list[dict[str, Any]]:
 
 
 def write_object_table(path: Path, masks: MaskObjects, frame: Frame) -> None:
-    """Write the table as JSON, with the frame that its boxes are in."""
+    """Write the table as JSON, with the name of its boxes' frame."""
     write_json(path, {"background_id": 0, "frame": frame.name, "objects": object_table(masks, frame)})
 
 

@@ -1,4 +1,4 @@
-"""The splats of objects, of what is left without them, or of the whole scene."""
+"""The splats of objects, of the scene without them, or of the whole scene."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from sa3d_nerfstudio.splat_files.run import ImportSource
 from sa3d_nerfstudio.splat_files.splat_transform import convert, find_splat_transform
 
 Format = Literal["ply", "compressed.ply", "spz", "sog", "glb", "html"]
-"""Forms of splat files, by their suffixes."""
+"""Formats of splat files, by their suffixes."""
 
 UP_IN_FILES = np.array([0.0, -1.0, 0.0])
-"""Upwards in a 3DGS PLY, as viewers of such files take it."""
+"""Upward direction in a 3DGS PLY, by the convention of viewers of such files."""
 
 
 @dataclass
@@ -35,26 +35,26 @@ class SceneSplats:
     """All splats of a run."""
 
     gaussians: Gaussians
-    """In the frame of the model."""
+    """Gaussians in the frame of the model."""
     valid: Bool[ndarray, " num"]
-    """Which of them have values that are numbers; training leaves a few that have none."""
+    """Mask of the Gaussians whose values are finite; training leaves a few others."""
     up: Float[ndarray, "3"]
-    """Upwards."""
+    """Upward direction."""
     comments: list[str] = field(default_factory=list)
-    """What a PLY of them says in its header."""
+    """Lines for the header of a PLY of the Gaussians."""
 
     @classmethod
     def of(cls, pipeline: SA3DPipeline) -> SceneSplats:
         """The splats of a run.
 
         Raises:
-            SA3DError: The run is none of Gaussians.
+            SA3DError: The run is not one of Gaussians.
         """
         model = splat_model(pipeline)
         source = ImportSource.of(DataSetFiles.of(pipeline).content)
         gaussians = _gaussians(model, None if source is None else source.sh_degree)
-        parts = [getattr(gaussians, name).reshape(len(gaussians), -1) for name in gaussians.__dataclass_fields__]
-        valid = np.logical_and.reduce([np.isfinite(part).all(axis=1) for part in parts])
+        columns = [getattr(gaussians, name).reshape(len(gaussians), -1) for name in gaussians.__dataclass_fields__]
+        valid = np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in columns])
         up = np.array([0.0, 0.0, 1.0]) if source is None else np.array(source.up)
         return cls(gaussians, valid, up, [Z_UP] if up[2] > 0.999 else [])
 
@@ -63,7 +63,7 @@ def splat_model(pipeline: SA3DPipeline) -> MaskedSplatModel:
     """The model of a run of Gaussians.
 
     Raises:
-        SA3DError: The run is none of Gaussians.
+        SA3DError: The run is not one of Gaussians.
     """
     if not isinstance(pipeline.model, MaskedSplatModel):
         raise SA3DError("this run has no splats, for it is none of Gaussians: use sa3d export points or mesh.")
@@ -71,7 +71,7 @@ def splat_model(pipeline: SA3DPipeline) -> MaskedSplatModel:
 
 
 def object_ids(pipeline: SA3DPipeline, objects: Sequence[ExportObject]) -> Int[ndarray, " num"]:
-    """For each splat the id of the object that it is of, the more probable one of several, or 0."""
+    """For each splat the id of its object, the more probable one of several, or 0."""
     threshold = pipeline.config.threshold
     best = torch.zeros(len(splat_model(pipeline).gauss_params["means"]))
     ids = torch.zeros(len(best), dtype=torch.int32)
@@ -79,17 +79,17 @@ def object_ids(pipeline: SA3DPipeline, objects: Sequence[ExportObject]) -> Int[n
         mask: Any = item.field
         selected = mask.selected(threshold).cpu()
         probability = mask.probability().cpu().clamp(min=1e-6)
-        mine = selected & (probability > best)
-        ids[mine], best[mine] = item.id, probability[mine]
+        better = selected & (probability > best)
+        ids[better], best[better] = item.id, probability[better]
     return ids.numpy()
 
 
 def centered(gaussians: Gaussians, up: Float[ndarray, "3"]) -> Gaussians:
-    """The Gaussians about the middle of their box, upright as viewers of splat files take it (y downwards).
+    """The Gaussians centred on their box, and upright by the convention of viewers of splat files (y downwards).
 
     Args:
-        gaussians: An object.
-        up: Upwards in its frame.
+        gaussians: Gaussians of an object.
+        up: Upward direction in their frame.
     """
     frame = _turn(up, UP_IN_FILES)
     turned = gaussians.means.astype(np.float64) @ frame.T
@@ -103,12 +103,12 @@ def write_splats(
     labels: Int[ndarray, " num"] | None = None,
     comments: Sequence[str] = (),
 ) -> None:
-    """Write splats in the form that the file's name ends in.
+    """Write splats in the format of the file's suffix.
 
     Args:
         path: The file; its suffix is one of ``Format``.
-        gaussians: What to write.
-        labels: ``object_id`` of each; PLY alone holds them.
+        gaussians: The splats to write.
+        labels: ``object_id`` of each splat; only PLY holds them.
         comments: Lines for the header of a PLY.
 
     Raises:
@@ -126,10 +126,10 @@ def write_splats(
 
 
 def check_format(form: Format) -> None:
-    """Find out, before work begins, whether a form can be written.
+    """Check, before work begins, that a format can be written.
 
     Raises:
-        SA3DError: It takes a program that is not installed.
+        SA3DError: The format needs a program that is not installed.
     """
     assert form in get_args(Format)
     if form != "ply":
@@ -140,15 +140,15 @@ def _gaussians(model: MaskedSplatModel, sh_degree: int | None) -> Gaussians:
     values = {name: value.detach().cpu().float().numpy() for name, value in model.gauss_params.items()}
     degree, dc = model.config.sh_degree, values["features_dc"]
     if degree == 0:
-        # splatfacto keeps logits of colours then.
+        # At this degree, splatfacto stores logits of colours.
         dc = ((1 / (1 + np.exp(-dc)) - 0.5) / SH_C0).astype(np.float32)
-    kept = degree if sh_degree is None else sh_degree
-    rest = values["features_rest"][:, : (kept + 1) ** 2 - 1]
+    kept_degree = degree if sh_degree is None else sh_degree
+    rest = values["features_rest"][:, : (kept_degree + 1) ** 2 - 1]
     return Gaussians(values["means"], values["scales"], values["quats"], values["opacities"][:, 0], dc, rest)
 
 
 def _turn(start: ndarray, end: ndarray) -> Float[ndarray, "3 3"]:
-    """The smallest rotation that takes one unit vector to another."""
+    """The smallest rotation from one unit vector to another."""
     start = np.asarray(start, np.float64) / np.linalg.norm(start)
     axis, cosine = np.cross(start, end), float(start @ end)
     if cosine < -1 + 1e-9:

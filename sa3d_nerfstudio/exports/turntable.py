@@ -25,7 +25,7 @@ from sa3d_nerfstudio.files import atomic_path
 from sa3d_nerfstudio.models.outputs import MaskOutputs
 
 FIELD_OF_VIEW = 50.0
-"""Degrees, vertically."""
+"""Field of view along the image's shorter side, in degrees."""
 
 
 def orbit(
@@ -35,15 +35,15 @@ def orbit(
     elevation: float | None,
     margin: float = 1.1,
 ) -> Float[Tensor, "num_frames 4 4"]:
-    """Poses on a circle around some boxes, from which they just fill the image.
+    """Poses on a circle around some boxes, at the least distance at which the boxes fit into the image.
 
     Args:
-        boxes: Around the objects.
-        camera_to_worlds: Poses of the training cameras, for the elevation and the first azimuth. Up is the
+        boxes: Boxes around the objects.
+        camera_to_worlds: Poses of the training cameras, for the default elevation and the first azimuth. Up is the
             z axis, as everywhere in nerfstudio.
         num_frames: Number of poses.
-        elevation: Degrees above the horizon; by default that of the training cameras, in the middle.
-        margin: Length of the image's shorter side over that of the box in it, where it is seen largest.
+        elevation: Degrees above the horizon; by default the median of the training cameras.
+        margin: Ratio of the image's shorter side to the extent of the boxes in the image, where that is largest.
     """
     corners = torch.from_numpy(np.concatenate([box.corners for box in boxes]))
     center = (corners.amin(0) + corners.amax(0)) / 2
@@ -52,16 +52,16 @@ def orbit(
     views = torch.nn.functional.normalize(poses[:, :, 3] - center, dim=-1)
     if elevation is None:
         elevation = math.degrees(math.asin(float((views @ up).median().clamp(-0.95, 0.95))))
-    # The first image is seen from where most cameras are.
+    # The first pose is on the side of most cameras.
     front = views.mean(0) - (views.mean(0) @ up) * up
     if float(front.norm()) < 1e-3:
         front = torch.tensor([1.0, 0.0, 0.0], dtype=poses.dtype)
     front = torch.nn.functional.normalize(front, dim=0)
     side = torch.linalg.cross(up, front)
-    height, flat = math.sin(math.radians(elevation)), math.cos(math.radians(elevation))
+    height, radius = math.sin(math.radians(elevation)), math.cos(math.radians(elevation))
     angles = torch.linspace(0, 2 * math.pi, num_frames + 1, dtype=up.dtype)[:-1, None]
-    outwards = flat * (angles.cos() * front + angles.sin() * side) + height * up
-    # Of each corner, how far the camera must be for it to lie within the image, in each of the poses.
+    outwards = radius * (angles.cos() * front + angles.sin() * side) + height * up
+    # For each pose and corner, the distance of the camera at which the corner lies within the image.
     rightwards = torch.nn.functional.normalize(torch.linalg.cross(up.expand_as(outwards), outwards), dim=-1)
     upwards = torch.linalg.cross(outwards, rightwards)
     across = torch.maximum((rightwards @ (corners - center).T).abs(), (upwards @ (corners - center).T).abs())
@@ -75,11 +75,11 @@ def orbit(
 def camera_path(
     poses: Float[Tensor, "num_frames 4 4"], width: int, height: int, frames_per_second: float
 ) -> dict[str, Any]:
-    """A camera path as nerfstudio's viewer saves it and ``ns-render camera-path`` takes it."""
-    # The field of view is the vertical one; an upright image must be as wide as the object.
+    """A camera path as saved by nerfstudio's viewer and read by ``ns-render camera-path``."""
+    # The file holds the vertical field of view; in an upright image, the object must fit into the width.
     shorter = min(1.0, width / height)
-    view = 2 * math.degrees(math.atan(math.tan(math.radians(FIELD_OF_VIEW) / 2) / shorter))
-    frame = {"fov": view, "aspect": width / height}
+    fov = 2 * math.degrees(math.atan(math.tan(math.radians(FIELD_OF_VIEW) / 2) / shorter))
+    frame = {"fov": fov, "aspect": width / height}
     return {
         "camera_type": "perspective",
         "render_height": height,
@@ -94,7 +94,7 @@ def camera_path(
 
 
 def check_outputs(model: MaskOutputs, camera: Cameras, names: Sequence[str]) -> None:
-    """Check on a few pixels that the model has these outputs.
+    """Check, on a few pixels, that the model has outputs of these names.
 
     Raises:
         SA3DError: An output is missing.
@@ -113,11 +113,11 @@ def render(
     Args:
         model: The base model with masks.
         camera: One camera.
-        names: Of the outputs.
-        rays: Counts what is rendered for it.
+        names: Names of the outputs.
+        rays: Counts the rays of the image, and those that are rendered.
 
     Raises:
-        SA3DError: The model has no such output.
+        SA3DError: The model has no output of a name.
     """
     outputs = model.render_outputs(camera, names)
     if rays is not None:
@@ -138,13 +138,13 @@ def render(
 def shared_images(
     rounds: Iterable[int], count: int, render_one: Callable[[int], NDArray[np.floating]], ranks: Ranks
 ) -> Iterator[NDArray[np.floating]]:
-    """All images in order on rank 0, each rank having rendered one of each round; none on the others.
+    """All images in order on rank 0, where each rank renders one image of each round; none on the other ranks.
 
     Args:
         rounds: Index of the first image of each round.
-        count: Of the images.
-        render_one: Renders an image, in [0, 1].
-        ranks: The processes that share them.
+        count: Number of images.
+        render_one: Renders the image of an index, in [0, 1].
+        ranks: The processes that share the images.
     """
     for start in rounds:
         index = start + ranks.rank
@@ -153,17 +153,17 @@ def shared_images(
             assert image is not None
             yield image
             continue
-        # As bytes, which is how they are encoded.
+        # As bytes, as the video encodes them.
         pixels = None if image is None else torch.from_numpy((image.clip(0, 1) * 255).round().astype(np.uint8))
-        for other in ranks.collect(pixels):
-            if other is not None:
-                yield other.numpy() / 255
+        for received in ranks.collect(pixels):
+            if received is not None:
+                yield received.numpy() / 255
 
 
 def write_video(path: Path, images: Iterator[NDArray[np.floating]], frames_per_second: float) -> None:
     """Write images with values in [0, 1] as H.264 in MP4, which browsers and editors play.
 
-    The encoder is the one that PyAV brings along: no ffmpeg has to be installed. Sizes are made even, as H.264 asks.
+    The encoder is part of PyAV: no ffmpeg has to be installed. Sizes are made even, as H.264 requires.
     """
     with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
         stream: Any = None

@@ -29,7 +29,7 @@ from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.object_pixels import PixelCells, RayFilter
 
 CELLS_ALONG_IMAGE = (96, 192, 384)
-"""Blocks along an image's longer side that are tested for the object; doubled for small objects."""
+"""Numbers of blocks along an image's longer side that are tested for the object; the larger ones for small objects."""
 
 _MADE_BY_SETUP_EVAL = frozenset(
     {
@@ -52,12 +52,12 @@ _MADE_BY_SETUP_EVAL = frozenset(
 def frozen_datamanager(target: Any) -> type[DataManager]:
     """A subclass of a data manager that never trains.
 
-    - Data managers of rays (``VanillaDataManager``, ``ParallelDataManager`` and theirs) start no processes and load no
-      training images; evaluation images are loaded when they are first asked for. ``next_train`` draws rays from the
-      training cameras, through the object only if there is a ``ray_filter``.
-    - Those of full images (``FullImageDatamanager``) load nothing before they are asked for images.
-    - Those without images (``RandomCamerasDataManager``) have the same cameras each time, named by their numbers.
-    - Any other is left as it is.
+    - Data managers of rays (``VanillaDataManager``, ``ParallelDataManager`` and their subclasses) start no processes
+      and load no training images; evaluation images are loaded on first use. ``next_train`` draws rays from the
+      training cameras, through the object only if a ``ray_filter`` is set.
+    - Data managers of full images (``FullImageDatamanager``) load nothing before images are requested.
+    - Data managers without images (``RandomCamerasDataManager``) have the same cameras each time, named by number.
+    - Any other data manager keeps its behaviour.
 
     Args:
         target: the base configuration's ``_target``: a class, or a generic alias such as
@@ -75,16 +75,16 @@ def frozen_datamanager(target: Any) -> type[DataManager]:
         bases = (target, OfRays)
     else:
         frozen = Filtered
-    # new_class keeps an alias among __orig_bases__, which is where nerfstudio looks for the data set's type
+    # new_class keeps an alias among __orig_bases__, where nerfstudio looks for the data set's type
     namespace = {"__module__": __name__, "__doc__": f"{origin.__name__} that never trains."}
     return types.new_class(f"Frozen{origin.__name__}", (frozen, *bases), exec_body=lambda body: body.update(namespace))
 
 
 class Filtered(DataManager):
-    """Holds the ray filter."""
+    """Mixin for a data manager: the ray filter, and the cameras and photos of the training views."""
 
     ray_may_show: RayFilter | None = None
-    """Which rays would show the object without occluders; more exact than the filter, and slower."""
+    """Selects the rays that would show the object without occluders; more exact than the filter, and slower."""
     has_photos = True
     """Whether the model was trained on images."""
     _ray_filter: RayFilter | None = None
@@ -92,7 +92,7 @@ class Filtered(DataManager):
 
     @property
     def ray_filter(self) -> RayFilter | None:
-        """Which rays pass through the object; None lets all pass."""
+        """Selects the rays that pass through the object; None selects all rays."""
         return self._ray_filter
 
     @ray_filter.setter
@@ -106,14 +106,14 @@ class Filtered(DataManager):
         return self.train_dataset.cameras
 
     def training_photo(self, index: int) -> Float[Tensor, "height width 3"]:
-        """The image that the model was trained with, as :meth:`training_cameras` saw it, in [0, 1].
+        """The training image of a camera of :meth:`training_cameras`, in [0, 1].
 
         Raises:
             SA3DError: The image cannot be read.
         """
         assert self.train_dataset is not None
         try:
-            # With masks applied and colours behind transparency, as the model was shown it.
+            # With masks applied and colours behind transparency, as in training.
             image = self.train_dataset.get_data(index)["image"]
         except (OSError, ValueError) as error:
             path = self.train_dataset.image_filenames[index]
@@ -123,17 +123,17 @@ class Filtered(DataManager):
         return as_colours(image)
 
     def reset_ray_filter(self) -> None:
-        """Drop the object's pixels. To be called when the object has changed."""
+        """Drop the pixels that show the object; to be called when the object has changed."""
         self._cells = None
 
     def learn(self, shown: Bool[Tensor, " num_rays"]) -> None:
-        """Draw fewer rays beside the object, given which of the last ones have shown it."""
+        """Draw fewer rays that miss the object, given a mask of the last drawn rays that have shown it."""
         if self._cells is not None:
             self._cells.learn(shown)
 
 
 class WithoutProcesses(Filtered):
-    """Starts no processes, and so may be made in a process that has started some in any way."""
+    """Mixin for a data manager that starts no processes, and so can be made whatever the process's start method."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with any_start_method():
@@ -141,7 +141,7 @@ class WithoutProcesses(Filtered):
 
 
 class FrozenRays(WithoutProcesses):
-    """To be mixed into a data manager of rays."""
+    """Mixin for a data manager of rays."""
 
     config: Any
     device: Any
@@ -149,7 +149,7 @@ class FrozenRays(WithoutProcesses):
     _eval_is_pending = False
 
     def setup_train(self) -> None:
-        """Set up the drawing of rays: no images, no processes."""
+        """Set up the drawing of rays, without images or processes."""
         assert self.train_dataset is not None
         self.train_pixel_sampler = PixelSamplerConfig().setup(num_rays_per_batch=self._rays_per_batch())
         self.train_ray_generator = RayGenerator(self.train_dataset.cameras.to(self.device)).to(self.device)
@@ -158,7 +158,7 @@ class FrozenRays(WithoutProcesses):
         return self.config.train_num_rays_per_batch
 
     def setup_eval(self) -> None:
-        """As the base does, but not before it is needed, where what it makes is known."""
+        """As in the base class, but deferred to the first use if the attributes that it makes are known."""
         base = super().setup_eval
         if getattr(base, "__func__", None) in (VanillaDataManager.setup_eval, ParallelDataManager.setup_eval):
             self._eval_is_pending = True
@@ -169,13 +169,13 @@ class FrozenRays(WithoutProcesses):
         if name in _MADE_BY_SETUP_EVAL and self.__dict__.get("_eval_is_pending"):
             self._eval_is_pending = False
             super().setup_eval()
-            # A module is one of torch's up to nerfstudio 1.1.5; on its main branch a data manager only has some.
+            # Up to nerfstudio 1.1.5 a data manager is a torch module; on the main branch it only holds modules.
             for module in self.modules() if isinstance(self, nn.Module) else vars(self).values():
                 if isinstance(module, nn.Module) and module is not self:
                     module.to(self.device)
             return getattr(self, name)
         if name == "iter_train_raybundles" and isinstance(self, ParallelDataManager):
-            # What next_eval of nerfstudio's main branch reads; here only evaluation has batches.
+            # next_eval of nerfstudio's main branch reads this; here only evaluation has batches.
             return self.iter_eval_raybundles
         if isinstance(self, nn.Module):
             return super().__getattr__(name)
@@ -188,7 +188,7 @@ class FrozenRays(WithoutProcesses):
             step: not used.
 
         Returns:
-            ``train_pixel_sampler.num_rays_per_batch`` rays, and as batch their "indices" (camera, y, x) alone.
+            ``train_pixel_sampler.num_rays_per_batch`` rays, and a batch of their "indices" (camera, y, x) alone.
 
         Raises:
             SA3DError: no training camera sees the object.
@@ -217,25 +217,25 @@ class FrozenRays(WithoutProcesses):
 
 
 class FrozenImages(WithoutProcesses):
-    """To be mixed into a data manager of full images."""
+    """Mixin for a data manager of full images."""
 
     _undistorted: dict[str, Cameras] | None = None
 
     def setup_train(self) -> None:
-        """No images, no processes, which nerfstudio's main branch starts for images that it keeps on disk."""
+        """Load no images, and start none of the processes that nerfstudio's main branch uses for images on disk."""
         base = super().setup_train
         if getattr(base, "__func__", None) is not FullImageDatamanager.setup_train:
             base()
 
     def training_cameras(self) -> Cameras:
-        """The cameras that the model was trained with: those of the images without their distortion."""
+        """The cameras that the model was trained with: those of the undistorted images."""
         return self.undistorted_cameras("train")
 
     def undistorted_cameras(self, split: Literal["train", "eval"]) -> Cameras:
         """The cameras of the images of a split as the model renders them, without distortion.
 
-        nerfstudio takes the distortion out when it loads all images, keeps these, and writes what comes of it into the
-        data set's cameras. Here it is told what comes of it, a camera at a time, and no image is loaded.
+        nerfstudio undistorts all images when it loads and caches them, and writes the new intrinsics and sizes into the
+        data set's cameras. Here its function undistorts a blank image for each camera, and no image is loaded.
         """
         dataset = self.train_dataset if split == "train" else self.eval_dataset
         assert dataset is not None
@@ -255,27 +255,27 @@ class FrozenImages(WithoutProcesses):
         return self._undistorted[split]
 
     def training_photo(self, index: int) -> Float[Tensor, "height width 3"]:
-        """As in the base class, but without the distortion that the cameras have not either."""
+        """As in the base class, but undistorted, as the cameras are."""
         photo = super().training_photo(index)
         assert self.train_dataset is not None
         if not _is_distorted(self.train_dataset.cameras):
             return photo
-        if "cached_train" in vars(self):  # by a tool of nerfstudio's; the data set's cameras have changed with it
+        if "cached_train" in vars(self):  # by a tool of nerfstudio's, which has changed the cameras, too
             return as_colours(vars(self)["cached_train"][index]["image"])
         return torch.from_numpy(_undistort(self.train_dataset.cameras, index, photo.numpy())[1])
 
     def get_train_rays_per_batch(self) -> int:
-        """Pixels of a training image, told without loading the images."""
+        """Number of pixels of a training image, without loading the images."""
         assert self.train_dataset is not None
         camera = self.train_dataset.cameras[0]
         return int(camera.height.item() * camera.width.item())
 
 
 class FrozenRandomCameras(FrozenRays):
-    """To be mixed into a data manager of random cameras around a generated object, without images.
+    """Mixin for a data manager of random cameras around a generated object, without images.
 
-    Its cameras for evaluation, of which it makes new ones whenever it is made, are the training views here. They have
-    numbers for names, and are as sharp as segmenters want them: no photo says how large they are.
+    Its evaluation cameras, which are drawn anew for each instance, are the training views here. They are named by
+    number, and have the size that segmenters need: no photo determines it.
     """
 
     has_photos = False
@@ -284,7 +284,7 @@ class FrozenRandomCameras(FrozenRays):
     """Pixels along each side of a view."""
 
     SEED = 0
-    """The cameras are those of this seed, so that a prompt given in one process is in the same view in the next."""
+    """Seed of the cameras, so that a prompt given in one process is in the same view in the next."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -297,12 +297,12 @@ class FrozenRandomCameras(FrozenRays):
         for dataset in (self.train_dataset, self.eval_dataset):
             assert dataset is not None
             names = [Path(f"{index:03d}.png") for index in range(len(dataset))]
-            # What a data set has of its data parser, and exporters of meshes ask for.
+            # The outputs of a data parser, which exporters of meshes read from the data set.
             dataset._dataparser_outputs = DataparserOutputs(names, dataset.cameras, scene_box=dataset.scene_box)
             dataset.scale_factor = 1.0
 
     def training_photo(self, index: int) -> Float[Tensor, "height width 3"]:
-        """There is none.
+        """Not available: there are no photos.
 
         Raises:
             SA3DError: Always.
@@ -314,10 +314,10 @@ class FrozenRandomCameras(FrozenRays):
 
 
 class OfRays(ParallelDataManager):
-    """Last among the bases of a data manager that draws rays: nerfstudio's exporters of points ask for its class.
+    """Last base class of a data manager that draws rays, for the class checks of nerfstudio's exporters of points.
 
-    Up to 1.1.5 they take any data manager of nerfstudio's; those of the main branch take those of rays, by their class,
-    and draw rays by ``next_train`` as ever. Nothing else is taken over.
+    Up to 1.1.5 they accept any data manager of nerfstudio's; those of the main branch accept only data managers of
+    rays, by class, and draw rays by ``next_train`` as before. Nothing else is taken over.
     """
 
     setup_eval = DataManager.setup_eval
@@ -340,7 +340,7 @@ def _undistort(cameras: Cameras, index: int, image: Any) -> tuple[Any, Any]:
 
 
 def as_colours(image: Tensor) -> Float[Tensor, "height width 3"]:
-    """An image of a data set as colours in [0, 1]; where it is transparent, white."""
+    """An image of a data set as colours in [0, 1], with white behind transparency."""
     image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
     if image.shape[-1] == 4:
         image = image[..., :3] * image[..., 3:] + 1 - image[..., 3:]

@@ -1,4 +1,4 @@
-"""Where in the images an object is seen: rectangles of pixels, to draw rays from."""
+"""Pixels of the images that show an object: rectangles from which rays are drawn."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from nerfstudio.model_components.ray_generators import RayGenerator
 from torch import Tensor
 
 RayFilter = Callable[[RayBundle], Bool[Tensor, " num_rays"]]
-"""From rays to which of them pass through the object, or may show it."""
+"""Function from rays to a mask of those that pass through the object, or may show it."""
 
 MOST_CELLS = 1 << 17
-"""Cells are made smaller until there would be more."""
+"""Limit of the number of cells: they are divided as long as there are no more."""
 TRIED, TRIED_AROUND = 4, 24
-"""Rays in a block, and in it with its eight neighbours, after which a block without a hit counts as occluded."""
+"""Rays drawn in a block, and in it with its eight neighbours, after which a block without a hit is occluded."""
 
 
 class PixelCells:
-    """Rectangles of pixels, of several images, to draw random pixels from, each pixel as likely as any other.
+    """Rectangles of pixels (cells) of several images, from which random pixels are drawn with equal probability.
 
     Args:
         bounds: per cell the camera's index, and the first (inclusive) and last (exclusive) row and column:
-            (camera, y0, x0, y1, x1). No two overlap.
-        blocks: per cell the camera's index, and the row and column, of the block of its image that it lies in. A block
-            is what is left out as a whole when something hides it; without blocks, nothing is.
+            (camera, y0, x0, y1, x1). Cells do not overlap.
+        blocks: per cell the camera's index, and the row and column, of the block of its image that it lies in. An
+            occluded block is dropped as a whole; without blocks, no cells are dropped.
     """
 
     def __init__(self, bounds: Int[Tensor, "num_cells 5"], blocks: Int[Tensor, "num_cells 3"] | None = None) -> None:
@@ -40,7 +40,7 @@ class PixelCells:
 
     @classmethod
     def whole_images(cls, cameras: Cameras) -> PixelCells:
-        """One cell per image, with all of it."""
+        """One cell per image: the whole image."""
         height, width = cameras.height[:, 0], cameras.width[:, 0]
         index, zero = torch.arange(len(height), device=height.device), torch.zeros_like(height)
         return cls(torch.stack([index, zero, zero, height, width], dim=-1))
@@ -54,28 +54,28 @@ class PixelCells:
         passing: RayFilter,
         may_show: RayFilter | None = None,
     ) -> PixelCells:
-        """The cells of all images through which the object is seen; none if it is too small for such cells.
+        """The cells of all images that show the object; none if it is too small for such cells.
 
         Args:
             cameras: All cameras.
-            num_cells: Number of blocks along an image's longer side, if it has as many pixels. Those are kept whose
+            num_cells: Number of blocks along an image's longer side, if it has as many pixels. Blocks are kept if their
                 central ray, or a neighbour's, passes.
-            generate_rays: For (camera, y, x) indices.
-            passing: Which rays pass through the object, or near it.
-            may_show: Which rays show the object if nothing hides it: the blocks are divided, down to pixels if that
-                does not make too many, and parts left out that do not show it.
+            generate_rays: Generates the rays of (camera, y, x) indices.
+            passing: Selects the rays that pass through the object, or near it.
+            may_show: Selects the rays that show the object if nothing occludes it: the blocks are divided, down to
+                pixels if these are not too many, and cells that do not show it are dropped.
         """
         images = [_blocks_of(cameras, index, num_cells, generate_rays, passing) for index in range(len(cameras))]
-        bounds, blocks = (torch.cat(part) for part in zip(*images, strict=True))
+        bounds, blocks = (torch.cat(tensors) for tensors in zip(*images, strict=True))
         while may_show is not None and len(bounds):
-            last = int(_area(bounds).sum()) <= MOST_CELLS
-            if last:
+            is_last = int(_area(bounds).sum()) <= MOST_CELLS
+            if is_last:
                 bounds, blocks = _pixels(bounds, blocks)
             keep = _any_probe_shows(bounds, generate_rays, may_show)
             if not bool(keep.any()):
-                break  # less of it is to be seen than lies between the probes
+                break  # what is visible of it is smaller than the spacing of the probes
             bounds, blocks = bounds[keep], blocks[keep]
-            if last or 4 * len(bounds) > MOST_CELLS:
+            if is_last or 4 * len(bounds) > MOST_CELLS:
                 break
             bounds, blocks = _halved(bounds, blocks)
         return cls(bounds, blocks)
@@ -85,18 +85,18 @@ class PixelCells:
         number = torch.randint(int(self._last[-1]), (num_pixels,), device=self.bounds.device)
         self._drawn = torch.searchsorted(self._last, number, right=True)
         camera, y0, x0, _, x1 = self.bounds[self._drawn].unbind(-1)
-        within = number - (self._last - _area(self.bounds))[self._drawn]
-        return torch.stack([camera, y0 + within // (x1 - x0), x0 + within % (x1 - x0)], dim=-1)
+        offset = number - (self._last - _area(self.bounds))[self._drawn]
+        return torch.stack([camera, y0 + offset // (x1 - x0), x0 + offset % (x1 - x0)], dim=-1)
 
     def learn(self, shown: Bool[Tensor, " num_pixels"]) -> None:
         """Drop pixels and blocks that have not shown the object.
 
-        That is single pixels, and blocks whose rays, and those of the blocks around them, have not shown it however
-        many there were. Hence every pixel that shows the object remains as likely as any other, except where less
-        than a block shows it by itself, which may be missed.
+        A single pixel is dropped when its ray misses; a block, when enough rays in it and in the blocks around it
+        have all missed. Hence every pixel that shows the object remains as likely as any other, except in isolated areas
+        smaller than a block, which may be missed.
 
         Args:
-            shown: Of the pixels that were drawn last, which show the object; of another number, they are not of those.
+            shown: Whether each of the last drawn pixels shows the object. A mask of another length is ignored.
         """
         if self._experience is None or len(shown) != len(self._drawn):
             return
@@ -113,22 +113,22 @@ class PixelCells:
 
 
 class _Experience:
-    """How many rays have been drawn in each block, and how many of them have shown the object."""
+    """Number of rays drawn in each block, and of those that have shown the object."""
 
     def __init__(self, blocks: Int[Tensor, "num_cells 3"]) -> None:
-        # A rim of one block around each image.
+        # Keys of an image leave a rim of one block around it.
         _, height, width = (int(size) + 3 for size in blocks.amax(0)) if len(blocks) else (0, 1, 1)
         key = (blocks[:, 0] * height + blocks[:, 1] + 1) * width + blocks[:, 2] + 1
         self._keys, self._block = torch.unique(key, return_inverse=True)
-        line = torch.arange(-1, 2, device=key.device)
-        wanted = self._keys[:, None] + (line[:, None] * width + line).reshape(-1)
-        at = torch.searchsorted(self._keys, wanted).clamp(max=max(len(self._keys) - 1, 0))
-        # The number past the last stands for no block.
-        self._around = torch.where(self._keys[at] == wanted, at, len(self._keys)) if len(key) else at
+        step = torch.arange(-1, 2, device=key.device)
+        neighbors = self._keys[:, None] + (step[:, None] * width + step).reshape(-1)
+        index = torch.searchsorted(self._keys, neighbors).clamp(max=max(len(self._keys) - 1, 0))
+        # The index past the last stands for no block.
+        self._around = torch.where(self._keys[index] == neighbors, index, len(self._keys)) if len(key) else index
         self._tried, self._shown = (torch.zeros(len(self._keys) + 1, device=key.device) for _ in range(2))
 
     def add(self, drawn: Int[Tensor, " num_rays"], shown: Bool[Tensor, " num_rays"]) -> Bool[Tensor, " num_cells"]:
-        """Count rays, and return the cells in which the object is occluded."""
+        """Count rays, and return a mask of the cells in which the object is occluded."""
         block = self._block[drawn]
         self._tried.index_add_(0, block, torch.ones_like(shown, dtype=torch.float))
         self._shown.index_add_(0, block, shown.float())
@@ -136,7 +136,7 @@ class _Experience:
         return hidden[self._block]
 
     def keep(self, cells: Bool[Tensor, " num_cells"]) -> None:
-        """Keep these cells only."""
+        """Keep the masked cells only."""
         self._block = self._block[cells]
 
     def _sum(self, counts: Float[Tensor, " num_blocks_and_one"]) -> Float[Tensor, " num_blocks"]:
@@ -146,7 +146,7 @@ class _Experience:
 def _blocks_of(
     cameras: Cameras, index: int, num_cells: int, generate_rays: RayGenerator, passing: RayFilter
 ) -> tuple[Int[Tensor, "num_blocks 5"], Int[Tensor, "num_blocks 3"]]:
-    """Bounds of an image's blocks whose central ray, or a neighbour's, passes; with the camera, row and column."""
+    """Bounds of an image's blocks whose central ray, or a neighbour's, passes; and their (camera, row, column)."""
     camera = cameras[index]
     height, width = int(camera.height.item()), int(camera.width.item())
     stride = math.ceil(max(height, width) / num_cells)
@@ -169,42 +169,42 @@ def _area(bounds: Int[Tensor, "num_cells 5"]) -> Int[Tensor, " num_cells"]:
 def _pixels(
     bounds: Int[Tensor, "num_cells 5"], blocks: Int[Tensor, "num_cells 3"]
 ) -> tuple[Int[Tensor, "num_pixels 5"], Int[Tensor, "num_pixels 3"]]:
-    """Each pixel a cell of its own."""
+    """Divide cells into single pixels."""
     area = _area(bounds)
-    number = torch.arange(int(area.sum()), device=area.device) - (area.cumsum(0) - area).repeat_interleave(area)
+    offset = torch.arange(int(area.sum()), device=area.device) - (area.cumsum(0) - area).repeat_interleave(area)
     camera, y0, x0, _, x1 = bounds.repeat_interleave(area, dim=0).unbind(-1)
-    y, x = y0 + number // (x1 - x0), x0 + number % (x1 - x0)
+    y, x = y0 + offset // (x1 - x0), x0 + offset % (x1 - x0)
     return torch.stack([camera, y, x, y + 1, x + 1], dim=-1), blocks.repeat_interleave(area, dim=0)
 
 
 def _halved(
     bounds: Int[Tensor, "num_cells 5"], blocks: Int[Tensor, "num_cells 3"]
 ) -> tuple[Int[Tensor, "num_smaller 5"], Int[Tensor, "num_smaller 3"]]:
-    """Each cell in four, or in two or one where it is a single pixel wide."""
+    """Divide each cell into four, or into two or one where it is a single pixel wide."""
     camera, y0, x0, y1, x1 = bounds.unbind(-1)
     y, x = (y0 + y1) // 2, (x0 + x1) // 2
     quarters = [
         torch.stack([camera, *low, *high], dim=-1)
         for low, high in (((y0, x0), (y, x)), ((y0, x), (y, x1)), ((y, x0), (y1, x)), ((y, x), (y1, x1)))
     ]
-    every = torch.cat(quarters)
-    some = (every[:, 3:] > every[:, 1:3]).all(-1)
-    return every[some], blocks.repeat(4, 1)[some]
+    cells = torch.cat(quarters)
+    non_empty = (cells[:, 3:] > cells[:, 1:3]).all(-1)
+    return cells[non_empty], blocks.repeat(4, 1)[non_empty]
 
 
 def _any_probe_shows(
     bounds: Int[Tensor, "num_cells 5"], generate_rays: RayGenerator, may_show: RayFilter
 ) -> Bool[Tensor, " num_cells"]:
-    """Whether a ray at a cell's middle or corners shows the object; corners that cells share are tried once."""
+    """Whether a ray at a cell's middle or corners shows the object; corners that cells share are tested once."""
     camera, y0, x0, y1, x1 = bounds.unbind(-1)
-    # The next cell's first pixels, if there is a next cell and this one is larger than a pixel.
+    # Far corners are the next cell's first pixels, unless the image ends or the cell is a single pixel.
     height, width = generate_rays.cameras.height[camera, 0], generate_rays.cameras.width[camera, 0]
     single = (y1 - y0 == 1) & (x1 - x0 == 1)
     y1 = torch.where(single, y0, torch.minimum(y1, height - 1))
     x1 = torch.where(single, x0, torch.minimum(x1, width - 1))
-    places = [((y0 + y1) // 2, (x0 + x1) // 2), (y0, x0), (y0, x1), (y1, x0), (y1, x1)]
+    probes = [((y0 + y1) // 2, (x0 + x1) // 2), (y0, x0), (y0, x1), (y1, x0), (y1, x1)]
     rows, columns = int(height.max()), int(width.max())
-    keys = torch.stack([(camera * rows + y) * columns + x for y, x in places], dim=1)
-    pixels, which = torch.unique(keys, return_inverse=True)
+    keys = torch.stack([(camera * rows + y) * columns + x for y, x in probes], dim=1)
+    pixels, inverse = torch.unique(keys, return_inverse=True)
     indices = torch.stack([pixels // (rows * columns), pixels // columns % rows, pixels % columns], dim=-1)
-    return may_show(generate_rays(indices)).to(bounds.device)[which].any(-1)
+    return may_show(generate_rays(indices)).to(bounds.device)[inverse].any(-1)

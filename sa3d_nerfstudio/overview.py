@@ -30,9 +30,9 @@ GAP = 16
 HEADER_SCALE = 1.5
 """Size of the prompt view relative to the others."""
 FINE = 2
-"""Overlays are drawn at this multiple of their size and scaled down: smooth edges."""
+"""Overlays are drawn at this multiple of their size and scaled down, for smooth edges."""
 MAX_ASPECT = 1.5
-"""Largest height of a cell relative to its width; higher portraits are narrower."""
+"""Largest height of a cell relative to its width; taller portraits are drawn narrower."""
 
 PAPER, INK, FAINT = (255, 255, 255), (31, 35, 40), (110, 118, 129)
 TINT = (0, 150, 255)
@@ -56,7 +56,7 @@ class PromptPanel:
 
 @dataclass
 class ViewPanel:
-    """One view with the mask that the object has in it."""
+    """One view with the object's rendered mask."""
 
     rgb: Float[Tensor, "height width 3"]
     """The image, in [0, 1]."""
@@ -67,25 +67,25 @@ class ViewPanel:
     status: str
     """Its state: ``prompt``, ``used``, ``rejected: why`` or ``skipped: why``."""
     window: tuple[float, float, float, float] | None = None
-    """y0, x0, y1, x1, as shares of the image, of what was rendered at full size; None if all was."""
+    """Window rendered at full size: y0, x0, y1, x1, as shares of the image; None if the whole image was."""
 
 
 Overview = tuple[PromptPanel, list[ViewPanel]]
-"""What an object's overview.png shows."""
+"""Panels of an object's overview.png."""
 VIEWS = 12
-"""Views beside the prompted one, at most."""
+"""Largest number of views beside the prompted one."""
 tell_as_data(PromptPanel, ViewPanel)
 
 
 def overview_of(session: SegmentationSession) -> Overview:
-    """The panels of an object's overview; of several processes, each draws those of its own views."""
+    """The panels of an object's overview; each of several processes renders those of its views."""
     ranks = session.ranks
     view = next(iter(session.prompted))
-    top = ranks.share(partial(_prompt_panel, session, view))
-    others = [record for record in session.report.last().values() if record.view not in session.prompted]
-    step = max(1, len(others) / VIEWS)
+    prompt_panel = ranks.share(partial(_prompt_panel, session, view))
+    records = [record for record in session.report.last().values() if record.view not in session.prompted]
+    step = max(1, len(records) / VIEWS)
     panels = []
-    for record in (others[int(index * step)] for index in range(min(VIEWS, len(others)))):
+    for record in (records[int(index * step)] for index in range(min(VIEWS, len(records)))):
         if ranks.owner(record.view) != ranks.rank:
             continue
         window = session.window(record.view)
@@ -94,8 +94,8 @@ def overview_of(session: SegmentationSession) -> Overview:
         status = f"{record.state}: {record.reason}" if record.reason else record.state
         shares = None if window is None else window.shares
         panels.append(ViewPanel(rgb.cpu(), probability.cpu(), record.name, status, shares))
-    drawn = [panel for part in ranks.gather(panels) for panel in part]
-    return top, sorted(drawn, key=lambda panel: panel.name)
+    drawn = [panel for rank_panels in ranks.gather(panels) for panel in rank_panels]
+    return prompt_panel, sorted(drawn, key=lambda panel: panel.name)
 
 
 def _prompt_panel(session: SegmentationSession, view: ViewKey) -> PromptPanel:
@@ -115,7 +115,7 @@ def write_overview(
     columns: int = 4,
     threshold: float = 0.5,
 ) -> None:
-    """Write the picture: the prompt and its 2D mask on top, below it the views with their rendered masks.
+    """Write the contact sheet: the prompt and its 2D mask on top, below them the views with their rendered masks.
 
     Args:
         path: The PNG to write; it appears whole or not at all.
@@ -123,7 +123,7 @@ def write_overview(
         views: The views to show, in reading order.
         title: Headline, such as the object's name.
         columns: Views per row.
-        threshold: Probability above which a pixel counts as the object's.
+        threshold: Probability above which a pixel belongs to the object.
     """
     page = _stack([_header(prompt_view, views, title, columns), *_grid(views, columns, threshold)])
     with atomic_path(path) as temporary:
@@ -131,13 +131,13 @@ def write_overview(
 
 
 def _header(panel: PromptPanel, views: Sequence[ViewPanel], title: str, columns: int) -> Image.Image:
-    """The prompt view with the prompt, again with the 2D mask, and beside them the summary."""
+    """The prompted view with the prompt and with the 2D mask, and the summary beside them."""
     size = _fitted([panel.rgb], HEADER_SCALE)
-    asked = _draw_prompt(_picture(panel.rgb, size), panel.prompt)
-    answered = _draw_mask(_picture(panel.rgb, size), panel.mask.float(), 0.5)
+    with_prompt = _draw_prompt(_picture(panel.rgb, size), panel.prompt)
+    with_mask = _draw_mask(_picture(panel.rgb, size), panel.mask.float(), 0.5)
     pictures = [
-        _captioned(_smooth(asked), panel.name, "prompt", size[0]),
-        _captioned(_smooth(answered), "2D mask", "", size[0]),
+        _captioned(_smooth(with_prompt), panel.name, "prompt", size[0]),
+        _captioned(_smooth(with_mask), "2D mask", "", size[0]),
     ]
     left = GAP + 2 * (size[0] + GAP)
     width = max(_page_width(columns), left + CELL)
@@ -149,7 +149,7 @@ def _header(panel: PromptPanel, views: Sequence[ViewPanel], title: str, columns:
 
 
 def _summary(prompt: Prompt, views: Sequence[ViewPanel], title: str, width: int) -> Image.Image:
-    """Title, what the prompt consists of, and how many views ended in which state."""
+    """Title, parts of the prompt, and number of views in each state."""
     sheet = Image.new("RGB", (width, 200), PAPER)
     draw = ImageDraw.Draw(sheet)
     y = 0
@@ -217,23 +217,23 @@ def _smooth(fine: Image.Image) -> Image.Image:
 
 
 def _draw_mask(picture: Image.Image, mask: Float[Tensor, "height width"], threshold: float) -> Image.Image:
-    """Tint what the mask holds, mute what it does not, and draw the line around it."""
+    """Tint the pixels in the mask, mute the others, and draw the mask's outline."""
     soft = mask.detach().cpu().float().nan_to_num(0).numpy()
-    # Interpolated before it is compared: the contour of a small mask is a line, not a staircase.
+    # Interpolated before thresholding, so that the outline of a small mask is smooth.
     on = cv2.resize(soft, picture.size, interpolation=cv2.INTER_CUBIC) > threshold
     pixels = np.array(picture, np.float32)
     drawn = 0.85 * (0.6 * pixels + 0.4 * pixels.mean(axis=2, keepdims=True))
     drawn[on] = 0.65 * pixels[on] + 0.35 * np.array(TINT)
     if on.any():
-        # The line lies outside of the mask: it hides nothing of a thin object.
-        away = cv2.distanceTransform((~on).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        drawn[~on & (away <= 3 * FINE)] *= 0.6
-        drawn[~on & (away <= 2 * FINE)] = PAPER
+        # The outline lies outside the mask, so that it hides nothing of a thin object.
+        distance = cv2.distanceTransform((~on).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        drawn[~on & (distance <= 3 * FINE)] *= 0.6
+        drawn[~on & (distance <= 2 * FINE)] = PAPER
     return Image.fromarray(drawn.round().astype(np.uint8))
 
 
 def _draw_window(picture: Image.Image, window: tuple[float, float, float, float] | None) -> Image.Image:
-    """The border of what was rendered at full size, as a thin frame."""
+    """Draw the border of the window rendered at full size, as a thin frame."""
     if window is not None:
         y0, x0, y1, x1 = window
         corners = [x0 * picture.width, y0 * picture.height, x1 * picture.width - 1, y1 * picture.height - 1]
@@ -242,7 +242,7 @@ def _draw_window(picture: Image.Image, window: tuple[float, float, float, float]
 
 
 def _draw_prompt(picture: Image.Image, prompt: Prompt) -> Image.Image:
-    """The prompt's box, and its points as discs with a plus or a minus."""
+    """Draw the prompt's box, and its points as discs with a plus or a minus."""
     draw = ImageDraw.Draw(picture)
     x_scale, y_scale = picture.width / prompt.width, picture.height / prompt.height
     line, radius = 2 * FINE, 9 * FINE
@@ -263,7 +263,7 @@ def _draw_prompt(picture: Image.Image, prompt: Prompt) -> Image.Image:
 
 
 def _captioned(picture: Image.Image, name: str, status: str, width: int) -> Image.Image:
-    """A picture, centred over its name, its state, and why."""
+    """A picture, centred above its name, its state, and the reason for the state."""
     state, _, reason = status.partition(":")
     cell = Image.new("RGB", (width, picture.height + (50 if reason else 28)), PAPER)
     cell.paste(picture, ((width - picture.width) // 2, 0))
@@ -277,7 +277,7 @@ def _captioned(picture: Image.Image, name: str, status: str, width: int) -> Imag
 
 
 def _chip(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, right: bool = False) -> int:
-    """A coloured label at its top left or top right corner; returns the x of its far end."""
+    """Draw a coloured label at its top left or top right corner; return the x of its far end."""
     x, y = corner
     width = math.ceil(draw.textlength(text, _font(12, bold=True))) + 14
     x0 = x - width if right else x
@@ -291,7 +291,7 @@ def _state(status: str) -> str:
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text, its middle left out if it is too long: names of images differ at their ends."""
+    """The text, without its middle if it is too long: names of images differ at their ends."""
     keep = len(text)
     short = text
     while keep > 0 and font.getlength(short) > width:
@@ -302,13 +302,13 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 @lru_cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """matplotlib's own font: the same on every machine."""
+    """Font that comes with matplotlib: the same on every machine."""
     file = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / file), size)
 
 
 def _stack(rows: Sequence[Image.Image]) -> Image.Image:
-    """Rows below each other, and an empty rim at the end."""
+    """Rows below each other, with an empty margin at the end."""
     page = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows) + GAP), PAPER)
     y = 0
     for row in rows:

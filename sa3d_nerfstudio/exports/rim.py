@@ -21,7 +21,7 @@ from sa3d_nerfstudio.pipeline import SA3DPipeline
 from sa3d_nerfstudio.splat_files.gaussians import Gaussians
 
 REACHES = (12.0, 8.0, 6.0, 4.0, 3.0, 2.0, 1.5)
-"""Limits, all of them tried, of a splat's reach beyond the others, in median lengths of the object's splats."""
+"""Limits, all of them tried, of a splat's reach beyond the others, in median half lengths of the object's splats."""
 DEVIATIONS = 2.0
 """Distance from a splat's centre to its end, in standard deviations."""
 VIEWS = 8
@@ -89,7 +89,7 @@ def clean_rim(
 
 
 def reaches(gaussians: Gaussians) -> Float[ndarray, " num"]:
-    """Reach of each splat beyond the others, in median lengths of the splats.
+    """Reach of each splat beyond the others, in median half lengths of the splats.
 
     Args:
         gaussians: The splats of one object.

@@ -142,8 +142,8 @@ def _gaussians(model: MaskedSplatModel, sh_degree: int | None) -> Gaussians:
     if degree == 0:
         # At this degree, splatfacto stores logits of colours.
         dc = ((1 / (1 + np.exp(-dc)) - 0.5) / SH_C0).astype(np.float32)
-    kept_degree = degree if sh_degree is None else sh_degree
-    rest = values["features_rest"][:, : (kept_degree + 1) ** 2 - 1]
+    exported_degree = degree if sh_degree is None else sh_degree
+    rest = values["features_rest"][:, : (exported_degree + 1) ** 2 - 1]
     return Gaussians(values["means"], values["scales"], values["quats"], values["opacities"][:, 0], dc, rest)
 
 

@@ -117,7 +117,7 @@ def render(
         rays: Counts the rays of the image, and those that are rendered.
 
     Raises:
-        SA3DError: The model has no output of a name.
+        SA3DError: The model lacks one of the outputs.
     """
     outputs = model.render_outputs(camera, names)
     if rays is not None:

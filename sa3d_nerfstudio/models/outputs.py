@@ -134,7 +134,7 @@ class MaskOutputs(_Base):
     for_inference: bool = False
     """Whether the pipeline was set up in the mode "inference"."""
     on_exported: Callable[[Bool[Tensor, " num_rays"]], None] | None = None
-    """Callback during exports of points: a mask of the rays of a batch that show the objects."""
+    """Callback during exports of points, with a mask of the rays of a batch that show the objects."""
     _rays_in_vain = 0
 
     @property

@@ -91,8 +91,8 @@ class PixelCells:
     def learn(self, shown: Bool[Tensor, " num_pixels"]) -> None:
         """Drop pixels and blocks that have not shown the object.
 
-        A single pixel is dropped when its ray misses; a block, when enough rays in it and in the blocks around it
-        have all missed. Hence every pixel that shows the object remains as likely as any other, except in isolated areas
+        A single pixel is dropped when its ray misses; a block, when enough rays in it and in the blocks around it have
+        all missed. Hence every pixel that shows the object remains as likely as any other, except in isolated areas
         smaller than a block, which may be missed.
 
         Args:

@@ -61,11 +61,11 @@ class ViewPanel:
     rgb: Float[Tensor, "height width 3"]
     """The image, in [0, 1]."""
     mask_probability: Float[Tensor, "mask_height mask_width"]
-    """The rendered mask; NaN, drawn as background, where there is no evidence."""
+    """The rendered mask; 0 or NaN, drawn as background, where there is no evidence."""
     name: str
     """The image's name."""
     status: str
-    """Its state: ``prompt``, ``used``, ``rejected: why`` or ``skipped: why``."""
+    """Its state: ``prompt``, ``used``, ``rejected: reason`` or ``skipped: reason``."""
     window: tuple[float, float, float, float] | None = None
     """Window rendered at full size: y0, x0, y1, x1, as shares of the image; None if the whole image was."""
 

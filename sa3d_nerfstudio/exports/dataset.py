@@ -141,7 +141,7 @@ class NamedCamera:
     """Camera of an image of the data set, or of a camera path."""
 
     name: Path
-    """Path of its masks in their folder, ending in .png; the image's path among the data set's images."""
+    """Path of its masks in their folder, ending in .png: the image's name, with its folders if names repeat."""
     camera: Cameras
     """Camera at the full size of the image."""
     image: Path | None = None

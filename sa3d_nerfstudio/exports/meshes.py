@@ -45,7 +45,7 @@ def poisson_mesh(points: ObjectPoints, depth: int, sparsest: float = 0.02) -> tr
     cloud = points.cloud()
     mesh, densities = o3d.geometry.TriangleMesh.create_from_point_cloud_poisson(cloud, depth=depth)
     mesh.remove_vertices_by_mask(np.asarray(densities) < np.quantile(densities, sparsest))
-    # The surface closes gaps between the points far away from them.
+    # Where points are missing, the surface closes far away from them.
     low, high = points.positions.min(axis=0), points.positions.max(axis=0)
     slack = MARGIN * (high - low).max()
     mesh = mesh.crop(o3d.geometry.AxisAlignedBoundingBox(low - slack, high + slack))

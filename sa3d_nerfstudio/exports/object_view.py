@@ -1,4 +1,4 @@
-"""Images of the objects to export from a camera of any size, and the share of their rays that was rendered."""
+"""Renders of the objects to export, from cameras of any size, and the share of rays that was rendered."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ObjectView:
 
     objects: Sequence[ExportObject]
     seen: Observation
-    """Image of the objects, with their probabilities in this order."""
+    """Observation of the objects, in their order."""
 
     def ids(self, threshold: float) -> Int[Tensor, "height width"]:
         """Id of the most probable object in each pixel, or 0 where no probability exceeds the threshold."""

@@ -47,7 +47,7 @@ class ObjectPoints:
     colors: Float[np.ndarray, "num 3"]
     """Colours in [0, 1]."""
     probability: Float[np.ndarray, " num"]
-    """Probability of the object, rendered along the point's ray; with id 0, probability that it is on no object."""
+    """Probability of the object, rendered along the point's ray; for id 0, of no object."""
     object_id: Int[np.ndarray, " num"]
 
     @classmethod

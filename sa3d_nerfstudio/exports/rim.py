@@ -31,7 +31,7 @@ SIZE = 400
 GAIN = 1e-4
 """IoU that a cut must gain."""
 FEWEST_PIXELS = 30
-"""Pixels of the mask in a view for the view to be measured."""
+"""Least number of mask pixels in a view that is measured."""
 
 
 @dataclass

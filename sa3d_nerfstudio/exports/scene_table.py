@@ -34,7 +34,7 @@ def object_table(masks: MaskObjects, frame: Frame) -> list[dict[str, Any]]:
     objects = all_objects(masks)
     numbers = {item.name: item.id for item in objects}
     tree = tree_of(masks)
-    shown = [name for name in tree if name not in masks.hidden]
+    shown_names = [name for name in tree if name not in masks.hidden]
     table = []
     for item in objects:
         box = object_box(item.field, masks.threshold).moved(frame)
@@ -45,7 +45,7 @@ def object_table(masks: MaskObjects, frame: Frame) -> list[dict[str, Any]]:
                 "name": item.name,
                 "color": [round(255 * value) for value in item.color],
                 "hidden": item.name in masks.hidden,
-                "level": tree.level(item.name, shown),
+                "level": tree.level(item.name, shown_names),
                 "parent": numbers.get(parent) if parent is not None else None,
                 "children": [numbers[child] for child in tree.children(item.name) if child in numbers],
                 "cells": int(item.field.object_cells(masks.threshold).sum()),

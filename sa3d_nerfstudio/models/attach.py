@@ -19,7 +19,7 @@ MIXINS: dict[type[Model], type[MaskOutputs]] = {Model: MaskedModel, SplatfactoMo
 def with_masks(model: Model, threshold: float, object_background: str) -> MaskOutputs:
     """Add mask outputs to a model: its class becomes a subclass of its former class.
 
-    The class of the instance is changed, and the instance not wrapped, so that isinstance checks in nerfstudio's tools
+    The instance's class is changed, instead of wrapping the instance, so that isinstance checks in nerfstudio's tools
     hold.
 
     Args:

@@ -1,8 +1,8 @@
 """2D segmenters: embed an image once, predict masks for many prompts.
 
-``base`` is the protocol and ``registry`` finds segmenters by name, plugins included. One module each: ``sam``,
-``mobile_sam``, ``huggingface`` (SAM 2, SAM-HQ), ``grabcut``, ``oracle``; ``text`` finds boxes for words. ``weights``
-and ``download`` get files.
+``base`` is the protocol and ``registry`` finds segmenters by name, plugins included. Segmenters: ``sam``,
+``mobile_sam``, ``huggingface`` (SAM 2, SAM 3, SAM-HQ), ``grabcut``, ``oracle``. ``text`` detects boxes or masks for
+words. ``weights`` and ``download`` fetch checkpoints.
 """
 
 import lazy_loader

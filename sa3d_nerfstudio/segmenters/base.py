@@ -1,4 +1,4 @@
-"""The segmenter protocol: embed an image once, predict often."""
+"""The segmenter protocol: embed an image once, predict masks for many prompts."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from sa3d_nerfstudio.prompts.prompt import CandidateName, Prompt
 
 @dataclass
 class SegmenterImage:
-    """One image as a segmenter sees it."""
+    """Input of a segmenter: an image, its name and, where rendered, its depth."""
 
     rgb: Float[Tensor, "height width 3"]
     """Colours in [0, 1]."""
     name: str
     """File name of the training image, or a name of the view."""
     depth: Float[Tensor, "rows columns"] | None = None
-    """Distance along each ray as the radiance field renders it, for segmenters that can use it; of the same view, and
-    of the same size unless the segmenter asks for larger images by its ``input_side``."""
+    """Rendered distance along each ray of the same view, for segmenters that use it; of the image's size, unless the
+    segmenter requests larger images by its ``input_side``."""
     window: tuple[float, float, float, float] | None = None
-    """y0, x0, y1, x1 as shares of the whole image, where this is a part of it."""
+    """y0, x0, y1, x1 of this image, as shares of the whole image's sides; None for a whole image."""
 
     @property
     def height(self) -> int:
@@ -43,50 +43,50 @@ class SegmenterImage:
 
 @dataclass
 class Candidates:
-    """What a segmenter answers to one prompt: one or more masks, with how sure it is of each.
+    """A segmenter's masks for one prompt, and its confidence in each.
 
-    They are where the segmenter computes, so that nobody has to wait for them who asks for nothing else.
+    The tensors stay on the segmenter's device, so that no caller waits for values that it does not need.
     """
 
     masks: Bool[Tensor, "num_candidates height width"]
-    """Masks at the size of the image; SAM's three are part, object, whole."""
+    """Candidate masks at the size of the image; SAM's three are part, object and whole."""
     scores: Float[Tensor, " num_candidates"]
-    """Confidence of each; for networks, the IoU that they predict for it."""
+    """Confidence in each mask; for networks, their prediction of its IoU."""
     logits: Float[Tensor, "num_candidates height width"] | None = None
-    """What the masks were cut from at 0, where there is such a thing: brought to another size, it is more exact."""
+    """Logits, positive within the masks, if available; resizing them is more exact than resizing masks."""
     single: int | None = None
-    """Which of them is the network's single-mask answer, where there is one: SAM's authors take it for several points
-    or a box, which leave nothing open, and the three others for one click."""
+    """Index of the network's single-mask output, if any: SAM's authors use it for several points or a box, which are
+    unambiguous, and the three others for one click."""
 
     @property
     def favourite(self) -> int:
-        """The segmenter's own choice: the single-mask answer where there is one, else the highest score."""
+        """Index of the segmenter's choice: the single-mask output if there is one, else the highest score."""
         return int(self.scores.argmax()) if self.single is None else self.single
 
     def by_area(self) -> list[int]:
-        """The candidates from small to large, the single-mask answer aside.
+        """Indices of the candidates from small to large, without the single-mask output.
 
-        SAM's three go from part to whole, those of its successors come in any order.
+        SAM's three are ordered from part to whole; those of its successors are in any order.
         """
-        others = [index for index in range(len(self.masks)) if index != self.single] or [0]
-        return sorted(others, key=lambda index: int(self.masks[index].sum()))
+        indices = [index for index in range(len(self.masks)) if index != self.single] or [0]
+        return sorted(indices, key=lambda index: int(self.masks[index].sum()))
 
     def of_size(self, size: CandidateName) -> int:
-        """The small, medium or large one of the candidates by area, or the segmenter's own choice."""
+        """Index of the small, medium or large candidate by area, or of the segmenter's choice."""
         order = self.by_area()
         choices = {"small": order[0], "medium": order[len(order) // 2], "large": order[-1], "auto": self.favourite}
         return choices[size]
 
     def most_like(self, mask: Bool[Tensor, "rows columns"]) -> int:
-        """The candidate with the highest IoU with a mask, which may be of another size."""
+        """Index of the candidate with the highest IoU with a mask, which may be of another size."""
         size = (self.masks.shape[1], self.masks.shape[2])
-        other = torch.nn.functional.interpolate(mask[None, None].float(), size, mode="nearest-exact")[0] > 0
-        other = other.to(self.masks.device)
-        union = (self.masks | other).flatten(1).sum(1)
-        return int(((self.masks & other).flatten(1).sum(1) / union.clamp(min=1)).argmax())
+        resized = torch.nn.functional.interpolate(mask[None, None].float(), size, mode="nearest-exact")[0] > 0
+        resized = resized.to(self.masks.device)
+        union = (self.masks | resized).flatten(1).sum(1)
+        return int(((self.masks & resized).flatten(1).sum(1) / union.clamp(min=1)).argmax())
 
     def at(self, height: int, width: int) -> Candidates:
-        """The same candidates on the pixels of another image, averaged over areas where these are larger."""
+        """The same candidates resized, averaged over areas where the new pixels are larger."""
         if self.masks.shape[1:] == (height, width):
             return Candidates(self.masks, self.scores, single=self.single)
         values = self.masks.float() - 0.5 if self.logits is None else self.logits
@@ -102,35 +102,35 @@ class Candidates:
         return Candidates(self.masks.to(device), self.scores.to(device), logits, self.single)
 
     def best(self) -> Bool[Tensor, "height width"]:
-        """The mask that the segmenter would choose."""
+        """Mask of the segmenter's choice."""
         return self.masks[self.favourite]
 
 
 class Segmenter(Protocol):
-    """A 2D segmenter. Stateless between calls: what it learnt of an image travels in the embedding.
+    """A 2D segmenter, stateless between calls: an image's embedding holds all that is computed from it.
 
-    One with an attribute ``input_side`` is shown photos at up to that longer side, however small the renders are in
-    which objects are segmented; see :func:`input_side`. One with ``fits_prior`` scores masks by a prompt's prior; see
-    :func:`fits_prior`.
+    The optional attribute ``input_side`` requests photos of up to that longer side, however small the renders in which
+    objects are segmented; see :func:`input_side`. The optional ``fits_prior`` declares scores that include the fit to a
+    prompt's prior; see :func:`fits_prior`.
     """
 
     def embed(self, image: SegmenterImage) -> Any:
-        """Do what needs to be done once per image. The result is opaque to callers, who may keep it."""
+        """Embed an image, once. The embedding is opaque to callers, which may keep it."""
         ...
 
     def predict(self, embedding: Any, prompt: Prompt) -> Candidates:
-        """Masks for one prompt, whose ``height`` and ``width`` are those of the embedded image."""
+        """Predict masks for one prompt, whose ``height`` and ``width`` are those of the embedded image."""
         ...
 
 
 def input_side(segmenter: Segmenter) -> int | None:
-    """Longer side of the largest image that a segmenter makes use of; None if it wants images as large as renders."""
+    """Longer side, in pixels, of the largest image that a segmenter uses; None for images of the renders' size."""
     return getattr(segmenter, "input_side", None)
 
 
 def fits_prior(segmenter: Segmenter) -> bool:
-    """Whether the scores of a segmenter tell how well its masks fit the prior of a prompt: what has been lifted of an
-    object need not count once more when one of its masks is chosen."""
+    """Whether a segmenter's scores include the fit of its masks to a prompt's prior. Agreement with the rendered mask
+    then need not count once more in the choice of a candidate."""
     return getattr(segmenter, "fits_prior", False)
 
 
@@ -139,39 +139,39 @@ class StorableSegmenter(Protocol):
     """A segmenter whose embeddings may be kept on disk."""
 
     fingerprint: str
-    """Stands for its weights, and for whatever else its embeddings depend on; part of a file name."""
+    """Identifies its weights and all else that its embeddings depend on; part of a file name."""
 
     def to_tensors(self, embedding: Any) -> dict[str, Tensor]:
-        """What of an embedding goes to disk."""
+        """Tensors of an embedding, by name, to save on disk."""
         ...
 
     def from_tensors(self, tensors: dict[str, Tensor]) -> Any:
-        """An embedding from what is on disk.
+        """Rebuild an embedding from its saved tensors.
 
         Raises:
-            KeyError: There is something else.
+            KeyError: These are not the tensors of an embedding.
         """
         ...
 
 
 @dataclass
 class SegmenterOptions:
-    """What the segmenters need to be built; each takes what concerns it."""
+    """Options to build segmenters; each uses those that concern it."""
 
     device: torch.device | str = "cpu"
-    """Where the network runs."""
+    """Device of the network."""
     sam_checkpoint: Path | None = None
-    """Weights of the Segment Anything model: a file, or for those of the transformers package a folder."""
+    """Weights of the Segment Anything model: a file, or a folder for models of the transformers package."""
     oracle_instances: Path | None = None
     """Folder of id maps (8 or 16 bit PNG, 0 = background), named like the images: benchmarks only."""
     sam_dense_prompts: bool = False
-    """Whether SAM is shown a prompt's prior as its dense mask prompt, with a box around it."""
+    """Whether SAM gets a prompt's prior as its dense mask prompt, with a box around it."""
     sam_download: bool = True
     """Whether SAM's published weights may be downloaded if no checkpoint is named."""
 
 
 def check_prompt(prompt: Prompt, height: int, width: int) -> None:
-    """What every segmenter asks of a prompt before it looks at it.
+    """Check a prompt against the embedded image, as every segmenter does first.
 
     Args:
         prompt: The prompt.
@@ -198,7 +198,7 @@ def check_prompt(prompt: Prompt, height: int, width: int) -> None:
         )
     if prompt.box is not None:
         low, high = prompt.box[:2], prompt.box[2:]
-        # Written so that NaN fails, too.
+        # Comparisons with NaN are false, so a box with NaN fails, too.
         if not bool(((high > low) & (low < size) & (high > 0)).all()):
             x0, y0, x1, y1 = prompt.box.tolist()
             raise SA3DError(
@@ -208,7 +208,7 @@ def check_prompt(prompt: Prompt, height: int, width: int) -> None:
 
 
 CUDA_BATCH = 4
-"""Images that an encoder is given at once on CUDA unless told otherwise; on a CPU there is nothing to be gained."""
+"""Images per batch of an encoder on CUDA by default; on a CPU, batches gain nothing."""
 
 
 @runtime_checkable
@@ -216,36 +216,36 @@ class BatchSegmenter(Protocol):
     """A segmenter that embeds several images at once."""
 
     def embed_all(self, images: Sequence[SegmenterImage]) -> list[Any]:
-        """The embedding of each, as if it had been embedded by itself."""
+        """Embed images; each embedding is that of its image alone."""
         ...
 
 
 @runtime_checkable
 class ParallelSegmenter(Protocol):
-    """A segmenter that answers several prompts at once, in views of its own choosing or of one."""
+    """A segmenter that predicts masks for several prompts at once, in one view or several."""
 
     at_once: int
-    """How many."""
+    """Number of prompts at once."""
 
     def predict_all(self, questions: Sequence[tuple[Any, Prompt]]) -> list[Candidates]:
-        """What :meth:`Segmenter.predict` answers to each pair of an embedding and a prompt."""
+        """Candidates of each pair of an embedding and a prompt, as from :meth:`Segmenter.predict`."""
         ...
 
 
 def predictions_at_once(segmenter: Segmenter) -> int:
-    """How many prompts a segmenter answers at once."""
+    """Number of prompts that a segmenter processes at once."""
     return segmenter.at_once if isinstance(segmenter, ParallelSegmenter) else 1
 
 
 def predict_all(segmenter: Segmenter, questions: Sequence[tuple[Any, Prompt]]) -> list[Candidates]:
-    """Answer prompts, each about an embedded image; at once where the segmenter can."""
+    """Predict masks for pairs of an embedding and a prompt; at once where the segmenter can."""
     if isinstance(segmenter, ParallelSegmenter):
         return segmenter.predict_all(questions)
     return [segmenter.predict(embedding, prompt) for embedding, prompt in questions]
 
 
 def embed_all(segmenter: Segmenter, images: Sequence[SegmenterImage]) -> list[Any]:
-    """Embed images at once where the segmenter can, as many as the GPU's memory has been found to hold."""
+    """Embed images; at once where the segmenter can, in batches that have been found to fit the GPU's memory."""
     if not isinstance(segmenter, BatchSegmenter):
         return [segmenter.embed(image) for image in images]
     return map_batches(segmenter, images, segmenter.embed_all)

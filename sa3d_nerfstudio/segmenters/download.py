@@ -1,4 +1,4 @@
-"""Fetch a large file once: resumed where it broke off, and in place only when it is whole."""
+"""Download a large file once: interrupted downloads resume, and only a complete file appears."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from filelock import FileLock
 from sa3d_nerfstudio.errors import SA3DError, one_line
 
 CHUNK = 1 << 20
-"""Bytes read at a time."""
+"""Bytes per read."""
 TIMEOUT = 20.0
 """Seconds without a byte after which a connection counts as broken."""
 ATTEMPTS = 3
-"""How often in a row a connection may bring nothing before it is given up."""
+"""Connections in a row without any data after which a download fails."""
 PAUSE = 1.0
 """Seconds between attempts."""
 
@@ -36,7 +36,7 @@ _BROKEN_CONNECTION = (
 )
 
 Report = Callable[[int, int | None], None]
-"""Called with the bytes that are here and the bytes that there are, if that is known."""
+"""Progress callback: bytes received so far, and bytes of the whole file or None if unknown."""
 
 
 def fetch(
@@ -48,22 +48,22 @@ def fetch(
     timeout: float = TIMEOUT,
     pause: float = PAUSE,
 ) -> None:
-    """Download a file, unless it is there.
+    """Download a file, unless it exists.
 
-    What has come so far is kept beside the destination as ``.part``, and continued by the next call. The destination
-    appears at once and only after its SHA-256 has been checked, so whatever has that name is whole. Several processes
-    may ask for the same file: one downloads, the others wait.
+    Received data is kept beside the destination as ``.part``, and the next call resumes from it. The destination
+    appears at once and only after its SHA-256 has been checked, so a file of that name is complete. Several processes
+    may fetch the same file: one downloads it, the others wait.
 
     Args:
-        url: Where the file is.
-        destination: Where it goes; folders are made.
+        url: Address of the file.
+        destination: Path of the downloaded file; its folders are made.
         sha256: Its SHA-256 in hexadecimal digits.
-        report: Told how far it is.
+        report: Progress callback.
         timeout: Seconds without a byte after which a connection counts as broken.
         pause: Seconds between attempts.
 
     Raises:
-        SA3DError: The file cannot be had, or is another than expected.
+        SA3DError: The file cannot be downloaded or written, or is another than expected.
     """
     part = destination.with_name(destination.name + ".part")
     try:
@@ -74,24 +74,24 @@ def fetch(
             continued = part.is_file()
             _fetch_part(url, part, report, timeout, pause)
             if continued and _sha256(part) != sha256:
-                # What an earlier call left may have been the fault.
+                # The data of an earlier call may have been wrong: start again.
                 part.unlink()
                 _fetch_part(url, part, report, timeout, pause)
-            found = _sha256(part)
-            if found != sha256:
+            digest = _sha256(part)
+            if digest != sha256:
                 part.unlink()
                 raise SA3DError(
-                    f"what {url} sends is not what is expected there (its SHA-256 begins with {found[:8]}, "
+                    f"what {url} sends is not what is expected there (its SHA-256 begins with {digest[:8]}, "
                     f"not with {sha256[:8]}): try again from another network."
                 )
             part.replace(destination)
     except OSError as error:
-        place = destination.parent
-        raise SA3DError(f"cannot write to {place} ({one_line(error)}): make room, or set TORCH_HOME.") from error
+        folder = destination.parent
+        raise SA3DError(f"cannot write to {folder} ({one_line(error)}): make room, or set TORCH_HOME.") from error
 
 
 def _fetch_part(url: str, part: Path, report: Report, timeout: float, pause: float) -> None:
-    """Bring the partial file to its full length, over as many connections as it takes."""
+    """Complete the partial file, over as many connections as needed."""
     idle = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
@@ -109,51 +109,51 @@ def _fetch_part(url: str, part: Path, report: Report, timeout: float, pause: flo
             reason = one_line(error)
         idle = 0 if part.exists() and part.stat().st_size > before else idle + 1
         if idle >= ATTEMPTS:
-            here = part.stat().st_size if part.exists() else 0
-            kept = f"; the {here / 1e6:.1f} MB that came are kept" if here else ""
-            raise SA3DError(f"{url} cannot be fetched ({reason}{kept}): try again.")
+            received = part.stat().st_size if part.exists() else 0
+            remark = f"; the {received / 1e6:.1f} MB that came are kept" if received else ""
+            raise SA3DError(f"{url} cannot be fetched ({reason}{remark}): try again.")
         time.sleep(pause)
 
 
 def _continue(url: str, part: Path, report: Report, timeout: float) -> bool:
-    """Append what one connection brings to the partial file; whether that was all."""
-    here = part.stat().st_size if part.exists() else 0
+    """Append the data of one connection to the partial file; return whether the file is complete."""
+    received = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "sa3d-nerfstudio"})
-    if here:
-        request.add_header("Range", f"bytes={here}-")
+    if received:
+        request.add_header("Range", f"bytes={received}-")
     try:
         response = urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
-        # There is nothing behind what is here: it is whole, or no part of this file.
-        if _total(error.headers) == here:
+        # No data follows the received bytes: they are the whole file, or not a part of it.
+        if _total(error.headers) == received:
             return True
         part.unlink()
         return False
     with response:
-        if here and response.status != http.client.PARTIAL_CONTENT:
-            here = 0  # the server sends the whole file again
-        elif here and not str(response.headers.get("Content-Range", "")).startswith(f"bytes {here}-"):
+        if received and response.status != http.client.PARTIAL_CONTENT:
+            received = 0  # the server sends the whole file again
+        elif received and not str(response.headers.get("Content-Range", "")).startswith(f"bytes {received}-"):
             part.unlink()
             return False
         length = response.headers.get("Content-Length")
-        total = here + int(length) if length is not None else _total(response.headers)
-        with part.open("ab" if here else "wb") as file:
-            report(here, total)
-            # read1 returns what has come; read would wait for a whole chunk, and lose it when the connection breaks.
+        total = received + int(length) if length is not None else _total(response.headers)
+        with part.open("ab" if received else "wb") as file:
+            report(received, total)
+            # read1 returns what is available; read would wait for a whole chunk, and lose it if the connection breaks.
             while chunk := response.read1(CHUNK):
                 file.write(chunk)
-                here += len(chunk)
-                report(here, total)
+                received += len(chunk)
+                report(received, total)
             file.flush()
             os.fsync(file.fileno())
-    # A cut connection ends as a complete one does. Without a length, the checksum will tell.
-    return total is None or here == total
+    # A cut connection ends like a complete one. If the length is unknown, the checksum detects it.
+    return total is None or received == total
 
 
 def _total(headers: email.message.Message) -> int | None:
-    """The file's size, from Content-Range."""
+    """Size of the whole file in bytes, from Content-Range."""
     match = re.search(r"/(\d+)$", headers.get("Content-Range", ""))
     return int(match.group(1)) if match else None
 

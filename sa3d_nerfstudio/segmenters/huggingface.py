@@ -1,4 +1,4 @@
-"""SAM 2, SAM 3 and SAM-HQ by the transformers package."""
+"""SAM 2, SAM 3 and SAM-HQ of the transformers package."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SAM_2 = PretrainedKind(
     name="SAM 2",
     model_class="Sam2Model",
     processor_class="Sam2Processor",
-    # Published models are those for videos, of which images need a part.
+    # Published models are for videos; images need a part of them.
     model_types=("sam2", "sam2_video"),
     published="facebook/sam2.1-hiera-large",
     extra="sam2",
@@ -41,10 +41,10 @@ SAM_HQ = PretrainedKind(
 )
 SAM_3 = PretrainedKind(
     name="SAM 3",
-    # Points, boxes and masks go to its tracker; words to its detector, of which segmenters/text.py knows.
+    # Its tracker takes points, boxes and masks; words go to its detector, in segmenters/text.py.
     model_class="Sam3TrackerModel",
     processor_class="Sam3TrackerProcessor",
-    # The published model is the one for videos, which holds both.
+    # The published model is for videos and contains both.
     model_types=("sam3_tracker", "sam3_video"),
     published="facebook/sam3",
     extra="sam3",
@@ -59,58 +59,60 @@ AnySam = TypeVar("AnySam", bound="Sam2Segmenter")
 
 @dataclass
 class HuggingFaceEmbedding:
-    """What an encoder makes of an image."""
+    """Embedding of an image, and the sizes that map prompts to it."""
 
     features: dict[str, Any]
-    """What the decoder is given of it."""
+    """Inputs of the decoder by name: tensors, or lists of tensors."""
     original_size: tuple[int, int]
     """Height and width of the image."""
     input_size: tuple[int, int]
-    """Height and width of the image as the encoder saw it, without padding."""
+    """Height and width of the encoder's image, without padding."""
 
 
 class Sam2Segmenter:
-    """Segments with SAM 2. Not a module: its weights belong in no checkpoint but their own.
+    """Segmenter with SAM 2. It is no module, so that no checkpoint of a run holds its weights.
 
     Args:
-        model: The network, on the device where it shall run.
-        processor: What prepares images for it.
-        dense_prompts: Whether a prompt's prior goes in as mask prompt, with a box around it.
+        model: The network, on its device.
+        processor: Its processor, which prepares images and resizes logits.
+        dense_prompts: Whether a prompt's prior is a mask prompt, with a box around it.
     """
 
     NAME = "SAM 2"
-    """For messages."""
+    """Name in messages."""
 
     def __init__(self, model: Any, processor: Any, dense_prompts: bool = False) -> None:
         self.model, self.processor, self.dense_prompts = model, processor, dense_prompts
         self.dtype = encoder_dtype(model.device)
         """Precision of the encoder."""
         self.input_side: int = model.prompt_encoder.input_image_size
-        """Longer side of the image that the encoder sees."""
+        """Longer side of the encoder's image, in pixels."""
 
     def embed(self, image: SegmenterImage) -> HuggingFaceEmbedding:
         """Run the encoder, in reduced precision on CUDA.
 
         Raises:
-            SA3DError: The weights make NaN or infinity of the image.
+            SA3DError: The embedding holds NaN or infinity.
         """
         return self.embed_all([image])[0]
 
     def embed_all(self, images: Sequence[SegmenterImage]) -> list[HuggingFaceEmbedding]:
-        """Run the encoder once for several images, of any sizes: it brings all to the same square."""
+        """Run the encoder once for several images of any sizes, all brought to the same square."""
         inputs = [self.processor.image_processor(to_bytes(image.rgb), return_tensors="pt") for image in images]
-        pixels = torch.cat([each["pixel_values"] for each in inputs]).to(self.model.device)
+        pixels = torch.cat([prepared["pixel_values"] for prepared in inputs]).to(self.model.device)
         features = encoded(lambda: self._features(pixels), pixels.device, self.dtype, self.NAME)
         embeddings = []
-        for number, (image, each) in enumerate(zip(images, inputs, strict=True)):
-            own = {name: _of_one(levels, number) for name, levels in features.items()}
-            embeddings.append(HuggingFaceEmbedding(own, (image.height, image.width), self._input_size(each)))
+        for index, (image, prepared) in enumerate(zip(images, inputs, strict=True)):
+            image_features = {name: _of_one(levels, index) for name, levels in features.items()}
+            embeddings.append(
+                HuggingFaceEmbedding(image_features, (image.height, image.width), self._input_size(prepared))
+            )
         return embeddings
 
     def predict(self, embedding: HuggingFaceEmbedding, prompt: Prompt) -> Candidates:
-        """Three masks with the network's own estimates of their IoU.
+        """Predict three masks, with the network's estimates of their IoU.
 
-        For several points or a box, which leave little open, the network's single mask beside them.
+        For several points or a box, which leave little ambiguity, the network's single mask is added.
 
         Raises:
             SA3DError: The prompt selects nothing or lies outside of the image.
@@ -121,7 +123,7 @@ class Sam2Segmenter:
         prior = prompt.prior if self.dense_prompts else None
         box = box_of_prior(prior) if prompt.box is None and prior is not None else prompt.box
         inputs: dict[str, Tensor] = {}
-        # Pixels of the encoder's image count from the centre of the first: the network adds half of one.
+        # Coordinates in the encoder's image are from the first pixel's centre: the network adds half a pixel.
         if len(prompt.points):
             inputs["input_points"] = ((prompt.points + 0.5) * scale - 0.5)[None, None]
             inputs["input_labels"] = prompt.labels.long()[None, None]
@@ -130,12 +132,12 @@ class Sam2Segmenter:
         if prior is not None:
             inputs["input_masks"] = self._mask_input(prior)[None]
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
-        kept = {name: _each(levels, Tensor.float) for name, levels in embedding.features.items()}
+        features = {name: _each(levels, Tensor.float) for name, levels in embedding.features.items()}
         several = len(prompt.points) > 1 or box is not None
         logits, scores = [], []
         for multimask in self._answers(several):
             with torch.no_grad():
-                outputs = self.model(**kept, **inputs, multimask_output=multimask)
+                outputs = self.model(**features, **inputs, multimask_output=multimask)
             logits.append(self._logits(outputs.pred_masks.float(), embedding))
             scores.append(outputs.iou_scores[0, 0].float())
         values = torch.cat(logits)
@@ -143,11 +145,11 @@ class Sam2Segmenter:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Stands for the weights, and the precision of the encoder."""
+        """Digest of the weights and the encoder's precision."""
         return fingerprint_of(self.model, self.dtype)
 
     def to_tensors(self, embedding: HuggingFaceEmbedding) -> dict[str, Tensor]:
-        """What of an embedding goes to disk."""
+        """Tensors of an embedding, by name, to save on disk."""
         tensors = {"sizes": torch.tensor([*embedding.original_size, *embedding.input_size])}
         for name, value in embedding.features.items():
             levels = {name: value} if isinstance(value, Tensor) else {f"{name}.{i}": v for i, v in enumerate(value)}
@@ -155,7 +157,7 @@ class Sam2Segmenter:
         return tensors
 
     def from_tensors(self, tensors: dict[str, Tensor]) -> HuggingFaceEmbedding:
-        """An embedding from what is on disk."""
+        """Rebuild an embedding from its saved tensors."""
         height, width, input_height, input_width = tensors["sizes"].tolist()
         features: dict[str, Any] = {}
         for key in sorted(tensors.keys() - {"sizes"}):
@@ -168,7 +170,7 @@ class Sam2Segmenter:
         return HuggingFaceEmbedding(features, (height, width), (input_height, input_width))
 
     def _answers(self, several: bool) -> tuple[bool, ...]:
-        """What to ask for: three masks, and the single one beside them where the prompt leaves little open."""
+        """Values of ``multimask_output``: for three masks, and for the single one beside them."""
         return (True, False) if several else (True,)
 
     def _features(self, pixels: Float[Tensor, "num 3 rows columns"]) -> dict[str, Any]:
@@ -180,7 +182,7 @@ class Sam2Segmenter:
         return height, width
 
     def _mask_input(self, prior: Float[Tensor, "height width"]) -> Float[Tensor, "1 side side"]:
-        """The prior as logits on the encoder's square."""
+        """Logits of the prior on the square of a mask prompt."""
         logits = torch.logit(prior.float(), eps=1e-6).clamp(-MAX_LOGIT, MAX_LOGIT).nan_to_num(0.0)
         size = self.model.prompt_encoder.mask_input_size
         return torch.nn.functional.interpolate(logits[None, None], size, mode="bilinear", antialias=True)[0]
@@ -192,23 +194,23 @@ class Sam2Segmenter:
 
 
 class Sam3Segmenter(Sam2Segmenter):
-    """Segments with the tracker of SAM 3, whose prompts and images are those of SAM 2."""
+    """Segmenter with the tracker of SAM 3, which takes prompts and images in the form of SAM 2."""
 
     NAME = "SAM 3"
 
 
 class SamHQSegmenter(Sam2Segmenter):
-    """Segments with SAM-HQ, whose image is padded to a square as in SAM.
+    """Segmenter with SAM-HQ, which pads images to a square as SAM does.
 
-    It is asked for one mask, as by its authors: what it adds in quality is the same for all three, which then differ
-    little more than in their scores.
+    It predicts one mask, as by its authors: the refinement is the same for all three, which then differ in little more
+    than their scores.
     """
 
     NAME = "SAM-HQ"
 
     def _features(self, pixels: Float[Tensor, "1 3 rows columns"]) -> dict[str, Any]:
         final, early = self.model.get_image_embeddings(pixels)
-        # The decoder looks at the first of the early layers only; all would be four times as much to keep.
+        # The decoder uses only the first of the early layers; all would take four times the memory.
         return {"image_embeddings": final, "intermediate_embeddings": [early[0]]}
 
     def _answers(self, several: bool) -> tuple[bool, ...]:
@@ -219,7 +221,7 @@ class SamHQSegmenter(Sam2Segmenter):
         return height, width
 
     def _mask_input(self, prior: Float[Tensor, "height width"]) -> Float[Tensor, "1 side side"]:
-        # The prompt encoder halves its mask twice to get to the grid of the image's embedding.
+        # The prompt encoder halves its mask twice, down to the grid of the image's embedding.
         return low_res_logits(prior, 4 * self.model.prompt_encoder.image_embedding_size[0])
 
     def _logits(
@@ -230,21 +232,21 @@ class SamHQSegmenter(Sam2Segmenter):
 
 
 def build_sam2(options: SegmenterOptions) -> Sam2Segmenter:
-    """Build SAM 2 from the folder that the options or the environment name, or the published model.
+    """Build SAM 2 from the folder that the options or the environment name, or from the published model.
 
     Raises:
-        SA3DError: The package or the weights are not there, or are no SAM 2.
+        SA3DError: The package or the weights are missing, or the weights are not those of SAM 2.
     """
     return _build(Sam2Segmenter, SAM_2, options)
 
 
 def build_sam3(options: SegmenterOptions) -> Sam3Segmenter:
-    """Build SAM 3; as :func:`build_sam2`."""
+    """Build SAM 3, like :func:`build_sam2`."""
     return _build(Sam3Segmenter, SAM_3, options)
 
 
 def build_sam_hq(options: SegmenterOptions) -> SamHQSegmenter:
-    """Build SAM-HQ; as :func:`build_sam2`."""
+    """Build SAM-HQ, like :func:`build_sam2`."""
     return _build(SamHQSegmenter, SAM_HQ, options)
 
 
@@ -254,17 +256,17 @@ def _build(segmenter: type[AnySam], kind: PretrainedKind, options: SegmenterOpti
 
 
 def _of_one(levels: Tensor | list[Tensor], number: int) -> Tensor | list[Tensor]:
-    """One image's part of a batch, in half precision; copies, so that no embedding holds the others' memory."""
+    """Features of one image of a batch, in half precision; copies, so that no embedding keeps the batch in memory."""
     return _each(levels, lambda level: halved(level[number : number + 1].clone()))
 
 
 def _each(levels: Tensor | list[Tensor], change: Callable[[Tensor], Tensor]) -> Tensor | list[Tensor]:
-    """A tensor, or each of several, changed."""
+    """Apply a function to a tensor, or to each of several."""
     return change(levels) if isinstance(levels, Tensor) else [change(level) for level in levels]
 
 
 def _named(options: SegmenterOptions) -> Path | None:
-    """The model that the user names. A file in the environment is one for the first SAM."""
+    """Model that the user names, if any. A file in the environment is a checkpoint of the first SAM."""
     if options.sam_checkpoint is not None:
         return options.sam_checkpoint
     folder = os.environ.get(CHECKPOINT_VARIABLE)

@@ -25,17 +25,17 @@ def build(options: SegmenterOptions) -> SamSegmenter:
     """Build the segmenter from the checkpoint that the options or the environment name, or the published one.
 
     Raises:
-        SA3DError: The package or the checkpoint is not there, or that cannot be read, or holds another size.
+        SA3DError: The package or the checkpoint is missing, or the checkpoint cannot be read or holds another size.
     """
-    # Nothing is downloaded for a package that is not there.
+    # The package first: if it is missing, nothing is downloaded.
     architecture = _architecture()
     model = _filled(architecture, find_checkpoint(options.sam_checkpoint, SIZE, options.sam_download))
-    # Its encoder overflows in less than single precision (MobileSAM's issue 10), and is small enough not to need it.
+    # The encoder overflows below single precision (MobileSAM's issue 10), and is small enough to run in it.
     return SamSegmenter(model.to(options.device), options.sam_dense_prompts, torch.float32)
 
 
 def _architecture() -> Callable[[], Sam]:
-    """What makes the network, without weights.
+    """Constructor of the network, without weights.
 
     Raises:
         SA3DError: The package cannot be imported.
@@ -47,17 +47,17 @@ def _architecture() -> Callable[[], Sam]:
             f"mobile-sam needs the package mobile_sam ({one_line(error)}): pip install 'sa3d-nerfstudio[mobile-sam]', "
             "or choose --pipeline.segmenter grabcut, which works without."
         ) from error
-    # All but the encoder is a copy of segment_anything, whose predictor therefore drives it.
+    # All but the encoder is a copy of segment_anything, so code for that network works with this one.
     return cast(Callable[[], Sam], sam_model_registry["vit_t"])
 
 
 def _filled(architecture: Callable[[], Sam], path: Path) -> Sam:
-    """The network with the weights of a file, read here, as data only: the package would unpickle whatever is there."""
+    """The network with the weights of a file, read here as data only: the package would unpickle any object."""
     state = read_weights(path, SIZE)
     model = architecture()
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise misfit(path, SIZE, error) from error
-    # Only now, for the encoder derives what it adds to its attention from the weights when it is put into this mode.
+    # After loading: the encoder computes its attention biases from the weights when it enters this mode.
     return model.eval()

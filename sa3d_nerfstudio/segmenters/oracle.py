@@ -1,6 +1,6 @@
 """The true mask under the prompt, from a scene's instance maps: benchmarks only.
 
-With it in the place of a 2D segmenter, every error that is left was made in 3D.
+With this in place of a 2D segmenter, all remaining errors are those of the 3D part.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, Segmente
 from sa3d_nerfstudio.segmenters.proposals import no_proposals
 
 BACKGROUND = 0
-"""The id that is no object."""
+"""Id of pixels without an object."""
 
 IdMap = Int[np.ndarray, "height width"]
 
 
 class OracleSegmenter:
-    """Answers the instance that a prompt points at. The embedding is the id map of the image."""
+    """Segmenter that returns the instance under a prompt. The embedding is the id map of the image."""
 
     def __init__(self, folder: Path) -> None:
-        """Take the id maps from a folder.
+        """Use the id maps in a folder.
 
         Args:
-            folder: Holds one 8 or 16 bit single-channel PNG per image, with the image's stem as its name.
+            folder: Folder of one 8 or 16 bit single-channel PNG per image, with the image's stem as its name.
 
         Raises:
             SA3DError: There is no such folder.
@@ -43,7 +43,7 @@ class OracleSegmenter:
         self.folder = folder
 
     def embed(self, image: SegmenterImage) -> IdMap:
-        """The id map of the image, at its size [height, width].
+        """Read the id map of the image, at its size [height, width].
 
         Raises:
             SA3DError: The folder holds no readable id map for this image.
@@ -52,10 +52,10 @@ class OracleSegmenter:
         return resize_nearest(read_ids(path), image.height, image.width, image.window)
 
     def predict(self, embedding: IdMap, prompt: Prompt) -> Candidates:
-        """One candidate with score 1: the whole visible instance, or nothing where only background is meant.
+        """Predict one candidate with score 1: the whole visible instance, or an empty mask for background.
 
-        Each positive point votes for the id under it, and an id under a negative point is out. Without positive points,
-        the id whose bounding box overlaps the prompt's box most. The prior is not looked at.
+        Each positive point votes for the id under it; ids under negative points are excluded. Without positive points,
+        it is the id whose bounding box has the highest IoU with the prompt's box. The prior is not used.
         """
         check_prompt(prompt, *embedding.shape)
         votes = _ids_under(embedding, prompt.positive)
@@ -70,8 +70,8 @@ class OracleSegmenter:
 
     def propose(self, embedding: IdMap) -> Candidates:
         """All instances of the image, each with score 1."""
-        ids = [number for number in np.unique(embedding).tolist() if number != BACKGROUND]
-        masks = torch.from_numpy(np.stack([embedding == number for number in ids])) if ids else None
+        ids = [instance for instance in np.unique(embedding).tolist() if instance != BACKGROUND]
+        masks = torch.from_numpy(np.stack([embedding == instance for instance in ids])) if ids else None
         return no_proposals(*embedding.shape) if masks is None else Candidates(masks, torch.ones(len(ids)))
 
 
@@ -100,23 +100,23 @@ def read_ids(path: Path) -> IdMap:
 def resize_nearest(
     ids: IdMap, height: int, width: int, window: tuple[float, float, float, float] | None = None
 ) -> IdMap:
-    """The id map, or a window of it, at another size: each pixel takes the id under its centre.
+    """Resize an id map, or a window of it: each pixel takes the id under its centre.
 
-    A centre between two pixels, as all are at half the size, takes the one before or the one after it in turns. Always
-    the same one would move every outline by half a pixel, in all views alike.
+    A centre between two pixels, as all are at half the size, takes the pixel before and the pixel after it in turns.
+    Always the same side would shift every outline by half a pixel, in all views alike.
 
     Args:
         ids: The id map.
-        height: Of the result.
-        width: Of the result.
-        window: y0, x0, y1, x1 as shares of the id map; all of it if None.
+        height: Rows of the result.
+        width: Columns of the result.
+        window: y0, x0, y1, x1 as shares of the id map's sides; None for the whole map.
     """
     y0, x0, y1, x1 = window or (0.0, 0.0, 1.0, 1.0)
     row, column = np.mgrid[:height, :width]
     y = (y0 + (row + 0.5) * (y1 - y0) / height) * ids.shape[0]
     x = (x0 + (column + 0.5) * (x1 - x0) / width) * ids.shape[1]
-    least = 1e-6
-    return ids[(y - least * (column % 2)).astype(int), (x - least * (row % 2)).astype(int)]
+    epsilon = 1e-6
+    return ids[(y - epsilon * (column % 2)).astype(int), (x - epsilon * (row % 2)).astype(int)]
 
 
 def _ids_under(ids: IdMap, points: torch.Tensor) -> Int[np.ndarray, " num"]:
@@ -126,10 +126,10 @@ def _ids_under(ids: IdMap, points: torch.Tensor) -> Int[np.ndarray, " num"]:
 
 
 def _most_voted(votes: Int[np.ndarray, " num"], vetoed: set[int]) -> int:
-    """The id with most votes that is not vetoed. An object wins a tie with the background, then the earlier point."""
+    """The id with most votes that is not vetoed. Objects win ties with the background, then earlier points."""
     best, best_rank = BACKGROUND, (0, False, 0)
-    for place, candidate in enumerate(votes.tolist()):
-        rank = (votes.tolist().count(candidate), candidate != BACKGROUND, -place)
+    for index, candidate in enumerate(votes.tolist()):
+        rank = (votes.tolist().count(candidate), candidate != BACKGROUND, -index)
         if candidate not in vetoed and rank > best_rank:
             best, best_rank = candidate, rank
     return best
@@ -143,8 +143,8 @@ def _best_boxed(ids: IdMap, box: np.ndarray, vetoed: set[int]) -> int:
             continue
         y, x = np.nonzero(ids == candidate)
         low, high = np.array([x.min(), y.min()]), np.array([x.max() + 1, y.max() + 1])
-        shared = np.prod(np.maximum(np.minimum(high, box[2:]) - np.maximum(low, box[:2]), 0))
-        iou = float(shared / (np.prod(high - low) + np.prod(box[2:] - box[:2]) - shared))
+        intersection = np.prod(np.maximum(np.minimum(high, box[2:]) - np.maximum(low, box[:2]), 0))
+        iou = float(intersection / (np.prod(high - low) + np.prod(box[2:] - box[:2]) - intersection))
         if iou > best_iou:
             best, best_iou = candidate, iou
     return best
@@ -154,7 +154,7 @@ def build(options: SegmenterOptions) -> OracleSegmenter:
     """Build the oracle from ``options.oracle_instances``.
 
     Raises:
-        SA3DError: No folder is named, or it is not there.
+        SA3DError: No folder is named, or it does not exist.
     """
     if options.oracle_instances is None:
         raise SA3DError(

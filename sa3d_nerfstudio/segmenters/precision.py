@@ -1,4 +1,4 @@
-"""Precision of image encoders, and of what is kept of their output."""
+"""Precision of image encoders, and of their stored output."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ def encoder_dtype(device: torch.device | str) -> torch.dtype:
     """
     if torch.device(device).type != "cuda":
         return torch.float32
-    # Emulated, it is slower than single precision.
+    # Emulated bfloat16 is slower than single precision.
     fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if fast else torch.float16
 
 
 def encoded(encode: Callable[[], Encoded], device: torch.device, dtype: torch.dtype, what: str) -> Encoded:
-    """Run an encoder, in full precision if numbers overflow in less.
+    """Run an encoder; again in single precision if its output overflows in less.
 
     Args:
-        encode: Gives a tensor, or dictionaries or lists of tensors.
-        device: Where it runs.
-        dtype: The precision to begin with.
+        encode: Runs the encoder and returns a tensor, or dictionaries or lists of tensors.
+        device: Device that it runs on.
+        dtype: Precision of the first try.
         what: Name of the network, for messages.
 
     Raises:
-        SA3DError: Even then there are numbers that are not finite.
+        SA3DError: The output is not finite in single precision either.
     """
-    for tried in dict.fromkeys((dtype, torch.float32)):
-        with torch.no_grad(), torch.autocast(device.type, dtype=tried, enabled=tried != torch.float32):
+    for precision in dict.fromkeys((dtype, torch.float32)):
+        with torch.no_grad(), torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
             features = encode()
         if is_finite(features):
             return features
@@ -53,11 +53,11 @@ def is_finite(features: object) -> bool:
     """Whether all numbers in a tensor, or in dictionaries and lists of tensors, are finite."""
     if isinstance(features, Tensor):
         return bool(features.isfinite().all())
-    each = features.values() if isinstance(features, dict) else features
-    return all(is_finite(value) for value in each)  # type: ignore[union-attr]
+    values = features.values() if isinstance(features, dict) else features
+    return all(is_finite(value) for value in values)  # type: ignore[union-attr]
 
 
 def halved(value: Tensor) -> Tensor:
-    """A tensor in half the memory; as it is where it holds numbers too large for that."""
+    """A tensor in half precision; in single precision if it holds numbers too large for that."""
     half = value.half()
     return half if bool(half.isfinite().all()) else value.float()

@@ -1,4 +1,4 @@
-"""Networks of the transformers package, loaded from folders of its form or from the Hugging Face hub."""
+"""Networks of the transformers package, loaded from folders in its format or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError, one_line
 from sa3d_nerfstudio.segmenters.weights import downloads_are_forbidden
 
 OLDEST = (4, 57)
-"""Of the transformers package: it holds SAM 2, and thresholds of detections go by the names used here."""
+"""Oldest version of the transformers package: it has SAM 2, and its detection thresholds have the names used here."""
 
 
 @dataclass(frozen=True)
@@ -22,25 +22,25 @@ class PretrainedKind:
     """A kind of model of the transformers package."""
 
     name: str
-    """For messages."""
+    """Name in messages."""
     model_class: str
     processor_class: str
     model_types: tuple[str, ...]
-    """What ``model_type`` in its ``config.json`` may say."""
+    """Accepted values of ``model_type`` in its ``config.json``."""
     published: str
-    """The model that is taken if none is named: its name on the Hugging Face hub."""
+    """Default model, by its name on the Hugging Face hub."""
     extra: str
-    """The extra of this package that brings what it needs."""
+    """Extra of this package that installs its dependencies."""
     option: str = "--pipeline.sam-checkpoint"
-    """How the user names another model."""
+    """Option that names another model."""
     otherwise: str = "choose --pipeline.segmenter grabcut, which works without weights"
-    """What works without it, as the end of a sentence."""
+    """Alternative without it, as the end of a sentence."""
     since: tuple[int, int] = (0, 0)
-    """Version of the transformers package that has it, where that is newer than :data:`OLDEST`."""
+    """First version of the transformers package that has it, if newer than :data:`OLDEST`."""
     tied: tuple[tuple[str, str], ...] = ()
-    """Pairs of tensors that are the same, of which folders written by transformers 4 hold one."""
+    """Pairs of equal tensors, of which folders written by transformers 4 hold one."""
     licence: str = ""
-    """Of weights that are given on request only."""
+    """Licence of weights that are given on request only; else empty."""
 
 
 def transformers_available(since: tuple[int, int] = (0, 0)) -> bool:
@@ -56,13 +56,13 @@ def load_pretrained(kind: PretrainedKind, name: str | Path | None = None, downlo
     """Load a model of the transformers package, on the CPU and frozen, and its processor.
 
     Args:
-        kind: What it must be.
-        name: A folder, or a name on the Hugging Face hub; by default the published one.
-        download: Whether a model that is not there may be fetched; the environment may forbid it, too.
+        kind: The kind of model.
+        name: A folder, or a name on the Hugging Face hub; by default the published model.
+        download: Whether a missing model may be downloaded; the environment may forbid it, too.
 
     Raises:
-        MissingWeightsError: The weights are not there and could not be had.
-        SA3DError: The transformers package is not there, or the weights are none of this kind or do not fit.
+        MissingWeightsError: The weights are missing and could not be downloaded.
+        SA3DError: The transformers package is missing or too old, or the weights are of another kind or do not fit.
     """
     if not transformers_available(kind.since):
         oldest = max(OLDEST, kind.since)
@@ -76,7 +76,7 @@ def load_pretrained(kind: PretrainedKind, name: str | Path | None = None, downlo
     remedy = f"name a folder with config.json and model.safetensors by {kind.option}, or {kind.otherwise}"
     name = kind.published if name is None else name
     folder = Path(name).expanduser()
-    # What the hub knows has a name of one or two parts.
+    # Names on the hub have one or two parts.
     if folder.is_file():
         raise SA3DError(f"{name} ({kind.option}) is a file: {remedy}.")
     if not folder.is_dir() and (folder.is_absolute() or folder.exists() or str(name).count("/") > 1):
@@ -87,12 +87,12 @@ def load_pretrained(kind: PretrainedKind, name: str | Path | None = None, downlo
     try:
         config, _ = transformers.PretrainedConfig.get_config_dict(name, **local)
         if (model_type := config.get("model_type")) not in kind.model_types:
-            held = (
+            problem = (
                 "does not say what it holds"
                 if model_type is None
                 else f"holds a {model_type} model, and no {kind.name}"
             )
-            raise SA3DError(f"{name} {held}: {remedy}.")
+            raise SA3DError(f"{name} {problem}: {remedy}.")
         model, fit = getattr(transformers, kind.model_class).from_pretrained(
             name, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **local
         )
@@ -111,7 +111,7 @@ def load_pretrained(kind: PretrainedKind, name: str | Path | None = None, downlo
             f"the weights of {kind.name} {reason}: put model.safetensors and the .json and .txt files of "
             f"https://huggingface.co/{name} into a folder and name it by {kind.option}, or {kind.otherwise}."
         ) from error
-    # What the package raises for damaged files and settings that contradict each other has no class of its own.
+    # The package has no exception class for damaged files and contradictory settings.
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
         raise SA3DError(f"{kind.name} in {name} cannot be read ({one_line(error)}): {remedy}.") from error
     missing = _without_tied(model, set(fit["missing_keys"]), kind.tied)
@@ -124,11 +124,11 @@ def load_pretrained(kind: PretrainedKind, name: str | Path | None = None, downlo
 
 
 def _without_tied(model: Any, missing: set[str], tied: tuple[tuple[str, str], ...]) -> set[str]:
-    """The tensors that are still missing once those are filled in whose twins are there."""
+    """Fill missing tensors from the tensors that they are tied to; return the names of those still missing."""
     state = model.state_dict()
     for pair in tied:
-        for lacking, held in (pair, pair[::-1]):
-            if lacking in missing and held in state and held not in missing:
-                state[lacking].copy_(state[held])
-                missing = missing - {lacking}
+        for target, source in (pair, pair[::-1]):
+            if target in missing and source in state and source not in missing:
+                state[target].copy_(state[source])
+                missing = missing - {target}
     return missing

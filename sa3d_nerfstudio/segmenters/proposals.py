@@ -1,4 +1,4 @@
-"""Proposals: all masks that a segmenter finds in an image without being pointed at anything."""
+"""Proposals: all masks that a segmenter finds in an image without a prompt."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter
 
 POINTS_PER_SIDE = 16
-"""Points along each side of the grid that a segmenter is asked at which makes no proposals by itself."""
+"""Points along each side of the grid of prompts, for segmenters that make no proposals themselves."""
 DUPLICATE_IOU = 0.7
-"""IoU from which on two masks of an image are the same; of boxes, it is what Segment Anything's generator takes."""
+"""IoU from which on two masks of an image are duplicates; Segment Anything's generator uses this value for boxes."""
 
 
 @runtime_checkable
 class ProposalSegmenter(Protocol):
-    """A segmenter that finds all masks of an image by itself."""
+    """A segmenter that proposes all masks of an image itself."""
 
     def propose(self, embedding: Any) -> Candidates:
-        """All masks of an embedded image, of any size, nested ones included; there may be none."""
+        """Propose all masks of an embedded image, of any size, nested ones included; there may be none."""
         ...
 
 
 def propose(segmenter: Segmenter, embedding: Any, height: int, width: int) -> Candidates:
-    """All masks of an image: the segmenter's own proposals, or else its answers to a grid of points.
+    """Propose all masks of an image: the segmenter's own proposals, or else its masks for a grid of points.
 
     Args:
         segmenter: Any segmenter.
-        embedding: What it has embedded of the image.
-        height: Rows of that image.
-        width: Columns of that image.
+        embedding: Its embedding of the image.
+        height: Rows of the image.
+        width: Columns of the image.
     """
     if isinstance(segmenter, ProposalSegmenter):
         return segmenter.propose(embedding)
@@ -43,9 +43,9 @@ def propose(segmenter: Segmenter, embedding: Any, height: int, width: int) -> Ca
 def grid_proposals(
     segmenter: Segmenter, embedding: Any, height: int, width: int, points_per_side: int = POINTS_PER_SIDE
 ) -> Candidates:
-    """The answers to one positive point at each place of a grid, without duplicates.
+    """Masks for one positive point at each node of a grid, without duplicates.
 
-    A point that lies on a segmenter's favourite answer to an earlier one is left out, as it would give the same again.
+    A point on the segmenter's favourite mask for an earlier point is skipped, as it would give the same masks again.
     """
     masks: list[Bool[Tensor, "height width"]] = []
     scores: list[float] = []
@@ -55,32 +55,32 @@ def grid_proposals(
             x, y = int((column + 0.5) * width / points_per_side), int((row + 0.5) * height / points_per_side)
             if covered[y, x]:
                 continue
-            answer = segmenter.predict(embedding, Prompt.from_points(height, width, [(x, y)]))
-            covered |= answer.best().cpu()
-            masks += list(answer.masks.cpu())
-            scores += answer.scores.tolist()
+            candidates = segmenter.predict(embedding, Prompt.from_points(height, width, [(x, y)]))
+            covered |= candidates.best().cpu()
+            masks += list(candidates.masks.cpu())
+            scores += candidates.scores.tolist()
     if not masks:
         return no_proposals(height, width)
-    stacked, sure = torch.stack(masks), torch.tensor(scores)
-    kept = distinct(stacked, sure)
-    return Candidates(stacked[kept], sure[kept])
+    stacked, confidences = torch.stack(masks), torch.tensor(scores)
+    indices = distinct(stacked, confidences)
+    return Candidates(stacked[indices], confidences[indices])
 
 
 def no_proposals(height: int, width: int) -> Candidates:
-    """The answer where there is nothing to propose."""
+    """Proposals for an image without any masks."""
     return Candidates(torch.zeros(0, height, width, dtype=torch.bool), torch.zeros(0))
 
 
 def distinct(
     masks: Bool[Tensor, "num height width"], scores: Float[Tensor, " num"], iou: float = DUPLICATE_IOU
 ) -> list[int]:
-    """Non-maximum suppression of masks: indices of those that are not like one with a higher score. None is empty."""
+    """Non-maximum suppression of masks: indices of those that duplicate none with a higher score. None is empty."""
     flat = masks.flatten(1).float()
     areas = flat.sum(1)
-    shared = flat @ flat.T
-    alike = shared / (areas[:, None] + areas - shared).clamp(min=1)
-    kept: list[int] = []
+    intersections = flat @ flat.T
+    alike = intersections / (areas[:, None] + areas - intersections).clamp(min=1)
+    chosen: list[int] = []
     for index in scores.argsort(descending=True).tolist():
-        if areas[index] > 0 and not any(alike[index, other] >= iou for other in kept):
-            kept.append(index)
-    return kept
+        if areas[index] > 0 and not any(alike[index, other] >= iou for other in chosen):
+            chosen.append(index)
+    return chosen

@@ -1,6 +1,6 @@
-"""Segmenters by name, those of other packages included.
+"""Registry of segmenters by name, including those of other packages.
 
-A package adds its own by an entry point in the group ``sa3d_nerfstudio.segmenters`` that names a factory, which is
+A package adds a segmenter by an entry point in the group ``sa3d_nerfstudio.segmenters`` that names a factory, which is
 called with :class:`~sa3d_nerfstudio.segmenters.base.SegmenterOptions`; docs/segmenters.md has an example.
 """
 
@@ -17,7 +17,7 @@ ENTRY_POINT_GROUP = "sa3d_nerfstudio.segmenters"
 
 SegmenterFactory = Callable[[SegmenterOptions], Segmenter]
 
-# Factories are named, not imported: one segmenter's dependencies are nobody else's.
+# Factories are named, not imported, so that each segmenter needs only its dependencies.
 _BUILT_IN = {
     "sam-vit-h": "sa3d_nerfstudio.segmenters.sam:build_vit_h",
     "sam-vit-l": "sa3d_nerfstudio.segmenters.sam:build_vit_l",
@@ -33,14 +33,14 @@ _BUILT_IN = {
 
 
 def _known() -> dict[str, EntryPoint]:
-    """Every segmenter by name. A name of ours cannot be taken by another package."""
-    found = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
-    ours = {name: EntryPoint(name, value, ENTRY_POINT_GROUP) for name, value in _BUILT_IN.items()}
-    return {**found, **ours}
+    """Entry points of all segmenters by name. Built-in segmenters take precedence over those of other packages."""
+    plugins = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    built_in = {name: EntryPoint(name, value, ENTRY_POINT_GROUP) for name, value in _BUILT_IN.items()}
+    return {**plugins, **built_in}
 
 
 def segmenter_names() -> list[str]:
-    """The names that :func:`make_segmenter` knows: the built-in ones first, then those of other packages."""
+    """Names that :func:`make_segmenter` accepts: the built-in ones first, then those of other packages."""
     return list(_BUILT_IN) + sorted(set(_known()) - set(_BUILT_IN))
 
 
@@ -49,19 +49,19 @@ def make_segmenter(name: str, options: SegmenterOptions | None = None) -> Segmen
 
     Args:
         name: One of :func:`segmenter_names`.
-        options: What it is built from; the defaults if None.
+        options: Build options; the defaults if None.
 
     Raises:
-        SA3DError: No segmenter has that name, its package cannot be imported, or it lacks something it needs
-            (weights, a folder).
+        SA3DError: No segmenter has that name, its package cannot be imported, or something that it needs (weights, a
+            folder) is missing.
     """
-    known = _known()
-    if name not in known:
+    entries = _known()
+    if name not in entries:
         names = segmenter_names()
         near = difflib.get_close_matches(name, names, n=3)
         hint = f"did you mean {' or '.join(near)}? There are" if near else "there are"
         raise SA3DError(f"no segmenter is called {name!r}: {hint} {', '.join(names)}.")
-    entry = known[name]
+    entry = entries[name]
     try:
         factory: SegmenterFactory = entry.load()
     except (ImportError, AttributeError) as error:

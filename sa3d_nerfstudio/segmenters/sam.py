@@ -25,63 +25,65 @@ from sa3d_nerfstudio.segmenters.proposals import no_proposals
 from sa3d_nerfstudio.segmenters.weights import find_checkpoint, load_sam
 
 MAX_LOGIT = 8.0
-"""Where the logits of a prior are cut off: a rendered 0 or 1 is sure, but never infinitely so."""
+"""Limit of a prior's logits: a rendered 0 or 1 is certain, but not infinitely so."""
 
 
 @dataclass
 class SamEmbedding:
-    """What SAM's encoder makes of an image, and the sizes that are needed to place prompts in it."""
+    """SAM's embedding of an image, and the sizes that map prompts to it."""
 
     features: Float[Tensor, "1 channels grid grid"]
-    """In half precision, unless they are too large for that."""
+    """Encoder output in half precision, or in single precision if its values are too large."""
     original_size: tuple[int, int]
     """Height and width of the image."""
     input_size: tuple[int, int]
-    """Height and width of the image inside the padded square that the encoder saw."""
+    """Height and width of the image inside the encoder's padded square."""
 
 
 class SamSegmenter:
-    """Segments with a Segment Anything model. Not a module: its weights belong in no checkpoint but their own."""
+    """Segmenter with a Segment Anything model. It is no module, so that no checkpoint of a run holds its weights."""
 
     def __init__(self, model: Sam, dense_prompts: bool = False, dtype: torch.dtype | None = None) -> None:
         """Take a model; it is put into evaluation mode and frozen.
 
         Args:
-            model: The network, on the device where it shall run.
-            dense_prompts: Whether a prompt's prior goes in as SAM's dense mask prompt, with a box around it.
-            dtype: Precision of the encoder; by default what suits the device.
+            model: The network, on its device.
+            dense_prompts: Whether a prompt's prior is SAM's dense mask prompt, with a box around it.
+            dtype: Precision of the encoder; by default that of :func:`encoder_dtype`.
         """
         self.model = model.eval().requires_grad_(False)
         self.dense_prompts = dense_prompts
         self.dtype = encoder_dtype(model.device) if dtype is None else dtype
         self.input_side: int = model.image_encoder.img_size
-        """Longer side of the image that the encoder sees."""
+        """Longer side of the encoder's image, in pixels."""
 
     def embed(self, image: SegmenterImage) -> SamEmbedding:
         """Run the encoder, in reduced precision on CUDA.
 
         Raises:
-            SA3DError: The weights make NaN or infinity of the image.
+            SA3DError: The embedding holds NaN or infinity.
         """
         return self.embed_all([image])[0]
 
     def embed_all(self, images: Sequence[SegmenterImage]) -> list[SamEmbedding]:
-        """Run the encoder once for several images, of any sizes: it pads each to the same square."""
+        """Run the encoder once for several images of any sizes, each resized and padded to the same square."""
         model, resize = self.model, ResizeLongestSide(self.model.image_encoder.img_size)
         pixels = [torch.as_tensor(resize.apply_image(to_bytes(image.rgb))).permute(2, 0, 1) for image in images]
-        batch = torch.stack([model.preprocess(each.to(model.device)) for each in pixels])
-        # The decoder decides about single pixels and costs next to nothing, so it stays in full precision.
+        batch = torch.stack([model.preprocess(resized.to(model.device)) for resized in pixels])
+        # The decoder determines single pixels and costs next to nothing, so it stays in single precision.
         features = encoded(lambda: model.image_encoder(batch), model.device, self.dtype, "Segment Anything")
         return [
-            # A copy, so that no embedding holds the others' memory.
-            SamEmbedding(halved(one[None].clone()), (image.height, image.width), (each.shape[1], each.shape[2]))
-            for one, image, each in zip(features, images, pixels, strict=True)
+            # A copy, so that no embedding keeps the batch in memory.
+            SamEmbedding(
+                halved(feature_map[None].clone()), (image.height, image.width), (resized.shape[1], resized.shape[2])
+            )
+            for feature_map, image, resized in zip(features, images, pixels, strict=True)
         ]
 
     def predict(self, embedding: SamEmbedding, prompt: Prompt) -> Candidates:
-        """SAM's three masks (part, object, whole) with its own estimates of their IoU.
+        """Predict SAM's three masks (part, object, whole), with its estimates of their IoU.
 
-        For several points or a box, which leave little open, its single mask beside them.
+        For several points or a box, which leave little ambiguity, its single mask is added.
 
         Raises:
             SA3DError: The prompt selects nothing or lies outside of the image.
@@ -101,7 +103,7 @@ class SamSegmenter:
                 boxes=None if box is None else _place(box.reshape(2, 2), embedding).reshape(1, 4).to(device),
                 masks=self._mask_input(prompt),
             )
-            # All tokens at once: the first is the single mask's, which the decoder leaves out if asked for three.
+            # All tokens at once: the first, of the single mask, is left out by the decoder's call for three masks.
             logits, scores = model.mask_decoder.predict_masks(
                 image_embeddings=embedding.features.float(),
                 image_pe=model.prompt_encoder.get_dense_pe(),
@@ -114,32 +116,32 @@ class SamSegmenter:
         return Candidates(logits > 0, scores[0, tokens], logits, single=len(tokens) - 1 if several else None)
 
     def propose(self, embedding: SamEmbedding) -> Candidates:
-        """All masks of the image by the authors' generator: a grid of points, filtered by quality and stability."""
+        """Propose all masks by the authors' generator: a grid of points, filtered by quality and stability."""
         height, width = embedding.original_size
         generator = SamAutomaticMaskGenerator(self.model)
         generator.predictor = _EmbeddedPredictor(self.model, embedding)
         try:
-            # Of the image, which has been embedded, the generator asks for the size alone.
+            # The image is embedded already; the generator needs only its size.
             proposals = generator.generate(np.zeros((height, width, 3), np.uint8))
-        except IndexError:  # how it takes it that no mask is good enough
+        except IndexError:  # raised if no mask is good enough
             proposals = []
         if not proposals:
             return no_proposals(height, width)
-        masks = torch.from_numpy(np.stack([item["segmentation"] for item in proposals]))
-        return Candidates(masks, torch.tensor([item["predicted_iou"] for item in proposals]))
+        masks = torch.from_numpy(np.stack([proposal["segmentation"] for proposal in proposals]))
+        return Candidates(masks, torch.tensor([proposal["predicted_iou"] for proposal in proposals]))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Stands for the weights, and the precision of the encoder."""
+        """Digest of the weights and the encoder's precision."""
         return fingerprint_of(self.model, self.dtype)
 
     def to_tensors(self, embedding: SamEmbedding) -> dict[str, Tensor]:
-        """What of an embedding goes to disk."""
+        """Tensors of an embedding, by name, to save on disk."""
         sizes = torch.tensor([*embedding.original_size, *embedding.input_size])
         return {"features": embedding.features, "sizes": sizes}
 
     def from_tensors(self, tensors: dict[str, Tensor]) -> SamEmbedding:
-        """An embedding from what is on disk."""
+        """Rebuild an embedding from its saved tensors."""
         height, width, input_height, input_width = tensors["sizes"].tolist()
         features = tensors["features"].to(self.model.device)
         return SamEmbedding(features, (height, width), (input_height, input_width))
@@ -151,14 +153,14 @@ class SamSegmenter:
 
 
 class _EmbeddedPredictor(SamPredictor):
-    """A predictor whose image has been embedded before."""
+    """Predictor for an image that is embedded already."""
 
     def __init__(self, model: Sam, embedding: SamEmbedding) -> None:
         super().__init__(model)
         self._embedding = embedding
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
-        """Take the image that has been embedded, whatever is given."""
+        """Use the embedded image; the arguments are ignored."""
         self.original_size = self._embedding.original_size
         self.input_size = self._embedding.input_size
         self.features = self._embedding.features.to(self.model.device).float()
@@ -166,22 +168,22 @@ class _EmbeddedPredictor(SamPredictor):
 
 
 def fingerprint_of(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> str:
-    """Stands for a network's weights, the beginning of each tensor and its sum, and for the encoder's precision."""
+    """Digest of a network's weights (the beginning and the sum of each tensor) and of the encoder's precision."""
     state = model.state_dict()
     parts = [(name, state[name].reshape(-1)[:256], float(state[name].double().sum())) for name in sorted(state)]
-    return digest([str(dtype), *(each for part in parts for each in part)])
+    return digest([str(dtype), *(value for part in parts for value in part)])
 
 
 def low_res_logits(prior: Float[Tensor, "height width"], side: int) -> Float[Tensor, "1 side side"]:
-    """A rendered probability in the form of SAM's dense prompt.
+    """Convert a rendered probability to SAM's dense prompt.
 
     Args:
-        prior: Probability of the object at each pixel, NaN where nothing is known.
+        prior: Probability of the object at each pixel, NaN without evidence.
         side: Size of the square that the prompt encoder takes (256 for the published models).
 
     Returns:
-        Logits in ± :data:`MAX_LOGIT`, the image's long side resized to ``side`` and the rest padded as SAM pads the
-        image: at the right and the bottom, and as not the object. 0 where nothing is known.
+        Logits within ± :data:`MAX_LOGIT`, 0 without evidence. The image's long side is resized to ``side``; the right
+        or the bottom is padded, as in SAM's images, with background.
     """
     logits = torch.logit(prior.float(), eps=1e-6).clamp(-MAX_LOGIT, MAX_LOGIT).nan_to_num(0.0)
     size = ResizeLongestSide.get_preprocess_shape(prior.shape[0], prior.shape[1], side)
@@ -191,7 +193,7 @@ def low_res_logits(prior: Float[Tensor, "height width"], side: int) -> Float[Ten
 
 
 def box_of_prior(prior: Float[Tensor, "height width"]) -> Float[Tensor, "4"] | None:
-    """The box around what a rendered probability calls the object; None if there is nothing of it."""
+    """Box around the pixels of a rendered probability above 0.5, as x0, y0, x1, y1; None if there are none."""
     y, x = (prior > 0.5).nonzero(as_tuple=True)
     if len(x) == 0:
         return None
@@ -199,7 +201,7 @@ def box_of_prior(prior: Float[Tensor, "height width"]) -> Float[Tensor, "4"] | N
 
 
 def _place(corners: Float[Tensor, "num 2"], embedding: SamEmbedding) -> Float[Tensor, "num 2"]:
-    """Distances x, y from the image's top left corner, in pixels of the encoder's image, less half of one.
+    """Convert x, y from the image's top left corner to pixels of the encoder's image, minus half a pixel.
 
     SAM's prompt encoder adds that half, as if points had been chosen in an image of that size.
     """
@@ -208,11 +210,11 @@ def _place(corners: Float[Tensor, "num 2"], embedding: SamEmbedding) -> Float[Te
 
 
 def build(options: SegmenterOptions, size: str | None = None) -> Segmenter:
-    """Build the segmenter from the checkpoint that the options or the environment name, or the published one.
+    """Build the segmenter from the checkpoint that the options or the environment name, or from the published one.
 
     Args:
-        options: Device, checkpoint, whether that may be downloaded, and whether priors are used.
-        size: ``vit-h``, ``vit-l`` or ``vit-b`` to insist on that size; None takes what the checkpoint holds.
+        options: Device, checkpoint, permission to download it, and whether priors are used.
+        size: ``vit-h``, ``vit-l`` or ``vit-b`` to require that size; None accepts the checkpoint's.
 
     Raises:
         SA3DError: There is no checkpoint, it cannot be read, or it holds another size.

@@ -1,4 +1,4 @@
-"""From words to places in an image: boxes by Grounding DINO, or masks by SAM 3.
+"""Detection of what words name in an image: boxes by Grounding DINO, or masks by SAM 3.
 
 S. Liu et al., "Grounding DINO: Marrying DINO with Grounded Pre-Training for Open-Set Object Detection", ECCV 2024;
 N. Carion et al., "SAM 3: Segment Anything with Concepts", 2025. Networks and processing are those of the transformers
@@ -29,7 +29,7 @@ GROUNDING_DINO = PretrainedKind(
     model_class="GroundingDinoForObjectDetection",
     processor_class="GroundingDinoProcessor",
     model_types=("grounding-dino",),
-    # The one that the thresholds are published for.
+    # The thresholds are published for this model.
     published="IDEA-Research/grounding-dino-tiny",
     extra="text",
     option="--pipeline.text-model",
@@ -39,7 +39,7 @@ SAM_3_CONCEPTS = PretrainedKind(
     name="SAM 3",
     model_class="Sam3Model",
     processor_class="Sam3Processor",
-    # The published model is the one for videos, which holds this one.
+    # The published model is for videos and contains this one.
     model_types=("sam3", "sam3_video"),
     published="facebook/sam3",
     extra="sam3",
@@ -49,42 +49,42 @@ SAM_3_CONCEPTS = PretrainedKind(
     licence="SAM License",
 )
 SAME_BOX = 0.8
-"""Boxes with a larger IoU are one object, found twice; as in the code of Grounded SAM."""
+"""IoU above which two boxes are of one object, as in the code of Grounded SAM."""
 SHOWN = 6
-"""Boxes that a message lists, at most."""
+"""Largest number of boxes listed in a message."""
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """What the text detector needs; the thresholds are those published with it."""
+    """Options of the text detector; the thresholds are those published with it."""
 
     model: str = GROUNDING_DINO.published
     """Folder of a Grounding DINO or SAM 3 model as the transformers package saves it, or its name on the Hugging Face
     hub."""
     box_threshold: float = 0.35
-    """Boxes must match the words better than this."""
+    """Score above which a box matches the words."""
     text_threshold: float = 0.25
-    """Words that a box matches better than this make its label."""
+    """Score above which a word is part of a box's label."""
     mask_threshold: float = 0.5
-    """Instances of SAM 3 must match the words better than this."""
+    """Score above which an instance of SAM 3 matches the words."""
     device: str = "cpu"
-    """Where the network runs."""
+    """Device of the network."""
     download: bool = True
     """Whether published weights may be downloaded."""
 
 
 @dataclass(frozen=True)
 class TextBox:
-    """A place in an image that matches the words."""
+    """Region of an image that matches the words."""
 
     box: tuple[float, float, float, float]
     """x0, y0, x1, y1 in pixels of the image from its top left, upper bounds exclusive."""
     score: float
-    """How well it matches, from 0 to 1."""
+    """Quality of the match, from 0 to 1."""
     label: str
-    """The words that it matches."""
+    """Words that it matches."""
     mask: Bool[Tensor, "height width"] | None = field(default=None, compare=False)
-    """The thing itself, where the network tells."""
+    """Mask of the object, if the network predicts masks."""
 
 
 def text_available() -> bool:
@@ -93,32 +93,32 @@ def text_available() -> bool:
 
 
 def gives_masks(options: TextOptions) -> bool:
-    """Whether the model is one that answers words with masks, and not with boxes."""
+    """Whether the model detects masks, not boxes."""
     folder = Path(options.model).expanduser()
     if not folder.is_dir():
         return "sam3" in options.model.lower()
     try:
         return json.loads((folder / "config.json").read_text("utf8")).get("model_type") in SAM_3_CONCEPTS.model_types
     except (OSError, ValueError, AttributeError):
-        # Loading it says what is wrong with it.
+        # Loading the model reports the error.
         return False
 
 
 def find_boxes(image: SegmenterImage, text: str, options: TextOptions | None = None) -> list[TextBox]:
-    """Find what the words name.
+    """Detect the objects that the words name.
 
-    The model is loaded by the first call and kept.
+    The first call loads the model, which stays in memory.
 
     Args:
-        image: Where to look.
-        text: The words, such as "a mug"; several things are divided by full stops.
+        image: The image.
+        text: The words, such as "a mug"; full stops separate several objects.
         options: Model and thresholds.
 
     Returns:
-        Boxes from the best match to the worst; none if there is nothing of the kind.
+        Boxes from the best match to the worst; empty if nothing matches.
 
     Raises:
-        SA3DError: The text is empty, or the model cannot be had; the message says what to do.
+        SA3DError: The text is empty, or the model cannot be loaded; the message holds the remedy.
     """
     options = options or TextOptions()
     words = " ".join(text.lower().split()).rstrip(".")
@@ -141,16 +141,16 @@ def find_boxes(image: SegmenterImage, text: str, options: TextOptions | None = N
     )[0]
     size = torch.tensor([image.width, image.height, image.width, image.height], dtype=torch.float32)
     boxes, scores = detections["boxes"].float().cpu().clamp(min=0).minimum(size), detections["scores"].float().cpu()
-    # In order of their scores, and without those that lie outside.
-    kept = [
+    # By descending score, without boxes outside of the image.
+    indices = [
         index for index in nms(boxes, scores, SAME_BOX).tolist() if bool((boxes[index, 2:] > boxes[index, :2]).all())
     ]
     labels = [_label(label, processor.tokenizer.all_special_tokens) or words for label in detections["text_labels"]]
-    return [TextBox(tuple(boxes[index].tolist()), float(scores[index]), labels[index]) for index in kept]
+    return [TextBox(tuple(boxes[index].tolist()), float(scores[index]), labels[index]) for index in indices]
 
 
 def _instances(image: SegmenterImage, words: str, model: Any, processor: Any, options: TextOptions) -> list[TextBox]:
-    """What SAM 3 finds, from the best match to the worst."""
+    """Instances that SAM 3 detects, from the best match to the worst."""
     inputs = processor(images=to_bytes(image.rgb), text=words, return_tensors="pt").to(options.device)
     with torch.no_grad():
         outputs = model(**{name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")})
@@ -168,16 +168,16 @@ def _instances(image: SegmenterImage, words: str, model: Any, processor: Any, op
 
 
 def choose_box(boxes: Sequence[TextBox], text: str, view: str, index: int | None = None) -> TextBox:
-    """The box that is meant: the one of that index, or the best.
+    """Choose the box of an index, or the best.
 
     Args:
-        boxes: What :func:`find_boxes` has found.
+        boxes: Result of :func:`find_boxes`.
         text: The words.
         view: Name of the view, for messages.
-        index: Which one, counted from 0.
+        index: Index of the box, from 0; None for the best.
 
     Raises:
-        SA3DError: There is none, or none of that index.
+        SA3DError: There are no boxes, or none of that index.
     """
     if not boxes:
         raise SA3DError(
@@ -192,7 +192,7 @@ def choose_box(boxes: Sequence[TextBox], text: str, view: str, index: int | None
 
 
 def describe_boxes(boxes: Sequence[TextBox], text: str, view: str) -> str:
-    """The places in a view that match the words, as the beginning of a sentence."""
+    """Describe the boxes in a view that match the words, as the beginning of a sentence."""
     listed = "; ".join(
         f"{number}: {match.label} {match.score:.2f} at {' '.join(f'{value:.0f}' for value in match.box)}"
         for number, match in enumerate(boxes[:SHOWN])
@@ -203,7 +203,7 @@ def describe_boxes(boxes: Sequence[TextBox], text: str, view: str) -> str:
 
 
 def _label(decoded: str, special: Sequence[str]) -> str:
-    """The words in what the tokenizer makes of the tokens that a box matches."""
+    """Words of a decoded label, without the tokenizer's special tokens and full stops."""
     for token in special:
         decoded = decoded.replace(token, "")
     return " ".join(decoded.replace(".", " ").split())

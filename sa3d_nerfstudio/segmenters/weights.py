@@ -1,4 +1,4 @@
-"""Weights of Segment Anything and MobileSAM: where they are, and the networks that they fit."""
+"""Weights of Segment Anything and MobileSAM: find or download, check and load them."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ class PublishedWeights:
     """A published checkpoint."""
 
     segmenter: str
-    """The segmenter that takes it."""
+    """Name of the segmenter that uses it."""
     folder: str
-    """Address of the folder that it lies in."""
+    """Address of its folder."""
     file: str
     sha256: str
-    """What it is checked by; digits in the file's name are no part of it."""
+    """SHA-256 that it is checked by; the digits in the file's name are not part of it."""
 
     @property
     def address(self) -> str:
-        """Where it is fetched from."""
+        """Address of the file."""
         return self.folder + self.file
 
 
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything/"
-# The weights are a file of the repository; at this commit it is the one with this checksum.
+# The weights are a file of the repository; at this commit, it has the checksum below.
 _MOBILE_SAM = (
     "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/f706ad9c4eb7f219c00d9050e46328518ffb65d2/weights/"
 )
@@ -75,19 +75,19 @@ OFFICIAL = {
 
 
 def find_checkpoint(option: Path | None, size: str | None = None, download: bool = True) -> Path:
-    """The checkpoint that the option names, or the environment, or the published one of that size.
+    """Find the checkpoint that the option names, or the environment, or the published one of that size.
 
-    The published one lies where torch keeps downloaded weights (``torch.hub.get_dir()``/checkpoints), and is brought
-    there if it may be: neither ``download`` nor the environment variable ``SA3D_NO_DOWNLOAD`` forbids it.
+    The published one is in torch's folder of downloaded weights (``torch.hub.get_dir()``/checkpoints). If missing, it
+    is downloaded, unless ``download`` or the environment variable ``SA3D_NO_DOWNLOAD`` forbids it.
 
     Args:
-        option: What ``--pipeline.sam-checkpoint`` says.
-        size: The size that is wanted; with None there is no published checkpoint to fall back on.
-        download: Whether it may be downloaded.
+        option: Value of ``--pipeline.sam-checkpoint``.
+        size: Size of the model; None for no published checkpoint to fall back on.
+        download: Whether the published checkpoint may be downloaded.
 
     Raises:
-        MissingWeightsError: It is not there and may not be downloaded, or the download failed.
-        SA3DError: There is no such file as is named.
+        MissingWeightsError: The weights are missing and may not be downloaded, or the download failed.
+        SA3DError: The file named does not exist, or is a folder.
     """
     source = "--pipeline.sam-checkpoint" if option is not None else CHECKPOINT_VARIABLE
     named = option if option is not None else os.environ.get(CHECKPOINT_VARIABLE)
@@ -117,7 +117,7 @@ def _download(size: str, destination: Path) -> None:
     """Fetch the published checkpoint of a size under a progress bar.
 
     Raises:
-        MissingWeightsError: It could not be had.
+        MissingWeightsError: The download failed.
     """
     weights = OFFICIAL[size]
     console = Console(stderr=True)
@@ -141,7 +141,7 @@ def load_sam(path: Path, size: str | None = None) -> Sam:
 
     Args:
         path: A state dict as the published ones are.
-        size: ``vit-h``, ``vit-l`` or ``vit-b`` to insist on that size; None takes what is there.
+        size: ``vit-h``, ``vit-l`` or ``vit-b`` to require that size; None accepts any.
 
     Raises:
         SA3DError: The file is no such checkpoint, is damaged, or holds another size.
@@ -154,11 +154,11 @@ def load_sam(path: Path, size: str | None = None) -> Sam:
 
 
 def read_weights(path: Path, size: str | None = None) -> Mapping[str, Tensor]:
-    """Read a checkpoint as data only, and see whether it is what is wanted.
+    """Read a checkpoint as data only, and check its size.
 
     Args:
         path: A state dict as the published ones are.
-        size: A key of :data:`OFFICIAL` to insist on that size; None takes any that ``segment_anything`` can build.
+        size: A key of :data:`OFFICIAL` to require that size; None accepts any that ``segment_anything`` can build.
 
     Raises:
         SA3DError: The file is no such checkpoint, is damaged, or holds another size.
@@ -173,8 +173,8 @@ def read_weights(path: Path, size: str | None = None) -> Mapping[str, Tensor]:
         return state
     wanted = "Segment Anything" if size is None else OFFICIAL[size].segmenter
     if published is not None:
-        held = OFFICIAL[published].segmenter
-        raise SA3DError(f"{path} holds {held}, not {wanted}: choose --pipeline.segmenter {held}.")
+        segmenter = OFFICIAL[published].segmenter
+        raise SA3DError(f"{path} holds {segmenter}, not {wanted}: choose --pipeline.segmenter {segmenter}.")
     raise SA3DError(
         f"{path} holds a Segment Anything model {width} wide and {depth} deep, not {wanted}: "
         "choose --pipeline.segmenter sam, which takes any size."
@@ -182,18 +182,18 @@ def read_weights(path: Path, size: str | None = None) -> Mapping[str, Tensor]:
 
 
 def misfit(path: Path, size: str | None, error: Exception) -> SA3DError:
-    """The sentence on weights with missing or contradictory tensors."""
+    """Error for weights with missing or contradictory tensors."""
     return SA3DError(f"the weights in {path} do not fit together ({one_line(error)}): {_where_to_get(size)}.")
 
 
 def _read_state(path: Path) -> Mapping[str, Tensor]:
-    """The state dict in a file, read as data only."""
+    """State dict of a file, read as data only."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise SA3DError(f"{path} may not be read: change its permissions or name another checkpoint.") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        # torch tells a cut file by many exceptions, and its messages fill screens.
+        # torch raises many kinds of exceptions for a cut file, and its messages fill screens.
         raise SA3DError(
             f"{path} ({path.stat().st_size} bytes) is damaged, cut short, or no checkpoint of weights: fetch it again."
         ) from error
@@ -206,7 +206,7 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
 
 
 def _where_to_get(size: str | None) -> str:
-    """What to do without weights, as the second half of a sentence."""
+    """Remedy for missing weights, as the second half of a sentence."""
     weights = OFFICIAL[size or "vit-h"]
     return (
         f"fetch {weights.file} from {weights.address} and name it with --pipeline.sam-checkpoint, "
@@ -215,14 +215,14 @@ def _where_to_get(size: str | None) -> str:
 
 
 DECODER_HEADS = 8
-"""Attention heads of the mask decoder: the one number that leaves no trace in the weights; published models agree."""
+"""Attention heads of the mask decoder: the only number not in the shapes of the weights; published models agree."""
 
 PUBLISHED = {(1280, 32): "vit-h", (1024, 24): "vit-l", (768, 12): "vit-b", (320, 4): "vit-t"}
-"""Width and depth of the image encoder of each published size; of ``vit-t``, which is MobileSAM, width and stages."""
+"""Published size by width and depth of the image encoder; for ``vit-t``, which is MobileSAM, by width and stages."""
 
 
 def encoder_size(state: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Width and depth of the image encoder; of MobileSAM's, which is no plain transformer, width and stages.
+    """Width and depth of the image encoder; width and stages for MobileSAM's, which is no plain transformer.
 
     Raises:
         KeyError: These are not the weights of a Segment Anything model.
@@ -233,17 +233,17 @@ def encoder_size(state: Mapping[str, Tensor]) -> tuple[int, int]:
 
 
 def build_sam_from_state(state: Mapping[str, Tensor]) -> Sam:
-    """Build the model that these weights belong to, holding them.
+    """Build the model that the weights belong to, and load them.
 
     Raises:
-        KeyError: A weight is missing that tells the architecture.
+        KeyError: A weight is missing that determines the architecture.
         RuntimeError: The weights are not exactly those of that architecture.
         ValueError, ZeroDivisionError, IndexError: Shapes contradict each other.
     """
-    # On the meta device nothing is allocated and drawn at random only to be overwritten: for vit-h, gigabytes.
+    # The meta device avoids the allocation of random weights that are then replaced: for vit-h, gigabytes.
     with torch.device("meta"):
-        parts = (_image_encoder(state), _prompt_encoder(state), _mask_decoder(state))
-    model = Sam(*parts)
+        modules = (_image_encoder(state), _prompt_encoder(state), _mask_decoder(state))
+    model = Sam(*modules)
     model.load_state_dict(state, strict=True, assign=True)
     return model.float().eval()
 
@@ -251,22 +251,22 @@ def build_sam_from_state(state: Mapping[str, Tensor]) -> Sam:
 def _image_encoder(state: Mapping[str, Tensor]) -> ImageEncoderViT:
     grid, patch = state["image_encoder.pos_embed"].shape[1], state["image_encoder.patch_embed.proj.weight"].shape[-1]
     width, depth = encoder_size(state)
-    # Relative positions of a block range over 2 n - 1 places, where n is the side of what it attends to.
-    relative = [state[f"image_encoder.blocks.{block}.attn.rel_pos_h"].shape for block in range(depth)]
-    attended = [(places + 1) // 2 for places, _ in relative]
+    # A block has 2 n - 1 relative positions, where n is the side of the area that it attends to.
+    shapes = [state[f"image_encoder.blocks.{block}.attn.rel_pos_h"].shape for block in range(depth)]
+    sides = [(positions + 1) // 2 for positions, _ in shapes]
     return ImageEncoderViT(
         img_size=grid * patch,
         patch_size=patch,
         embed_dim=width,
         depth=depth,
-        num_heads=width // relative[0][1],
+        num_heads=width // shapes[0][1],
         mlp_ratio=state["image_encoder.blocks.0.mlp.lin1.weight"].shape[0] / width,
         out_chans=state["image_encoder.neck.0.weight"].shape[0],
         qkv_bias=True,
         norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]
         use_rel_pos=True,
-        window_size=min(attended),
-        global_attn_indexes=tuple(block for block, side in enumerate(attended) if side == grid),
+        window_size=min(sides),
+        global_attn_indexes=tuple(block for block, side in enumerate(sides) if side == grid),
     )
 
 
@@ -297,5 +297,5 @@ def _mask_decoder(state: Mapping[str, Tensor]) -> MaskDecoder:
 
 
 def _count(names: Iterable[str], prefix: str) -> int:
-    """How many numbered members a module list has."""
+    """Number of members of a module list."""
     return len({name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)})

@@ -1,7 +1,7 @@
-"""GrabCut on colour and depth: masks without any weights.
+"""GrabCut on colour and depth: masks without network weights.
 
 ``segmenter`` is the loop; ``image_cues`` codes colours, depths and edges; ``tv_cut`` solves the cut.
-``placed_prompt`` draws a prompt into the image, and ``region_score`` ranks the candidates.
+``placed_prompt`` converts a prompt to pixels, and ``region_score`` ranks the candidates.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""What is seen in an image before anything is asked: edges, and codes of colour and depth to tell regions apart by."""
+"""Cues of an image that depend on no prompt: edges, and codes of colour and depth that distinguish regions."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ import numpy as np
 from jaxtyping import Float, Int
 
 NUM_COLORS = 32
-"""Typical colours that an image is reduced to."""
+"""Number of typical colours that an image is reduced to."""
 COLOR_KINSHIP = 6.0
-"""Distance in Lab at which two colours are still partly taken for each other: noise, shading, blur."""
+"""Lab distance at which two colours still partly count as each other, because of noise, shading and blur."""
 DEPTH_BIN = 0.04
 """Width of a depth bin: 4 % of the distance."""
 MAX_DEPTH_BINS = 96
 MIN_CONTRAST = 3.0
-"""Lab units per pixel: the strongest edges of an image are taken to be at least this strong."""
+"""Lower bound on the gradient of an image's strongest edges, in Lab units per pixel."""
 CREASE = 0.02
-"""Curvature of inverse depth per pixel, relative to itself, that counts as a full edge."""
+"""Curvature of inverse depth, per pixel and relative to the inverse depth, that counts as a full edge."""
 
 Map = Float[np.ndarray, "height width"]
 
 
 @dataclass
 class Codes:
-    """One property of the pixels, as one of n codes."""
+    """A property of the pixels, quantised to n codes."""
 
     index: Int[np.ndarray, "height width"]
     """The code of each pixel."""
     kinship: Float[np.ndarray, "n n"]
-    """How much each code counts as each other."""
+    """Weight with which each code counts as each other."""
 
     def histogram(self, weight: Map) -> Float[np.ndarray, " n"]:
-        """The weighted distribution of the codes; sums to 1."""
+        """Weighted distribution of the codes; sums to 1."""
         counts = self.kinship @ np.bincount(self.index.ravel(), weight.ravel(), minlength=len(self.kinship))
         return counts / max(counts.sum(), 1e-12)
 
 
 @dataclass
 class Cues:
-    """What was seen in an image of some size."""
+    """Cues of an image at one size."""
 
     edges: Map
-    """Strength of edges; around 1 where they are strong."""
+    """Strength of edges; around 1 for strong ones."""
     codes: list[Codes]
     """Colour, and depth where it is known."""
 
@@ -54,11 +54,11 @@ class Cues:
 
 
 def see(rgb: Float[np.ndarray, "height width 3"], depth: Map | None) -> Cues:
-    """Look at an image.
+    """Compute the cues of an image.
 
     Args:
         rgb: Colours in [0, 1].
-        depth: Distance along each ray, if it is known; infinite, NaN or 0 where nothing is hit.
+        depth: Distance along each ray, if it is known; infinite, NaN or 0 for rays that hit nothing.
     """
     lab = cv2.cvtColor(np.ascontiguousarray(rgb, dtype=np.float32), cv2.COLOR_RGB2LAB)
     lab = cv2.bilateralFilter(lab, 5, 10, 2)
@@ -71,7 +71,7 @@ def see(rgb: Float[np.ndarray, "height width 3"], depth: Map | None) -> Cues:
 
 
 def inverse_depth(depth: Map) -> Map:
-    """One over the distance. What has none (nothing is hit there) lies behind all the rest."""
+    """One over the distance. Rays that hit nothing get a distance behind all others."""
     valid = np.isfinite(depth) & (depth > 0)
     behind = 2 * depth[valid].max() if valid.any() else 1.0
     return (1 / np.where(valid, depth, behind)).astype(np.float32)
@@ -86,11 +86,11 @@ def color_edges(lab: Float[np.ndarray, "height width 3"]) -> Map:
 
 
 def depth_edges(inverse: Map) -> Map:
-    """Where one surface ends before another, or stands on it; at most 1.5.
+    """Edges where one surface occludes another, or stands on it; at most 1.5.
 
-    Inverse depth is linear in the pixel coordinates over any plane, so its second derivative vanishes there. It is
-    positive just outside an occluding border and in a concave crease, as where a thing meets the table, and negative on
-    convex edges, which belong to the thing itself.
+    Inverse depth is linear in the pixel coordinates over any plane, so its second derivative vanishes on planes. It is
+    positive just outside an occluding border and in a concave crease, as where an object meets the table, and negative
+    on convex edges, which belong to the object itself.
     """
     smooth = cv2.GaussianBlur(inverse, (0, 0), 1.0)
     xx, yy, xy = (cv2.Sobel(smooth, cv2.CV_32F, *order, ksize=3) / 4 for order in ((2, 0), (0, 2), (1, 1)))
@@ -99,10 +99,10 @@ def depth_edges(inverse: Map) -> Map:
 
 
 def color_codes(lab: Float[np.ndarray, "height width 3"]) -> Codes:
-    """Typical colours of the image, by k-means with a fixed seed."""
+    """Codes of the image's typical colours, by k-means with a fixed seed."""
     pixels = lab.reshape(-1, 3)
     sample = pixels[:: max(1, len(pixels) // 4000)]
-    # Two rows at least: OpenCV takes a single one for a column.
+    # At least two rows: OpenCV takes a single row for a column.
     sample = np.resize(sample, (max(2, len(sample)), 3))
     number = min(NUM_COLORS, len(sample))
     cv2.setRNGSeed(0)
@@ -110,14 +110,14 @@ def color_codes(lab: Float[np.ndarray, "height width 3"]) -> Codes:
     _, _, centers = cv2.kmeans(sample, number, np.empty(0), criteria, 1, cv2.KMEANS_PP_CENTERS)
     # |p - c|^2 without its |p|^2, which every c shares.
     index = ((centers * centers).sum(axis=1) - 2 * pixels @ centers.T).argmin(axis=1).reshape(lab.shape[:2])
-    apart = ((centers[:, None] - centers[None]) ** 2).sum(axis=2)
-    return Codes(index, np.exp(-apart / (2 * COLOR_KINSHIP**2)))
+    squares = ((centers[:, None] - centers[None]) ** 2).sum(axis=2)
+    return Codes(index, np.exp(-squares / (2 * COLOR_KINSHIP**2)))
 
 
 def depth_codes(inverse: Map) -> Codes:
-    """Logarithmic bins of depth; neighbouring bins are kin."""
+    """Codes of depth in logarithmic bins; neighbouring bins are kin."""
     log_depth = -np.log(inverse)
     near = float(np.percentile(log_depth, 0.5))
     index = np.clip(((log_depth - near) / DEPTH_BIN).astype(int), 0, MAX_DEPTH_BINS - 1)
-    apart = np.abs(np.arange(MAX_DEPTH_BINS)[:, None] - np.arange(MAX_DEPTH_BINS)[None])
-    return Codes(index, np.where(apart == 0, 0.5, np.where(apart == 1, 0.25, 0.0)))
+    difference = np.abs(np.arange(MAX_DEPTH_BINS)[:, None] - np.arange(MAX_DEPTH_BINS)[None])
+    return Codes(index, np.where(difference == 0, 0.5, np.where(difference == 1, 0.25, 0.0)))

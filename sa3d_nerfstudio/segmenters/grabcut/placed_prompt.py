@@ -1,4 +1,4 @@
-"""A prompt in whole pixels of the image that a segmenter works on."""
+"""Prompts in whole pixels of the image that a segmenter works on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sa3d_nerfstudio.fields.connected_parts import large_parts
 from sa3d_nerfstudio.prompts.prompt import Prompt
 
 SMALL_PART = 0.3
-"""Parts of a prior smaller than this share of the largest are not believed."""
+"""Connected parts of a prior that are smaller than this share of the largest are ignored."""
 
 
 @dataclass
@@ -26,32 +26,32 @@ class PlacedPrompt:
     negative: list[tuple[int, int]]
     """y, x of the points on something else."""
     inside: Bool[np.ndarray, "height width"] | None
-    """Where the box is."""
+    """Pixels in the box."""
     probable: Bool[np.ndarray, "height width"] | None
-    """Where the prior says that the object is."""
+    """Pixels of the object by the prior, without ignored parts."""
     known: Bool[np.ndarray, "height width"] | None
-    """Where the prior says anything."""
+    """Pixels with evidence in the prior, without ignored parts."""
     log_odds: Float[np.ndarray, "height width"] | None
-    """How much the prior speaks for the object at each pixel; 0 where it knows nothing."""
+    """Log odds of the object by the prior at each pixel; 0 where it is unknown."""
 
     @property
     def expected_area(self) -> float:
-        """Pixels that the object covers, by the prior: what is known of it, and its share of what is unknown around."""
+        """Pixels of the object by the prior, divided by the share of known pixels in and around it; 0 without a prior."""
         if self.probable is None or self.known is None:
             return 0.0
         area = float(self.probable.sum())
-        away = cv2.distanceTransform((~self.probable).astype(np.uint8), cv2.DIST_L2, 3)
-        return area / float(self.known[away < np.sqrt(area) / 2].mean())
+        distance = cv2.distanceTransform((~self.probable).astype(np.uint8), cv2.DIST_L2, 3)
+        return area / float(self.known[distance < np.sqrt(area) / 2].mean())
 
     @property
     def spread(self) -> float:
-        """Largest distance between two positive points, in pixels; 0 for less than two."""
+        """Largest distance between two positive points, in pixels; 0 for fewer than two."""
         points = np.array(self.positive, float).reshape(-1, 2)
         return float(np.linalg.norm(points[:, None] - points[None], axis=-1).max(initial=0.0))
 
 
 def place(prompt: Prompt, shape: tuple[int, int]) -> PlacedPrompt:
-    """Place a prompt in an image of height and width ``shape``. A prior without any object in it counts as none."""
+    """Place a prompt in an image of height and width ``shape``. A prior without object pixels counts as none."""
     prompt = prompt.resized(*shape)
     points = [[(int(y), int(x)) for x, y in group.tolist()] for group in (prompt.positive, prompt.negative)]
     inside = probable = known = log_odds = None
@@ -65,12 +65,12 @@ def place(prompt: Prompt, shape: tuple[int, int]) -> PlacedPrompt:
         known = ~np.isnan(prior)
         probability = np.where(known, prior, 0.5)
         claimed = probability > 0.5
-        # A click on what the prior claims anyway adds nothing: most likely it was chosen there.
+        # A click within the prior's object adds nothing: most likely it was chosen from the prior.
         points[0] = [point for point in points[0] if not claimed[point]]
         probable = large_parts(claimed, SMALL_PART)
-        # What floats apart from the object was lifted from its rim, where rays just miss it.
+        # Parts away from the object were lifted along its rim, by rays that just miss it.
         known &= probable | ~claimed
         probability[~known] = 0.5
-        # At most 1 : 20, for fields err.
+        # Odds of about 20 : 1 at most, because fields err.
         log_odds = np.log((probability + 0.05) / (1.05 - probability))
     return PlacedPrompt(shape, points[0], points[1], inside, probable, known, log_odds)

@@ -1,4 +1,4 @@
-"""Which of several regions is the thing that was meant."""
+"""Scores of candidate regions, by their appearance and their fit to the prompt."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ Region = Bool[np.ndarray, "height width"]
 Regions = Bool[np.ndarray, "num height width"]
 
 SMALLEST = 4
-"""Regions of fewer pixels are nothing."""
+"""Regions of fewer pixels score 0."""
 COMPACTNESS, PRIOR_FIT, SPREAD_FIT = 0.5, 1.0, 0.25
-"""What these count, compared to an edge all around."""
+"""Weights of these terms, relative to an edge all around."""
 FULL_MARKS = 6.0
-"""What a perfect region would get, about."""
+"""Approximate sum of the terms for a perfect region, which scores 1."""
 
 
 def judge(cues: Cues, prompt: PlacedPrompt, regions: Regions) -> Float[np.ndarray, " num"]:
-    """A score for each region, 0 to about 1: does it look like a thing, and like the one that was asked for?"""
-    alike = np.array([[iou(item, other) for other in regions] for item in regions])
-    # What several guesses led to is less of an accident.
-    confirm = (alike.sum(axis=1) - 1) / max(len(regions) - 1, 1)
+    """Score each region from 0 to about 1, by how much it looks like an object and fits the prompt."""
+    overlaps = np.array([[iou(first, second) for second in regions] for first in regions])
+    # A region to which several guesses led is less likely an accident.
+    support = (overlaps.sum(axis=1) - 1) / max(len(regions) - 1, 1)
     looks = [_looks(cues, region) + _fits(prompt, region) for region in regions]
-    return np.maximum(looks + confirm, 0) * [region.sum() >= SMALLEST for region in regions] / FULL_MARKS
+    return np.maximum(looks + support, 0) * [region.sum() >= SMALLEST for region in regions] / FULL_MARKS
 
 
 def iou(item: Region, other: Region) -> float:
@@ -36,19 +36,19 @@ def iou(item: Region, other: Region) -> float:
 
 
 def distinct(regions: Regions, scores: Float[np.ndarray, " num"], number: int) -> list[int]:
-    """The best regions that are not nearly the same, from small to large; the same ones if there are no others."""
+    """Indices of the best regions, from small to large; near duplicates only if there are no others."""
     ranked = [int(index) for index in np.argsort(-scores, kind="stable")]
     chosen: list[int] = []
-    for too_alike in (0.9, np.inf):
+    for threshold in (0.9, np.inf):
         for index in ranked:
-            new = index not in chosen and all(iou(regions[index], regions[other]) < too_alike for other in chosen)
+            new = index not in chosen and all(iou(regions[index], regions[earlier]) < threshold for earlier in chosen)
             if new and len(chosen) < number:
                 chosen.append(index)
     return sorted(chosen, key=lambda index: int(regions[index].sum()))
 
 
 def _looks(cues: Cues, region: Region) -> float:
-    """How much of a thing a region is: bounded by edges, unlike its surroundings, compact, and not cut off."""
+    """Score of a region's appearance: bounded by edges, unlike its surroundings, compact, and not cut off."""
     area = int(region.sum())
     if area < SMALLEST:
         return 0.0
@@ -63,24 +63,24 @@ def _looks(cues: Cues, region: Region) -> float:
     ring = cv2.dilate(region.astype(np.uint8), disc).astype(bool) & ~region
     unlike = 0.0
     for codes in cues.codes:
-        own, other = (codes.histogram(part.astype(float)) for part in (region, ring))
+        inner, outer = (codes.histogram(pixels.astype(float)) for pixels in (region, ring))
         # The chi-squared distance: 0 for the same distribution, 1 for two that share nothing.
-        unlike += float(0.5 * ((own - other) ** 2 / (own + other + 1e-9)).sum())
+        unlike += float(0.5 * ((inner - outer) ** 2 / (inner + outer + 1e-9)).sum())
     compact = min(4 * np.pi * area / float(rim.sum()) ** 2, 1.0)
     cut_off = float((rim & frame).sum() / rim.sum())
     return bounded + unlike + COMPACTNESS * compact - cut_off
 
 
 def _fits(prompt: PlacedPrompt, region: Region) -> float:
-    """Agreement with the prior where that knows something, with the box, and with the extent of the points."""
+    """Score of the agreement with the prior where it has evidence, with the box, and with the extent of the points."""
     fit = 0.0
     if prompt.known is not None and prompt.probable is not None:
         fit += PRIOR_FIT * iou(region & prompt.known, prompt.probable)
     if prompt.inside is not None and region.any():
         _, _, width, height = cv2.boundingRect(region.astype(np.uint8))
-        # The region lies in the box.
+        # The region lies in the box, so this is the IoU of the two boxes.
         fit += width * height / float(prompt.inside.sum())
     elif prompt.spread > 0 and prompt.probable is None and region.any():
-        # Who puts several points on a thing spreads them over it.
+        # Users spread several points over the whole object.
         fit -= SPREAD_FIT * np.log(np.sqrt(region.sum()) / prompt.spread) ** 2
     return fit

@@ -1,11 +1,11 @@
 """GrabCut on colour and depth: the segmenter that needs no weights.
 
-As in C. Rother, V. Kolmogorov, A. Blake, "GrabCut", SIGGRAPH 2004: models of the object and of what surrounds it are
-fitted to a first guess, the image is cut where they and its edges say so, and the cut is the next guess. Beyond it:
+As in C. Rother, V. Kolmogorov, A. Blake, "GrabCut", SIGGRAPH 2004: models of the object and of its surroundings are
+fitted to a first guess, the image is cut by these models and its edges, and the cut is the next guess. Extensions:
 
-- a radiance field knows depth, so depth has a model and edges as colour has;
-- a click has no scale, so several guesses of growing size are cut, and the cuts are judged by what they look like;
-- the mask rendered from earlier views, where there is one, says how large the object is and where.
+- a radiance field renders depth, so depth has a model and edges as colour has;
+- a click has no scale, so several guesses of growing size are cut, and the cuts are scored by their appearance;
+- the mask rendered from earlier views, if any, gives the object's size and position.
 """
 
 from __future__ import annotations
@@ -30,44 +30,44 @@ from sa3d_nerfstudio.segmenters.grabcut.region_score import Region, Regions, dis
 from sa3d_nerfstudio.segmenters.grabcut.tv_cut import tv_cut
 
 COARSE, FINE = 160, 320
-"""Long sides of the image in which candidates are found and refined; detail beyond costs time and gains nothing."""
+"""Long sides, in pixels, of the images in which candidates are found and refined; more costs time and gains nothing."""
 NUM_CANDIDATES = 3
 SIZES = (0.0015, 0.004, 0.012, 0.03, 0.08)
-"""Sizes of the first guesses, as fractions of the image, around a click."""
+"""Areas of the first guesses around a click, as shares of the image."""
 SPREADS = (0.2, 0.45, 1.0, 2.0, 4.0)
-"""Sizes of the first guesses as multiples of the square that spans the positive points, if there are several."""
+"""Areas of the first guesses as multiples of the square that spans the positive points, if there are several."""
 NARROW = 0.05
-"""Points nearer to each other than this share of the image say nothing about the object's size."""
+"""Least side of that square, as a share of the image's long side: closer points do not show the object's size."""
 GROWTH = (0.6, 0.8, 1.0, 1.25, 1.6)
-"""Sizes of the first guesses as multiples of the object in the prior."""
+"""Areas of the first guesses as multiples of the object in the prior."""
 FILLING = (0.2, 0.35, 0.5, 0.65, 0.8)
-"""Sizes of the first guesses as fractions of the prompt's box."""
+"""Areas of the first guesses as shares of the prompt's box."""
 ROUNDS = 2
-"""How often models are fitted and the image is cut."""
+"""Rounds of fitting the models and cutting the image."""
 STEPS, REFINING_STEPS = 60, 40
-"""Steps of the solver in a cut; refining starts near the end."""
+"""Steps of the solver in a cut, and in refining, which starts near the solution."""
 STEP_COST = 0.1
-"""Geodesic length of a pixel without any edge; one on a strong edge is eleven times as long."""
+"""Geodesic length of a pixel without an edge; a pixel on a strong edge is eleven times as long."""
 EDGE_DISCOUNT = 2.0
-"""A border on an edge of strength 1 costs exp(-2) of what it costs elsewhere."""
+"""A border on an edge of strength 1 costs exp(-2) of a border elsewhere."""
 SURROUNDINGS = 0.4
 """Reach of the background model around a guess, in square roots of the guess's area."""
 FAR_AWAY = 0.03
-"""What the rest of the image counts in the background model."""
+"""Weight of the rest of the image in the background model."""
 UNSEEN = 0.01
-"""Added to every share in a model: what a region has not shown so far may still be part of it."""
+"""Added to the share of every code in a model: codes absent from a region so far may still belong to it."""
 MAX_EVIDENCE = 4.0
-"""Log odds beyond which models and distance are not believed."""
+"""Limit of the log odds by models and distance."""
 NEARNESS = 1.5
-"""Weight of the geodesic distance from the prompt against the models."""
+"""Weight of the geodesic distance from the prompt, relative to the models."""
 TRUST = 2.0
-"""Weight of the prior against the models."""
+"""Weight of the prior, relative to the models."""
 SMOOTHNESS = 8.0
 """Cost of a unit of border away from any edge."""
 SURE = 400.0
-"""Cost of contradicting a click."""
+"""Cost of contradicting a click or the box, at each pixel."""
 MOST_THREADS = 8
-"""Images that are worked on at once, at most: half of the work holds Python's lock."""
+"""Largest number of threads by default: half of the work holds Python's lock."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -75,7 +75,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class GrabCutEmbedding:
-    """What is computed once per image: its cues at two sizes, which are one if it is small."""
+    """Embedding of an image: its cues at two sizes, which are the same if it is small."""
 
     height: int
     width: int
@@ -84,12 +84,12 @@ class GrabCutEmbedding:
 
 
 class GrabCutSegmenter:
-    """Segments by colour, depth and edges around the prompt.
+    """Segmenter by colour, depth and edges around the prompt.
 
-    All of it is done on the CPU; several images, or prompts, are worked on by a thread each.
+    It runs on the CPU, with a thread for each of several images or prompts.
 
     Args:
-        threads: How many at once; by default one for each core, up to :data:`MOST_THREADS`.
+        threads: Number of threads; by default one for each core, up to :data:`MOST_THREADS`.
     """
 
     fits_prior = True
@@ -112,7 +112,7 @@ class GrabCutSegmenter:
             return list(pool.map(work, items))
 
     def embed(self, image: SegmenterImage) -> GrabCutEmbedding:
-        """Edges and codes of the image at both sizes."""
+        """Compute edges and codes of the image at both sizes."""
         rgb = image.rgb.detach().float().clamp(0, 1).cpu().numpy()
         depth = None if image.depth is None else image.depth.detach().float().cpu().numpy()
         cues: dict[tuple[int, int], Cues] = {}
@@ -120,13 +120,13 @@ class GrabCutSegmenter:
         for size in sizes:
             if size not in cues:
                 small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-                # Depth is not averaged: between two surfaces there is none.
-                near = None if depth is None else cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST_EXACT)
-                cues[size] = see(small, near)
+                # Depth is not averaged: a mean over two surfaces lies on neither.
+                small_depth = None if depth is None else cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST_EXACT)
+                cues[size] = see(small, small_depth)
         return GrabCutEmbedding(image.height, image.width, cues[sizes[0]], cues[sizes[1]])
 
     def predict(self, embedding: GrabCutEmbedding, prompt: Prompt) -> Candidates:
-        """Three candidates, from small to large, with how much each looks like what was meant.
+        """Predict three candidates, from small to large, scored by appearance and fit to the prompt.
 
         Raises:
             SA3DError: The prompt selects nothing or lies outside of the image.
@@ -152,15 +152,15 @@ def available_cores() -> int:
 
 
 def _fitting(height: int, width: int, side: int) -> tuple[int, int]:
-    """Width and height of the image at a long side of at most ``side``."""
+    """Width and height of the image at a long side of at most ``side`` pixels."""
     scale = min(1.0, side / max(height, width))
     return max(round(width * scale), 1), max(round(height * scale), 1)
 
 
 def _distance(cues: Cues, prompt: PlacedPrompt) -> Map:
-    """How far each pixel is from what the prompt says is the object: along the image, where edges are far to cross.
+    """Geodesic distance of each pixel from the points and the prior of a prompt; crossing edges is long.
 
-    From a box alone, how far it is from the box's centre; 1 at its border.
+    For a box alone, the distance from the box's centre; 1 at its border.
     """
     cost = STEP_COST + cues.edges
     start = np.zeros(prompt.shape, bool) if prompt.probable is None else prompt.probable.copy()
@@ -185,7 +185,7 @@ def _geodesic(cost: Map, starts: Int[np.ndarray, "num 2"]) -> Map:
 
 
 def _reaches(prompt: PlacedPrompt, distance: Map) -> Float[np.ndarray, " num"]:
-    """The distances up to which the first guesses reach."""
+    """Distances up to which the first guesses reach."""
     ranked = np.sort(distance if prompt.inside is None else distance[prompt.inside], axis=None)
     if prompt.probable is not None:
         areas = np.array(GROWTH) * prompt.expected_area
@@ -197,7 +197,7 @@ def _reaches(prompt: PlacedPrompt, distance: Map) -> Float[np.ndarray, " num"]:
 
 
 def _cut_repeatedly(cues: Cues, prompt: PlacedPrompt, distance: Map, reaches: Float[np.ndarray, " num"]) -> Regions:
-    """Fit models, cut, and again, from each of the first guesses."""
+    """Fit models and cut, in several rounds, from each of the first guesses."""
     soft = (distance < reaches[:, None, None]).astype(np.float32)
     for _ in range(ROUNDS):
         soft = tv_cut(_unaries(cues, prompt, soft > 0.5, distance, reaches), _border_cost(cues), soft, STEPS)
@@ -208,26 +208,26 @@ def _cut_repeatedly(cues: Cues, prompt: PlacedPrompt, distance: Map, reaches: Fl
 def _refine(
     cues: Cues, prompt: PlacedPrompt, regions: Regions, distance: Map, reaches: Float[np.ndarray, " num"]
 ) -> Regions:
-    """Cut once more in a larger image, starting from what was found in the small one."""
+    """Cut once more in a larger image, starting from the regions in the small one."""
     soft, distance = _resized(regions, *prompt.shape), _resized(distance[None], *prompt.shape)[0]
     unaries = _unaries(cues, prompt, soft > 0.5, distance, reaches)
-    found = tv_cut(unaries, _border_cost(cues), soft, REFINING_STEPS) > 0.5
-    return np.stack([_without_pinholes(region & _meant(prompt, region)) for region in found])
+    refined = tv_cut(unaries, _border_cost(cues), soft, REFINING_STEPS) > 0.5
+    return np.stack([_without_pinholes(region & _meant(prompt, region)) for region in refined])
 
 
 def _unaries(
     cues: Cues, prompt: PlacedPrompt, regions: Regions, distance: Map, reaches: Float[np.ndarray, " num"]
 ) -> Float[np.ndarray, "num height width"]:
-    """What it costs to count each pixel in: the log odds of models fitted to a region and to its surroundings."""
+    """Cost of each pixel in a region: log odds of models fitted to the region and to its surroundings."""
     unaries = np.empty(regions.shape, np.float32)
     for unary, region, reach in zip(unaries, regions, reaches, strict=True):
         evidence = NEARNESS * np.clip(distance / reach - 1, -1, 2)
-        around = max(SURROUNDINGS * np.sqrt(region.sum()), 4.0)
-        away = cv2.distanceTransform((~region).astype(np.uint8), cv2.DIST_L2, 3)
-        outside = ~region * (np.exp(-away / around) + FAR_AWAY)
+        decay_length = max(SURROUNDINGS * np.sqrt(region.sum()), 4.0)
+        from_region = cv2.distanceTransform((~region).astype(np.uint8), cv2.DIST_L2, 3)
+        outside = ~region * (np.exp(-from_region / decay_length) + FAR_AWAY)
         for codes in cues.codes:
-            own, other = (codes.histogram(weight.astype(float)) + UNSEEN for weight in (region, outside))
-            evidence += np.log(other / own)[codes.index]
+            inner, outer = (codes.histogram(weight.astype(float)) + UNSEEN for weight in (region, outside))
+            evidence += np.log(outer / inner)[codes.index]
         unary[:] = np.clip(evidence, -MAX_EVIDENCE, MAX_EVIDENCE)
     if prompt.log_odds is not None:
         unaries -= TRUST * prompt.log_odds
@@ -240,12 +240,12 @@ def _unaries(
 
 
 def _border_cost(cues: Cues) -> Map:
-    """What a unit of border costs at each pixel."""
+    """Cost of a unit of border at each pixel."""
     return SMOOTHNESS * (np.exp(-EDGE_DISCOUNT * cues.edges) + 0.01)
 
 
 def _meant(prompt: PlacedPrompt, region: Region) -> Region:
-    """The connected parts of a region that are meant: those under a point or the prior, else all that are not small."""
+    """Connected parts of a region under a positive point or the prior; without such points, also all not small."""
     label, areas = _parts(region)
     meant = np.zeros(len(areas), bool)
     if prompt.positive:
@@ -259,7 +259,7 @@ def _meant(prompt: PlacedPrompt, region: Region) -> Region:
 
 
 def _without_pinholes(region: Region) -> Region:
-    """The region with its small holes filled; a mug's handle keeps its hole."""
+    """The region with small holes filled; a mug's handle keeps its hole."""
     label, areas = _parts(~region)
     small = areas < 0.01 * region.sum()
     small[0] = False
@@ -267,13 +267,13 @@ def _without_pinholes(region: Region) -> Region:
 
 
 def _parts(region: Region) -> tuple[Int[np.ndarray, "height width"], Int[np.ndarray, " num"]]:
-    """Connected parts: the part of each pixel, and the area of each part. Part 0 is what lies outside."""
+    """Connected parts: the part of each pixel, and the area of each part. Part 0 is outside of the region."""
     _, label, stats, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8), connectivity=4)
     return np.asarray(label), stats[:, cv2.CC_STAT_AREA]
 
 
 def _resized(stack: np.ndarray, height: int, width: int) -> Float[np.ndarray, "num height width"]:
-    """Images at another size, interpolated."""
+    """Images resized by linear interpolation."""
     return np.stack(
         [cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR) for image in stack]
     )

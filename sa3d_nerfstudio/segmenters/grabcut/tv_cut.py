@@ -1,4 +1,4 @@
-"""Cutting an image in two where that costs least: the continuous counterpart of a graph cut.
+"""Cheapest cut of an image in two: the continuous counterpart of a graph cut.
 
 T. Chan, S. Esedoglu, M. Nikolova, "Algorithms for finding global minimizers of image segmentation and denoising
 models", SIAM J. Appl. Math. 2006; solved as in A. Chambolle, T. Pock, "A first-order primal-dual algorithm for convex
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 STEP = 0.35
-"""Both step sizes; their product times 8, the squared norm of the gradient, must not exceed 1."""
+"""Both step sizes, primal and dual; their product times 8, the squared norm of the gradient, must not exceed 1."""
 
 Stack = Float[np.ndarray, "num height width"]
 
@@ -22,9 +22,9 @@ def tv_cut(unary: Stack, weight: Float[np.ndarray, "height width"], start: Stack
     The problem is convex, and its solution cut at any level is a binary minimiser: u > 0.5 is the cheapest region.
 
     Args:
-        unary: What it costs to count a pixel in; negative where it belongs in.
-        weight: What a unit of the region's border costs at each pixel.
-        start: Where to begin, in [0, 1].
+        unary: Cost of each pixel in the region; negative for pixels that belong in it.
+        weight: Cost of a unit of the region's border at each pixel.
+        start: Initial u, in [0, 1].
         iterations: Number of steps.
     """
     u, ahead = start.astype(np.float32), start.astype(np.float32)

@@ -27,7 +27,7 @@ def encoder_dtype(device: torch.device | str) -> torch.dtype:
 
 
 def encoded(encode: Callable[[], Encoded], device: torch.device, dtype: torch.dtype, what: str) -> Encoded:
-    """Run an encoder; again in single precision if its output overflows in less.
+    """Run an encoder, and repeat it in single precision if its output is not finite.
 
     Args:
         encode: Runs the encoder and returns a tensor, or dictionaries or lists of tensors.

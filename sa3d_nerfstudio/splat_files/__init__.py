@@ -1,8 +1,8 @@
-"""Splat files of any program: read, written, converted, and made a nerfstudio run of.
+"""Splat files of any program: read, written, converted, and imported as nerfstudio runs.
 
-``gaussians`` is the common form; ``ply`` reads and writes it, ``splat_transform`` converts other formats. ``load`` adds
-cameras: those of a file (``cameras``), or virtual ones placed by what the splats fill (``virtual_cameras``,
-``occupancy``, ``previews``). ``run`` writes the run.
+``gaussians`` is the common form; ``ply`` reads and writes it, ``splat_transform`` converts other formats, ``load``
+reads any of them. Cameras come from a file (``cameras``), or are virtual and placed by the space that the splats fill
+(``virtual_cameras``, ``occupancy``, ``previews``). ``run`` writes the run.
 """
 
 import lazy_loader

@@ -18,9 +18,9 @@ from PIL import Image
 from sa3d_nerfstudio.errors import SA3DError, one_line
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".webp")
-"""What photos may end in where a camera is named without it."""
+"""Suffixes of photos, for cameras that are named without one."""
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
-"""Lens distortion as nerfstudio names it."""
+"""nerfstudio's names of lens distortion parameters."""
 
 
 @dataclass
@@ -30,7 +30,7 @@ class SplatCamera:
     name: str
     """File name of its image, with or without a suffix."""
     pose: Float[ndarray, "4 4"]
-    """To the world, from x to the right, y upwards, z backwards."""
+    """Camera to world; the camera's x points right, y up, z backwards."""
     width: int
     height: int
     fx: float
@@ -38,11 +38,11 @@ class SplatCamera:
     cx: float
     cy: float
     distortion: dict[str, float] = field(default_factory=dict)
-    """By the names of ``DISTORTION``."""
+    """Lens distortion by the names in ``DISTORTION``."""
     model: str = "OPENCV"
-    """nerfstudio's name of the kind of lens."""
+    """nerfstudio's name of the lens model."""
     photo: Path | None = None
-    """Its image, if it is there."""
+    """Its image, if it exists."""
 
 
 def read_cameras(path: Path, images: Path | None = None, beside: Path | None = None) -> list[SplatCamera]:
@@ -50,11 +50,11 @@ def read_cameras(path: Path, images: Path | None = None, beside: Path | None = N
 
     Args:
         path: Inria's ``cameras.json``, nerfstudio's ``transforms.json``, or a COLMAP folder.
-        images: Folder of the photos; by default where such files have them.
-        beside: Folder of the splats, where nerfstudio may have left the ``dataparser_transforms.json`` of its run.
+        images: Folder of the photos; by default those usual for such files.
+        beside: Folder of the splats, which may hold the ``dataparser_transforms.json`` of their nerfstudio run.
 
     Raises:
-        SA3DError: There are no cameras in it, or they are of no known form.
+        SA3DError: The path holds no cameras, or they are of no known form.
     """
     if not path.exists():
         raise SA3DError(f"there are no cameras {path}: check the path, or leave out --cameras.")
@@ -62,7 +62,7 @@ def read_cameras(path: Path, images: Path | None = None, beside: Path | None = N
         cameras, folders = _read(path, [path.parent, *([] if beside is None else [beside])])
     except SA3DError:
         raise
-    except Exception as error:  # three formats, of which any part may be damaged
+    except Exception as error:  # any part of the three formats may be damaged
         raise SA3DError(
             f"{path} cannot be read as a cameras.json, transforms.json or COLMAP model "
             f"({type(error).__name__}: {one_line(error)}): write it again, or leave out --cameras."
@@ -78,10 +78,10 @@ def read_cameras(path: Path, images: Path | None = None, beside: Path | None = N
 
 
 def _read(path: Path, beside: list[Path]) -> tuple[list[SplatCamera], list[Path]]:
-    """The cameras, and folders where their photos may be."""
+    """Cameras, and folders that may hold their photos."""
     if path.is_dir():
         model = next(
-            (path / part for part in ("", "sparse/0", "sparse", "colmap/sparse/0") if _has_model(path / part)), None
+            (path / sub for sub in ("", "sparse/0", "sparse", "colmap/sparse/0") if _has_model(path / sub)), None
         )
         if model is None:
             raise SA3DError(f"there is no COLMAP model (cameras.bin or cameras.txt) in {path}: give its folder.")
@@ -130,13 +130,13 @@ def _nerfstudio(content: dict[str, Any], folder: Path, to_run: tuple[ndarray, fl
 
 
 def _to_run(folders: list[Path], content: dict[str, Any]) -> tuple[ndarray, float] | None:
-    """From the frame of a transforms.json to that of the run trained on it: turned and moved, then scaled."""
+    """Rigid transform, then scale, from the frame of a transforms.json to that of the run trained on it, if saved."""
     path = next((path for folder in folders if (path := folder / "dataparser_transforms.json").is_file()), None)
     if path is None:
         return None
     saved = json.loads(path.read_text("utf8"))
     matrix = np.concatenate([np.array(saved["transform"], np.float64)[:3], [[0, 0, 0, 1]]])
-    # What nerfstudio saves leads from the frame before that of the transforms.json.
+    # The saved transform starts from the frame before ``applied_transform``, which is in the transforms.json.
     applied = np.eye(4)
     applied[:3] = np.array(content.get("applied_transform", np.eye(4)[:3]))[:3]
     return matrix @ np.linalg.inv(applied), float(saved["scale"])
@@ -182,7 +182,7 @@ def _photos_in(folders: list[Path]) -> Callable[[str], Path | None]:
 
 
 def _fitted(camera: SplatCamera, photo: Path | None) -> SplatCamera:
-    """The camera at the size of its photo, which may have been made smaller or larger."""
+    """The camera at the size of its photo, which may have been resized."""
     if photo is None:
         return camera
     try:

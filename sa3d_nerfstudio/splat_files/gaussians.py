@@ -1,4 +1,4 @@
-"""3D Gaussians as splat files hold them, free of any model."""
+"""3D Gaussians as in splat files, independent of any model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Gaussians:
     scales: Float[ndarray, "num 3"]
     """Natural logarithms of the standard deviations along the three axes."""
     quats: Float[ndarray, "num 4"]
-    """Rotations from the axes to the frame as w, x, y, z; of any length but 0."""
+    """Rotations from a Gaussian's axes to the frame as quaternions w, x, y, z; of any length but 0."""
     opacities: Float[ndarray, " num"]
     """Logits of the opacity."""
     features_dc: Float[ndarray, "num 3"]
@@ -41,7 +41,7 @@ class Gaussians:
         return len(self.means)
 
     def __getitem__(self, rows: ndarray | slice) -> Gaussians:
-        """Some of them, chosen by indices, a mask or a slice."""
+        """Select Gaussians by indices, a mask or a slice."""
         return Gaussians(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     @property
@@ -57,20 +57,20 @@ class Gaussians:
 
     @property
     def colors(self) -> Float[ndarray, "num 3"]:
-        """Red, green and blue in [0, 1], without what depends on the viewing direction."""
+        """Red, green and blue in [0, 1], without their view-dependent part."""
         return np.clip(0.5 + SH_C0 * self.features_dc, 0, 1)
 
     @property
     def axes(self) -> Float[ndarray, "num 3 3"]:
-        """Unit vectors along each Gaussian's axes, in its columns."""
+        """Unit vectors along each Gaussian's axes, as columns."""
         return Rotation.from_quat(np.roll(self.quats, -1, axis=1)).as_matrix().astype(np.float32)
 
     def moved(self, rotation: Float[ndarray, "3 3"], origin: Float[ndarray, "3"]) -> Gaussians:
-        """The Gaussians turned about a point that becomes the origin, view-dependent colours included.
+        """The Gaussians rotated about a point that becomes the origin, view-dependent colours included.
 
         Args:
-            rotation: Takes a direction of this frame to the new one.
-            origin: In this frame.
+            rotation: Rotation of directions in this frame to the new one.
+            origin: Position of the new origin in this frame.
         """
         turn = Rotation.from_matrix(rotation)
         turned = (turn * Rotation.from_quat(np.roll(self.quats, -1, axis=1))).as_quat()
@@ -111,13 +111,13 @@ def sh_band(degree: int, directions: Float[ndarray, "num 3"]) -> Float[ndarray, 
 
 
 def band_rotation(degree: int, rotation: Float[ndarray, "3 3"]) -> Float[ndarray, "orders orders"]:
-    """The matrix that turns coefficients of one degree as a rotation turns the colours that they stand for.
+    """Matrix that rotates the coefficients of one degree, and thus the view-dependent colours.
 
-    The functions of a degree span a space that rotations do not leave, so that it follows from a few directions.
+    The functions of a degree span a space that rotations map to itself, so the matrix follows from a few directions.
 
     Args:
         degree: From 1 on.
-        rotation: Takes a direction of the old frame to the new one.
+        rotation: Rotation of directions in the old frame to the new one.
     """
     directions = np.random.default_rng(0).normal(size=(8 * (2 * degree + 1), 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)

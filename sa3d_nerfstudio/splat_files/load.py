@@ -1,4 +1,4 @@
-"""From a splat file of any kind to Gaussians."""
+"""Reading splat files of any kind, their upward direction, and checks of their cameras."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AXES = {"x": 0, "y": 1, "z": 2}
 FLAT = 0.5
 """A Gaussian is flat if its thinnest axis is shorter than this share of the next one."""
 FEWEST_SEEN = 0.05
-"""Share of the dense part that given cameras see at least, if they are of the same frame."""
+"""Least share of the dense part that cameras in the same frame see."""
 
 
 def read_splats(path: Path, opacity: Opacity | None = None, skip_invalid: bool = False) -> tuple[Gaussians, int]:
@@ -30,13 +30,13 @@ def read_splats(path: Path, opacity: Opacity | None = None, skip_invalid: bool =
     Args:
         path: The file.
         opacity: See :func:`~sa3d_nerfstudio.splat_files.ply.read_ply`.
-        skip_invalid: The same.
+        skip_invalid: See there, too.
 
     Returns:
         The Gaussians, and how many were left out.
 
     Raises:
-        SA3DError: There is no such file, it is of no known kind, or damaged; or ``splat-transform`` is not installed.
+        SA3DError: The file does not exist, is of no known kind, or damaged; or ``splat-transform`` is not installed.
     """
     if not path.is_file():
         raise SA3DError(f"there is no splat file {path}: check the path.")
@@ -47,19 +47,19 @@ def read_splats(path: Path, opacity: Opacity | None = None, skip_invalid: bool =
     with tempfile.TemporaryDirectory(prefix="sa3d-") as folder:
         plain = Path(folder) / "splats.ply"
         convert(path, plain)
-        # Formats of few bits have no numbers that are neither finite nor logits.
+        # Quantised formats hold finite numbers, and their converted opacities are logits by default.
         return read_ply(plain, opacity or "logit", skip_invalid)
 
 
 def up_of(path: Path, gaussians: Gaussians, cameras: list[SplatCamera], up: str) -> Float[ndarray, "3"]:
-    """Which way is up in a scene.
+    """Upward direction of a scene.
 
     Args:
         path: Its file.
-        gaussians: What is in it.
+        gaussians: The Gaussians in the file.
         cameras: Cameras that came with it, if any.
-        up: An axis, such as "z" or "-y"; or "auto": what nerfstudio's comment in a PLY says, or the mean of the
-            cameras' own, or z or -y, which are what trainers of Gaussians use, whichever more flat ones lie across.
+        up: An axis, such as "z" or "-y"; or "auto": z by nerfstudio's comment in a PLY, else the mean over the
+            cameras, else z or -y, which trainers of Gaussians use, whichever is normal to more area of flat Gaussians.
     """
     if up != "auto":
         direction = np.zeros(3)
@@ -74,21 +74,21 @@ def up_of(path: Path, gaussians: Gaussians, cameras: list[SplatCamera], up: str)
     dense = gaussians[dense_part(gaussians)]
     sizes = np.exp(np.minimum(dense.scales, 80)).astype(np.float64)
     order, rows = np.argsort(sizes, axis=1), np.arange(len(dense))
-    thin, next_one, longest = (sizes[rows, order[:, index]] for index in range(3))
+    thin, middle, longest = (sizes[rows, order[:, index]] for index in range(3))
     normals = np.abs(dense.axes[rows, :, order[:, 0]])
-    areas = np.minimum(next_one * longest, np.quantile(next_one * longest, 0.99)) * (thin < FLAT * next_one)
-    lying = (areas[:, None] * (normals > 0.9)).sum(axis=0)
-    return np.array([0.0, 0.0, 1.0]) if lying[2] > lying[1] else np.array([0.0, -1.0, 0.0])
+    areas = np.minimum(middle * longest, np.quantile(middle * longest, 0.99)) * (thin < FLAT * middle)
+    flat_areas = (areas[:, None] * (normals > 0.9)).sum(axis=0)
+    return np.array([0.0, 0.0, 1.0]) if flat_areas[2] > flat_areas[1] else np.array([0.0, -1.0, 0.0])
 
 
 def check_cameras(path: Path, cameras: list[SplatCamera], gaussians: Gaussians) -> float:
-    """Check that cameras are of the splats' frame.
+    """Check that cameras are in the frame of the splats.
 
     Returns:
-        Share of the dense part that is in the image of at least one.
+        Share of the dense part that is in the image of at least one camera.
 
     Raises:
-        SA3DError: They see next to nothing of the splats.
+        SA3DError: The cameras see next to nothing of the splats.
     """
     rows = dense_part(gaussians)[:: max(len(gaussians) // 5000, 1)]
     points = gaussians.means[rows].astype(np.float64)

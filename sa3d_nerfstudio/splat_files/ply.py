@@ -1,4 +1,4 @@
-"""3DGS PLY files: one vertex per Gaussian, with the properties that Inria's reference implementation gave them."""
+"""3DGS PLY files: one vertex per Gaussian, with the properties of Inria's reference implementation."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.splat_files.gaussians import MAX_SH_DEGREE, Gaussians
 
 HEADER_BYTES = 1 << 16
-"""A longer header is refused: that of the highest degree of spherical harmonics takes about 2000 bytes."""
+"""Limit of a header's length: the highest degree of spherical harmonics takes about 2000 bytes."""
 ROWS = 1 << 18
-"""How many Gaussians are read at a time."""
+"""Number of Gaussians read at a time."""
 CERTAIN = 40.0
-"""Logit in the place of an infinite one: the opacity is 0 or 1 to float32 either way."""
+"""Logit that replaces an infinite one: the opacity is 0 or 1 in float32 either way."""
 
 POSITION, NORMAL = ("x", "y", "z"), ("nx", "ny", "nz")
 DC = tuple(f"f_dc_{index}" for index in range(3))
@@ -30,43 +30,43 @@ ROTATION = tuple(f"rot_{index}" for index in range(4))
 REQUIRED = (*POSITION, *DC, "opacity", *SCALE, *ROTATION)
 REST = re.compile(r"f_rest_(0|[1-9]\d*)")
 Z_UP = "Vertical Axis: z"
-"""The comment by which nerfstudio says which way is up in a PLY."""
+"""Comment by which nerfstudio declares z as the vertical axis of a PLY."""
 
 Opacity = Literal["logit", "linear"]
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether a PLY is in PlayCanvas's compressed form, of which ``splat-transform`` makes a plain one."""
+    """Whether a PLY is in PlayCanvas's compressed form, which ``splat-transform`` converts to a plain one."""
     return b"packed_position" in _header(path)
 
 
 def is_z_up(path: Path) -> bool:
-    """Whether a PLY says that its vertical axis is z, as nerfstudio's do."""
+    """Whether a PLY declares z as its vertical axis, as nerfstudio's do."""
     return Z_UP.encode() in _header(path)
 
 
 def read_ply(path: Path, opacity: Opacity | None = None, skip_invalid: bool = False) -> tuple[Gaussians, int]:
     """Read a 3DGS PLY: binary of either byte order, or text; spherical harmonics of any degree up to 4.
 
-    Properties that are not those of Gaussians, such as normals, are not read.
+    Other properties than those of Gaussians, such as normals, are not read.
 
     Args:
         path: The file.
-        opacity: What the file's opacities are; by default logits, unless they all lie in [0, 1].
+        opacity: Form of the file's opacities; by default logits, and an error if they all lie in [0, 1].
         skip_invalid: Leave out Gaussians with values that are NaN or infinite, or without a rotation.
 
     Returns:
         The Gaussians, and how many were left out.
 
     Raises:
-        SA3DError: The file is none of that kind, or damaged.
+        SA3DError: The file is not of that kind, or damaged.
     """
     _check_header(path)
     try:
         content = plyfile.PlyData.read(str(path))
     except OSError as error:
         raise SA3DError(f"{path} cannot be read ({one_line(error)}): check the path and its permissions.") from error
-    except Exception as error:  # plyfile lets through whatever a damaged file provokes
+    except Exception as error:  # plyfile passes on any exception that a damaged file causes
         what = "is cut short" if "early end-of-file" in str(error) else "cannot be read as a PLY"
         raise SA3DError(f"{path} {what} ({one_line(error)}): copy or export it again.") from error
     vertices = _vertices(path, content)
@@ -82,16 +82,16 @@ def write_ply(
     labels: Mapping[str, Int[ndarray, " num"]] | None = None,
     comments: Sequence[str] = (),
 ) -> None:
-    """Write a binary 3DGS PLY with the properties of Inria's, in their order; normals are 0, as there.
+    """Write a binary 3DGS PLY with the properties of Inria's, in the same order; normals are 0, as in those.
 
     Args:
         path: The file.
-        gaussians: What to write.
-        labels: Integer properties by name, that follow all others.
-        comments: Lines for the header.
+        gaussians: The Gaussians.
+        labels: Further integer properties by name, after all others.
+        comments: Comment lines of the header.
 
     Raises:
-        SA3DError: It cannot be written.
+        SA3DError: The file cannot be written.
     """
     rest = gaussians.features_rest.transpose(0, 2, 1).reshape(len(gaussians), -1)
     columns: list[tuple[Sequence[str], ndarray]] = [
@@ -118,7 +118,7 @@ def _header(path: Path) -> bytes:
 
 
 def _check_header(path: Path) -> None:
-    """Refuse what plyfile would read for long, or fill the memory with, before it turns out to be nothing."""
+    """Refuse files that plyfile would read for long, or fill the memory with, before it fails."""
     header = _header(path)
     if not header:
         raise SA3DError(f"{path} is empty: copy or export it again.")
@@ -159,14 +159,14 @@ def _vertices(path: Path, content: plyfile.PlyData) -> plyfile.PlyElement:
 
 
 def _rest(path: Path, vertices: plyfile.PlyElement) -> list[str]:
-    """Names of the view-dependent coefficients in their order, red first."""
-    found = [item.name for item in vertices.properties if REST.fullmatch(item.name)]
-    names = [f"f_rest_{index}" for index in range(len(found))]
+    """Names of the view-dependent coefficients in order, red first."""
+    properties = [item.name for item in vertices.properties if REST.fullmatch(item.name)]
+    names = [f"f_rest_{index}" for index in range(len(properties))]
     sizes = [3 * ((degree + 1) ** 2 - 1) for degree in range(MAX_SH_DEGREE + 1)]
-    if set(names) != set(found) or len(names) not in sizes:
+    if set(names) != set(properties) or len(names) not in sizes:
         raise SA3DError(
-            f"{path} has {len(found)} properties f_rest_N, and spherical harmonics of degree 0 to {MAX_SH_DEGREE} have "
-            f"{', '.join(map(str, sizes))} of them, counted from 0: export it again."
+            f"{path} has {len(properties)} properties f_rest_N, and spherical harmonics of degree 0 to {MAX_SH_DEGREE} "
+            f"have {', '.join(map(str, sizes))} of them, counted from 0: export it again."
         )
     return names
 
@@ -183,7 +183,7 @@ def _values(data: ndarray, rest: Sequence[str]) -> Gaussians:
     )
     for start in range(0, total, ROWS):
         rows = slice(start, start + ROWS)
-        part = np.array(data[rows])
+        block = np.array(data[rows])
         for target, names in (
             (values.means, POSITION),
             (values.scales, SCALE),
@@ -191,10 +191,10 @@ def _values(data: ndarray, rest: Sequence[str]) -> Gaussians:
             (values.features_dc, DC),
         ):
             for index, name in enumerate(names):
-                target[rows, index] = part[name]
-        values.opacities[rows] = part["opacity"]
+                target[rows, index] = block[name]
+        values.opacities[rows] = block["opacity"]
         for index, name in enumerate(rest):
-            values.features_rest[rows, index % (len(rest) // 3), index // (len(rest) // 3)] = part[name]
+            values.features_rest[rows, index % (len(rest) // 3), index // (len(rest) // 3)] = block[name]
     return values
 
 
@@ -215,22 +215,24 @@ def _logits(path: Path, values: ndarray, kind: Opacity | None) -> ndarray:
 
 
 def _valid(path: Path, values: Gaussians, skip_invalid: bool) -> tuple[Gaussians, int]:
-    valid, wrong = np.ones(len(values), bool), []
+    valid, invalid = np.ones(len(values), bool), []
     for name in values.__dataclass_fields__:
         numbers: Any = getattr(values, name).reshape(len(values), -1)
-        fine = np.concatenate([np.isfinite(numbers[at : at + ROWS]).all(-1) for at in range(0, len(values), ROWS)])
+        usable = np.concatenate(
+            [np.isfinite(numbers[start : start + ROWS]).all(-1) for start in range(0, len(values), ROWS)]
+        )
         if name == "quats":
-            fine &= (numbers != 0).any(-1)
-        if not fine.all():
-            wrong.append(name)
-            valid &= fine
+            usable &= (numbers != 0).any(-1)
+        if not usable.all():
+            invalid.append(name)
+            valid &= usable
     count = int((~valid).sum())
     if not count:
         return values, 0
     if not skip_invalid:
         raise SA3DError(
-            f"{count} of {len(values)} splats in {path} have values ({', '.join(wrong)}) that are NaN, infinite or no "
-            "rotation: leave these splats out with --skip-invalid."
+            f"{count} of {len(values)} splats in {path} have values ({', '.join(invalid)}) that are NaN, infinite or "
+            "no rotation: leave these splats out with --skip-invalid."
         )
     if count == len(values):
         raise SA3DError(f"{path} holds no splats with valid values: train or export the scene again.")

@@ -1,4 +1,4 @@
-"""Quick pictures of Gaussians without a rasteriser of them: for the folder of a data set that has no photos."""
+"""Quick pictures of Gaussians, drawn without a splat rasteriser, for data sets without photos."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from sa3d_nerfstudio.splat_files.cameras import SplatCamera
 from sa3d_nerfstudio.splat_files.gaussians import Gaussians
 
 SHRUNK = 4
-"""Pictures are drawn so many times as small as they become."""
+"""Factor by which pictures are enlarged after drawing."""
 MANY = 150_000
-"""No more Gaussians than so many are drawn."""
+"""Largest number of Gaussians drawn."""
 LARGEST = 4
-"""Half of the side of the largest square, in pixels of what is drawn."""
+"""Half of the side of the largest square, in pixels before the enlargement."""
 
 
 class Preview:
-    """Draws each Gaussian as a square of one colour, nearest last.
+    """Drawings of a scene: each Gaussian is a square of one colour, nearest last.
 
     Args:
-        gaussians: The scene; those that can hardly be seen are left out.
+        gaussians: The scene; nearly transparent ones are left out.
     """
 
     def __init__(self, gaussians: Gaussians) -> None:
@@ -32,12 +32,12 @@ class Preview:
             share = MANY / len(rows)
             rows = np.sort(np.random.default_rng(0).choice(rows, MANY, replace=False))
         self.means = gaussians.means[rows].astype(np.float64)
-        # Those that are drawn cover for those that are not.
+        # Larger squares make up for the Gaussians that are not drawn.
         self.sizes = np.exp(np.minimum(gaussians.scales[rows], 80).mean(axis=1)) / np.sqrt(share)
         self.colors = (255 * gaussians[rows].colors).round().astype(np.uint8)
 
     def draw(self, camera: SplatCamera) -> UInt8[ndarray, "height width 3"]:
-        """The picture of a camera, at its full size, without lens distortion."""
+        """Draw the picture of a camera, at its full size, without lens distortion."""
         height, width = max(camera.height // SHRUNK, 1), max(camera.width // SHRUNK, 1)
         local = (self.means - camera.pose[:3, 3]) @ camera.pose[:3, :3]
         depth = np.negative(local[:, 2])
@@ -49,12 +49,12 @@ class Preview:
         half = np.clip(np.round(1.5 * self.sizes[rows] * camera.fx * scale), 0, LARGEST)
         near = (np.abs(x - width / 2) < width) & (np.abs(y - height / 2) < height)
         rows, x, y, half = rows[near], x[near].astype(int), y[near].astype(int), half[near].astype(int)
-        # Square by square in the order of depth: of pixels that are written to twice, the last value stays.
+        # Square by square in the order of depth: pixels that are written to twice keep the last value.
         offsets = np.stack(np.meshgrid(*[np.arange(-LARGEST, LARGEST + 1)] * 2), axis=-1).reshape(-1, 2)
         covered = np.abs(offsets).max(axis=1)[None] <= half[:, None]
-        which, offset = np.nonzero(covered)
-        across, down = x[which] + offsets[offset, 0], y[which] + offsets[offset, 1]
-        fits = (across >= 0) & (across < width) & (down >= 0) & (down < height)
+        square, offset = np.nonzero(covered)
+        columns, lines = x[square] + offsets[offset, 0], y[square] + offsets[offset, 1]
+        fits = (columns >= 0) & (columns < width) & (lines >= 0) & (lines < height)
         image = np.full((height, width, 3), 255, np.uint8)
-        image[down[fits], across[fits]] = self.colors[rows[which[fits]]]
+        image[lines[fits], columns[fits]] = self.colors[rows[square[fits]]]
         return cv2.resize(image, (camera.width, camera.height), interpolation=cv2.INTER_LINEAR)

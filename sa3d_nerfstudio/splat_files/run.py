@@ -1,4 +1,4 @@
-"""A nerfstudio run of splatfacto, made of Gaussians that another program has trained."""
+"""Nerfstudio runs of splatfacto, made of Gaussians that another program has trained."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from sa3d_nerfstudio.splat_files.gaussians import Gaussians
 from sa3d_nerfstudio.splat_files.previews import Preview
 
 STEP = 29_999
-"""The step that the checkpoint is named after: the last one of a training of splatfacto, as nerfstudio counts."""
+"""Step in the checkpoint's name: the last step of a training of splatfacto, as nerfstudio counts."""
 SOURCE = "splats"
-"""Entry of transforms.json that tells where the run comes from."""
+"""Entry of transforms.json that holds the :class:`ImportSource` of the run."""
 
 
 @dataclass
 class ImportSource:
-    """What an imported run remembers of its file, in its data set's transforms.json."""
+    """File that an imported run is made of, as recorded in its data set's transforms.json."""
 
     file: str
     """Name of the file."""
     sh_degree: int
     """Degree of its spherical harmonics; the run's own is at least 1."""
     up: tuple[float, float, float]
-    """Upwards in the frame of the file, and of the run."""
+    """Upward direction in the frame of the file, and of the run."""
     previews: tuple[str, ...]
-    """Names of the images that are no photos but quick drawings."""
+    """Names of the images that are quick drawings, not photos."""
 
     @classmethod
     def of(cls, transforms: dict[str, Any]) -> ImportSource | None:
-        """What a transforms.json says; None if the run was not imported."""
+        """The entry of a transforms.json; None if the run was not imported."""
         entry = transforms.get(SOURCE)
         if not isinstance(entry, dict):
             return None
@@ -65,31 +65,31 @@ def write_run(
     timestamp: str | None = None,
     progress: Callable[[Sequence[SplatCamera]], Any] = iter,
 ) -> Path:
-    """Write a run of splatfacto as ``ns-train`` leaves it, whose frame is that of the Gaussians.
+    """Write a run of splatfacto as ``ns-train`` leaves it, in the frame of the Gaussians.
 
-    Nothing is turned, scaled or left out. Cameras without a photo get a quick drawing of the scene in its place.
+    Nothing is rotated, scaled or left out. Cameras without a photo get a quick drawing of the scene.
 
     Args:
         gaussians: The scene.
         cameras: Its training views.
-        up: Upwards.
+        up: Upward direction.
         source: Name of the file that the Gaussians come from.
         output_dir: Folder of all runs.
         name: Folder of the scene's runs within it.
         timestamp: Folder of this run; by default the time.
-        progress: Goes through the cameras, and may say so.
+        progress: Iterates over the cameras, and may show the progress.
 
     Returns:
         The run's config.yml, which is written last.
 
     Raises:
-        SA3DError: There is such a run already, or no room for it.
+        SA3DError: The run exists already, or cannot be written.
     """
     config = _config(gaussians, output_dir, name, timestamp)
     folder = config.get_base_dir()
     if folder.exists():
         raise SA3DError(f"there is a run {folder} already: remove it, or give another --timestamp.")
-    size = sum(getattr(gaussians, part).nbytes for part in gaussians.__dataclass_fields__)
+    size = sum(getattr(gaussians, field).nbytes for field in gaussians.__dataclass_fields__)
     check_writable(folder, int(1.02 * size) + 300_000 * len(cameras))
     # Runs of sa3d are named after the folder of their data set.
     folder.joinpath(name, "images").mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def write_run(
 
 
 def run_name(path: Path) -> str:
-    """A folder's name for the scene of a file."""
+    """Folder name for the scene of a file."""
     stem = re.sub(r"(\.compressed)?\.[^.]+$", "", path.name)
     return re.sub(r"[^\w.-]+", "_", stem).strip("._")[:80] or "scene"
 
@@ -117,7 +117,7 @@ def _config(gaussians: Gaussians, output_dir: Path, name: str, timestamp: str | 
         config.timestamp = timestamp
     config.set_timestamp()
     datamanager: Any = config.pipeline.datamanager
-    # The frame stays as it is, every camera is a training view, and their images are as large as they are.
+    # The frame is kept, every camera is a training view, and images keep their size.
     datamanager.dataparser = NerfstudioDataParserConfig(
         orientation_method="none", center_method="none", auto_scale_poses=False, eval_mode="all", downscale_factor=1
     )
@@ -125,7 +125,7 @@ def _config(gaussians: Gaussians, output_dir: Path, name: str, timestamp: str | 
     model: Any = config.pipeline.model
     # At degree 0 splatfacto keeps colours in another form than splat files do.
     model.sh_degree = max(gaussians.sh_degree, 1)
-    # The few that are made at first are replaced by those of the checkpoint.
+    # The few random Gaussians of a new model are replaced by those of the checkpoint.
     model.random_init, model.num_random = True, 100
     return config
 
@@ -158,15 +158,15 @@ def _write_dataset(
     for camera in progress(cameras):
         if camera.photo is None:
             preview = preview or Preview(gaussians)
-            place = Path("images") / f"{Path(camera.name).with_suffix('') if '.' in camera.name else camera.name}.jpg"
-            (folder / place).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(preview.draw(camera)).save(folder / place, quality=85)
-            drawn.append(place.name)
+            image = Path("images") / f"{Path(camera.name).with_suffix('') if '.' in camera.name else camera.name}.jpg"
+            (folder / image).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(preview.draw(camera)).save(folder / image, quality=85)
+            drawn.append(image.name)
         else:
-            place = camera.photo.absolute()
+            image = camera.photo.absolute()
         frames.append(
             {
-                "file_path": place.as_posix(),
+                "file_path": image.as_posix(),
                 "w": camera.width,
                 "h": camera.height,
                 "fl_x": camera.fx,
@@ -177,5 +177,5 @@ def _write_dataset(
                 "transform_matrix": camera.pose.tolist(),
             }
         )
-    about = {"file": source, "sh_degree": gaussians.sh_degree, "up": [float(value) for value in up], "previews": drawn}
-    write_json(folder / "transforms.json", {"camera_model": cameras[0].model, SOURCE: about, "frames": frames})
+    entry = {"file": source, "sh_degree": gaussians.sh_degree, "up": [float(value) for value in up], "previews": drawn}
+    write_json(folder / "transforms.json", {"camera_model": cameras[0].model, SOURCE: entry, "frames": frames})

@@ -1,4 +1,4 @@
-"""Cameras for a scene that has none, placed by what its Gaussians fill and hide."""
+"""Cameras for a scene without cameras, placed by the space that its Gaussians fill and hide."""
 
 from __future__ import annotations
 
@@ -14,62 +14,61 @@ from sa3d_nerfstudio.splat_files.gaussians import Gaussians
 from sa3d_nerfstudio.splat_files.occupancy import NEAR, NearSurfaces, OccupancyGrid, dense_part, sphere
 
 Placement = Literal["auto", "around", "inside"]
-"""Where cameras may be: anywhere free, outside what is dense, or within a room."""
+"""Positions that cameras may have: all free ones, outside of the dense part, or within a room."""
 
 WIDTH, HEIGHT = 1008, 756
-"""Size of the images: segmenters work at 1008 pixels."""
+"""Size of the images in pixels: segmenters work at 1008 pixels."""
 ANGLE_AROUND, ANGLE_INSIDE = 60.0, 80.0
 """Horizontal angle of view in degrees, of cameras around a scene and of those in a room."""
 TARGETS = 6000
-"""How many Gaussians stand for all."""
+"""Largest number of Gaussians that stand for all as targets of visibility."""
 SEVERAL = 3
-"""How many views of each Gaussian are wanted."""
+"""Number of views wanted of each Gaussian."""
 FEWEST = 24
-"""Cameras at least, for views to prompt each other."""
+"""Least number of cameras, so that views prompt each other."""
 MOST = 160
-"""Cameras at most."""
+"""Largest number of cameras."""
 ENOUGH = 0.999
-"""Share of the Gaussians that can be seen, from which on no more cameras are added for the sake of a first view."""
+"""Share of the visible Gaussians with a view, from which on no cameras are added for first views."""
 ENOUGH_SEVERAL = 0.98
-"""The same, for several views of each."""
+"""The same, for several views of each Gaussian."""
 LITTLE = 0.001
-"""Share of the Gaussians of which a camera must give a view that is still wanted."""
+"""Least share of the Gaussians to which a camera must add a wanted view."""
 ENCLOSED = 0.6
-"""Share of directions that end on something, from which on a position is within a room."""
+"""Share of directions that end on solid cells, from which on a position is walled in."""
 HIDDEN = 0.02
-"""Share of what can be seen at all that can be seen from walled-in positions alone, if something is in them."""
+"""Least share of the visible targets that only walled-in positions see, unless they are in a hollow object."""
 OPEN = 0.9
-"""In a room without a ceiling, less than this share is seen from outside, looking in level."""
+"""Level views from outside see less than this share of the visible targets in a room without a ceiling."""
 LEVEL = 35.0
-"""How far up and down level views from outside may look, in degrees."""
+"""Largest elevation of level views from outside, up or down, in degrees."""
 
 
 @dataclass
 class PlacedCameras:
-    """Cameras, and what is known of how they see the scene."""
+    """Cameras, and their coverage of the scene."""
 
     cameras: list[SplatCamera]
     inside: bool
     """Whether the scene is a room, and all cameras are in it."""
     seen: float
-    """Share of the scene's dense part that at least one camera sees."""
+    """Share of the visible targets in the dense part that at least one camera sees."""
     seen_by_several: float
-    """Share that ``SEVERAL`` cameras see."""
+    """Share of them that ``SEVERAL`` cameras see."""
 
 
 def place_cameras(gaussians: Gaussians, up: Float[ndarray, "3"], placement: Placement = "auto") -> PlacedCameras:
-    """Place cameras so that every Gaussian that can be seen is seen by several.
+    """Place cameras so that several see every visible Gaussian.
 
-    Positions are tried on spheres around the scene's dense part and in the free space within it, none nearer to
-    anything solid than a few cells of an occupancy grid. The scene is a room if, from positions that are walled in,
-    nearly all can be seen that can be seen at all, and some of it cannot be seen from outside, or much of it not by
-    looking in level: then only those positions are used. An empty, closed room is no different from a hollow object,
-    and taken for one. Of all positions and directions those are chosen, one after another, that show most of what has
-    been seen by fewest.
+    Positions are tried on spheres around the scene's dense part and in the free space within it, at least a few cells
+    of an occupancy grid from solid cells. The scene is a room if walled-in positions see nearly all visible targets,
+    and positions outside do not see some of these, or level views from outside do not see many: then only walled-in
+    positions are used. An empty, closed room does not differ from a hollow object, and is taken for one. Positions and
+    directions are chosen greedily, by the most of those targets that the fewest cameras see.
 
     Args:
         gaussians: The scene.
-        up: Upwards in it, for cameras to stand upright.
+        up: Upward direction of the scene, for upright cameras.
         placement: Overrides the decision whether the scene is a room.
 
     Returns:
@@ -87,7 +86,7 @@ def place_cameras(gaussians: Gaussians, up: Float[ndarray, "3"], placement: Plac
     enclosed = np.array([grid.enclosure(point, sphere(64)) for point in within] or [0.0])[: len(within)] >= ENCLOSED
 
     if enclosed.any():
-        # One room, not what is hollow in it.
+        # One room, without the hollow objects in it.
         spaces = grid.space(within)
         room = max(
             set(spaces[enclosed]), key=lambda number: int(from_within[enclosed & (spaces == number)].any(0).sum())
@@ -103,7 +102,7 @@ def place_cameras(gaussians: Gaussians, up: Float[ndarray, "3"], placement: Plac
         level = from_around[np.abs(elevation) <= LEVEL].any(0).sum() / seeable
         inside = bool(walled_in.sum() / seeable >= 0.95 and (hidden >= HIDDEN or level < OPEN))
         if not inside and hidden < HIDDEN:
-            # Nothing is in there: these positions are within a hollow object.
+            # These positions see nothing more: they are within a hollow object.
             within, from_within = within[~enclosed], from_within[~enclosed]
             enclosed = enclosed[~enclosed]
     if inside and len(within):
@@ -128,7 +127,7 @@ def place_cameras(gaussians: Gaussians, up: Float[ndarray, "3"], placement: Plac
 
 
 def _targets(positions: ndarray, grid: OccupancyGrid) -> Float[ndarray, "num 3"]:
-    """Half of the targets as the Gaussians are spread, half as the space is that they fill."""
+    """Targets of visibility: half spread as the Gaussians are, half as the cells that they fill."""
     rng = np.random.default_rng(1)
     if len(positions) <= TARGETS:
         return positions
@@ -140,7 +139,7 @@ def _targets(positions: ndarray, grid: OccupancyGrid) -> Float[ndarray, "num 3"]
 
 
 def _upright(up: ndarray) -> Float[ndarray, "3 3"]:
-    """A frame with its third axis upwards; its axes are the columns."""
+    """Frame with its third axis upwards; the axes are the columns."""
     up = up / np.linalg.norm(up)
     side = np.eye(3)[np.argmin(np.abs(up))]
     side = np.cross(up, side) / np.linalg.norm(np.cross(up, side))
@@ -148,7 +147,7 @@ def _upright(up: ndarray) -> Float[ndarray, "3 3"]:
 
 
 def _positions_around(grid: OccupancyGrid, frame: ndarray) -> tuple[Float[ndarray, "num 3"], Float[ndarray, " num"]]:
-    """Free positions outside what is dense, and how high they stand above its middle, in degrees."""
+    """Free positions outside of the dense part, and their elevations above its middle, in degrees."""
     center, half = grid.bounds.mean(axis=0), (grid.bounds[1] - grid.bounds[0]) / 2
     radius = max(float(np.linalg.norm(half)), 2 * grid.cell)
     directions = sphere(72)
@@ -159,7 +158,7 @@ def _positions_around(grid: OccupancyGrid, frame: ndarray) -> tuple[Float[ndarra
 
 
 def _positions_within(grid: OccupancyGrid) -> Float[ndarray, "num 3"]:
-    """Free positions between what is dense, far from it and from each other."""
+    """Free positions within the dense part, far from solid cells and from each other."""
     widest = float(grid.distance.max()) * grid.cell
     points = grid.free_positions(max(2.5 * grid.cell, 0.15 * widest))
     if not len(points):
@@ -184,12 +183,12 @@ def _visible(
 def look_at(
     position: Float[ndarray, "3"], forward: Float[ndarray, "3"], up: Float[ndarray, "3"]
 ) -> Float[ndarray, "4 4"]:
-    """A camera's pose: to the world, from x to the right, y upwards, z backwards.
+    """Pose of a camera: camera to world; the camera's x points right, y up, z backwards.
 
     Args:
-        position: Where it is.
-        forward: Which way it looks.
-        up: Upwards in the world; if the camera looks along it, any upright will do.
+        position: Position of the camera in the world.
+        forward: Viewing direction in the world.
+        up: Upward direction in the world; ignored if the camera looks along it.
     """
     back = -np.asarray(forward, np.float64) / np.linalg.norm(forward)
     right = np.cross(up, back)
@@ -204,7 +203,7 @@ def look_at(
 def in_image(
     pose: Float[ndarray, "4 4"], points: Float[ndarray, "num 3"], focal: float, width: int, height: int
 ) -> Bool[ndarray, " num"]:
-    """Which points lie in front of a camera and within its image, seen or hidden."""
+    """Which points lie in front of a camera and within its image, hidden or not."""
     local = (points - pose[:3, 3]) @ pose[:3, :3]
     depth = -local[:, 2]
     fits = (np.abs(local[:, 0]) * focal <= width / 2 * depth) & (np.abs(local[:, 1]) * focal <= height / 2 * depth)
@@ -220,38 +219,38 @@ def _candidates(
     frame: ndarray,
     focal: float,
 ) -> tuple[Float[ndarray, "num 4 4"], Float[ndarray, "num targets"], Float[ndarray, " num"]]:
-    """Poses of cameras, how well each shows each target, and how welcome each is."""
+    """Poses of candidate cameras, how well each shows each target, and the weight of each."""
     center, size = targets.mean(axis=0), float(np.linalg.norm(grid.bounds[1] - grid.bounds[0]))
-    poses, shows, welcome = [], [], []
+    poses, shows, pose_weights = [], [], []
     for position, seen, weight in zip(positions, sees, weights, strict=True):
         outside = bool(((position < grid.bounds[0]) | (position > grid.bounds[1])).any())
         if outside:
-            ways = np.concatenate([[center], targets[:: len(targets) // 6 + 1]]) - position
+            directions = np.concatenate([[center], targets[:: len(targets) // 6 + 1]]) - position
         else:
             turns, tilts = np.radians(np.arange(0, 360, 45)), np.radians([-50, -20, 15, 50])
-            ways = (
+            directions = (
                 np.array([[np.cos(t) * np.cos(e), np.sin(t) * np.cos(e), np.sin(e)] for t in turns for e in tilts])
                 @ frame.T
             )
         distance = np.linalg.norm(targets - position, axis=1)
-        # What is nearer shows larger, until it fills the image.
-        sharp = np.clip(0.5 * size / np.maximum(distance, 1e-9), 0.2, 1.0) * seen
-        for way in ways:
-            pose = look_at(position, way, frame[:, 2])
-            # A little within the edges of the image.
-            shown = sharp * in_image(pose, targets, 1.05 * focal, WIDTH, HEIGHT)
-            if (shown > 0).mean() > 0.01:
+        # Targets show larger from nearer positions, until the scene fills the image.
+        detail = np.clip(0.5 * size / np.maximum(distance, 1e-9), 0.2, 1.0) * seen
+        for direction in directions:
+            pose = look_at(position, direction, frame[:, 2])
+            # The longer focal length keeps targets a little within the edges of the image.
+            visibility = detail * in_image(pose, targets, 1.05 * focal, WIDTH, HEIGHT)
+            if (visibility > 0).mean() > 0.01:
                 poses.append(pose)
-                shows.append(shown.astype(np.float32))
-                welcome.append(weight)
+                shows.append(visibility.astype(np.float32))
+                pose_weights.append(weight)
     if not poses:
         pose = look_at(center + size * frame[:, 0], -frame[:, 0], frame[:, 2])
         return pose[None], in_image(pose, targets, focal, WIDTH, HEIGHT)[None].astype(np.float32), np.ones(1)
-    return np.array(poses), np.array(shows), np.array(welcome)
+    return np.array(poses), np.array(shows), np.array(pose_weights)
 
 
 def _choose(poses: ndarray, shows: ndarray, weights: ndarray) -> tuple[list[int], ndarray]:
-    """Indices of cameras, and how many of them see each target that any candidate sees."""
+    """Indices of chosen cameras, and the number of them that see each target that any candidate sees."""
     seeable = (shows > 0).any(axis=0)
     shows = shows[:, seeable]
     counts = np.zeros(shows.shape[1], int)
@@ -267,7 +266,7 @@ def _choose(poses: ndarray, shows: ndarray, weights: ndarray) -> tuple[list[int]
             break
         chosen.append(best)
         counts += shows[best] > 0
-        # Not the same view again.
+        # Nearly the same view is not chosen again.
         near = np.linalg.norm(poses[:, :3, 3] - poses[best, :3, 3], axis=1) < 1e-6
         available &= ~(near & (poses[:, :3, 2] @ poses[best, :3, 2] > 0.93))
         available[best] = False
@@ -275,12 +274,12 @@ def _choose(poses: ndarray, shows: ndarray, weights: ndarray) -> tuple[list[int]
 
 
 def _chain(poses: ndarray) -> list[int]:
-    """An order in which each camera is near the one before it."""
-    places = poses[:, :3, 3] / max(float(np.ptp(poses[:, :3, 3], axis=0).max()), 1e-9)
-    features = np.concatenate([places, 0.3 * poses[:, :3, 2]], axis=1)
-    order, left = [0], set(range(1, len(poses)))
-    while left:
-        following = min(left, key=lambda index: float(np.linalg.norm(features[index] - features[order[-1]])))
-        order.append(following)
-        left.remove(following)
+    """Order in which each camera is near the one before it."""
+    positions = poses[:, :3, 3] / max(float(np.ptp(poses[:, :3, 3], axis=0).max()), 1e-9)
+    features = np.concatenate([positions, 0.3 * poses[:, :3, 2]], axis=1)
+    order, remaining = [0], set(range(1, len(poses)))
+    while remaining:
+        nearest = min(remaining, key=lambda index: float(np.linalg.norm(features[index] - features[order[-1]])))
+        order.append(nearest)
+        remaining.remove(nearest)
     return order

@@ -36,7 +36,7 @@ class PlacedPrompt:
 
     @property
     def expected_area(self) -> float:
-        """Pixels of the object by the prior, divided by the share of known pixels in and around it; 0 without a prior."""
+        """Pixels of the object by the prior, over the share of known pixels in and around it; 0 without a prior."""
         if self.probable is None or self.known is None:
             return 0.0
         area = float(self.probable.sum())

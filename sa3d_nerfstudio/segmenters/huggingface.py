@@ -75,7 +75,7 @@ class Sam2Segmenter:
     Args:
         model: The network, on its device.
         processor: Its processor, which prepares images and resizes logits.
-        dense_prompts: Whether a prompt's prior is a mask prompt, with a box around it.
+        dense_prompts: Whether a prompt's prior serves as mask prompt, with a box around it.
     """
 
     NAME = "SAM 2"
@@ -202,7 +202,7 @@ class Sam3Segmenter(Sam2Segmenter):
 class SamHQSegmenter(Sam2Segmenter):
     """Segmenter with SAM-HQ, which pads images to a square as SAM does.
 
-    It predicts one mask, as by its authors: the refinement is the same for all three, which then differ in little more
+    It predicts one mask, as its authors do: the refinement is the same for all three, which then differ in little more
     than their scores.
     """
 

@@ -74,7 +74,7 @@ def no_proposals(height: int, width: int) -> Candidates:
 def distinct(
     masks: Bool[Tensor, "num height width"], scores: Float[Tensor, " num"], iou: float = DUPLICATE_IOU
 ) -> list[int]:
-    """Non-maximum suppression of masks: indices of those that duplicate none with a higher score. None is empty."""
+    """Non-maximum suppression: indices of the masks that are not empty and duplicate none with a higher score."""
     flat = masks.flatten(1).float()
     areas = flat.sum(1)
     intersections = flat @ flat.T

@@ -48,7 +48,7 @@ class SamSegmenter:
 
         Args:
             model: The network, on its device.
-            dense_prompts: Whether a prompt's prior is SAM's dense mask prompt, with a box around it.
+            dense_prompts: Whether a prompt's prior serves as SAM's dense mask prompt, with a box around it.
             dtype: Precision of the encoder; by default that of :func:`encoder_dtype`.
         """
         self.model = model.eval().requires_grad_(False)

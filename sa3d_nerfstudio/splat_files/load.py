@@ -36,7 +36,7 @@ def read_splats(path: Path, opacity: Opacity | None = None, skip_invalid: bool =
         The Gaussians, and how many were left out.
 
     Raises:
-        SA3DError: The file does not exist, is of no known kind, or damaged; or ``splat-transform`` is not installed.
+        SA3DError: The file does not exist, is of no known kind, or is damaged; or ``splat-transform`` is not installed.
     """
     if not path.is_file():
         raise SA3DError(f"there is no splat file {path}: check the path.")

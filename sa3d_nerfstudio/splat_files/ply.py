@@ -48,7 +48,7 @@ def is_z_up(path: Path) -> bool:
 def read_ply(path: Path, opacity: Opacity | None = None, skip_invalid: bool = False) -> tuple[Gaussians, int]:
     """Read a 3DGS PLY: binary of either byte order, or text; spherical harmonics of any degree up to 4.
 
-    Other properties than those of Gaussians, such as normals, are not read.
+    Properties other than those of Gaussians, such as normals, are not read.
 
     Args:
         path: The file.
@@ -82,7 +82,7 @@ def write_ply(
     labels: Mapping[str, Int[ndarray, " num"]] | None = None,
     comments: Sequence[str] = (),
 ) -> None:
-    """Write a binary 3DGS PLY with the properties of Inria's, in the same order; normals are 0, as in those.
+    """Write a binary 3DGS PLY with the properties of Inria's files, in the same order; normals are 0, too.
 
     Args:
         path: The file.

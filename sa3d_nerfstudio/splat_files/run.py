@@ -33,7 +33,7 @@ SOURCE = "splats"
 
 @dataclass
 class ImportSource:
-    """File that an imported run is made of, as recorded in its data set's transforms.json."""
+    """Source of an imported run, as recorded in its data set's transforms.json."""
 
     file: str
     """Name of the file."""

@@ -48,7 +48,7 @@ def convert(source: Path, target: Path) -> None:
     with atomic_path(target) as temporary:
         # The program needs the full suffix, of which a temporary file has only the last part.
         output = temporary.with_name(f"{temporary.stem}{suffix}")
-        # SOG is compressed on a GPU or, more slowly, on the CPU.
+        # SOG is compressed on the CPU: more slowly than on a GPU, but without need of one.
         command = [program, "--quiet", "--overwrite", "--gpu", "cpu", str(source), str(output)]
         result = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         try:

@@ -25,7 +25,7 @@ TARGETS = 6000
 SEVERAL = 3
 """Number of views wanted of each Gaussian."""
 FEWEST = 24
-"""Least number of cameras, so that views prompt each other."""
+"""Least number of cameras, so that views can prompt each other."""
 MOST = 160
 """Largest number of cameras."""
 ENOUGH = 0.999
@@ -37,7 +37,7 @@ LITTLE = 0.001
 ENCLOSED = 0.6
 """Share of directions that end on solid cells, from which on a position is walled in."""
 HIDDEN = 0.02
-"""Least share of the visible targets that only walled-in positions see, unless they are in a hollow object."""
+"""Least share of the visible targets that only walled-in positions see, if these are not in a hollow object."""
 OPEN = 0.9
 """Level views from outside see less than this share of the visible targets in a room without a ceiling."""
 LEVEL = 35.0
@@ -64,7 +64,7 @@ def place_cameras(gaussians: Gaussians, up: Float[ndarray, "3"], placement: Plac
     of an occupancy grid from solid cells. The scene is a room if walled-in positions see nearly all visible targets,
     and positions outside do not see some of these, or level views from outside do not see many: then only walled-in
     positions are used. An empty, closed room does not differ from a hollow object, and is taken for one. Positions and
-    directions are chosen greedily, by the most of those targets that the fewest cameras see.
+    directions are chosen greedily, to show most of the targets that fewest cameras see.
 
     Args:
         gaussians: The scene.
@@ -102,7 +102,7 @@ def place_cameras(gaussians: Gaussians, up: Float[ndarray, "3"], placement: Plac
         level = from_around[np.abs(elevation) <= LEVEL].any(0).sum() / seeable
         inside = bool(walled_in.sum() / seeable >= 0.95 and (hidden >= HIDDEN or level < OPEN))
         if not inside and hidden < HIDDEN:
-            # These positions see nothing more: they are within a hollow object.
+            # These positions see hardly anything more: they are within a hollow object.
             within, from_within = within[~enclosed], from_within[~enclosed]
             enclosed = enclosed[~enclosed]
     if inside and len(within):

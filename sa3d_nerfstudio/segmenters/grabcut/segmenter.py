@@ -158,7 +158,7 @@ def _fitting(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def _distance(cues: Cues, prompt: PlacedPrompt) -> Map:
-    """Geodesic distance of each pixel from the points and the prior of a prompt; crossing edges is long.
+    """Geodesic distance of each pixel from the positive points and the prior of a prompt; edges are far to cross.
 
     For a box alone, the distance from the box's centre; 1 at its border.
     """

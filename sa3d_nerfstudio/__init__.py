@@ -16,7 +16,7 @@ __all__ = ["Run", "SA3DError", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for only then: nerfstudio imports this package for every command that it runs."""
+    """Import public names on first access: nerfstudio imports this package for every command that it runs."""
     if name in ("Run", "load"):
         from sa3d_nerfstudio import api
 

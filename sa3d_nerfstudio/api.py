@@ -1,4 +1,4 @@
-"""Segmenting from Python: load a run, prompt, segment, look, save."""
+"""Python interface: load a run, prompt, segment, render, save."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def load(
     Args:
         run: The run's folder, its checkpoint folder, or its config.yml. Code that config.yml names is run, as in
             nerfstudio itself.
-        step: Which checkpoint; the newest by default.
-        data: The data set, if it has moved.
-        device: "cuda" or "cpu"; by default CUDA where there is one.
-        output_dir: Where :meth:`Run.save` makes the new run's folder.
-        options: Any other field of :class:`~sa3d_nerfstudio.pipeline.SA3DPipelineConfig`, such as
+        step: Step of the checkpoint; the newest by default.
+        data: Path of the data set, if it has moved.
+        device: "cuda" or "cpu"; by default CUDA where it is available.
+        output_dir: Parent of the folder that :meth:`Run.save` makes for the new run.
+        options: Other fields of :class:`~sa3d_nerfstudio.pipeline.SA3DPipelineConfig`, such as
             ``segmenter="grabcut"`` or ``working_size=320``.
 
     Raises:
-        SA3DError: The run cannot be used; the message says why, and what to do.
+        SA3DError: The run cannot be used; the message names the reason and the remedy.
     """
     allow_nerfstudio_checkpoints()
     config = default_config()
@@ -59,7 +59,7 @@ def load(
             raise SA3DError(f"there is no option {name}: see the fields of SA3DPipelineConfig.")
         setattr(config.pipeline, name, value)
     config.set_timestamp()
-    # Of several processes on a machine, each has its own GPU.
+    # Each of several processes on a machine has one GPU.
     on_cuda = config.machine.device_type == "cuda" and torch.cuda.is_available()
     trainer = SA3DTrainer(config, local_rank=torch.cuda.current_device() if on_cuda else 0)
     trainer.restore()
@@ -67,7 +67,7 @@ def load(
 
 
 class Run:
-    """A loaded run: prompt an object, segment it, look at it, save."""
+    """Loaded run: prompt an object, segment it, render it, save."""
 
     def __init__(self, trainer: SA3DTrainer) -> None:
         self._trainer = trainer
@@ -95,25 +95,25 @@ class Run:
         box_index: int | None = None,
         candidate: CandidateName = "auto",
     ) -> Bool[Tensor, "height width"]:
-        """Point at an object in one training view. More views may be prompted before :meth:`segment` is called.
+        """Prompt an object in one training view. Several views may be prompted before :meth:`segment` is called.
 
         Args:
-            view: The image's file name, or its index among the training views; words alone are looked for in several
-                from all around.
+            view: File name of the image, or index of the training view; without it, words are looked for in several
+                views from all around.
             points: (x, y) pairs on the object, in pixels of the original image from the top left.
-            negative_points: (x, y) pairs on something else.
-            box: x0, y0, x1, y1 around the object.
+            negative_points: (x, y) pairs beside the object, likewise.
+            box: x0, y0, x1, y1 around the object, likewise.
             name: Name of the object; a new name begins a new object.
             text: Words for the object, such as "a mug", instead of a box.
-            box_index: Which place to take if the words fit several, and not the best.
-            candidate: Which mask to take where the segmenter answers with several: its own choice, or the "small",
-                "medium" or "large" one.
+            box_index: Index of the box, from 0, if the words match several; the best match by default.
+            candidate: Candidate to take where the segmenter returns several: the one that it prefers ("auto"), or the
+                "small", "medium" or "large" one.
 
         Returns:
             The 2D mask, at the working size.
 
         Raises:
-            SA3DError: The view is unknown, or the prompt selects nothing, or the words fit nothing.
+            SA3DError: The view is unknown, the prompt selects nothing, or the words match nothing.
         """
         views = self.pipeline.views
         if view is None and (text is None or len(np.asarray(points)) or len(np.asarray(negative_points))):
@@ -135,7 +135,7 @@ class Run:
         return self._session.mask_of(index)
 
     def segment(self) -> SessionReport:
-        """Lift what has been prompted to 3D, view after view, until it stops changing.
+        """Lift the prompted object to 3D, view after view, until it stops changing.
 
         Raises:
             SA3DError: Nothing has been prompted.
@@ -147,21 +147,21 @@ class Run:
         return report
 
     def segment_everything(self) -> SceneReport:
-        """Take the whole scene apart: all objects that the segmenter proposes, or the rest of them.
+        """Segment all objects of the scene that the segmenter proposes, or those that remain of an earlier job.
 
-        What bounds it are the options ``everything_*`` of :func:`load`. Objects are there one by one, as they are
-        finished; those that are parts or wholes of others are hidden.
+        The options ``everything_*`` of :func:`load` bound the job. Each object is added when it is finished; parts and
+        wholes of shown objects are hidden.
 
         Returns:
-            What came of it.
+            Report of the job.
         """
         return take_apart(self.pipeline, self.pipeline.make_segmenter())
 
     def mask(self, camera: Cameras | str | int) -> Float[Tensor, "height width"]:
-        """The objects' probability as any camera sees it.
+        """Render the probability of the objects for any camera.
 
         Args:
-            camera: One nerfstudio camera, of any size, or a training view's name or index, at its full size.
+            camera: One nerfstudio camera of any size, or name or index of a training view, rendered at full size.
         """
         if not isinstance(camera, Cameras):
             index = self.pipeline.views.find(camera)
@@ -171,14 +171,14 @@ class Run:
             return self.pipeline.model.render_mask(trace).reshape(trace.height, trace.width)
 
     def render(self, camera: Cameras) -> dict[str, Tensor]:
-        """All outputs as one camera sees them, the object alone and the scene without it included."""
+        """Render all outputs for one camera, the object alone and the scene without it included."""
         return self.pipeline.model.get_outputs_for_camera(camera.to(self.pipeline.device))
 
     def save(self, output_dir: str | Path | None = None) -> Path:
         """Write the run as ``ns-train sa3d`` would, and return its config.yml for nerfstudio's other tools.
 
         Args:
-            output_dir: Where to make the run's folder, if not where :func:`load` was told.
+            output_dir: Parent of the run's folder; by default that given to :func:`load`.
         """
         if output_dir is not None:
             self._trainer.config.output_dir = Path(output_dir)

@@ -13,7 +13,7 @@ class SA3DError(Exception):
     """An error that a user can fix. Its message is one sentence that names the remedy."""
 
     is_of_rank = False
-    """Whether it is about one of several processes; others are the same in all of them."""
+    """Whether the error concerns one of several processes; other errors occur in all of them alike."""
 
 
 class MissingWeightsError(SA3DError):
@@ -21,7 +21,7 @@ class MissingWeightsError(SA3DError):
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """Another library's error as part of a sentence of ours: one line, no final stop, at most `limit` characters."""
+    """Another library's error as part of a sentence: one line, no final stop, cut after `limit` characters."""
     text = " ".join(str(error).split()).rstrip(".")
     text = "".join(character for character in text if character.isprintable())
     return f"{text[:limit]}..." if len(text) > limit else text or type(error).__name__
@@ -37,7 +37,7 @@ def end_in_a_sentence() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         if isinstance(error, SA3DError):
-            # torchrun starts several processes on a machine, and one of them says what all would.
+            # torchrun starts several processes on a machine; one of them prints the error of all.
             if error.is_of_rank or os.environ.get("LOCAL_RANK", "0") == "0":
                 print(f"error: {error}", file=sys.stderr)
         elif (sentence := sentence_of_process(error)) is not None:
@@ -49,17 +49,17 @@ def end_in_a_sentence() -> None:
 
 
 def sentence_of_process(error: BaseException) -> str | None:
-    """What ended one of the processes that torch has started for nerfstudio, as a sentence; None if that is no fault
-    of a user's or the machine's.
+    """Sentence about the end of a process that torch has started for nerfstudio; None if neither the user nor the
+    machine is the cause.
 
     Args:
-        error: What ``torch.multiprocessing`` raises in the process that has started them: with the text of the
-            traceback, or the signal.
+        error: Error that ``torch.multiprocessing`` raises in the parent process, with the text of the traceback or the
+            signal.
     """
     kind = f"{type(error).__module__}.{type(error).__name__}"
     if kind == "torch.multiprocessing.spawn.ProcessRaisedException":
-        found = re.findall(r"^sa3d_nerfstudio\.[\w.]+: (.+)", str(error), flags=re.MULTILINE)
-        return found[-1] if found else None
+        sentences = re.findall(r"^sa3d_nerfstudio\.[\w.]+: (.+)", str(error), flags=re.MULTILINE)
+        return sentences[-1] if sentences else None
     if kind == "torch.multiprocessing.spawn.ProcessExitedException":
         process, name = getattr(error, "error_index", "?"), getattr(error, "signal_name", None)
         how = f"was ended by {name}: look for a lack of memory there" if name else "has ended"

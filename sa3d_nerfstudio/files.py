@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, pixels as bytes, and digests."""
+"""Files written whole or not at all, pixels as bytes, and digests."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _CLEANED: set[tuple[int, Path]] = set()
 
 @contextmanager
 def atomic_path(path: Path, sync: bool = True) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the context ends without an error.
+    """Temporary path beside ``path``, moved to ``path`` when the context ends without an error.
 
     Temporary files of killed processes in its folder are removed.
 
     Args:
-        path: The file to write; its folder is made if need be.
-        sync: Whether to wait until it is on the disk, so that it is there even if the machine stops right afterwards.
+        path: The file to write; its folder is made if it is missing.
+        sync: Whether to wait until the file is on the disk, so that it survives if the machine stops right afterwards.
 
     Raises:
-        SA3DError: It cannot be written: no room, no permission, no such drive.
+        SA3DError: The file cannot be written: no room, no permission, no such drive.
     """
     path = Path(path)
     temporary = path.with_name(_temporary_name(path, os.getpid()))
@@ -61,7 +61,7 @@ def atomic_path(path: Path, sync: bool = True) -> Iterator[Path]:
 
 
 def cannot_write(path: Path, error: BaseException) -> SA3DError:
-    """The sentence for a file that cannot be written."""
+    """Error for a file that cannot be written."""
     reason = (getattr(error, "strerror", None) or one_line(error)).rstrip(".")
     return SA3DError(f"{path} cannot be written ({reason}): make room there, or choose another folder.")
 
@@ -70,11 +70,11 @@ def check_writable(folder: Path, num_bytes: int = 0) -> None:
     """Check, before work begins, that a folder can be made and written to. No file is left.
 
     Args:
-        folder: Need not exist yet.
+        folder: The folder; it need not exist yet.
         num_bytes: Bytes that are about to be written.
 
     Raises:
-        SA3DError: It cannot, or there is not enough room.
+        SA3DError: The folder cannot be written to, or has too little room.
     """
     existing = Path(os.path.abspath(folder))
     while not os.path.lexists(existing):
@@ -93,24 +93,24 @@ def check_writable(folder: Path, num_bytes: int = 0) -> None:
 
 
 def _temporary_name(path: Path, process: int) -> str:
-    # The suffix is kept last, for image writers choose the format by it. nerfstudio reads a number between the first
-    # "-" and the first "." of every name in a checkpoint folder and takes the largest: this one's is 0.
+    # The suffix stays last, since image writers choose the format by it. nerfstudio reads a number between the first
+    # "-" and the first "." of every name in a checkpoint folder and takes the largest: here it is 0.
     return f"saving-0.{path.stem}.{process}{path.suffix}"
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Once for each process and folder: a folder may hold thousands of images."""
+    """Remove temporary files of killed processes, once a process and folder: a folder may hold thousands of images."""
     if (os.getpid(), folder) in _CLEANED:
         return
     _CLEANED.add((os.getpid(), folder))
-    for other in folder.iterdir():
-        match = _TEMPORARY.fullmatch(other.name)
+    for file in folder.iterdir():
+        match = _TEMPORARY.fullmatch(file.name)
         if match and not is_running(int(match[1])):
-            other.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
 
 
 def is_running(process: int) -> bool:
-    """Whether a process of this machine runs; one that has ended and is still to be waited for does not."""
+    """Whether a process of this machine runs; one that has ended but has not been waited for (a zombie) does not."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -118,7 +118,7 @@ def is_running(process: int) -> bool:
     except PermissionError:
         return True
     try:
-        # The state follows the name, which is in brackets and may hold anything.
+        # The state follows the name, which is in brackets and may hold any characters.
         return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except (OSError, IndexError):
         return True
@@ -136,14 +136,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """Read a JSON file that holds an object.
 
     Args:
         path: The file.
-        what: What it should be, for messages.
+        what: Kind of file, for messages.
 
     Raises:
-        SA3DError: It is missing, or holds something else.
+        SA3DError: The file is missing, or holds no JSON object.
     """
     try:
         content = json.loads(path.read_text("utf8"))
@@ -157,7 +157,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, for people to read too."""
+    """Write JSON, indented for human readers."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", "utf8")
 
@@ -169,7 +169,7 @@ def write_png(path: Path, pixels: NDArray[np.unsignedinteger]) -> None:
 
 
 PLY_TYPES = {"f4": "float", "u1": "uchar", "i4": "int"}
-"""What PLY calls numpy's types."""
+"""PLY's names of numpy's types."""
 
 
 def write_ply(path: Path, properties: Mapping[str, NDArray[Any]], comments: Sequence[str] = ()) -> None:
@@ -202,7 +202,7 @@ def to_bytes(rgb: Float[Tensor, "height width 3"]) -> UInt8[np.ndarray, "height 
 
 def digest(parts: Iterable[Any]) -> str:
     """A digest of texts, numbers and tensors: 32 hexadecimal digits."""
-    import torch  # slow, and files are written without it too
+    import torch  # slow, and not needed to write files
 
     sums = hashlib.blake2b(digest_size=16)
     for part in parts:

@@ -1,4 +1,4 @@
-"""Memory: chunks that are halved when the GPU's is full, and what values take of it."""
+"""GPU memory: caches and chunks that shrink when it is full, and the size of values."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.terminal import say
 
 FEWEST_RAYS = 64
-"""Size of the smallest chunk."""
+"""Rays of the smallest chunk."""
 MOST_RAYS = 1 << 18
-"""Chunks are raised no further than this: kernels are large enough by then to be worth their launches."""
+"""Rays of the largest chunk made by doubling: kernels of that size are worth their launches."""
 
 OUT_OF_MEMORY = ("out of memory", "out_of_memory", "alloc_failed")
-"""In lower case, what libraries beside torch say in errors that have no class of their own: the allocator of
+"""Lower-case phrases of errors without a class of their own, from libraries beside torch: the allocator of
 tiny-cuda-nn, the CUDA driver, cuBLAS and cuDNN."""
 
 Item = TypeVar("Item")
@@ -30,22 +30,22 @@ Result = TypeVar("Result")
 
 
 class Reclaimable(Protocol):
-    """What holds memory that can be had back, such as a cache."""
+    """Holder of memory that can be reclaimed, such as a cache."""
 
     def reclaim(self) -> int:
-        """Let go of some of it, and take up no more than what is left from now on; how many bytes it was."""
+        """Release some memory, hold no more than the remainder from now on, and return the bytes released."""
         ...
 
 
 @dataclass
 class Chunk:
-    """How much is worked on at a time where no model's configuration says so; see :func:`with_smaller_chunks`."""
+    """Chunk size of work that has no model configuration; see :func:`with_smaller_chunks`."""
 
     eval_num_rays_per_chunk: int
 
 
 LIFTED = Chunk(1 << 17)
-"""Rays whose masks are rendered or lifted at a time on CUDA: at ten atoms a ray and eight corners each, 0.3 GB."""
+"""Rays whose masks are rendered or lifted at a time on CUDA: 0.3 GB at ten atoms a ray, eight corners an atom."""
 
 _RECLAIMABLE: weakref.WeakSet[Any] = weakref.WeakSet()
 _LIMITS: dict[int, tuple[Any, _Limits]] = {}
@@ -54,24 +54,24 @@ _SAID: set[str] = set()
 
 @dataclass
 class _Limits:
-    """What has been found out about chunks or batches."""
+    """Limits learnt for chunks or batches."""
 
     at_first: int = 0
-    """The chunk before any was raised."""
+    """Chunk size before the first doubling; 0 if there was none."""
     too_large: int = 1 << 62
-    """The smallest that has not, or must not be tried."""
+    """Smallest size that has not fitted, or must not be tried."""
 
 
 def reclaim_from(holder: Reclaimable) -> None:
-    """Ask this holder, too, as long as it lives, where memory runs out."""
+    """Register a holder, whose memory :func:`reclaim` releases as long as the holder lives."""
     _RECLAIMABLE.add(holder)
 
 
 def reclaim() -> int:
-    """Let go of memory that is held to save time: the caches shrink.
+    """Shrink the caches, whose memory is held only to save time.
 
     Returns:
-        How many bytes they let go of.
+        Number of bytes released.
     """
     num_bytes = sum(holder.reclaim() for holder in list(_RECLAIMABLE))
     if torch.cuda.is_available():
@@ -82,17 +82,17 @@ def reclaim() -> int:
 
 
 def within_memory(work: Callable[[], Result], remedy: str) -> Result:
-    """Do what cannot be done in smaller pieces; where memory runs out, caches shrink, and it is tried again.
+    """Do work that cannot be split; where memory runs out, shrink the caches and try again.
 
     Args:
         work: Called without arguments. It must leave nothing half done where it runs out of memory.
-        remedy: What to do where it does not fit; goes into the message.
+        remedy: Remedy if the work does not fit; a part of the message.
 
     Returns:
-        What the work returned.
+        Result of the work.
 
     Raises:
-        SA3DError: It does not fit into the GPU's memory.
+        SA3DError: The work does not fit into the GPU's memory.
     """
     while True:
         try:
@@ -101,7 +101,7 @@ def within_memory(work: Callable[[], Result], remedy: str) -> Result:
             if not is_out_of_memory(error):
                 raise
             failed = error.with_traceback(None)
-        # Not in the handler, where the traceback still holds the tensors that did not fit.
+        # Outside of the handler, where the traceback still holds the tensors that did not fit.
         if not reclaim():
             raise SA3DError(f"the GPU's memory is full: {remedy}.") from failed
 
@@ -109,18 +109,18 @@ def within_memory(work: Callable[[], Result], remedy: str) -> Result:
 def map_chunks(config: Any, num_rays: int, function: Callable[[slice], Result], on_cuda: bool = False) -> list[Result]:
     """Apply a function to consecutive chunks of rays.
 
-    When memory runs out, caches shrink, then chunks, and it goes on. On CUDA, where many small chunks leave the device
-    idle, chunks are doubled as long as they fit.
+    When memory runs out, caches shrink, then chunks, and the work continues. On CUDA, where many small chunks leave
+    the device idle, chunks are doubled as long as they fit.
 
     Args:
-        config: A model's configuration. Its ``eval_num_rays_per_chunk`` is the chunk's number of rays; it keeps the
-            size that fitted.
-        num_rays: How many rays there are.
-        function: Is given the range of a chunk.
-        on_cuda: Whether the work is done there.
+        config: Model configuration. Its ``eval_num_rays_per_chunk`` is the number of rays per chunk; it keeps the size
+            that fitted.
+        num_rays: Number of rays.
+        function: Called with the range of each chunk.
+        on_cuda: Whether the work is done on CUDA.
 
     Returns:
-        What the function returned for each chunk, in order.
+        Result for each chunk, in order.
 
     Raises:
         SA3DError: Not even the smallest chunk fits.
@@ -142,7 +142,7 @@ def map_chunks(config: Any, num_rays: int, function: Callable[[slice], Result], 
 
 
 def _raise_chunk(config: Any) -> None:
-    """A whole chunk has fitted: try twice as many rays, unless so many have failed."""
+    """Double the chunk size after a full chunk has fitted, unless the double has failed or is too large."""
     limits, rays = _limits(config), config.eval_num_rays_per_chunk
     limits.at_first = limits.at_first or rays
     if 2 * rays < min(limits.too_large, MOST_RAYS + 1):
@@ -150,9 +150,9 @@ def _raise_chunk(config: Any) -> None:
 
 
 def with_smaller_chunks(config: Any, attempt: Callable[[], Result]) -> Result:
-    """Call a function that reads ``config.eval_num_rays_per_chunk``, halved each time memory runs out.
+    """Call a function that reads ``config.eval_num_rays_per_chunk``, which is halved each time memory runs out.
 
-    Caches shrink first, but for a chunk that has been raised.
+    Caches shrink first, unless the chunk had been doubled.
 
     Raises:
         SA3DError: Not even the smallest chunk fits.
@@ -164,7 +164,7 @@ def with_smaller_chunks(config: Any, attempt: Callable[[], Result]) -> Result:
             if not is_out_of_memory(error):
                 raise
             failed = error.with_traceback(None)
-        # Not in the handler, where the traceback still holds the tensors that did not fit.
+        # Outside of the handler, where the traceback still holds the tensors that did not fit.
         limits, rays = _limits(config), config.eval_num_rays_per_chunk
         raised = 0 < limits.at_first < rays
         if not raised and reclaim():
@@ -186,15 +186,15 @@ def with_smaller_chunks(config: Any, attempt: Callable[[], Result]) -> Result:
 
 
 def map_batches(owner: Any, items: Sequence[Item], function: Callable[[Sequence[Item]], list[Result]]) -> list[Result]:
-    """Apply a function to as many items at once as fit into memory, which is remembered for their owner.
+    """Apply a function to as many items at once as fit into memory; this number is remembered for their owner.
 
     Args:
-        owner: For example the network that is applied.
-        items: All of them.
-        function: Is given some, and returns a result for each.
+        owner: Object whose limit is remembered, such as the network that is applied.
+        items: All items.
+        function: Called with some items; returns one result for each.
 
     Raises:
-        RuntimeError: Not even one fits.
+        RuntimeError: Not even one item fits.
     """
     limits = _limits(owner)
     results: list[Result] = []
@@ -216,7 +216,7 @@ def map_batches(owner: Any, items: Sequence[Item], function: Callable[[Sequence[
 
 
 def _limits(config: Any) -> _Limits:
-    """Kept beside a configuration, not in it: that is written to files, and stands for what a model renders."""
+    """Limits beside a configuration, not in it: configurations are written to files, and identify cached renders."""
     return _LIMITS.setdefault(id(config), (config, _Limits()))[1]
 
 
@@ -228,25 +228,25 @@ def say_once(sentence: str) -> None:
 
 
 def size_of(value: Any) -> int:
-    """Bytes of the tensors and arrays in a value, in its attributes, and in what these hold."""
-    own = getattr(value, "num_bytes", None)
-    if isinstance(own, int):
-        return own
+    """Bytes of the tensors and arrays in a value, its attributes included, recursively."""
+    num_bytes = getattr(value, "num_bytes", None)
+    if isinstance(num_bytes, int):
+        return num_bytes
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, np.ndarray):
         return value.nbytes
     if isinstance(value, Mapping):
-        return sum(size_of(each) for each in value.values())
+        return sum(size_of(item) for item in value.values())
     if isinstance(value, (tuple, list)):
-        return sum(size_of(each) for each in value)
+        return sum(size_of(item) for item in value)
     if dataclasses.is_dataclass(value):
-        return sum(size_of(getattr(value, each.name)) for each in dataclasses.fields(value))
+        return sum(size_of(getattr(value, field.name)) for field in dataclasses.fields(value))
     return 64
 
 
 def free_bytes(device: torch.device | str) -> int | None:
-    """Memory that is to be had on a device: what no program uses, and what torch keeps without using it."""
+    """Bytes available on a device: free memory, and memory that torch reserves without using it; None if unknown."""
     device = torch.device(device)
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

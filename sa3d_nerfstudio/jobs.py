@@ -1,4 +1,4 @@
-"""Which objects of a run are finished, and what a continued run still has to do, of a whole scene too."""
+"""Finished and remaining objects of a run, those of a whole-scene job included."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _NO_PART_OF_A_JOB = frozenset(
 
 
 def job_digest(prompts: ObjectPrompts, config: SA3DPipelineConfig, working_size: int) -> str:
-    """Checksum of an object's prompts and of all settings: equal ones give equal objects.
+    """Checksum of an object's prompts and of the settings that affect it: equal checksums mean equal objects.
 
     Args:
         prompts: The object's prompts.
         config: The settings.
-        working_size: Longer side of the images, which the settings may leave to the machine: an object that has been
-            segmented in the small images of a CPU is not what a GPU would make of it.
+        working_size: Longer side of the images, which the settings may leave to the machine: objects segmented in the
+            small images of a CPU differ from those of a GPU.
     """
     settings = {
         field.name: str(getattr(config, field.name))
@@ -55,11 +55,11 @@ def job_digest(prompts: ObjectPrompts, config: SA3DPipelineConfig, working_size:
 
 
 def unfinished_run(folder: Path, base_checkpoint: Path) -> BaseRun | None:
-    """The sa3d run in the folder of a new one, if both have the same base run.
+    """Find the sa3d run in the folder of a new one, if both have the same base run.
 
     Args:
-        folder: Where the new run will be.
-        base_checkpoint: What it segments.
+        folder: Folder of the new run.
+        base_checkpoint: Checkpoint of its base run.
     """
     if not (folder / "config.yml").is_file():
         return None
@@ -87,22 +87,22 @@ def print_progress_so_far(kept: Sequence[str], to_do: Sequence[str], there: Sequ
 
 
 SAVING_SHARE = 0.05
-"""Share of the time that saving may take: where a checkpoint is large, several objects are finished between two."""
+"""Largest share of the time for saving: with a large checkpoint, several objects are finished between two saves."""
 
 
 def scene_digest(config: SA3DPipelineConfig, working_size: int) -> str:
-    """What a scene is taken apart by, all settings but the bounds, as a checksum; see :func:`job_digest`."""
+    """Checksum of a whole-scene job's settings except its bounds; see :func:`job_digest`."""
     settings = job_digest(ObjectPrompts("everything"), config, working_size)
     words = [config.everything_text] if config.everything_text else []
     return digest([settings, config.everything_views, config.everything_min_share, *words])
 
 
 class SceneJob:
-    """A scene that is being taken apart in a run.
+    """Job that segments all objects of a run's scene.
 
-    ``masks.scene`` holds what a checkpoint needs for the job to go on: ``job``, a checksum of the settings; ``names``
-    of the objects that it has found; ``tried``, the proposals that need not be looked at again, as pairs of view and
-    number; and whether it is ``done``.
+    ``masks.scene`` is the state in checkpoints from which the job continues: ``job``, a checksum of the settings;
+    ``names`` of the objects found; ``tried``, the proposals that need not be tried again, as pairs of view and number;
+    and ``done``, whether the job is finished.
 
     Args:
         pipeline: The run.
@@ -119,30 +119,30 @@ class SceneJob:
 
     @property
     def is_done(self) -> bool:
-        """Whether the run holds all that would come of it."""
+        """Whether the run holds all objects of this job already."""
         return bool(self.masks.scene.get("done")) and self.is_same and not self.pipeline.config.redo
 
     @property
     def is_same(self) -> bool:
-        """Whether what the run holds of such a job was made with the same settings."""
+        """Whether the job saved in the run had the same settings."""
         return self.masks.scene.get("job") == self.digest
 
     def begin(self, segmenter: Segmenter) -> SceneSegmentation:
-        """The scene, with all objects that stay; those that the job found with other settings are dropped."""
+        """Begin or resume the job with the run's objects; those that a job with other settings found are dropped."""
         masks = self.masks
         if not self.is_same or self.pipeline.config.redo:
             for name in masks.scene.get("names", ()):
-                # One that was worked on meanwhile is the user's.
+                # Objects edited since are not marked as finished, and belong to the user.
                 if name in masks and name in masks.finished:
                     del masks[name]
             masks.scene = {}
         scene = self.pipeline.scene(segmenter)
-        there = {name: masks[name] for name in masks.names if masks[name].holds_object(masks.threshold)}
-        scene.resume(there, [(view, index) for view, index in masks.scene.get("tried", ())])
+        fields = {name: masks[name] for name in masks.names if masks[name].holds_object(masks.threshold)}
+        scene.resume(fields, [(view, index) for view, index in masks.scene.get("tried", ())])
         return scene
 
     def keep(self, scene: SceneSegmentation, found: SceneObject) -> None:
-        """Take up an object, and say in the run how far the job is by now."""
+        """Add an object to the run, and record the job's progress there."""
         masks = self.masks
         if found.name not in masks:
             masks[found.name] = found.field
@@ -150,7 +150,7 @@ class SceneJob:
         self.note(scene)
 
     def note(self, scene: SceneSegmentation) -> None:
-        """Say in the run how far the job is by now, and hide what is a part or a whole of objects that are shown."""
+        """Record the job's progress in the run, and hide parts and wholes of shown objects."""
         masks = self.masks
         names = [name for name in scene.objects if masks.finished.get(name) == self.digest]
         done = scene.report.ending == "nothing is left"
@@ -161,11 +161,11 @@ class SceneJob:
 
 
 def take_apart(pipeline: SA3DPipeline, segmenter: Segmenter) -> SceneReport:
-    """Take a run's scene apart, without a word.
+    """Segment all objects of a run's scene, or those that remain, without output.
 
     Args:
         pipeline: The run; objects that it holds already are kept, and count as explained.
-        segmenter: Proposes objects, and segments them in all views.
+        segmenter: Segmenter that proposes objects, and segments them in all views.
     """
     job = SceneJob(pipeline)
     if job.is_done:
@@ -181,16 +181,16 @@ def take_apart(pipeline: SA3DPipeline, segmenter: Segmenter) -> SceneReport:
 def run_scene_job(
     pipeline: SA3DPipeline, segmenter: Callable[[], Segmenter], save: Callable[[], None], console: Console
 ) -> SceneReport | None:
-    """Take a run's scene apart, or go on with that, under a progress bar.
+    """Segment all objects of a run's scene, or those that remain, under a progress bar.
 
     Args:
         pipeline: The run; objects that it holds already are kept, and count as explained.
-        segmenter: Builds the segmenter, where there is anything to do.
-        save: Writes the run as it is.
-        console: Where it is told.
+        segmenter: Builds the segmenter; called only if the job is not finished.
+        save: Writes the run in its present state.
+        console: Console for the progress and the report.
 
     Returns:
-        What came of it; None where it had been finished before.
+        Report of the job; None if it had been finished before.
     """
     job = SceneJob(pipeline)
     if job.is_done:

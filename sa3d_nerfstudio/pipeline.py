@@ -1,4 +1,4 @@
-"""The pipeline: the base run's data and frozen model, with masks, and the jobs that fill them."""
+"""Pipeline: the base run's data and its frozen model with masks, and the sessions that fill these."""
 
 from __future__ import annotations
 
@@ -49,31 +49,31 @@ from sa3d_nerfstudio.views.photos import Photos
 from sa3d_nerfstudio.views.training_views import TrainingViews
 
 CPU_RAYS_PER_CHUNK = 1024
-"""On a CPU, chunks that stay in its caches render twice as fast as nerfstudio's default of 32768."""
+"""Rays per chunk on a CPU: chunks that fit its caches render twice as fast as nerfstudio's default of 32768."""
 
 INSTANCE_CELLS = 64
 """Vertices along each axis of the grids by which instances in several views are matched."""
 
 SCENE_BYTES = 2_000_000_000
-"""What the mask grids of a whole scene may take."""
+"""Memory for the mask grids of a whole scene, in bytes."""
 VERTEX_BYTES = 12
-"""What a vertex of a mask grid takes: evidence, and a logit."""
+"""Bytes of a vertex of a mask grid: evidence, and a logit."""
 
 MOVING = "the scene changes with time, and a mask holds for one moment only: give --load-dir a run of a still scene."
 
 
 @dataclass
 class BaseReference:
-    """What a sa3d run remembers of the run that it segments. Filled in from --load-dir."""
+    """Reference of a sa3d run to its base run. Filled in from --load-dir."""
 
     method: str
-    """Name of the method that trained it."""
+    """Name of the method that trained the base run."""
     config: Path
     """Its config.yml."""
     checkpoint: Path
     """Its checkpoint."""
     step: int
-    """Step at which that was saved."""
+    """Step of the checkpoint."""
     datamanager_target: Any
     """Class of its data manager; nerfstudio's tools overwrite the one in the configuration."""
 
@@ -84,13 +84,13 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
 
     _target: type = field(default_factory=lambda: SA3DPipeline)
     datamanager: Annotated[DataManagerConfig, tyro.conf.Suppress] = field(default_factory=DataManagerConfig)
-    """The base run's."""
+    """Data manager of the base run."""
     model: Annotated[ModelConfig, tyro.conf.Suppress] = field(default_factory=ModelConfig)
-    """The base run's."""
+    """Model of the base run."""
     base: Annotated[BaseReference | None, tyro.conf.Suppress] = None
     """The base run."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
-    """What to segment; without it, the viewer asks."""
+    """Object to segment; without a prompt, objects are prompted in the viewer."""
     object_name: str = "object"
     """Name that the segmented object is saved under."""
     segmenter: str = "sam-vit-h"
@@ -100,15 +100,15 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     """Weights of the Segment Anything model: a file, or for sam2, sam3 and sam-hq a folder or a name on Hugging
     Face."""
     sam_download: bool = True
-    """Download published weights on first use; else a sentence says where they are to be had."""
+    """Download published weights on first use; else the error message names their source."""
     dense_prompts: bool = False
-    """Show SAM the rendered mask itself, and a box around it, beside points on it; not known to help."""
+    """Prompt SAM with the rendered mask itself and a box around it, beside points on it; not known to help."""
     image_source: Literal["photo", "render"] = "photo"
-    """What segmenters see of a training view: the image that it was trained with, where there is one, or the base
-    model's render. Networks see photos at up to their own size, whatever the working size."""
+    """Image of a training view for segmenters: the photo that the model was trained with, if there is one, or the base
+    model's render. Networks get photos at up to their input size, whatever the working size."""
     text_model: str = "auto"
     """For text prompts: folder of a Grounding DINO or SAM 3 model, or its name on the Hugging Face hub; by default
-    SAM 3 where that is the segmenter, and Grounding DINO beside others."""
+    SAM 3 with the segmenter sam3, and Grounding DINO with any other."""
     oracle_instances: Path | None = None
     """For the oracle: folder of id maps named like the images."""
     resolution: int = 128
@@ -119,13 +119,13 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     cache_gb: float | None = None
     """Memory for renders and embeddings of views, in GB; by default half of what is free on the GPU, or the machine."""
     keep_cache: bool = True
-    """Keep renders and embeddings of views on disk for the next run, once one is saved or when memory is short."""
+    """Keep renders and embeddings of views on disk for the next run, from the first save on or when memory is short."""
     cache_disk_gb: float = 50.0
-    """Disk space for them, in GB, for all runs that keep them in one folder; those of other runs leave first."""
+    """Disk space of all runs that share the cache folder, in GB; entries of other runs are deleted first."""
     cache_dir: Path | None = None
-    """Folder to keep them in; by default the folder "cache" beside the runs of sa3d."""
+    """Folder of this cache; by default the folder "cache" beside the runs of sa3d."""
     object_background: Literal["white", "black"] = "white"
-    """What lies behind the object in object_rgb."""
+    """Background colour of object_rgb."""
     save_base: bool = True
     """Store the base model's weights in the checkpoint; else refer to the base run, which must then stay in place."""
     everything: bool = False
@@ -133,15 +133,15 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     everything_views: int = SceneSettings.num_views
     """Views whose masks are the proposals."""
     everything_min_share: float = SceneSettings.min_share
-    """Of an image's pixels, what a proposal must cover."""
+    """Smallest share of an image's pixels that a proposal covers."""
     everything_text: str = ""
-    """Segment all that these words name, and nothing else; several things are divided by full stops."""
+    """Segment only the objects that these words name; different kinds are separated by full stops."""
     everything_max_objects: int = SceneSettings.max_objects
-    """Objects at most, parts and wholes included."""
+    """Largest number of objects, parts and wholes included."""
     everything_max_minutes: float | None = None
     """Time after which no further object is segmented; the same command goes on with the rest."""
     redo: bool = False
-    """Segment objects again that the run holds already, finished with the same prompts and settings."""
+    """Segment objects again even if they are finished with the same prompts and settings."""
 
 
 class SA3DPipeline(VanillaPipeline):
@@ -166,7 +166,7 @@ class SA3DPipeline(VanillaPipeline):
             raise SA3DError("there is no run to segment: give one with --load-dir outputs/SCENE/METHOD/TIME.")
         if getattr(config.model, "enable_temporal_distortion", False):
             raise SA3DError(MOVING)
-        # nerfstudio's tools put sa3d's own here, and ns-render dataset builds another data manager from it afterwards.
+        # nerfstudio's tools overwrite this with sa3d's, and ns-render dataset builds another data manager from it.
         config.datamanager._target = config.base.datamanager_target
         vanilla = copy.copy(config)
         vanilla.datamanager = copy.copy(config.datamanager)
@@ -174,11 +174,11 @@ class SA3DPipeline(VanillaPipeline):
         vanilla.model = copy.copy(config.model)
         try:
             with lpips_without_download(), without_guidance():
-                # Nothing is trained: of several processes, each has the whole of data and model.
+                # Nothing is trained: each of several processes has all data and the whole model.
                 super().__init__(vanilla, device, test_mode, 1, 0, grad_scaler)
-        except OSError as error:  # Pillow's error for what is no whole image is one of these
-            place = "" if error.filename else f", in {config.datamanager.data}"
-            raise SA3DError(f"the data set cannot be read ({one_line(error)}{place}): restore its images.") from error
+        except OSError as error:  # includes Pillow's error for damaged images
+            folder = "" if error.filename else f", in {config.datamanager.data}"
+            raise SA3DError(f"the data set cannot be read ({one_line(error)}{folder}): restore its images.") from error
         if getattr(self.datamanager, "includes_time", False):
             raise SA3DError(MOVING)
         self.config = config
@@ -195,9 +195,9 @@ class SA3DPipeline(VanillaPipeline):
         self._segmenter: tuple[Any, Segmenter] | None = None
         self._embeddings: tuple[Segmenter, dict[int, Embeddings]] | None = None
         self.cache_folder: Path | None = None
-        """Where what is computed of views is kept, unless the configuration says so."""
+        """Folder for renders and embeddings of views, unless the configuration names one."""
         self.segment_panel = SegmentPanel(self)
-        """nerfstudio's viewer looks for such among the attributes of a pipeline."""
+        """The viewer's panel; nerfstudio finds it among the attributes of the pipeline."""
         manager = cast(Filtered, self.datamanager)
         manager.ray_filter = lambda rays: self.model.masks.hits(*self._lines(rays), config.threshold)
         manager.ray_may_show = lambda rays: self.model.masks.may_show(*self._lines(rays), config.threshold)
@@ -212,7 +212,7 @@ class SA3DPipeline(VanillaPipeline):
         return rays.origins.to(self.device), rays.directions.to(self.device)
 
     def training_cameras(self) -> Cameras:
-        """The cameras that the base model was trained with, where its camera optimiser has moved them to."""
+        """Cameras that the base model was trained with, in the poses of its camera optimiser."""
         return learnt_poses(self.model, cast(Filtered, self.datamanager).training_cameras())
 
     @property
@@ -243,23 +243,23 @@ class SA3DPipeline(VanillaPipeline):
         return ViewCache(budget, disk)
 
     def base_digest(self) -> str:
-        """Stands for all that renders of the base model depend on: weights, configuration, and this package's version.
+        """Digest of all that determines renders of the base model: weights, configuration, and this package's version.
 
-        Taken of the weights in use, so that a checkpoint that was overwritten meanwhile is not mistaken for them.
+        It is computed from the weights in use, since their checkpoint may have been overwritten meanwhile.
         """
         state = self.model.state_dict()
         weights = {name: value for name, value in state.items() if not name.startswith(("masks.", "lpips."))}
         settings = copy.copy(self.model.config)
-        # How many rays are rendered at a time changes nothing.
+        # The chunk size does not change a render.
         settings.eval_num_rays_per_chunk = 0
-        named = [part for name in sorted(weights) for part in (name, weights[name])]
+        named = [item for name in sorted(weights) for item in (name, weights[name])]
         return digest([version("sa3d-nerfstudio"), yaml.dump(settings), self.model.scene_box.aabb, *named])
 
     def make_segmenter(self) -> Segmenter:
         """The 2D segmenter that the configuration names; built once.
 
         Raises:
-            SA3DError: There is none of that name, or it lacks its weights.
+            SA3DError: No segmenter has that name, or its weights are missing.
         """
         config = self.config
         options = SegmenterOptions(
@@ -274,7 +274,7 @@ class SA3DPipeline(VanillaPipeline):
         return self._segmenter[1]
 
     def sized(self, segmenter: Segmenter, factor: float = 1.0) -> tuple[TrainingViews, Embeddings]:
-        """The training views in images larger by a factor, and what a segmenter has embedded of them."""
+        """The training views in images larger by a factor, and a segmenter's embeddings of them."""
         views = self.views.larger(factor)
         if self._embeddings is None or self._embeddings[0] is not segmenter:
             self._embeddings = (segmenter, {})
@@ -296,10 +296,10 @@ class SA3DPipeline(VanillaPipeline):
 
         Args:
             name: The object's name; an object of the same name is replaced.
-            segmenter: The segmenter, if it has been built before.
-            register: Whether the object is there from now on.
+            segmenter: The segmenter; by default that of the configuration.
+            register: Whether to add the object to the model's masks now.
             resolution: Vertices of the mask grid along each axis, at most; by default as configured.
-            ranks: The processes that segment it together; this one alone by default, as in the viewer.
+            ranks: Processes that segment the object together; by default this one alone, as in the viewer.
         """
         config = self.config
         segmenter = segmenter or self.make_segmenter()
@@ -313,10 +313,10 @@ class SA3DPipeline(VanillaPipeline):
         return session
 
     def scene(self, segmenter: Segmenter | None = None) -> SceneSegmentation:
-        """Begin to take the whole scene apart. What is found is there once the caller puts it to the model's masks.
+        """Begin to segment all objects of the scene. The caller adds the objects found to the model's masks.
 
         Args:
-            segmenter: The segmenter, if it has been built before.
+            segmenter: The segmenter; by default that of the configuration.
         """
         config = self.config
         segmenter = segmenter or self.make_segmenter()
@@ -332,7 +332,7 @@ class SA3DPipeline(VanillaPipeline):
             part_gap=config.part_gap,
         )
         predictor = MaskPredictor(segmenter, SessionViews(views, {}, SessionReport()), embeddings)
-        # As many grids as there may be objects take no more than that; most are smaller, for pixels bound them as well.
+        # Grids of the largest number of objects fit into SCENE_BYTES; most are smaller, since pixels bound them, too.
         vertices = SCENE_BYTES / (VERTEX_BYTES * max(config.everything_max_objects, 1))
         resolution = max(min(config.resolution, int(vertices ** (1 / 3))), MIN_RESOLUTION)
         session = partial(self.session, None, segmenter, register=False, resolution=resolution)
@@ -343,18 +343,18 @@ class SA3DPipeline(VanillaPipeline):
         return SceneSegmentation(views, predictor, session, settings, lambda view: finder.proposals(view, words))
 
     def text_options(self) -> TextOptions:
-        """What finds words in images."""
+        """Options of the network that finds words in images."""
         config = self.config
         model = config.text_model
         if model == "auto":
-            own, named = config.segmenter == "sam3", str(config.sam_checkpoint)
-            # A folder of the tracker alone knows of no words.
-            concepts = named if gives_masks(TextOptions(named)) else SAM_3_CONCEPTS.published
-            model = concepts if own else GROUNDING_DINO.published
+            is_sam3, checkpoint = config.segmenter == "sam3", str(config.sam_checkpoint)
+            # A folder that holds only the tracker takes no words.
+            concepts = checkpoint if gives_masks(TextOptions(checkpoint)) else SAM_3_CONCEPTS.published
+            model = concepts if is_sam3 else GROUNDING_DINO.published
         return TextOptions(model, device=str(self.device), download=config.sam_download)
 
     def text_finder(self) -> TextFinder:
-        """What looks for words in the training views."""
+        """Finder of words in the training views."""
 
         def predictor(views: SessionViews) -> MaskPredictor:
             segmenter = self.make_segmenter()
@@ -364,7 +364,7 @@ class SA3DPipeline(VanillaPipeline):
         return TextFinder(self.views, self.text_options(), predictor, new_field, self.config.threshold)
 
     def prompts_from_config(self) -> list[ObjectPrompts]:
-        """The prompts that the configuration gives, by object and view.
+        """Prompts of the configuration, by object and view.
 
         Raises:
             SA3DError: A view is unknown, a point lies outside its image, or a file cannot be read.
@@ -373,7 +373,7 @@ class SA3DPipeline(VanillaPipeline):
         return read_prompts(config.prompt, self.views, config.object_name, self.text_finder())
 
     def remember(self, name: str, session: SegmentationSession) -> None:
-        """Keep what prompted an object with its mask, so that the viewer can go on from there."""
+        """Store the prompts of an object with its mask, so that the viewer can continue from them."""
         self.model.masks.prompts[name] = write_session_prompts(session)
 
     def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
@@ -405,32 +405,32 @@ class SA3DPipeline(VanillaPipeline):
         self.eval()
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """What a checkpoint holds: everything, or the masks alone if the base weights are left where they are."""
+        """State for a checkpoint: all weights, or the masks alone if the base weights stay in the base run."""
         state = self.state_dict()
         if self.config.save_base:
             return state
         return {key: value for key, value in state.items() if key.startswith("_model.masks.")}
 
     def checkpoint_bytes(self) -> int:
-        """About how large a checkpoint is going to be."""
+        """Approximate size of a checkpoint, in bytes."""
         tensors = [value for value in self.checkpoint_state().values() if isinstance(value, Tensor)]
         return sum(value.numel() * value.element_size() for value in tensors)
 
     def save_checkpoint(self, path: Path, step: int) -> None:
-        """Write a checkpoint that nerfstudio's tools read, or leave the one that is there as it is."""
+        """Write a checkpoint that nerfstudio's tools read; if that fails, an existing one is unchanged."""
         state: dict[str, Any] = {"step": step, "pipeline": self.checkpoint_state()}
-        # nerfstudio's trainer reads these, and they hold nothing here.
+        # nerfstudio's trainer reads these; they are empty here.
         state |= {"optimizers": {}, "schedulers": {}, "scalers": {}}
         with atomic_path(path) as temporary:
             try:
                 torch.save(state, temporary)
-            except RuntimeError as error:  # which is how torch says that a disk is full
+            except RuntimeError as error:  # torch's error for a full disk
                 raise cannot_write(path, error) from error
 
     def get_param_groups(self) -> dict[str, list[Any]]:
-        """None: nothing is trained by gradient steps."""
+        """No parameter groups: nothing is trained by gradient steps."""
         return {}
 
     def get_training_callbacks(self, training_callback_attributes: Any) -> list[Any]:
-        """None: nothing is trained by gradient steps."""
+        """No callbacks: nothing is trained by gradient steps."""
         return []

@@ -1,4 +1,4 @@
-"""Where runs saved by version 0.1 name the class of their prompts, which is in ``prompts`` now."""
+"""Alias of the prompts' class under the module name in runs saved by version 0.1; the class is in ``prompts`` now."""
 
 from sa3d_nerfstudio.prompts.config import PromptConfig
 

@@ -1,4 +1,4 @@
-"""Values that hold while a function runs, and are gone however it ends."""
+"""Context variables set for the duration of one function call, however it ends."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def scoped(variable: ContextVar[Value], value: Value, function: Callable[[], Res
     """Call a function with a context variable set to a value.
 
     nerfstudio's viewer interrupts a render by an exception at any line of Python, those of ``finally`` and of the exit
-    of a context manager included, so nothing may have to be put back. Here the variable is set in a copy of the
-    context: that of the caller, and those of other threads, never see the value.
+    of a context manager included, so no value can be restored reliably. The variable is therefore set in a copy of the
+    context: the contexts of the caller and of other threads never hold the value.
 
     Args:
-        variable: What the function, or whatever it calls, reads.
-        value: Its value meanwhile.
+        variable: Variable that the function, or a function called by it, reads.
+        value: Value during the call.
         function: Called without arguments.
 
     Returns:
-        What the function returns.
+        Result of the function.
     """
 
     def call() -> Result:

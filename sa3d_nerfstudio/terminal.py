@@ -30,9 +30,9 @@ def confirm(question: str, console: Console, answers: TextIO) -> bool:
     """Ask yes or no on an interactive terminal; False without one, or for any answer but yes.
 
     Args:
-        question: What to ask.
-        console: Where to ask it.
-        answers: Where the answer is typed.
+        question: The question.
+        console: Console for the question.
+        answers: Stream of the answer.
     """
     if not (console.is_terminal and answers.isatty()):
         return False
@@ -41,11 +41,11 @@ def confirm(question: str, console: Console, answers: TextIO) -> bool:
 
 @contextmanager
 def interruptible(on_first: Callable[[], None] | None = None, repeated: float = 0.0) -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets instead of raising; on other threads than the main one, it is never set.
+    """Event that the first Ctrl-C sets instead of raising; on threads other than the main one, it is never set.
 
     Args:
-        on_first: Called then, at whatever line the program is.
-        repeated: Seconds in which further ones are taken for the first: launchers pass on what the terminal has sent.
+        on_first: Called on the first Ctrl-C, at any line of the program.
+        repeated: Seconds in which further signals count as the first: launchers pass on the terminal's signal.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

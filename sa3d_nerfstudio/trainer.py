@@ -1,4 +1,4 @@
-"""``ns-train sa3d``: restore the base run, segment, save; or keep the viewer open."""
+"""``ns-train sa3d``: restore the base run, segment, save, or keep the viewer open."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ from sa3d_nerfstudio.terminal import confirm, say
 tell_as_data(ObjectPrompts)
 
 LOCAL = "127.0.0.1"
-"""Where the viewer of ``ns-train sa3d`` listens by default: to this machine only."""
+"""Default address of the viewer of ``ns-train sa3d``: reachable from this machine only."""
 QUICK_ON_A_CPU = ("mobile-sam", "grabcut", "oracle")
-"""Segmenters that a CPU is quick enough for: 1.5 s a view for MobileSAM, 18 s for sam-vit-b."""
+"""Segmenters that are fast enough on a CPU: 1.5 s a view for MobileSAM, and 18 s for sam-vit-b."""
 
 
 def _default_machine() -> MachineConfig:
@@ -66,13 +66,12 @@ class SA3DTrainerConfig(TrainerConfig):
     machine: MachineConfig = field(default_factory=_default_machine)
     """Machine configuration"""
     resumed: Annotated[bool, tyro.conf.Suppress] = False
-    """Whether the run that is loaded is one of sa3d itself, with objects."""
+    """Whether the loaded run is a sa3d run with objects."""
 
     def set_timestamp(self) -> None:
-        """Read the base run, then do as nerfstudio does.
+        """Read the base run, then set the timestamp as nerfstudio does.
 
-        This is the first thing that ``ns-train`` calls, before the configuration is shown or saved: from here on it
-        holds nothing but real values.
+        ``ns-train`` calls this first, before the configuration is shown or saved; it is complete from here on.
         """
         restored = self.load_dir is not None or self.pipeline.base is None
         started = rank_in_environment()
@@ -87,7 +86,7 @@ class SA3DTrainerConfig(TrainerConfig):
         """Take model, data and checkpoint from the run that ``load_dir`` names.
 
         Raises:
-            SA3DError: There is no such run, or no CUDA device, or several processes cannot do what is asked for.
+            SA3DError: The run or a CUDA device is missing, or several processes cannot share the job.
         """
         if check_launch(self.machine) > 1:
             self._check_several()
@@ -108,10 +107,10 @@ class SA3DTrainerConfig(TrainerConfig):
         self.resumed = run.is_sa3d
 
     def _check_several(self) -> None:
-        """Whether what is asked for can be shared by several processes.
+        """Check that several processes can share the job.
 
         Raises:
-            SA3DError: It cannot.
+            SA3DError: They cannot.
         """
         if self.pipeline.lifting != "evidence":
             raise SA3DError(NO_SUM)
@@ -124,9 +123,9 @@ class SA3DTrainerConfig(TrainerConfig):
     def _continue_in_place(self) -> None:
         """Continue an unfinished run of the same base in the folder that this run will write to."""
         assert self.pipeline.base is not None
-        there = None if self.resumed else unfinished_run(self.get_base_dir(), self.pipeline.base.checkpoint)
-        if there is not None:
-            self.load_dir, self.load_step = there.checkpoint_path.parent, there.step
+        run = None if self.resumed else unfinished_run(self.get_base_dir(), self.pipeline.base.checkpoint)
+        if run is not None:
+            self.load_dir, self.load_step = run.checkpoint_path.parent, run.step
             self.resumed = True
 
     def print_to_terminal(self) -> None:
@@ -143,12 +142,12 @@ class SA3DTrainerConfig(TrainerConfig):
         say(f"segmenter   {self.pipeline.segmenter} on {self.machine.device_type}{hint}")
 
     def save_config(self) -> None:
-        """Nothing yet: ``ns-train`` calls this before anything has been tried; see :meth:`SA3DTrainer.save`."""
+        """Do nothing: ``ns-train`` calls this before the job; :meth:`SA3DTrainer.save` writes config.yml."""
 
     def write(self, folder: Path) -> None:
         """Write config.yml, as nerfstudio's tools read it."""
         saved = copy.copy(self)
-        # Options of this process only, which must not apply when the run is loaded.
+        # Options of this process only: they must not apply when the run is loaded.
         saved.load_config = saved.load_checkpoint = None
         saved.resumed = False
         with atomic_path(folder / "config.yml") as path:
@@ -156,7 +155,7 @@ class SA3DTrainerConfig(TrainerConfig):
 
 
 def _reference(run: BaseRun) -> BaseReference:
-    """What to remember of a run; of a sa3d run, what it remembers itself."""
+    """Reference to a run; for a sa3d run, its own reference to the base run."""
     if run.is_sa3d:
         return run.config.pipeline.base  # type: ignore[attr-defined]
     return BaseReference(
@@ -229,9 +228,9 @@ class SA3DTrainer(Trainer):
         writer.setup_local_writer(logging, max_iter=1, banner_messages=self.viewer_state.viewer_info)
 
     def train(self) -> None:
-        """Segment what the configuration prompts, save, and stay while the viewer is open.
+        """Segment the objects that the configuration prompts, save, and return when the viewer is left.
 
-        Of several processes, the first alone saves, prints and has the viewer; the others wait for it to end.
+        Only the first of several processes saves, prints and has the viewer; the others wait for it to end.
         """
         with self.ranks.guarded():
             self._train()
@@ -251,26 +250,26 @@ class SA3DTrainer(Trainer):
             self._init_viewer_state()
             self._update_viewer_state(self.step)
             try:
-                # nerfstudio would print a traceback, though Ctrl-C is how one leaves.
+                # Ctrl-C is the usual way to leave, but nerfstudio would print a traceback.
                 with contextlib.suppress(KeyboardInterrupt):
                     self._train_complete_viewer()
             finally:
-                # What runs stops at the next view, and what it has found is saved.
+                # A running segmentation stops at the next view, and its result is saved.
                 self.pipeline.segment_panel.close()
 
     @property
     def _has_job(self) -> bool:
-        """Whether there is anything to segment before a viewer is opened."""
+        """Whether the configuration gives objects to segment before a viewer is opened."""
         return self.config.pipeline.prompt.is_given or self.config.pipeline.everything
 
     def segment_everything(self) -> SceneReport | None:
-        """Take the whole scene apart, or go on with that; each object is saved as it is finished.
+        """Segment all objects of the scene, or those that remain; the run is saved as they are finished.
 
         Returns:
-            What came of it; None where it had been finished before.
+            Report of the job; None if it had been finished before.
 
         Raises:
-            SA3DError: The run cannot be saved, or the segmenter lacks its weights.
+            SA3DError: The run cannot be saved, or the segmenter's weights are missing.
         """
         check_writable(self.base_dir, self.pipeline.checkpoint_bytes())
         report = run_scene_job(self.pipeline, self._segmenter, lambda: self.save(last=False), CONSOLE)
@@ -280,16 +279,15 @@ class SA3DTrainer(Trainer):
         return report
 
     def segment(self) -> dict[str, SegmentationSession]:
-        """Segment what the configuration prompts, one object after the other, each with a progress bar.
+        """Segment the objects that the configuration prompts, one after another, each with a progress bar.
 
-        Each is saved as it is finished. What the run holds already, finished with the same prompts and settings, is
-        left as it is.
+        Each is saved when it is finished. Objects finished before with the same prompts and settings are unchanged.
 
         Returns:
-            The session of each object that has been segmented, by its name.
+            Session of each object that has been segmented, by name.
 
         Raises:
-            SA3DError: A prompt is at fault, nothing came of it, or the run cannot be saved.
+            SA3DError: A prompt is invalid, an object is empty, or the run cannot be saved.
         """
         masks, ranks = self.pipeline.model.masks, self.ranks
         prompts = {prompted.name: prompted for prompted in ranks.share(self.pipeline.prompts_from_config)}
@@ -299,8 +297,8 @@ class SA3DTrainer(Trainer):
         kept = ranks.share(partial(list, kept))
         sessions: dict[str, SegmentationSession] = {}
         todo = [name for name in prompts if name not in kept]
-        # The segmenter is built once, and not where there is nothing to do; all prompts are tried before the first long
-        # loop begins.
+        # The segmenter is built once, and only if an object remains; all prompts are tried before the first long loop
+        # begins.
         segmenter = self._segmenter() if todo else None
         for name in todo:
             sessions[name] = self.pipeline.session(name, segmenter, register=False, ranks=ranks)
@@ -308,37 +306,37 @@ class SA3DTrainer(Trainer):
                 sessions[name].prompt(view, prompt)
         if self.config.resumed:
             print_progress_so_far(kept, list(sessions), masks.names)
-        # Nor does it begin where its result could not be saved.
+        # The loop must not begin if its result cannot be saved.
         if ranks.is_first:
             check_writable(self.base_dir, self.pipeline.checkpoint_bytes())
         for name, session in sessions.items():
             if len(prompts) > 1:
                 CONSOLE.rule(name)
             masks[name] = session.grid
-            whole = run_with_progress(session, CONSOLE)
+            complete = run_with_progress(session, CONSOLE)
             self.pipeline.remember(name, session)
             print_report(session, CONSOLE)
-            if whole:
+            if complete:
                 masks.finished[name] = jobs[name]
-            left = list(sessions)[list(sessions).index(name) + 1 :]
-            self.save({name: session}, several=len(prompts) > 1, last=not left or not whole)
-            if not whole and left:
+            remaining = list(sessions)[list(sessions).index(name) + 1 :]
+            self.save({name: session}, several=len(prompts) > 1, last=not remaining or not complete)
+            if not complete and remaining:
                 raise SA3DError(
-                    f"stopped before {', '.join(left)}: segment the rest with --load-dir {self.base_dir} and the same "
-                    "prompts."
+                    f"stopped before {', '.join(remaining)}: segment the rest with --load-dir {self.base_dir} and the "
+                    "same prompts."
                 )
         if not sessions:
             self.save()
         return sessions
 
     def _segmenter(self) -> Segmenter:
-        """The segmenter that the configuration names, or what the user agrees to where its weights cannot be had."""
-        # Rank 0 fetches weights that are not there yet, and asks.
+        """The configured segmenter, or another that the user accepts where its weights are unavailable."""
+        # Rank 0 downloads missing weights, and asks the user.
         self.config.pipeline.segmenter = self.ranks.share(self._agreed_segmenter)
         return self.pipeline.make_segmenter()
 
     def _agreed_segmenter(self) -> str:
-        """Name of the segmenter that is to be used, and that can be built."""
+        """Name of a segmenter that can be built: the configured one, or another that the user accepts."""
         try:
             self.pipeline.make_segmenter()
             return self.config.pipeline.segmenter
@@ -353,16 +351,16 @@ class SA3DTrainer(Trainer):
     ) -> None:
         """Write the run: checkpoint, data parser transform, an overview of each object, and config.yml last.
 
-        If there is no room, the base weights are left out; and if there is none for the masks alone either, they go to
+        Without room for all of it, the base weights are left out; without room for the masks either, the run goes to
         the system's folder for temporary files.
 
         Args:
-            sessions: What has been segmented.
-            several: Whether overviews are to bear their object's name.
-            last: Whether nothing more is to come; then it is said what to do next.
+            sessions: Sessions of the objects segmented since the last save, by name, for the overviews.
+            several: Whether the file names of overviews contain the object's name.
+            last: Whether no further save follows; the next command is printed then.
 
         Raises:
-            SA3DError: The run cannot be written where it belongs; the message says where it is instead.
+            SA3DError: The run cannot be written to its folder; the message names the folder that holds it instead.
         """
         sessions = sessions or {}
         several = several or len(sessions) > 1
@@ -378,12 +376,12 @@ class SA3DTrainer(Trainer):
         say(f"next        {export} --output-dir exports")
 
     def _write_or_rescue(self, overviews: dict[str, Overview], several: bool) -> None:
-        """Write the run; without room for that, without the base weights; or else in the folder for temporary files.
+        """Write the run; without room for it, leave out the base weights, or use the folder for temporary files.
 
-        The configuration says afterwards what has been written, and where.
+        The configuration is updated to what has been written, and where.
 
         Raises:
-            SA3DError: It is not where it should be; the message says where it is.
+            SA3DError: The run is not in its folder; the message names the folder that holds it.
         """
         config, base = self.config, self.config.pipeline.base
         assert base is not None
@@ -426,8 +424,8 @@ class SA3DTrainer(Trainer):
 
 
 def default_config() -> SA3DTrainerConfig:
-    """The configuration that ``ns-train sa3d`` starts from."""
+    """Default configuration of ``ns-train sa3d``."""
     config = SA3DTrainerConfig(method_name="sa3d", vis="viewer", optimizers={})
-    # The prompts and scenes of people who only work on this machine stay on it.
+    # By default, prompts and scenes stay on this machine.
     config.viewer = dataclasses.replace(config.viewer, websocket_host=LOCAL, quit_on_train_completion=False)
     return config

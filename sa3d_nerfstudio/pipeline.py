@@ -119,9 +119,9 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     cache_gb: float | None = None
     """Memory for renders and embeddings of views, in GB; by default half of what is free on the GPU, or the machine."""
     keep_cache: bool = True
-    """Keep renders and embeddings of views on disk for the next run, from the first save on or when memory is short."""
+    """Keep renders and embeddings of views on disk for later runs; written at each save, or when memory is short."""
     cache_disk_gb: float = 50.0
-    """Disk space of all runs that share the cache folder, in GB; entries of other runs are deleted first."""
+    """Disk space of all runs that share the cache folder, in GB; when it is full, entries of other runs are deleted."""
     cache_dir: Path | None = None
     """Folder of this cache; by default the folder "cache" beside the runs of sa3d."""
     object_background: Literal["white", "black"] = "white"

@@ -1,7 +1,8 @@
-"""Several processes that segment together: who they are, what they sum and share, and what becomes of their faults.
+"""Processes that segment together: their ranks, their sums and shared values, and their faults.
 
-``ranks`` is what sessions and exports ask: which views are whose, and sums over all. ``launch`` joins the processes
-that nerfstudio's launcher or ``torchrun`` has started, by ``torch.distributed``. ``watch`` notices where one has ended.
+``ranks`` is the interface for sessions and exports: the views of each rank, and sums over all ranks. ``launch`` joins
+the processes that nerfstudio's launcher or ``torchrun`` has started, by ``torch.distributed``. ``watch`` detects the
+end of a rank.
 """
 
 import lazy_loader

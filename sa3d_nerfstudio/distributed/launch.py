@@ -24,35 +24,35 @@ from sa3d_nerfstudio.distributed.watch import RankEnded, Watch, this_member
 from sa3d_nerfstudio.errors import SA3DError
 
 TIMEOUT = timedelta(minutes=30)
-"""Of collectives, which begin when all ranks have come to them."""
+"""Timeout of collectives, which begin when all ranks have reached them."""
 STORE_SECONDS = 60
-"""After so long without an answer the machine with the store is taken to be gone."""
+"""Seconds without an answer after which the machine with the store counts as gone."""
 _JOINED = itertools.count()
 _SERVERS: list[TCPStore] = []
-"""Stores that this process holds: as long as it lives."""
+"""Stores that this process serves until it ends."""
 
 
 def rank_in_environment() -> tuple[int, int] | None:
-    """Rank and number of the processes that ``torchrun`` has started; None where it has not, or one process only."""
+    """Rank and number of the processes that ``torchrun`` has started; None without ``torchrun`` or for one process."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     return (int(os.environ["RANK"]), size) if size > 1 and "RANK" in os.environ else None
 
 
 def check_launch(machine: MachineConfig) -> int:
-    """Number of processes that segment together, once nerfstudio's launcher has done what it is told.
+    """Number of processes that segment together, those included that nerfstudio's launcher is still to start.
 
     Raises:
-        SA3DError: It cannot, or there are several processes already, and each would start more.
+        SA3DError: The launcher cannot start them, or each of several processes of ``torchrun`` would start more.
     """
-    asked, started = machine.num_devices * machine.num_machines, rank_in_environment()
+    requested, started = machine.num_devices * machine.num_machines, rank_in_environment()
     if started is not None:
-        if asked > 1:
+        if requested > 1:
             raise SA3DError(
                 f"torchrun has started {started[1]} processes already: leave out --machine.num-devices and "
                 "--machine.num-machines."
             )
         return started[1]
-    if asked <= 1:
+    if requested <= 1:
         return 1
     if machine.device_type != "cuda":
         raise SA3DError(
@@ -69,16 +69,16 @@ def check_launch(machine: MachineConfig) -> int:
             f"--machine.num-devices {machine.num_devices} is more than this machine has: give "
             f"{torch.cuda.device_count()} or fewer."
         )
-    return asked
+    return requested
 
 
 def join(device_type: str, url: str = "auto", local_rank: int = 0) -> Ranks:
-    """The ranks that this process is one of; one by itself where no others were started.
+    """Join the ranks of this job; a single rank where no other processes were started.
 
     Args:
         device_type: "cuda" or "cpu".
-        url: Where nerfstudio's launcher has brought them together, as ``--machine.dist-url`` has it.
-        local_rank: Among the processes of this machine, by that launcher; ``torchrun`` says it in the environment.
+        url: Address at which nerfstudio's launcher has joined the processes, as in ``--machine.dist-url``.
+        local_rank: Rank on this machine, from that launcher; ``torchrun`` sets it in the environment.
 
     Raises:
         SA3DError: There are more processes on this machine than CUDA devices.
@@ -103,7 +103,7 @@ def join(device_type: str, url: str = "auto", local_rank: int = 0) -> Ranks:
     for_values, for_watch = _stores(rank, url, device, agent=not launched)
     members: list[Any] = [None] * size
     dist.all_gather_object(members, this_member())
-    mates = [other for other, member in enumerate(members) if member.is_beside(members[rank])]
+    mates = [mate for mate, member in enumerate(members) if member.is_beside(members[rank])]
     watch = Watch(for_watch, rank, members, speaks=not launched)
     watch.begin()
     _end_when_terminated(watch)
@@ -113,10 +113,10 @@ def join(device_type: str, url: str = "auto", local_rank: int = 0) -> Ranks:
 
 @contextmanager
 def joined(device_type: str | None) -> Iterator[Ranks]:
-    """:func:`join`, for a command as a whole: the first rank alone prints, and all part at the end.
+    """:func:`join` for a whole command: only the first rank prints, and all ranks leave at the end.
 
     Args:
-        device_type: "cuda" or "cpu"; by default CUDA where there is such a device.
+        device_type: "cuda" or "cpu"; by default CUDA where it is available.
     """
     ranks = join(device_type or ("cuda" if torch.cuda.is_available() else "cpu"))
     CONSOLE.quiet = CONSOLE.quiet or not ranks.is_first
@@ -126,13 +126,13 @@ def joined(device_type: str | None) -> Iterator[Ranks]:
 
 
 def _stores(rank: int, url: str, device: torch.device, agent: bool) -> tuple[Store, Store]:
-    """Two connections to the key-value store of all ranks: one for values, one for the thread that looks after them.
+    """Two connections to the key-value store of all ranks: one for values, one for the watch.
 
     Args:
-        rank: Of this process.
-        url: Where nerfstudio's launcher has brought the processes together.
-        device: For the collective that tells the store's port.
-        agent: Whether ``torchrun``'s own process may hold the store, which then outlasts the ranks.
+        rank: Rank of this process.
+        url: Address at which nerfstudio's launcher has joined the processes.
+        device: Device of the collective that broadcasts the store's port.
+        agent: Whether ``torchrun``'s agent process may hold the store, which then outlasts the ranks.
     """
     timeout = timedelta(seconds=STORE_SECONDS)
     prefix = f"sa3d-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{next(_JOINED)}"
@@ -151,9 +151,9 @@ def _stores(rank: int, url: str, device: torch.device, agent: bool) -> tuple[Sto
 
 
 def _end_when_terminated(watch: Watch) -> None:
-    """SIGTERM, by which launchers end the others when one rank has ended, ends this one with a sentence about that.
+    """Handle SIGTERM, which launchers send when another rank has ended: end with the sentence about that rank.
 
-    Where Ctrl-C has asked all to stop, the launcher that sends SIGTERM then waits for what is being saved.
+    After Ctrl-C, which asks all ranks to stop, SIGTERM is ignored: the launcher then waits for the run to be saved.
     """
     if threading.current_thread() is not threading.main_thread():
         return

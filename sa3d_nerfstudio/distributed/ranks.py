@@ -1,9 +1,9 @@
-"""Ranks: the processes that share a job, each with its own views, and what they sum and tell each other.
+"""Ranks: the processes that share a job, each with its own views, and their exchanges of sums and values.
 
-A session asks few things: which views are its own, the sum of tensors over all ranks, what rank 0 says, what each rank
-has to say. One process by itself answers all of them at once. Tensors go through ``torch.distributed`` (NCCL on GPUs,
-gloo on CPUs). All else goes through its key-value store, which can be waited at for as long as it takes: rank 0 may be
-writing, or its user thinking, and no collective's timeout ends the others: these begin when all have come to them.
+A session needs few operations: the views of its rank, sums of tensors over all ranks, a value of rank 0, and the values
+of all ranks. For a single process they are trivial. Tensors go through ``torch.distributed`` (NCCL on GPUs, gloo on
+CPUs). All other values go through its key-value store, at which ranks may wait without limit: rank 0 may be writing, or
+its user thinking, and no collective's timeout ends the others, since collectives begin when all have reached them.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ Value = TypeVar("Value")
 Item = TypeVar("Item")
 
 PART_BYTES = 1 << 22
-"""Values are stored in parts of this size; a store takes 8 MB at a time."""
+"""Bytes of the parts in which a value is stored; a store takes 8 MB at a time."""
 LONGEST_SLEEP = 0.02
-"""Seconds between two looks at the store, at most."""
+"""Longest time between two polls of the store, in seconds."""
 LEAVING_SECONDS = 60.0
-"""How long rank 0 waits at the end for the others to have left."""
+"""Longest time that rank 0 waits at the end for the others to leave, in seconds."""
 OUT_OF_MEMORY = "its memory is full: start fewer processes there, or give --pipeline.cache-gb"
 
 
 def tell_as_data(*classes: type) -> None:
-    """Let ranks tell each other of instances of these classes of data, beside tensors and plain values.
+    """Allow instances of these data classes in exchanges of ranks, beside tensors and plain values.
 
-    All else is refused when it is read, as in any weights-only file.
+    Other classes are refused when they are read, as in any weights-only file.
     """
     torch.serialization.add_safe_globals(list(classes))
 
 
 class Ranks:
-    """The processes that share a job. This class is the one process that is by itself; see :class:`ProcessRanks`."""
+    """The processes that share a job: a single one in this class, and several in :class:`ProcessRanks`."""
 
     rank = 0
-    """Of this process; 0 is the one that writes, prints, and has the viewer."""
+    """Rank of this process; rank 0 writes, prints, and has the viewer."""
     size = 1
     """Number of processes."""
     local_rank = 0
-    """Among those of this machine."""
+    """Rank among the processes of this machine."""
     local_size = 1
     """Number of processes on this machine."""
     bytes_sent = 0
-    """Of tensors that this process has put into sums."""
+    """Bytes of the tensors that this process has contributed to sums."""
     seconds = 0.0
-    """Spent on sums and on waiting for others."""
+    """Seconds spent on sums and on waiting for other ranks."""
 
     @property
     def is_first(self) -> bool:
@@ -68,68 +68,69 @@ class Ranks:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether all are asked to stop at the next view."""
+        """Whether all ranks are to stop at the next view."""
         return False
 
     def owner(self, view: int | str) -> int:
-        """Rank that visits a view: always the same, so that what has been rendered of it is kept in one place.
+        """Rank that visits a view: always the same, so that its renders are cached by one rank.
 
         Args:
-            view: Index of a training view, or name of another, which is the first rank's.
+            view: Index of a training view, or name of another view, which rank 0 visits.
         """
         return view % self.size if isinstance(view, int) else 0
 
     def own(self, views: Sequence[int]) -> list[int]:
-        """Those of the views that are this rank's, in their order."""
+        """The views that this rank visits, in their order."""
         return [view for view in views if self.owner(view) == self.rank]
 
     def rounds(self, views: Sequence[int]) -> int:
-        """How many views the rank has that has most of them."""
+        """Largest number of views that any rank visits."""
         counts = [0] * self.size
         for view in views:
             counts[self.owner(view)] += 1
         return max(counts)
 
     def share(self, compute: Callable[[], Value]) -> Value:
-        """What rank 0 computes, on all ranks; the others do not compute it."""
+        """Compute a value on rank 0 only, and return it on all ranks."""
         return compute()
 
     def gather(self, value: Value) -> list[Value]:
-        """The values of all ranks, on all of them, by rank."""
+        """Gather the values of all ranks on all of them, in order of rank."""
         return [value]
 
     def collect(self, value: Value) -> list[Value]:
-        """The values of all ranks, by rank, on rank 0; nothing on the others, which do not wait."""
+        """Collect the values of all ranks on rank 0, in order of rank; the others get an empty list and do not wait."""
         return [value]
 
     def every(self, items: Sequence[Item]) -> list[Item]:
-        """This rank's share of what may be done anywhere: every ``size``-th."""
+        """This rank's share of items that any rank may process: every ``size``-th."""
         return list(items[self.rank :: self.size])
 
     def merged(self, own: Sequence[Item]) -> list[Item]:
-        """What all ranks have made of their shares by :meth:`every`, on all ranks, in the order of the whole."""
-        parts = self.gather(list(own))
-        return [part[place] for place in range(len(parts[0])) for part in parts if place < len(part)]
+        """Merge the results for all shares of :meth:`every`, on all ranks, in the order of the items."""
+        shares = self.gather(list(own))
+        return [share[index] for index in range(len(shares[0])) for share in shares if index < len(share)]
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so on any rank."""
+        """Whether the flag is set on any rank."""
         return any(self.gather(flag))
 
     def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Tensors summed over all ranks, by one collective; the same bits everywhere.
+        """Sum tensors over all ranks, by one collective; the same bits on all of them.
 
         Args:
-            tensors: Of the same sizes on all ranks, and of one type.
+            tensors: Tensors of one type, with the same sizes on all ranks.
         """
         return tensors
 
     def begin(self, value: Value, *tensors: Tensor) -> Callable[[], tuple[list[Value], tuple[Tensor, ...]]]:
-        """Begin to gather values and to sum tensors, and go on meanwhile.
+        """Begin to gather values and to sum tensors, without waiting.
 
-        At most one such exchange may have begun and not ended when the next begins.
+        At most one such exchange may be unfinished when the next begins.
 
         Returns:
-            Ends it: waits until all ranks have begun it too, and returns what :meth:`gather` and :meth:`sum` do.
+            Function that ends the exchange: it waits until all ranks have begun theirs, and returns the results of
+            :meth:`gather` and :meth:`sum`.
         """
         return lambda: ([value], tensors)
 
@@ -138,25 +139,25 @@ class Ranks:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Around all work: what ends one rank ends all of them, with one sentence."""
+        """Context of all work: a fault that ends one rank ends all of them, with one sentence."""
         yield
 
     def close(self) -> None:
-        """Wait until all ranks have come here, and part."""
+        """Wait until all ranks have reached this call, and leave."""
 
 
 class ProcessRanks(Ranks):
-    """Several processes, one of which is this one.
+    """Several processes that share a job, and the rank of this one.
 
     Args:
-        store: What they tell each other goes through it.
-        watch: Looks after the others.
-        rank: Of this process.
-        size: How many there are.
-        local_rank: Of this process on its machine.
-        local_size: How many there are on this machine.
-        device: Where tensors are that are told.
-        destroys_group: Whether the process group was made for this, and is taken down at the end.
+        store: Key-value store for their exchanges.
+        watch: Watch over the other ranks.
+        rank: Rank of this process.
+        size: Number of processes.
+        local_rank: Rank of this process among those of its machine.
+        local_size: Number of processes on this machine.
+        device: Device for tensors that come from other ranks' GPUs.
+        destroys_group: Whether the process group was made for this job, and is destroyed at the end.
     """
 
     def __init__(
@@ -178,11 +179,11 @@ class ProcessRanks(Ranks):
         self._destroys_group = destroys_group
         self._count = 0
         self._posted: list[tuple[int, list[str]]] = []
-        """What this rank has stored and others may still have to read, by the number of the exchange."""
+        """Keys stored by this rank that others may still have to read, by the number of the exchange."""
 
     @property
     def is_stopping(self) -> bool:
-        """Whether all are asked to stop at the next view."""
+        """Whether all ranks are to stop at the next view."""
         return self.watch.is_stopping
 
     def stop(self) -> None:
@@ -190,7 +191,7 @@ class ProcessRanks(Ranks):
         self.watch.stop()
 
     def share(self, compute: Callable[[], Value]) -> Value:
-        """What rank 0 computes, on all ranks; the others do not compute it."""
+        """Compute a value on rank 0 only, and return it on all ranks."""
         self._count += 1
         if self.rank == 0:
             value = compute()
@@ -199,7 +200,7 @@ class ProcessRanks(Ranks):
         return self._take(f"{self._count}/0")
 
     def gather(self, value: Value) -> list[Value]:
-        """The values of all ranks, on all of them, by rank."""
+        """Gather the values of all ranks on all of them, in order of rank."""
         return self._gathered(self._begin_gathering(value), value)
 
     def _begin_gathering(self, value: Any) -> int:
@@ -209,7 +210,7 @@ class ProcessRanks(Ranks):
 
     def _gathered(self, number: int, value: Value) -> list[Value]:
         values = [value if rank == self.rank else self._take(f"{number}/{rank}") for rank in range(self.size)]
-        # Whoever has come here has read what was stored before, but for an exchange that has not ended.
+        # All ranks have posted here, after they had read all earlier exchanges but one that may be unfinished.
         for _, keys in (done := [item for item in self._posted if item[0] < number - 1]):
             for key in keys:
                 self._store.delete_key(key)
@@ -217,7 +218,7 @@ class ProcessRanks(Ranks):
         return values
 
     def collect(self, value: Value) -> list[Value]:
-        """The values of all ranks, by rank, on rank 0; nothing on the others, which do not wait."""
+        """Collect the values of all ranks on rank 0, in order of rank; the others get an empty list and do not wait."""
         self._count += 1
         if self.rank > 0:
             self._post(f"{self._count}/{self.rank}", value)
@@ -229,12 +230,12 @@ class ProcessRanks(Ranks):
         return values
 
     def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Tensors summed over all ranks, by one collective; the same bits everywhere."""
+        """Sum tensors over all ranks, by one collective; the same bits on all of them."""
         self.gather(None)
         return self._summed(*self._begin_summing(tensors))
 
     def begin(self, value: Value, *tensors: Tensor) -> Callable[[], tuple[list[Value], tuple[Tensor, ...]]]:
-        """Begin to gather values and to sum tensors, and go on meanwhile."""
+        """Begin to gather values and to sum tensors, without waiting."""
         number = self._begin_gathering(value)
         begun = self._begin_summing(tensors)
         return lambda: (self._gathered(number, value), self._summed(*begun))
@@ -248,7 +249,7 @@ class ProcessRanks(Ranks):
             raise self._lost(error) from error
 
     def _lost(self, error: RuntimeError) -> BaseException:
-        """What ends this rank where a sum has failed: the connection breaks before it is noticed why."""
+        """Error that ends this rank after a failed sum: the connection breaks before the watch finds the reason."""
         fault = self.watch.await_fault(60.0)
         if fault is not None:
             return RankEnded(fault)
@@ -263,15 +264,15 @@ class ProcessRanks(Ranks):
         except RuntimeError as error:
             raise self._lost(error) from error
         self.seconds += time.perf_counter() - begun
-        parts = flat.split([tensor.numel() for tensor in tensors])
-        return tuple(part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True))
+        sums = flat.split([tensor.numel() for tensor in tensors])
+        return tuple(total.reshape(tensor.shape) for total, tensor in zip(sums, tensors, strict=True))
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Around all work: what ends one rank ends all of them, with one sentence.
+        """Context of all work: a fault that ends one rank ends all of them, with one sentence.
 
         Raises:
-            SA3DError: On rank 0, its own errors; what has ended another rank is a :class:`RankFault`.
+            SA3DError: An error of rank 0 itself; faults of other ranks are raised as :class:`RankFault`.
         """
         try:
             yield
@@ -283,7 +284,7 @@ class ProcessRanks(Ranks):
             raise
         except BaseException as error:
             if isinstance(error, SA3DError) and self.rank > 0:
-                # Mistakes in what was asked for are the same on all ranks, and rank 0 tells them.
+                # User errors are the same on all ranks, and rank 0 prints them.
                 self.watch.await_fault(3.0)
             known = isinstance(error, (SA3DError, KeyboardInterrupt)) or _is_out_of_memory(error)
             fault = self.watch.report(as_reason(error, _described))
@@ -295,19 +296,19 @@ class ProcessRanks(Ranks):
             raise
 
     def _leave_as_last(self) -> None:
-        """Rank 0 may hold the store, by which the others learn why all end."""
+        """On rank 0, wait for the others after a fault: it may hold the store from which they read the reason."""
         if self.rank == 0 and self.watch.fault is not None:
             self.watch.await_others()
 
     def close(self) -> None:
-        """Wait until all ranks have come here, and part."""
+        """Wait until all ranks have reached this call, and leave."""
         if self.rank > 0 and threading.current_thread() is threading.main_thread():
-            # Whoever leaves rank 0's viewer by Ctrl-C ends this by that.
+            # Ctrl-C closes rank 0's viewer, which ends this wait in order; the signal itself must not.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.gather(None)
         self.watch.close()
         if self.rank == 0:
-            # The store may be in this process.
+            # This process may hold the store.
             until = time.monotonic() + LEAVING_SECONDS
             while time.monotonic() < until:
                 if all(self._store.check([f"closed/{rank}"]) for rank in range(1, self.size)):
@@ -324,8 +325,8 @@ class ProcessRanks(Ranks):
         content = buffer.getbuffer()
         starts = range(0, len(content), PART_BYTES)
         keys = [f"{key}/{number}" for number in range(len(starts))]
-        for part, start in zip(keys, starts, strict=True):
-            self._store.set(part, bytes(content[start : start + PART_BYTES]))  # type: ignore[arg-type]
+        for part_key, start in zip(keys, starts, strict=True):
+            self._store.set(part_key, bytes(content[start : start + PART_BYTES]))  # type: ignore[arg-type]
         self._store.set(key, str(len(keys)))
         self._posted.append((self._count, [key, *keys]))
 
@@ -342,11 +343,11 @@ class ProcessRanks(Ranks):
                 self.watch.check()
             raise
         self.seconds += time.perf_counter() - begun
-        # The store listens on the network: what comes from there is read as data.
+        # The store listens on the network, so its values are read as data only.
         return torch.load(io.BytesIO(b"".join(parts)), map_location=self._located, weights_only=True)
 
     def _located(self, storage: Any, location: str) -> Any:
-        """Tensors of another rank's GPU come to this one's; others stay where they are."""
+        """Move tensors of another rank's GPU to this rank's; the others stay on the CPU."""
         return storage.cuda(self.device.index) if location.startswith("cuda") else storage
 
 
@@ -355,7 +356,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _described(error: BaseException) -> str:
-    """An error as a part of a sentence."""
+    """Describe an error as a part of a sentence."""
     if isinstance(error, SA3DError):
         return str(error).rstrip(".")
     return OUT_OF_MEMORY if _is_out_of_memory(error) else f"{type(error).__name__}: {one_line(error)}"

@@ -1,4 +1,4 @@
-"""Faults of ranks: a thread in each process that notices where another one has ended, and sees to it that all end."""
+"""Faults of ranks: a thread in each process that detects the end of another rank, and then ends its process."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.files import is_running
 
 SECONDS = 0.5
-"""Between two looks at the others."""
+"""Seconds between two checks of the other ranks."""
 SILENT = 30.0
-"""Seconds without a sign of life after which a rank on another machine is taken to have ended."""
+"""Seconds without a sign of life after which a rank on another machine counts as ended."""
 GRACE = 15.0
-"""Seconds that work has to come to an end by itself once a rank has ended; it may be within a render or a sum."""
+"""Seconds for work to end by itself once another rank has ended; it may be within a render or a sum."""
 STAYS = "what was saved stays, and the same command goes on from there"
 
 ANSWER = 5.0
-"""Seconds in which living ranks take note of a fault; so long the one waits that may hold what all read."""
+"""Seconds in which living ranks note a fault; rank 0, which may hold the store, waits that long for them."""
 
 _FAULT, _STOP = "fault", "stop"
 
 
 class RankEnded(BaseException):
-    """Another rank has ended, noticed at any line. No error, for those are handled: a save would try another way."""
+    """Another rank has ended; raised at any line. Not an :class:`Exception`: a save would take it for a failed write."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault)
@@ -40,49 +40,49 @@ class RankEnded(BaseException):
 
 
 class RankFault(SA3DError):
-    """The sentence for all ranks about the one that has ended."""
+    """Error on all ranks about the one that has ended."""
 
     is_of_rank = True
 
 
 @dataclass
 class Fault:
-    """What has ended a rank."""
+    """Reason for which a rank has ended."""
 
     rank: int
     host: str
     reason: str
-    """What happened, as a part of a sentence, such as "was killed"."""
+    """The reason, as a part of a sentence, such as "was killed"."""
     told: bool
-    """Whether the rank has said so itself."""
+    """Whether the rank has reported it itself."""
 
 
 @dataclass
 class Member:
-    """A rank's process."""
+    """Process of a rank."""
 
     host: str
-    """Name of its machine, for people."""
+    """Name of its machine."""
     process: int
     space: str = ""
-    """Where that number counts: containers of one host may have one name, and numbers of their own."""
+    """Namespace of the process number: containers on one host may share a host name, but not these numbers."""
 
     def is_beside(self, other: Member) -> bool:
-        """Whether this process can tell by the number whether the other runs."""
+        """Whether the other is in the same namespace, so that its process number shows whether it runs."""
         return (self.host, self.space) == (other.host, other.space)
 
 
 class Watch:
-    """Looks after the other ranks.
+    """Watch over the other ranks.
 
-    Each rank looks whether the processes of its own machine run; rank 0 looks for signs of life of those elsewhere, and
-    these for its own. Whoever notices first writes down what happened, for all to read.
+    Each rank checks that the processes of its own machine run; rank 0 checks signs of life of ranks elsewhere, and
+    these check those of rank 0. The first rank to detect a fault writes it to the store, for all to read.
 
     Args:
-        store: Where all ranks write and read. Only for this object's thread, but for :meth:`report`.
-        rank: Of this process.
+        store: Connection to the store of all ranks, for this object only.
+        rank: Rank of this process.
         members: All processes, by rank.
-        speaks: Whether processes say by themselves why they end; else the one that has started them does.
+        speaks: Whether processes print the reason for which they end; else the process that has started them does.
     """
 
     def __init__(self, store: Store, rank: int, members: list[Member], speaks: bool) -> None:
@@ -90,20 +90,20 @@ class Watch:
         self.host = members[rank].host
         self.fault: Fault | None = None
         self.tells = False
-        """Whether this process says what has happened."""
+        """Whether this process prints the fault."""
         self.is_stopping = False
-        """Whether all are asked to stop at the next view."""
+        """Whether all ranks are to stop at the next view."""
         self.speaks = speaks
         self._store = store
         self._members = members
-        self._signs = {other: (b"", time.monotonic()) for other in self._watched_by_signs()}
+        self._signs = {peer: (b"", time.monotonic()) for peer in self._watched_by_signs()}
         self._closed = threading.Event()
         self._beats = 0
         self._thread = threading.Thread(target=self._run, name="sa3d-ranks", daemon=True)
 
     def _watched_by_signs(self) -> list[int]:
-        others = range(1, len(self._members)) if self.rank == 0 else [0]
-        return [other for other in others if not self._members[self.rank].is_beside(self._members[other])]
+        peers = range(1, len(self._members)) if self.rank == 0 else [0]
+        return [peer for peer in peers if not self._members[self.rank].is_beside(self._members[peer])]
 
     @property
     def is_closed(self) -> bool:
@@ -111,11 +111,11 @@ class Watch:
         return self._closed.is_set()
 
     def begin(self) -> None:
-        """Start to look."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
-        """Tell the others that this rank leaves as it should, and look no longer."""
+        """Report to the others that this rank leaves as it should, and end the thread."""
         self._store.set(f"left/{self.rank}", "1")
         self._closed.set()
         self._thread.join()
@@ -126,29 +126,29 @@ class Watch:
         self.is_stopping = True
 
     def check(self) -> None:
-        """End here if another rank has.
+        """Raise if another rank has ended.
 
         Raises:
-            RankEnded: It has.
+            RankEnded: Another rank has ended.
         """
         if self.fault is not None:
             raise RankEnded(self.fault)
 
     def ending(self, fault: Fault) -> BaseException:
-        """What ends this process for a fault: the sentence, or where others say it nothing but the exit code."""
+        """Exception that ends this process: the sentence about a fault, or an exit code if another process prints it."""
         return RankFault(self.sentence(fault)) if self.tells or not self.speaks else SystemExit(1)
 
     def sentence(self, fault: Fault) -> str:
-        """What to say of a fault."""
+        """Sentence about a fault."""
         return f"rank {fault.rank} of {len(self._members)}, on {fault.host}, {fault.reason}; {STAYS}."
 
     def _note(self, fault: Fault) -> None:
-        """Take note of a fault, and find out who tells of it: one on each machine, be it the rank itself."""
-        own = self._members[self.rank]
+        """Record a fault, and decide whether this process prints it: one on each machine does, the faulty rank if it can."""
+        member = self._members[self.rank]
         tells = fault.rank == self.rank
-        if not tells and not (fault.told and own.is_beside(self._members[fault.rank])):
+        if not tells and not (fault.told and member.is_beside(self._members[fault.rank])):
             try:
-                claimed = self._store.compare_set(f"tells/{own.host}/{own.space}", "", str(self.rank))
+                claimed = self._store.compare_set(f"tells/{member.host}/{member.space}", "", str(self.rank))
                 tells = claimed == str(self.rank).encode()
             except RuntimeError:
                 tells = True
@@ -157,29 +157,31 @@ class Watch:
             self._store.set(f"noted/{self.rank}", "1")
 
     def await_others(self) -> None:
-        """Wait until the others have taken note of a fault: what they read may be in this process."""
+        """Wait until the others have noted a fault: the store that they read may be in this process."""
         until = time.monotonic() + ANSWER
         with suppress(RuntimeError):
             for rank, member in enumerate(self._members):
-                own = self._members[self.rank].is_beside(member)
+                is_local = self._members[self.rank].is_beside(member)
                 while time.monotonic() < until and not self._store.check([f"noted/{rank}"]):
-                    if (self.fault is not None and rank == self.fault.rank) or (own and not is_running(member.process)):
+                    if (self.fault is not None and rank == self.fault.rank) or (
+                        is_local and not is_running(member.process)
+                    ):
                         break
                     time.sleep(0.02)
 
     def report(self, reason: str, told: bool = True) -> Fault:
-        """Write down what ends this rank; if another one has ended before, that is what ends all."""
+        """Report the reason for which this rank ends; return the fault that ends all, which may be an earlier one."""
         return self.fault or self._write(Fault(self.rank, self.host, reason, told))
 
     def await_fault(self, seconds: float) -> Fault | None:
-        """What has ended another rank, as soon as that is known; None if it is not by then."""
+        """Wait for a fault, and return it; None if there is none within these seconds."""
         until = time.monotonic() + seconds
         while self.fault is None and time.monotonic() < until:
             time.sleep(0.02)
         return self.fault
 
     def look(self) -> Fault | None:
-        """Look at the processes of this machine at once."""
+        """Check the processes of this machine at once, and return a fault."""
         if self.fault is None:
             self._look_at_processes()
         return self.fault
@@ -195,10 +197,10 @@ class Watch:
             try:
                 self._look()
             except RuntimeError:
-                # Where all write and read is gone, and with it the process that held it.
+                # The store is gone, and with it the process that held it.
                 if not self._closed.is_set():
-                    first = self._members[0].host
-                    self._note(self.fault or Fault(0, first, "was killed, or its machine does not answer", False))
+                    host = self._members[0].host
+                    self._note(self.fault or Fault(0, host, "was killed, or its machine does not answer", False))
             if self.fault is not None:
                 self._see_to_the_end(self.fault)
                 return
@@ -211,26 +213,26 @@ class Watch:
             self._note(Fault(**json.loads(self._store.get(_FAULT))))
             return
         self._look_at_processes()
-        for other, (last, when) in list(self._signs.items()):
-            sign = self._store.get(f"sign/{other}") if self._store.check([f"sign/{other}"]) else b""
-            if sign != last:
-                self._signs[other] = (sign, time.monotonic())
-            elif time.monotonic() - when > SILENT and not self._has_left(other):
-                host = self._members[other].host
-                self._write(Fault(other, host, "was killed, or its machine does not answer", told=False))
+        for peer, (last_sign, changed) in list(self._signs.items()):
+            sign = self._store.get(f"sign/{peer}") if self._store.check([f"sign/{peer}"]) else b""
+            if sign != last_sign:
+                self._signs[peer] = (sign, time.monotonic())
+            elif time.monotonic() - changed > SILENT and not self._has_left(peer):
+                host = self._members[peer].host
+                self._write(Fault(peer, host, "was killed, or its machine does not answer", told=False))
 
     def _look_at_processes(self) -> None:
-        own = self._members[self.rank]
-        for other, member in enumerate(self._members):
-            if own.is_beside(member) and not is_running(member.process) and not self._has_left(other):
-                self._write(Fault(other, member.host, "was killed: look for a lack of memory there", told=False))
+        this_process = self._members[self.rank]
+        for peer, member in enumerate(self._members):
+            if this_process.is_beside(member) and not is_running(member.process) and not self._has_left(peer):
+                self._write(Fault(peer, member.host, "was killed: look for a lack of memory there", told=False))
                 return
 
     def _has_left(self, other: int) -> bool:
         return self._store.check([f"left/{other}"])
 
     def _see_to_the_end(self, fault: Fault) -> None:
-        """Whatever this process is at, a render or a sum that others will never join, it ends soon."""
+        """End this process after a grace period, even within a render or a sum that others will never join."""
         if self._closed.wait(GRACE):
             return
         ending = self.ending(fault)
@@ -240,7 +242,7 @@ class Watch:
 
 
 def this_member() -> Member:
-    """This process."""
+    """Description of this process."""
     try:
         space = os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -249,7 +251,7 @@ def this_member() -> Member:
 
 
 def as_reason(error: BaseException, describe: Callable[[BaseException], str]) -> str:
-    """What an error is in the sentence about a rank."""
+    """Describe an error as the reason of a fault."""
     if isinstance(error, KeyboardInterrupt):
         return "was stopped by Ctrl-C"
     return f"stopped, for {describe(error)}"

@@ -32,7 +32,7 @@ _FAULT, _STOP = "fault", "stop"
 
 
 class RankEnded(BaseException):
-    """Another rank has ended; raised at any line. Not an :class:`Exception`: a save would take it for a failed write."""
+    """Another rank has ended; raised at any line. Not an error, for those are handled: a save would try another way."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault)
@@ -135,7 +135,7 @@ class Watch:
             raise RankEnded(self.fault)
 
     def ending(self, fault: Fault) -> BaseException:
-        """Exception that ends this process: the sentence about a fault, or an exit code if another process prints it."""
+        """Exception that ends this process: the sentence on a fault, or an exit code if another process prints it."""
         return RankFault(self.sentence(fault)) if self.tells or not self.speaks else SystemExit(1)
 
     def sentence(self, fault: Fault) -> str:
@@ -143,7 +143,7 @@ class Watch:
         return f"rank {fault.rank} of {len(self._members)}, on {fault.host}, {fault.reason}; {STAYS}."
 
     def _note(self, fault: Fault) -> None:
-        """Record a fault, and decide whether this process prints it: one on each machine does, the faulty rank if it can."""
+        """Record a fault, and decide who prints it: one process on each machine, the faulty rank itself if it can."""
         member = self._members[self.rank]
         tells = fault.rank == self.rank
         if not tells and not (fault.told and member.is_beside(self._members[fault.rank])):

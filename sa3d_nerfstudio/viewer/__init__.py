@@ -1,8 +1,8 @@
 """The Segment panel in nerfstudio's viewer.
 
-``panel`` puts the sections together, one module each; ``context`` is what they share. ``editor`` holds prompts and
+``panel`` assembles the sections, one module each; ``context`` is their shared state. ``editor`` holds prompts and
 masks, ``history`` their undo, ``free_views`` the views of the viewer's camera. ``nerfstudio_viewer`` and
-``viser_compat`` adapt to versions.
+``viser_compat`` adapt to versions of nerfstudio and viser.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""What all sections of the Segment panel share: one worker, the status line, the viewports."""
+"""Shared state of all sections of the Segment panel: one worker, the status line, the viewports."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ VIEWS = {
     "mask": "mask",
     "photo": "rgb",
 }
-"""What the viewport may show, and the model's output that it is."""
+"""Choices for the viewport, and the model's output of each."""
 ON_COLOR, OFF_COLOR = (0.1, 0.9, 0.2), (1.0, 0.1, 0.1)
 
 
 class Section(Protocol):
-    """A part of the panel."""
+    """Section of the panel."""
 
     def refresh(self) -> None:
-        """Show in the section's handles what there is now."""
+        """Bring the section's handles up to date."""
         ...
 
 
 class PanelContext:
-    """Where the sections of the panel meet.
+    """Shared context of the panel's sections.
 
-    All that touches the model runs on one thread of its own, one thing after another, so that viser's threads are
-    never blocked and the workbench is used by one thread only.
+    All work on the model runs in sequence on one worker thread, so that viser's threads are never blocked and the
+    editor is used by one thread only.
 
     Args:
-        host: The viewer.
-        bench: What the panel works on.
-        pipeline: Gives the pipeline. A function, because nerfstudio walks all attributes and must not walk in circles.
+        viewer: The viewer.
+        editor: The editor that the panel operates.
+        pipeline: Returns the pipeline. A function, since nerfstudio walks all attributes and must not walk in circles.
     """
 
     def __init__(self, viewer: NerfstudioViewer, editor: Editor, pipeline: Callable[[], PanelPipeline]) -> None:
@@ -59,27 +59,27 @@ class PanelContext:
         self.busy = threading.Event()
         """Set while a job runs that only Stop ends."""
         self.holder: viser.ClientHandle | None = None
-        """The tab in which a tool is on; its viewport shows the picture that prompts go to."""
+        """Tab in which a tool is active; its viewport shows the picture that is prompted."""
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="sa3d")
         self._closed = False
         self._status = self.gui.add_markdown("")
 
-    # What sections do.
+    # Actions of the sections.
 
     def do(self, action: Callable[..., None], *args: Any) -> None:
-        """Have the worker do something, unless a job runs: that is stopped first, by the user."""
+        """Queue an action for the worker, unless a job runs, which the user must stop first."""
         if self.busy.is_set():
             self.say("It is still at work: press **Stop** first, or wait.")
             return
         self.do_in_turn(action, *args)
 
     def do_in_turn(self, action: Callable[..., None], *args: Any) -> None:
-        """Have the worker do something when its turn comes, whatever runs now."""
+        """Queue an action for the worker, even if a job runs."""
         if not self._closed:
             self._worker.submit(self._guarded, action, *args)
 
     def change(self, operation: Callable[..., Any], *args: Any) -> None:
-        """Have the worker change something, show it, and say what may come next: what was said before is over."""
+        """Queue an operation for the worker, then refresh the panel, with the next step in the status line."""
 
         def action() -> None:
             operation(*args)
@@ -89,16 +89,16 @@ class PanelContext:
         self.do(action)
 
     def say(self, text: str) -> None:
-        """Put a sentence into the status line: markdown, in which what comes from outside is :func:`literal`."""
+        """Show a sentence in the status line, as markdown; foreign text in it must be escaped by :func:`literal`."""
         self._status.content = text
 
     def complain(self, text: str) -> None:
-        """Put an error into the status line, escaped: it may repeat what the user typed."""
+        """Show an error in the status line, escaped, since it may repeat the user's input."""
         self.say(f"⚠ **{literal(text[:1].upper() + text[1:])}**")
 
     @property
     def hint(self) -> str:
-        """What may come next, as a sentence."""
+        """Sentence about the user's next step."""
         current = self.editor.state.current
         if current is None or current.is_empty:
             return "Choose **+ point**, then click on a thing."
@@ -107,14 +107,14 @@ class PanelContext:
         return "Add points in any view, or press **Segment**."
 
     def save(self) -> Path:
-        """Write the run, and say where its config.yml is."""
+        """Write the run, and return the path of its config.yml."""
         config = self.viewer.save(self.pipeline())
         self.editor.unsaved = False
         self.refresh_handles()
         return config
 
     def begin(self) -> None:
-        """Show what there is at first."""
+        """Show the initial state, and faults of saved prompts."""
         self.refresh()
         self.say(self.hint)
         if self.editor.masks.troubles:
@@ -123,34 +123,34 @@ class PanelContext:
                 say(f"warning: {trouble}")
 
     def close(self) -> None:
-        """Wait for what the worker is at, and have it begin nothing else."""
+        """Wait for the worker's current action, and cancel all others."""
         self._closed = True
         self._worker.shutdown(wait=True, cancel_futures=True)
 
-    # What there is to see.
+    # Display.
 
     def refresh(self) -> None:
-        """Show what there is now, in the panel and in every viewport."""
+        """Bring the panel and all viewports up to date."""
         marks = self.editor.markers()
-        points = np.array([place for place, _ in marks]).reshape(-1, 3)
+        points = np.array([position for position, _ in marks]).reshape(-1, 3)
         colors = np.array([ON_COLOR if on else OFF_COLOR for _, on in marks]).reshape(-1, 3)
         self.viewer.mark(points, colors)
         self.show_masks()
         self.refresh_handles()
 
     def refresh_handles(self) -> None:
-        """Show what there is now in the panel alone."""
+        """Bring the panel alone up to date."""
         for section in self.sections:
             section.refresh()
 
     def show_view(self, name: str) -> None:
-        """Have all viewports show one of :data:`VIEWS`."""
+        """Show one of :data:`VIEWS` in all viewports."""
         self.viewer.show_output(VIEWS[name])
 
     def show_masks(self, render: bool = True) -> None:
         """Bring all viewports up to date.
 
-        A tab whose view has been traced is sent a picture made of that, at once; others render, if they may.
+        A tab whose view has been traced gets a picture made from the trace at once; others render if ``render`` is set.
         """
         overlaid = self.viewer.shows(VIEWS["overlay"])
         for client in self.viewer.server.get_clients().values():
@@ -162,7 +162,7 @@ class PanelContext:
                 self.viewer.rerender(client)
 
     def camera(self, client: viser.ClientHandle) -> Cameras:
-        """A tab's camera, at the size at which it is prompted."""
+        """A tab's camera, at the image size for prompts."""
         return self.viewer.camera(client, self.editor.views.long_side)
 
     def _guarded(self, action: Callable[..., None], *args: Any) -> None:
@@ -172,7 +172,7 @@ class PanelContext:
         except SA3DError as error:
             self.complain(str(error))
         except Exception as error:
-            # Whoever works in the browser sees no terminal; that one gets all of it.
+            # The status line holds one line; the whole traceback goes to the terminal.
             CONSOLE.print_exception()
             self.complain(f"{one_line(error)} (the terminal tells more).")
 
@@ -184,9 +184,9 @@ def add_choice(
     pressed: Callable[[str, viser.ClientHandle], None],
     hint: str | None = None,
 ) -> viser.GuiButtonGroupHandle[str]:
-    """A row of buttons, each of which may be pressed again and again.
+    """Add a row of buttons, each of which may be pressed repeatedly.
 
-    viser 0.2.7 reports a press only where it changes the value of the row; so the value is taken back each time.
+    viser 0.2.7 reports a press only if it changes the value of the row, so the value is reset each time.
     """
     group = gui.add_button_group(label, options=options, hint=hint)
     group.value = ""

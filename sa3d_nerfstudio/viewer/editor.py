@@ -1,4 +1,4 @@
-"""What the Segment panel does: prompts in, masks of named objects out. Knows of no screen."""
+"""Operations of the Segment panel, from prompts to masks of named objects; independent of the user interface."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from sa3d_nerfstudio.viewer.history import History, ObjectState, SceneState
 
 
 class SceneMasks:
-    """Follows a state: lifts what has changed, and puts it where renders see it.
+    """The model's masks, kept equal to a state: changed objects are lifted again, and published to renders.
 
     Args:
-        sight: The views, and the model whose masks these are.
-        resolution: Of the mask grids.
+        free_views: The views, and the model that holds the masks.
+        resolution: Vertices of the mask grids along each axis.
     """
 
     def __init__(self, free_views: FreeViews, resolution: int) -> None:
@@ -37,65 +37,65 @@ class SceneMasks:
         self.objects = free_views.model.masks
         self.resolution = resolution
         self.changes = 0
-        """Counts how often the model's masks were changed."""
+        """Number of changes of the model's masks."""
         self.troubles: list[str] = []
-        """Faults in prompts that a run brought along, as sentences, until they are shown."""
+        """Sentences about faulty prompts saved in the run."""
         self._published: dict[str, MaskField] = {}
 
     def __getitem__(self, name: str) -> MaskField:
         return self._published[name]
 
     def taken_over(self) -> SceneState | None:
-        """The model's masks and their prompts, if they changed outside of the panel."""
+        """State of the model's masks and their prompts, if these changed outside of the panel."""
         masks = self.objects
-        there = {name: masks[name] for name in masks.names}
-        if list(there.items()) == list(self._published.items()):
+        fields = {name: masks[name] for name in masks.names}
+        if list(fields.items()) == list(self._published.items()):
             return None
-        self._published = there
-        objects = tuple(self._taken_over(name, grid) for name, grid in there.items())
+        self._published = fields
+        objects = tuple(self._taken_over(name, grid) for name, grid in fields.items())
         return SceneState(objects, objects[-1].name if objects else None)
 
     def _taken_over(self, name: str, grid: MaskField) -> ObjectState:
         masks = self.objects
         entry = ObjectState(name, masks.colors[name], name in masks.hidden, parent=masks.parents.get(name))
-        known = None
+        field = None
         if not grid.is_empty:
-            # A grid that has been loaded would never become finer than it is.
-            known = self.free_views.model.new_field(self.resolution)
-            known.copy_from(grid)
+            # A loaded grid could never become finer; its copy may have up to the configured resolution.
+            field = self.free_views.model.new_field(self.resolution)
+            field.copy_from(grid)
         try:
             prompts, segmented = read_prompts(name, masks.prompts.get(name), self.free_views)
         except SA3DError as error:
             self.troubles.append(str(error))
             prompts, segmented = (), True
         if not prompts:
-            return replace(entry, evidence=known)
-        return replace(entry, prompts=prompts, total=known if segmented else None)
+            return replace(entry, evidence=field)
+        return replace(entry, prompts=prompts, total=field if segmented else None)
 
     def follow(self, before: SceneState, state: SceneState) -> None:
-        """Make the model's masks what a state says; objects that do not change keep their grids."""
-        kept = {_evidence_of(entry): self._published[entry.name] for entry in before}
+        """Update the model's masks to a state; unchanged objects keep their fields."""
+        previous = {_evidence_of(entry): self._published[entry.name] for entry in before}
         grids = {}
         for entry in state:
-            same = kept.get(_evidence_of(entry))
-            grids[entry.name] = same if same is not None and not entry.is_empty else self._lifted(entry)
+            grid = previous.get(_evidence_of(entry))
+            grids[entry.name] = grid if grid is not None and not entry.is_empty else self._lifted(entry)
         self.publish(state, grids)
 
     def preview(self, state: SceneState, name: str, grid: MaskField) -> None:
-        """Show what is known of an object by now, while more is being found out."""
+        """Publish a copy of an object's field while it is being segmented."""
         copy = grid.fresh()
         copy.copy_from(grid)
         self.publish(state, {**self._published, name: copy})
 
     def publish(self, state: SceneState, grids: dict[str, MaskField]) -> None:
-        """Put grids where renders see them. They are not changed afterwards: a render may still be at the old ones."""
+        """Publish fields to renders. Published fields never change, since a render may still use the old ones."""
         hidden = {entry.name for entry in state if entry.hidden}
         prompts = {
             entry.name: write_prompts(entry.prompts, entry.is_segmented, self.free_views)
             for entry in state
             if entry.prompts
         }
-        # Whatever is known of none has no place in the tree yet.
+        # Objects without a known relation to others are not in the tree yet.
         in_tree = self.objects.parents.keys() | {entry.parent for entry in state}
         parents = {entry.name: entry.parent for entry in state if entry.parent is not None or entry.name in in_tree}
         self.objects.replace(grids, hidden, {entry.name: entry.color for entry in state}, prompts, parents)
@@ -103,9 +103,9 @@ class SceneMasks:
         self.changes += 1
 
     def without(self, prompts: tuple[ViewPrompt, ...], total: MaskField) -> MaskField:
-        """The evidence of the views that the user has not prompted: the prompted views' own part is taken out.
+        """Evidence of the views that the user has not prompted: the total minus that of the prompted views.
 
-        All evidence is a sum, so it can be; the published update is none, and is left as it is.
+        Evidence is a sum over views; the published gradient update is not, so its total is returned unchanged.
         """
         if self.free_views.settings.lifting != "evidence":
             return total
@@ -129,25 +129,25 @@ class SceneMasks:
 
 
 def _evidence_of(entry: ObjectState) -> tuple[object, ...]:
-    """What an object's mask follows from."""
+    """The inputs that determine an object's mask."""
     return entry.prompts, entry.evidence, entry.total
 
 
 SCRIBBLE_STEP = 0.04
-"""Distance of the points that join two clicks of a scribble, as a share of the image's width."""
+"""Distance of the points that join two clicks of a scribble, in shares of the image's width and height."""
 CLEARANCE = 0.1
-"""Around a point that the user calls something else, nothing is taken to be known to be the object (likewise)."""
+"""Distance from a negative point of the user's within which context points are dropped (likewise)."""
 
 
 class Editor:
-    """Objects being segmented in a run, by prompts in views of any camera.
+    """Editor of a run's objects, by prompts in views of any camera.
 
-    Operations raise :class:`SA3DError` and leave everything as it was. They may come from any one thread at a time,
-    while others render: the sight holds its lock when it renders with the model.
+    Operations that raise :class:`SA3DError` change nothing. They may be called from one thread at a time while other
+    threads render: ``free_views`` holds its lock when it renders with the model.
 
     Args:
-        sight: The views; its model's masks are what there is at first.
-        resolution: Of the mask grids.
+        free_views: The views; the masks of their model are the initial state.
+        resolution: Vertices of the mask grids along each axis.
     """
 
     def __init__(self, free_views: FreeViews, resolution: int = 128) -> None:
@@ -158,12 +158,12 @@ class Editor:
         self.masks = SceneMasks(free_views, resolution)
         self.history = History()
         self.unsaved = False
-        """Whether there are changes since the last save."""
+        """Whether the objects or the threshold have changed since the last save."""
         self.adopt()
 
     @property
     def state(self) -> SceneState:
-        """What there is."""
+        """The present state of all objects."""
         return self.history.present
 
     def adopt(self) -> None:
@@ -175,13 +175,13 @@ class Editor:
     # Views.
 
     def look(self, camera: Cameras) -> str:
-        """Make a camera's view ready for prompts: rendered once, embedded once. Returns its name."""
+        """Render and embed a camera's view, once each, so that it can be prompted; return its name."""
         return self.free_views.look(camera)
 
     def picture(self, view: str) -> Float[Tensor, "height width 3"]:
-        """What a view shows, with the objects tinted, and the selected one of several outlined in white.
+        """Image of a view, with the objects tinted, and the selected one of several outlined in white.
 
-        Costs no rendering of the radiance field.
+        The radiance field is not rendered again.
         """
         trace = self.free_views.trace(view)
         overlay = self.model.render_overlay(trace, trace.rgb.reshape(-1, 3))[1].reshape(trace.rgb.shape)
@@ -189,13 +189,12 @@ class Editor:
         if current is None or current.hidden or current.is_empty or len(self.state.objects) < 2:
             return overlay
         probability = render_probability(trace, self.masks[current.name])[0].reshape(trace.height, trace.width)
-        beside = (probability <= self.model.mask_threshold).float()
-        outline = (F.max_pool2d(beside[None], 3, stride=1, padding=1)[0] > 0) & (beside == 0)
+        outside = (probability <= self.model.mask_threshold).float()
+        outline = (F.max_pool2d(outside[None], 3, stride=1, padding=1)[0] > 0) & (outside == 0)
         return torch.where(outline[..., None], torch.ones_like(overlay), overlay)
 
     def markers(self) -> list[tuple[tuple[float, float, float], bool]]:
-        """World positions of the points that prompt the selected object, a little in front of its surface, and whether
-        they are on it."""
+        """World positions of the selected object's points, a little in front of the surface; True for those on it."""
         current = self.state.current
         marks = [mark for prompt in (current.prompts if current else ()) for mark in prompt.marks]
         return [(mark.place, mark.on_object) for mark in marks if mark.place is not None]
@@ -203,14 +202,14 @@ class Editor:
     # Prompts.
 
     def mark(self, view: str, x: float, y: float, on_object: bool, joined: bool = False) -> None:
-        """Put a point into a view; ``joined`` fills up the way from the last one there.
+        """Add a point to the selected object's prompt in a view.
 
         Args:
             view: As :meth:`look` named it.
             x: Share of the width, from the left.
             y: Share of the height, from the top.
-            on_object: Whether it lies on the object, or on something else.
-            joined: Whether to draw a line of points from the last one that said the same.
+            on_object: Whether the point lies on the object, or on something else.
+            joined: Whether to add a line of points from the last one with the same ``on_object``.
         """
         prompt = self._prompt_in(view)
         x, y = _within(x), _within(y)
@@ -218,20 +217,20 @@ class Editor:
         last = next((mark for mark in reversed(prompt.marks) if mark.on_object == on_object), None)
         if joined and last is not None:
             steps = max(1, round(((x - last.x) ** 2 + (y - last.y) ** 2) ** 0.5 / SCRIBBLE_STEP))
-            ways = [step / steps for step in range(1, steps + 1)]
-            marks = [Mark(last.x + (x - last.x) * way, last.y + (y - last.y) * way, on_object) for way in ways]
+            shares = [step / steps for step in range(1, steps + 1)]
+            marks = [Mark(last.x + (x - last.x) * share, last.y + (y - last.y) * share, on_object) for share in shares]
         placed = tuple(replace(mark, place=self.free_views.placed(view, mark)) for mark in marks)
         self._set_prompt(replace(prompt, marks=(*prompt.marks, *placed), choice=None))
 
     def draw_box(self, view: str, x0: float, y0: float, x1: float, y1: float) -> None:
-        """Draw a rectangle around the object; it replaces the last one in this view. Shares of width and height."""
+        """Set the box around the object in a view, in shares of width and height, in place of an earlier one."""
         x0, y0, x1, y1 = (_within(value) for value in (x0, y0, x1, y1))
         if x1 - x0 < 0.01 or y1 - y0 < 0.01:
             raise SA3DError("the box is empty: drag from one corner of the object to the other.")
         self._set_prompt(replace(self._prompt_in(view), box=(x0, y0, x1, y1), choice=None))
 
     def choose(self, candidate: int) -> None:
-        """Take another of the segmenter's answers to the last prompt, from the smallest to the largest."""
+        """Choose one of the segmenter's candidates for the last prompt, by index from the smallest to the largest."""
         current = self.state.current
         if current is None or not current.prompts:
             raise SA3DError("there is no mask to choose from: put a point on the object first.")
@@ -241,7 +240,7 @@ class Editor:
 
     @property
     def may_choose(self) -> bool:
-        """Whether there is more than one answer to choose from, as far as that is known yet."""
+        """Whether the last prompt has several candidates, or has not been answered yet."""
         current = self.state.current
         if current is None or not current.prompts:
             return False
@@ -249,20 +248,20 @@ class Editor:
         return answer is None or len(answer.candidates.masks) > 1
 
     def clear(self) -> None:
-        """Begin the selected object again."""
+        """Remove the prompts and the evidence of the selected object."""
         current = self._current()
         self._go_to(self.state.replacing(current.name, replace(current, prompts=(), evidence=None, total=None)))
 
     # Objects.
 
     def add_object(self, name: str | None = None) -> str:
-        """Make an object, and let prompts go to it."""
+        """Add an object, select it, and return its name."""
         entry = self.new_object(name)
         self._go_to(self.state.adding(entry))
         return entry.name
 
     def select(self, name: str) -> None:
-        """Let prompts go to another object."""
+        """Select the object that prompts go to."""
         self.history.present = self.state.selecting(name)
 
     def rename(self, name: str) -> None:
@@ -277,7 +276,7 @@ class Editor:
         self._go_to(self.state.removing(self._current().name))
 
     def show(self, hidden: set[str]) -> None:
-        """Hide these objects, and no others. Not a step that is undone: nothing is lost."""
+        """Hide these objects, and show all others. Not an undo step, since nothing is lost."""
         objects = tuple(replace(entry, hidden=entry.name in hidden) for entry in self.state)
         self.history.present = replace(self.state, objects=objects)
         self.model.masks.hidden = {entry.name for entry in objects if entry.hidden}
@@ -289,12 +288,12 @@ class Editor:
         self.show({name for name in self.state.names if name != current.name} if on else set())
 
     def undo(self) -> None:
-        """Go one step back."""
+        """Undo the last step."""
         self._follow(self.history.before())
         self.history.undo()
 
     def redo(self) -> None:
-        """Take the last undo back."""
+        """Redo the step undone last."""
         self._follow(self.history.after())
         self.history.redo()
 
@@ -306,34 +305,34 @@ class Editor:
         The iterator may be closed at any step; the evidence so far is kept.
 
         Args:
-            live_every: The model's mask is brought up to date no more often than this, in seconds.
+            live_every: Least time between two updates of the model's mask, in seconds.
 
         Raises:
-            SA3DError: Nothing is prompted, or nothing came of it.
+            SA3DError: The object has no prompts, or the result is empty.
         """
         current = self._current()
         if not current.prompts:
             raise SA3DError(f"nothing points at {current.name} yet: choose '+ point' and click on it first.")
         session = self.free_views.session(self.model.new_field(self.masks.resolution), current.prompts)
-        shown = time.monotonic()
+        updated = time.monotonic()
         try:
             for progress in followed(session):
-                if time.monotonic() - shown > live_every:
+                if time.monotonic() - updated > live_every:
                     self.masks.preview(self.state, current.name, session.grid)
-                    shown = time.monotonic()
+                    updated = time.monotonic()
                 yield progress
         finally:
-            # As it is, until a prompt changes: fitted to all masks, which what is left without one of them is not.
+            # The total stays until a prompt changes: it is fitted to all masks, which the rest without a prompt is not.
             if session.report.records:
                 self._go_to(self.state.replacing(current.name, replace(current, evidence=None, total=session.grid)))
         if session.grid.is_empty:
             raise SA3DError(f"{current.name} is empty: no surface lies behind what is prompted; prompt another view.")
 
     def change(self, state: SceneState) -> None:
-        """Go to another state in one step, which undo takes back."""
+        """Change to another state, as one undo step."""
         self._go_to(state)
 
-    # How it is done.
+    # Implementation.
 
     def _current(self) -> ObjectState:
         current = self.state.current
@@ -342,10 +341,10 @@ class Editor:
         return current
 
     def new_object(self, name: str | None = None) -> ObjectState:
-        """An object of a new name and colour, which is not there yet.
+        """Make an empty object with a name and a new colour, without adding it to the state.
 
         Raises:
-            SA3DError: The name is taken, or is none.
+            SA3DError: The name is taken, or blank.
         """
         if name is None:
             number = len(self.state.objects) + 1
@@ -362,7 +361,7 @@ class Editor:
             raise SA3DError(f"there is an object named {name} already: type another name.")
 
     def _prompt_in(self, view: str) -> ViewPrompt:
-        """The selected object's prompt in a view, begun from what is known of the object if it is new."""
+        """The selected object's prompt in a view; a new one begins with context points from the rendered mask."""
         current = self.state.current
         prompt = ViewPrompt(view) if current is None else current.prompt_in(view)
         if prompt.is_empty and current is not None and not current.is_empty:
@@ -386,14 +385,14 @@ class Editor:
         context = tuple(mark for mark, keep in zip(prompt.context, far, strict=True) if keep)
         state, current = self.state, self.state.current
         if current is None:
-            # In the same step as its first prompt, so that one which fails leaves no empty object behind.
+            # The object is added in the same step as its first prompt, so that a failed prompt leaves no empty object.
             current = self.new_object()
             state = state.adding(current)
         current = self._split(current)
         self._go_to(state.replacing(current.name, current.prompted(replace(prompt, context=context))))
 
     def _split(self, current: ObjectState) -> ObjectState:
-        """Tell what an object's prompts say from what the other views do: averages, until it is segmented again."""
+        """Separate other views' evidence from that of the prompts; averages until the object is segmented again."""
         if current.total is None:
             return current
         return replace(current, evidence=self.masks.without(current.prompts, current.total), total=None)
@@ -408,5 +407,5 @@ class Editor:
 
 
 def _within(share: float) -> float:
-    """Of the image, where a drag may end outside."""
+    """Clamp a share to the image, as a drag may end outside."""
     return min(max(float(share), 0.0), 1.0)

@@ -1,4 +1,4 @@
-"""The panel's folder of what leaves it: the run, the object's points, commands to copy."""
+"""Section of the panel for exports: the run, the object's points, commands to copy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sa3d_nerfstudio.views.surface_points import view_points, views_to_show, wri
 
 
 class ExportSection:
-    """Save and export."""
+    """Buttons that save the run and write points, and commands to copy."""
 
     def __init__(self, context: PanelContext, job: Job) -> None:
         self._context = context
@@ -27,14 +27,14 @@ class ExportSection:
             save.on_click(lambda _: context.do(self._write_run))
             self._points = gui.add_button("Write the object's points", color="gray", icon=viser.Icon.FILE_EXPORT)
             self._points.on_click(lambda _: context.do(self._write_points))
-            # In fields, which scroll: the panel would be as wide as the longest command.
+            # Text fields scroll; as plain text, the longest command would widen the panel.
             self._commands = {
-                what: gui.add_text(what, initial_value="", hint=hint)
-                for what, (hint, _) in context.viewer.commands().items()
+                label: gui.add_text(label, initial_value="", hint=hint)
+                for label, (hint, _) in context.viewer.commands().items()
             }
 
     def refresh(self) -> None:
-        """Show the commands, once there is a run for them."""
+        """Show the commands once the run is saved."""
         context = self._context
         self._points.disabled = context.editor.state.current is None
         saved = context.viewer.config.exists() and not context.editor.unsaved
@@ -55,13 +55,13 @@ class ExportSection:
         chosen = views_to_show(views)
         with self._job.running():
             clouds = []
-            for view in view_points(views, chosen, model.masks[name], model.mask_threshold):
-                clouds.append(view)
+            for cloud in view_points(views, chosen, model.masks[name], model.mask_threshold):
+                clouds.append(cloud)
                 self._job.show(len(clouds), len(chosen), f"Writing points: view {len(clouds)} of {len(chosen)}.")
                 if self._job.stopped:
                     context.say("Stopped; nothing was written.")
                     return
-        points, colors = (torch.cat(part) for part in zip(*clouds, strict=True))
+        points, colors = (torch.cat(tensors) for tensors in zip(*clouds, strict=True))
         if len(points) == 0:
             raise SA3DError(f"no view shows {name}: lower the threshold, or segment it again.")
         write_view_points(path, points, colors)
@@ -69,5 +69,5 @@ class ExportSection:
 
 
 def _short(path: Path) -> str:
-    """The end of a path; the panel is narrow."""
+    """Last three parts of a path, since the panel is narrow."""
     return "/".join(path.parts[-3:])

@@ -1,4 +1,4 @@
-"""Views of any camera, as the segmenter sees them: rendered once, embedded once, asked about often."""
+"""Views of any camera that can be prompted: each is rendered once, embedded once, and prompted often."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from sa3d_nerfstudio.views.training_views import TrainingViews
 
 
 class FreeViews:
-    """What the viewer's cameras have seen, and what the segmenter makes of it. Views go by names.
+    """Traces of the views of any camera, and the segmenter's masks in them. Views are identified by name.
 
     Args:
         model: The base model with masks.
         views: The training views.
         segmenter: Builds the 2D segmenter when it is first needed.
-        settings: Of the sessions.
-        lock: Held when the model renders; shared with everybody else who renders with it.
+        settings: Settings of the sessions.
+        lock: Lock that is held while the model renders; shared with all other code that renders with it.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class FreeViews:
         self.settings = settings
         self.lock = views.lock = nullcontext() if lock is None else lock
         self.cameras: dict[str, Cameras] = {}
-        """Cameras of the views beside the training views, whether they have been looked through or not."""
+        """Cameras of all views beside the training views, traced or not."""
         self.free: dict[str, FreeView] = {}
-        """Those views that have been looked through."""
+        """Those of these views that have been traced."""
         self._make_segmenter = segmenter
         self._segmenter: Segmenter | None = None
         self._training: dict[str, int] = {}
@@ -71,15 +71,15 @@ class FreeViews:
         return self._segmenter
 
     def look(self, camera: Cameras) -> str:
-        """Make a camera's view ready for prompts.
+        """Trace and embed a camera's view, so that it can be prompted.
 
         Args:
             camera: One camera.
 
         Returns:
-            The view's name, which is the same for the same camera.
+            Name of the view, the same for the same camera.
         """
-        # First what may fail: without its weights there is no need to wait for a render.
+        # The segmenter comes first: if its weights are missing, the user need not wait for a render.
         _ = self.segmenter
         name = self.remember(camera)
         if name not in self.free:
@@ -88,10 +88,10 @@ class FreeViews:
         return name
 
     def remember(self, camera: Cameras) -> str:
-        """Name a camera's view, without looking through it yet."""
+        """Name a camera's view, without tracing it yet."""
         key = _key(camera)
-        for name, other in self.cameras.items():
-            if torch.allclose(_key(other), key, atol=1e-5):
+        for name, stored in self.cameras.items():
+            if torch.allclose(_key(stored), key, atol=1e-5):
                 return name
         name = f"view {len(self.cameras) + 1}"
         self.cameras[name] = camera
@@ -101,24 +101,24 @@ class FreeViews:
         """Name a training view by its image's file name, without rendering it yet.
 
         Raises:
-            SA3DError: There is none of that name.
+            SA3DError: No training view has that name.
         """
         view = self.views.find(name)
         self._training[self.views.name(view)] = view
         return self.views.name(view)
 
     def key(self, name: str) -> int | str:
-        """What sessions call a view: training views by their index."""
+        """A view's key in sessions: the index of a training view, or the name of any other."""
         return self._training.get(name, name)
 
     def known(self, camera: Cameras) -> str | None:
-        """The view of a camera that has been looked through."""
+        """Name of a camera's view, if it has been traced."""
         key = _key(camera)
-        seen = ((name, other) for name, other in self.cameras.items() if name in self.free)
-        return next((name for name, other in seen if torch.allclose(_key(other), key, atol=1e-5)), None)
+        traced = ((name, stored) for name, stored in self.cameras.items() if name in self.free)
+        return next((name for name, stored in traced if torch.allclose(_key(stored), key, atol=1e-5)), None)
 
     def trace(self, name: str) -> ViewTrace:
-        """The trace of a whole view; rendered once. There is no window to it: users click in any part of its image, and
+        """Trace of a whole view; rendered once. It has no window, since users click in any part of its image, and
         segmenters see all of it."""
         if name in self._training:
             return self.views.trace(self._training[name])
@@ -136,20 +136,20 @@ class FreeViews:
         return marker_position(trace, pose[:, 3], *mark.pixel(trace.height, trace.width))
 
     def find(self, name: str, text: str, options: TextOptions) -> dict[str, tuple[float, float, float, float]]:
-        """Where in a view the words may be.
+        """Find the boxes in a view that match the words.
 
         Returns:
-            From the best match to the worst, a label for each, and x0, y0, x1, y1 as shares of width and height.
+            Boxes by label, from the best match to the worst: x0, y0, x1, y1 as shares of width and height.
 
         Raises:
-            SA3DError: There is no text, nothing like it, or nothing to look for it with.
+            SA3DError: The text is empty, nothing matches it, or the network is unavailable.
         """
         trace = self.trace(name)
-        found = find_boxes(SegmenterImage(trace.rgb, name, trace.depth[..., 0]), text, options)
-        if not found:
+        matches = find_boxes(SegmenterImage(trace.rgb, name, trace.depth[..., 0]), text, options)
+        if not matches:
             raise SA3DError(f"nothing here looks like {text}: try other words or another view, or use + point.")
         boxes = {}
-        for number, match in enumerate(found, start=1):
+        for number, match in enumerate(matches, start=1):
             x0, y0, x1, y1 = match.box
             label = f"{number}: {match.label} {match.score:.2f}"
             boxes[label] = (x0 / trace.width, y0 / trace.height, x1 / trace.width, y1 / trace.height)
@@ -157,7 +157,7 @@ class FreeViews:
 
     @property
     def predictor(self) -> MaskPredictor:
-        """Answers prompts in these views; sessions share what it has embedded."""
+        """Predictor of masks in these views; sessions share its embeddings."""
         if self._predictor is None:
             key = partial(self.views.picture_key, side=input_side(self.segmenter))
             self._embeddings = Embeddings(self.views.cache, self.segmenter, key)
@@ -166,7 +166,7 @@ class FreeViews:
         return self._predictor
 
     def session(self, grid: MaskField, prompts: Sequence[ViewPrompt] = ()) -> SegmentationSession:
-        """A session in these views that starts from the masks of these prompts, and shares what has been embedded."""
+        """Make a session in these views that starts from the masks of these prompts and shares the embeddings."""
         prompted = {self.key(prompt.view): self.answer(prompt) for prompt in prompts}
         segmenter = self.predictor.segmenter
         return SegmentationSession(
@@ -174,7 +174,7 @@ class FreeViews:
         )
 
     def answer(self, prompt: ViewPrompt) -> PromptedMask:
-        """The mask that comes of a prompt; asked for once."""
+        """Mask of a prompt; predicted once."""
         if prompt not in self._answers:
             trace, view = self.trace(prompt.view), self.key(prompt.view)
             answer = self.predictor.answer(view, prompt.pixels(trace.height, trace.width))
@@ -185,11 +185,11 @@ class FreeViews:
         return self._answers[prompt]
 
     def answered(self, prompt: ViewPrompt) -> PromptedMask | None:
-        """The mask that has come of a prompt, if it was asked for."""
+        """Mask of a prompt, if it has been predicted."""
         return self._answers.get(prompt)
 
 
 def _key(camera: Cameras) -> Float[Tensor, " camera"]:
-    """Pose, focal length and size in a row."""
+    """Pose, focal lengths and size in one vector."""
     values = [camera.camera_to_worlds[0], camera.fx, camera.fy, camera.height, camera.width]
     return torch.cat([value.reshape(-1).cpu().float() for value in values])

@@ -1,4 +1,4 @@
-"""What the user has made in the viewer, as values that never change; undo is going back to an earlier one."""
+"""States of the edited objects, as immutable values, and their history for undo and redo."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ Color = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class ObjectState:
-    """One object: how it is shown, the user's prompts, and what the other views have said."""
+    """One object: its display, the user's prompts, and the evidence of other views."""
 
     name: str
     color: Color
     hidden: bool = False
     prompts: tuple[ViewPrompt, ...] = ()
     evidence: MaskField | None = None
-    """Of the views that the user has not prompted. Shared by many states, hence never changed."""
+    """Evidence of the views that the user has not prompted. Shared by many states, hence never changed."""
     total: MaskField | None = None
-    """Instead of that, all evidence in one, the prompts' included, fitted to its masks, as a run or a session leaves
-    it; split when a prompt changes."""
+    """All evidence, that of the prompts included, fitted to its masks, as a run or a session leaves it; in the place of
+    ``evidence`` until a prompt changes."""
     parent: str | None = None
     """The object that this one is a part of."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to show yet."""
+        """Whether the object has neither prompts nor evidence."""
         return not self.prompts and not self.is_segmented
 
     @property
@@ -40,7 +40,7 @@ class ObjectState:
         return self.evidence is not None or self.total is not None
 
     def below(self, parent: str, other: str | None) -> ObjectState:
-        """With another parent, if it had this one."""
+        """The object with parent ``other``, if its parent was ``parent``."""
         return replace(self, parent=other) if self.parent == parent and other != parent else self
 
     def prompt_in(self, view: str) -> ViewPrompt:
@@ -48,14 +48,14 @@ class ObjectState:
         return next((prompt for prompt in self.prompts if prompt.view == view), ViewPrompt(view))
 
     def prompted(self, prompt: ViewPrompt) -> ObjectState:
-        """With the prompt of one view replaced; it becomes the last one. An empty prompt is left out."""
-        others = tuple(other for other in self.prompts if other.view != prompt.view)
-        return replace(self, prompts=others if prompt.is_empty else (*others, prompt))
+        """The object with the prompt of one view replaced, as the last one; an empty prompt is removed."""
+        remaining = tuple(earlier for earlier in self.prompts if earlier.view != prompt.view)
+        return replace(self, prompts=remaining if prompt.is_empty else (*remaining, prompt))
 
 
 @dataclass(frozen=True)
 class SceneState:
-    """All objects, and the one that prompts go to."""
+    """All objects, and the name of the one that prompts go to."""
 
     objects: tuple[ObjectState, ...] = ()
     selected: str | None = None
@@ -75,47 +75,47 @@ class SceneState:
 
     @property
     def tree(self) -> ObjectTree:
-        """Which objects are parts of which."""
+        """Tree of the objects and their parts."""
         names = set(self.names)
         return ObjectTree({entry.name: entry.parent if entry.parent in names else None for entry in self})
 
     def selecting(self, name: str) -> SceneState:
-        """With another object selected.
+        """The state with another object selected.
 
         Raises:
-            SA3DError: There is none of that name.
+            SA3DError: No object has that name.
         """
         if name not in self.names:
             raise SA3DError(f"there is no object named {name}: choose one of {', '.join(self.names) or 'none yet'}.")
         return replace(self, selected=name)
 
     def adding(self, entry: ObjectState) -> SceneState:
-        """With one more object, selected."""
+        """The state with one more object, which is selected."""
         return SceneState((*self.objects, entry), entry.name)
 
     def replacing(self, name: str, entry: ObjectState) -> SceneState:
-        """With one object in the place of another; if that was selected, it is, too."""
-        objects = tuple(entry if other.name == name else other.below(name, entry.name) for other in self)
+        """The state with an object in the place of another, selected if that was."""
+        objects = tuple(entry if item.name == name else item.below(name, entry.name) for item in self)
         return SceneState(objects, entry.name if self.selected == name else self.selected)
 
     def removing(self, name: str) -> SceneState:
-        """Without an object; the one before it is selected."""
+        """The state without an object; the one before it is selected."""
         index = self.names.index(name)
-        above = self.objects[index].parent
-        objects = tuple(other.below(name, above) for other in self.objects[:index] + self.objects[index + 1 :])
+        grandparent = self.objects[index].parent
+        objects = tuple(entry.below(name, grandparent) for entry in self.objects[:index] + self.objects[index + 1 :])
         return SceneState(objects, objects[max(index - 1, 0)].name if objects else None)
 
 
 @dataclass
 class History:
-    """The present, what came before it, and what was undone."""
+    """The present state, the states before it, and the undone states."""
 
     present: SceneState = field(default_factory=SceneState)
     past: list[SceneState] = field(default_factory=list)
     future: list[SceneState] = field(default_factory=list)
 
     def push(self, state: SceneState) -> None:
-        """Go on to a new state; what was undone is forgotten."""
+        """Add a new present state; undone states are dropped."""
         self.past.append(self.present)
         self.present = state
         self.future.clear()
@@ -124,7 +124,7 @@ class History:
         """The state that undo leads to.
 
         Raises:
-            SA3DError: There is none.
+            SA3DError: There is nothing to undo.
         """
         if not self.past:
             raise SA3DError("there is nothing to undo: this is where the run began.")
@@ -134,21 +134,21 @@ class History:
         """The state that redo leads to.
 
         Raises:
-            SA3DError: There is none.
+            SA3DError: There is nothing to redo.
         """
         if not self.future:
             raise SA3DError("there is nothing to redo: nothing was undone since the last change.")
         return self.future[-1]
 
     def undo(self) -> None:
-        """Go back."""
+        """Return to the state before the last change."""
         before = self.before()
         self.past.pop()
         self.future.append(self.present)
         self.present = before
 
     def redo(self) -> None:
-        """Take back the last undo."""
+        """Return to the state undone last."""
         after = self.after()
         self.future.pop()
         self.past.append(self.present)

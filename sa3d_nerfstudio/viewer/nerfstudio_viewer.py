@@ -1,6 +1,6 @@
-"""nerfstudio's viewer, where the panel needs more than it offers. All of its private parts that we touch are here.
+"""Adapter to nerfstudio's viewer. All uses of the viewer's private parts are in this module.
 
-Checked against nerfstudio 1.1.5; what is used has the same names on its main branch.
+Checked against nerfstudio 1.1.5; the parts in use have the same names on its main branch.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ MODEL_DIR = "nerfstudio_models"
 
 
 class PanelPipeline(Protocol):
-    """What the panel asks of the pipeline."""
+    """Pipeline, as the panel uses it."""
 
     config: Any
-    """The settings of sessions, with ``resolution``, the vertices of the mask grid along each axis."""
+    """Settings of the sessions, and ``resolution``, the vertices of the mask grid along each axis."""
 
     @property
     def model(self) -> MaskOutputs:
@@ -55,7 +55,7 @@ class PanelPipeline(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         ...
 
     def make_segmenter(self) -> Segmenter:
@@ -63,18 +63,18 @@ class PanelPipeline(Protocol):
         ...
 
     def text_options(self) -> TextOptions:
-        """What finds words in images."""
+        """Options of the network that finds words in images."""
         ...
 
     def save_checkpoint(self, path: Path, step: int) -> None:
-        """Write a checkpoint, or leave the one that is there as it is."""
+        """Write a checkpoint; if that fails, an existing one is unchanged."""
         ...
 
 
 class FairLock:
-    """A lock that is let go long enough for others to take it.
+    """Lock with a pause after each release, in which other threads can take it.
 
-    Python's locks are not fair: a loop that takes one again at once starves everybody else.
+    Python's locks are not fair: a loop that takes one again at once starves all other threads.
     """
 
     def __init__(self, lock: threading.Lock, pause: float = 0.002) -> None:
@@ -90,31 +90,31 @@ class FairLock:
 
 
 class _Gone:
-    """What is left of the rendering for a tab that was closed."""
+    """Stand-in for the render state machine of a closed tab."""
 
     running = False
 
     def action(self, action: RenderAction) -> None:
-        """Nobody looks at it any more."""
+        """Ignore the action."""
 
 
 class RenderMachines(dict[int, Any]):
-    """nerfstudio's renderings by tab; a tab that is not there, or not any more, is told things in vain.
+    """nerfstudio's render state machines by tab; those of closed or unknown tabs ignore all actions.
 
-    nerfstudio looks tabs up while they leave, in the midst of messages that viser sends together. The KeyError that
-    came of it left viser waiting for the end of these messages for ever, and all other tabs with it.
+    nerfstudio looks up tabs while they leave, within a batch of messages that viser sends together. The resulting
+    KeyError left viser, and all other tabs, waiting for the end of the batch for ever.
     """
 
     def __missing__(self, client_id: int) -> _Gone:
         return _Gone()
 
     def pop(self, client_id: int, default: Any = None) -> Any:  # type: ignore[override]
-        """Forget a tab, if it is there."""
+        """Remove a tab, if it is present."""
         return super().pop(client_id, default)
 
 
 class NerfstudioViewer:
-    """The viewer that the panel lives in, of ``ns-train`` or of ``ns-viewer``."""
+    """The viewer of ``ns-train`` or ``ns-viewer`` that holds the panel."""
 
     def __init__(self, viewer: Viewer) -> None:
         self.viewer = viewer
@@ -141,17 +141,17 @@ class NerfstudioViewer:
         return self.run_dir / "config.yml"
 
     def close(self) -> None:
-        """Render no more, for any tab: a thread that renders while the process ends would have it abort."""
+        """Stop rendering for all tabs: a thread that renders while the process ends would abort it."""
         self._closed.set()
         self._stop_rendering()
-        # Tabs go on talking while the server closes, and websockets would print a traceback for each.
+        # Tabs still send messages while the server closes, and websockets would print a traceback for each.
         logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
         self.server.stop()
-        # For a tab that came meanwhile.
+        # A tab may have connected meanwhile.
         self._stop_rendering()
 
     def _stop_rendering(self) -> None:
-        # Not what is in render_statemachines: a tab that has just left is not, while its last image is still rendered.
+        # render_statemachines lacks tabs that have just left, while their last images are still being rendered.
         machines = [
             thread
             for thread in threading.enumerate()
@@ -163,10 +163,10 @@ class NerfstudioViewer:
             machine.join(30)
 
     def prepare(self, max_res: int | None) -> None:
-        """Put away what only makes sense while a model is trained, and have no more rendered than is looked at.
+        """Hide the controls for training, and restrict renders to the outputs on display.
 
         Args:
-            max_res: Longer side of the viewport's renders, where nerfstudio's 512 would take too long.
+            max_res: Longer side of the viewport's renders, where nerfstudio's 512 would take too long; None for 512.
         """
         self.viewer.pause_train.visible = self.viewer.resume_train.visible = False
         panel = self.viewer.control_panel
@@ -178,23 +178,23 @@ class NerfstudioViewer:
         model.wanted_outputs = lambda: {panel.output_render, panel.split_output_render}
 
     def rerender(self, client: viser.ClientHandle) -> None:
-        """Have a tab render again."""
+        """Make a tab render again."""
         machine = self.viewer.render_statemachines.get(client.client_id)
         if machine is not None and self.viewer.ready:
             machine.action(RenderAction("move", self.viewer.get_camera_state(client)))
 
     def shows(self, output: str) -> bool:
-        """Whether tabs show an output, and nothing but that, from where their cameras are."""
+        """Whether tabs show this output only, without a split, a crop or a preview, as their own cameras see it."""
         panel = self.viewer.control_panel
         special = panel.split or panel.crop_viewport or self.viewer.render_tab_state.preview_render
         return panel.output_render == output and not special
 
     def hold(self, client: viser.ClientHandle) -> None:
-        """Stop rendering one tab until its camera moves: what it shows is sent by the panel."""
+        """Stop rendering one tab until its camera moves: the panel sends its image."""
         machine = self.viewer.render_statemachines.get(client.client_id)
         if machine is None:
             return
-        # Rendered in full and still, as far as the state machine knows; what it is rendering now is given up.
+        # Set the state that follows a full render of a still camera, and interrupt the current render.
         machine.state = "high"
         machine.interrupt_render_flag = True
         with self.lock:
@@ -206,27 +206,27 @@ class NerfstudioViewer:
         client.scene.set_background_image(pixels, format="jpeg", jpeg_quality=95)
 
     def show_output(self, name: str) -> None:
-        """Choose one of the model's outputs in nerfstudio's own selector."""
+        """Choose one of the model's outputs in nerfstudio's selector."""
         dropdown = self.viewer.control_panel._output_render
-        # Until something has been rendered, the selector knows of no outputs.
+        # The selector has no outputs before the first render.
         if dropdown.gui_handle is not None and name in dropdown.gui_handle.options and dropdown.value != name:
             dropdown.value = name
 
     @property
     def output(self) -> str | None:
-        """The model's output that nerfstudio's own selector shows; None until something has been rendered."""
+        """The model's output chosen in nerfstudio's selector; None before the first render."""
         output = self.viewer.control_panel.output_render
         return None if output == "not set" else output
 
     def wait_for_output(self, seconds: float = 30.0) -> bool:
-        """Wait until something has been rendered, and say whether it has; in vain once the viewer closes."""
+        """Wait for the first render, and return whether there was one; closing the viewer ends the wait."""
         deadline = time.monotonic() + seconds
         while self.output is None and time.monotonic() < deadline and not self._closed.wait(0.1):
             pass
         return self.output is not None
 
     def on_output(self, changed: Callable[[], None]) -> None:
-        """Call something when another output is chosen in nerfstudio's own selector."""
+        """Call a function when another output is chosen in nerfstudio's selector."""
         element = self.viewer.control_panel._output_render
         before = element.cb_hook
 
@@ -234,13 +234,13 @@ class NerfstudioViewer:
             before(changed_element)
             changed()
 
-        # Not a second callback of the handle: viser 0.2.7 calls the last one only, as often as there are callbacks.
+        # Not a second callback of the handle: viser 0.2.7 calls only the last one, once for each callback.
         element.cb_hook = hook
 
     def hide_cameras(self) -> None:
         """Hide the training cameras, which are in the way of clicks; nerfstudio's button shows them again."""
         deadline = time.monotonic() + 30
-        # A tab may open before all of them have been added, which ends with this attribute.
+        # A tab may open before all cameras have been added; nerfstudio sets this attribute afterwards.
         while not hasattr(self.viewer, "train_state") and time.monotonic() < deadline and not self._closed.wait(0.05):
             pass
         if self.viewer.hide_images.visible:
@@ -248,9 +248,9 @@ class NerfstudioViewer:
             self.viewer.toggle_cameravis_button()
 
     def camera(self, client: viser.ClientHandle, long_side: int) -> Cameras:
-        """A tab's camera, for an image of its shape.
+        """A tab's camera, for an image of the tab's shape.
 
-        Taken from the tab itself, and not asked of the server, which forgets a tab at once when it closes.
+        It is read from the tab itself, since the server forgets a tab as soon as that closes.
         """
         rotation = vtf.SO3(wxyz=client.camera.wxyz) @ vtf.SO3.from_x_radians(np.pi)
         position = np.asarray(client.camera.position) / VISER_NERFSTUDIO_SCALE_RATIO
@@ -261,14 +261,14 @@ class NerfstudioViewer:
         return get_camera(state, *self.size(client, long_side))
 
     def size(self, client: viser.ClientHandle, long_side: int) -> tuple[int, int]:
-        """Height and width of an image of the tab's shape, with no more pixels than one of 3:2 would have."""
+        """Height and width of an image of the tab's shape, with at most the pixels of an image of 3:2."""
         aspect = client.camera.aspect
         long_side = min(long_side, self.viewer.control_panel.max_res)
         width = min(long_side * min(1.0, aspect), (long_side**2 / 1.5 * aspect) ** 0.5)
         return max(round(width / aspect), 1), max(round(width), 1)
 
     def look_from(self, client: viser.ClientHandle, view: int) -> None:
-        """Put a tab's camera where a training image was taken."""
+        """Move a tab's camera to that of a training image."""
         dataset = self.viewer.pipeline.datamanager.train_dataset
         assert dataset is not None
         camera = dataset.cameras[view % len(dataset)]
@@ -280,7 +280,7 @@ class NerfstudioViewer:
             client.camera.fov = 2 * math.atan(float(camera.height) / 2 / float(camera.fy))
 
     def mark(self, points: Float[np.ndarray, "num 3"], colors: Float[np.ndarray, "num 3"]) -> None:
-        """Show points in the scene; those of before are gone."""
+        """Show points in the scene, in place of earlier ones."""
         if self._marks is not None:
             self._marks.remove()
             self._marks = None
@@ -294,7 +294,7 @@ class NerfstudioViewer:
             )
 
     def commands(self) -> dict[str, tuple[str, str]]:
-        """Commands for this run, to copy: a label, what each is for, and the command."""
+        """Commands for this run, to copy: by label, a description and the command."""
         config = f"--load-config {shlex.quote(str(self.config.absolute()))}"
         model: Any = self.viewer.pipeline.model
         return {
@@ -321,13 +321,13 @@ class NerfstudioViewer:
         }
 
     def save(self, pipeline: PanelPipeline) -> Path:
-        """Write the run, and say where its config.yml is.
+        """Write the run, and return the path of its config.yml.
 
-        ``ns-train`` makes a run; ``ns-viewer`` writes masks and prompts into the checkpoint that it has loaded, which
-        is replaced as a whole or not at all, and the threshold into its config.yml, likewise.
+        ``ns-train`` makes a new run. ``ns-viewer`` writes masks and prompts into the checkpoint that it has loaded, and
+        the threshold into config.yml; each file is replaced as a whole or not at all.
 
         Raises:
-            SA3DError: The run's checkpoint is not where it was, or cannot be written.
+            SA3DError: The run's checkpoint is missing, or cannot be written.
         """
         trainer: Any = self.viewer.trainer
         if trainer is not None:
@@ -346,7 +346,7 @@ class NerfstudioViewer:
         return self.config
 
     def _save_threshold(self, threshold: float) -> None:
-        # As nerfstudio reads it; it is the very file that this process has read already.
+        # Loaded with code, as nerfstudio does; this process has read the same file before.
         config = yaml.load(self.config.read_text("utf8"), Loader=yaml.Loader)
         if config.pipeline.threshold != threshold:
             config.pipeline.threshold = threshold

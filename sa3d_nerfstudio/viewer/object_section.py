@@ -1,4 +1,4 @@
-"""The sections about objects: what the viewport shows of them, and their names."""
+"""Sections for the viewport's display of objects, and for the selected object."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sa3d_nerfstudio.viewer.prompt_section import PromptSection
 
 
 class NameSection:
-    """Rename, show, solo, delete."""
+    """Section to rename, show, solo or delete the selected object."""
 
     def __init__(self, context: PanelContext) -> None:
         self._context = context
@@ -26,12 +26,12 @@ class NameSection:
             self._delete.on_click(lambda _: context.change(editor.delete))
 
     def refresh(self) -> None:
-        """Show what the selected object is."""
+        """Show the name and the visibility of the selected object."""
         state, current = self._context.editor.state, self._context.editor.state.current
         self._name.value = state.selected or ""
         self._shown.value = current is None or not current.hidden
-        others = [entry for entry in state if entry is not current]
-        self._solo.value = bool(others) and all(entry.hidden for entry in others) and self._shown.value
+        unselected = [entry for entry in state if entry is not current]
+        self._solo.value = bool(unselected) and all(entry.hidden for entry in unselected) and self._shown.value
         for handle in (self._rename, self._shown, self._solo, self._delete):
             handle.disabled = current is None
 
@@ -43,11 +43,11 @@ class NameSection:
 
 
 OTHER = "other"
-"""What it says while nerfstudio's own selector shows an output that is none of :data:`VIEWS`."""
+"""Choice shown while nerfstudio's selector shows an output that is not in :data:`VIEWS`."""
 
 
 class ViewSection:
-    """View and threshold."""
+    """Section for the viewport's output and the threshold."""
 
     def __init__(self, context: PanelContext, prompting: PromptSection) -> None:
         self._context = context
@@ -64,26 +64,26 @@ class ViewSection:
             hint="Probability above which something is on the object",
         )
         self._threshold.on_update(lambda event: event.client and self.set_threshold(self._threshold.value))
-        # nerfstudio's own selector may be used as well.
+        # The user may also choose the output in nerfstudio's selector.
         context.viewer.on_output(self.refresh)
 
     def refresh(self) -> None:
-        """Show the viewport's output in the list, also after a change elsewhere."""
-        # Until something has been rendered there is no output; the first is the photo.
+        """Show the viewport's output in the list, also after a change in nerfstudio's selector."""
+        # There is no output before the first render; the first output is the photo.
         output = self._context.viewer.output or VIEWS["photo"]
-        shown = next((name for name, known in VIEWS.items() if known == output), OTHER)
-        options = (*VIEWS, OTHER) if shown == OTHER else tuple(VIEWS)
+        choice = next((name for name, view_output in VIEWS.items() if view_output == output), OTHER)
+        options = (*VIEWS, OTHER) if choice == OTHER else tuple(VIEWS)
         if self._view.options != options:
             self._view.options = options
-        if self._view.value != shown:
-            self._view.value = shown
+        if self._view.value != choice:
+            self._view.value = choice
 
     def set_threshold(self, value: float) -> None:
-        """Set the threshold of the model, and of the run's configuration, so that a saved run exports what is seen."""
+        """Set the threshold of the model and of the run's configuration, so that exports of a saved run match."""
         pipeline = self._context.pipeline()
         pipeline.model.mask_threshold = pipeline.config.threshold = value
         self._context.editor.unsaved = True
-        # A slider that is being pulled calls often.
+        # A slider calls often while it is dragged.
         if not self._due:
             self._due = True
             self._context.do_in_turn(self._follow_threshold)

@@ -1,4 +1,4 @@
-"""The Segment panel in nerfstudio's viewer, put together of its sections."""
+"""The Segment panel in nerfstudio's viewer, assembled from its sections."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sa3d_nerfstudio.viewer.segment_section import SegmentSection
 
 
 class SegmentPanel(ViewerControl):
-    """Prompting in nerfstudio's viewer. nerfstudio finds it among the pipeline's attributes, and sets it up."""
+    """Panel for prompts in nerfstudio's viewer. nerfstudio finds it among the pipeline's attributes, and sets it up."""
 
     def __init__(self, pipeline: PanelPipeline) -> None:
         # Kept in a function: nerfstudio walks all attributes of the pipeline, and must not walk in circles.
@@ -56,7 +56,7 @@ class SegmentPanel(ViewerControl):
         context.begin()
 
     def close(self) -> None:
-        """Stop what runs at the next view, and wait until what was found is kept."""
+        """Stop a running job at the next view, and wait until its result is kept."""
         self._job.stop()
         self.context.close()
         self.nerfstudio_viewer.close()
@@ -64,9 +64,9 @@ class SegmentPanel(ViewerControl):
             thread.join(30)
 
     def _came(self, client: viser.ClientHandle) -> None:
-        """A tab was opened; it begins where a picture was taken, and not somewhere in the middle of things.
+        """Move the camera of a new tab from amid the scene to that of the first training image.
 
-        The first one finds the objects that came with the run lit up.
+        The first tab shows the overlay if the run came with objects.
         """
 
         def welcome() -> None:
@@ -76,7 +76,7 @@ class SegmentPanel(ViewerControl):
             if first and self.context.editor.state.objects and self.nerfstudio_viewer.wait_for_output():
                 self.context.show_view("overlay")
 
-        # Not on the worker, which may be at work for minutes.
+        # Not on the worker, which may be busy for minutes.
         thread = threading.Thread(target=welcome, daemon=True)
         thread.start()
-        self._welcoming = [*(before for before in self._welcoming if before.is_alive()), thread]
+        self._welcoming = [*(running for running in self._welcoming if running.is_alive()), thread]

@@ -1,4 +1,4 @@
-"""The sections in which an object is prompted: points, boxes, words, and undo."""
+"""Sections for prompts: points, boxes, words, and undo."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TOOLS = {
     "split off": "Click on a piece of the selected object to make it an object of its own.",
 }
 WITHOUT_SEGMENTER = ("pick", "split off")
-"""Tools that look at objects which are there already: nothing is embedded, and no weights are needed."""
+"""Tools for existing objects: nothing is embedded, and no weights are needed."""
 NO_OBJECT = "(none yet)"
 DONE = "Done: move the camera again"
 
 
 class PromptSection:
-    """Objects and tools. One tool is on at a time, in one tab; meanwhile that tab's camera stands still."""
+    """Section for objects and tools. One tool is active at a time, in one tab, whose camera stands still meanwhile."""
 
     def __init__(self, context: PanelContext) -> None:
         self._context = context
@@ -47,11 +47,11 @@ class PromptSection:
 
     @property
     def is_on(self) -> bool:
-        """Whether a tool is on."""
+        """Whether a tool is active."""
         return self._tool is not None
 
     def refresh(self) -> None:
-        """Show which objects there are, and what the tool waits for."""
+        """Show the list of objects, and the instruction for the active tool."""
         state = self._context.editor.state
         self._object.options = state.names or [NO_OBJECT]
         self._object.value = state.selected or NO_OBJECT
@@ -64,7 +64,7 @@ class PromptSection:
             )
 
     def put_down(self, refresh: bool = True) -> None:
-        """End the tool."""
+        """Deactivate the tool."""
         tool, client = self._tool, self._context.holder
         self._tool = self._context.holder = None
         self._done.visible = False
@@ -78,12 +78,12 @@ class PromptSection:
             self._context.say(f"The camera moves again. {self._context.hint}")
 
     def left(self, client: viser.ClientHandle) -> None:
-        """A tab was closed, or reloaded; the tool that it held is free."""
+        """Deactivate the tool of a tab that was closed or reloaded."""
         if self._context.holder is client:
             self._context.do_in_turn(self.put_down)
 
     def look(self, client: viser.ClientHandle) -> str:
-        """Make a tab ready for prompts, from wherever its camera is now, and name what it sees."""
+        """Make the view of a tab's current camera ready for prompts, and return its name."""
         context = self._context
         camera = context.camera(client)
         view = context.editor.free_views.known(camera)
@@ -98,7 +98,7 @@ class PromptSection:
             self._context.change(self._context.editor.select, name)
 
     def _use(self, tool: str, client: viser.ClientHandle) -> None:
-        """Take up a tool in one tab, or put it down if it is in use there."""
+        """Activate a tool in one tab, or deactivate it if it is active there."""
         context = self._context
         same = tool == self._tool and context.holder is client
         self.put_down(refresh=same)
@@ -113,7 +113,7 @@ class PromptSection:
         try:
             self.look(client)
         except Exception:
-            # Such as weights that cannot be had: there is nothing to point with then.
+            # The tool cannot be used, for instance without the segmenter's weights.
             self.put_down(refresh=False)
             raise
         if tool == "box":
@@ -147,7 +147,7 @@ class PromptSection:
 
 
 class TextSection:
-    """Text, Find, and a choice where several places match; the best match is taken at once."""
+    """Section for words: text, Find, and a choice of several matches, of which the best is taken at once."""
 
     def __init__(self, context: PanelContext, prompting: PromptSection) -> None:
         self._context = context
@@ -161,7 +161,7 @@ class TextSection:
         self._choice.on_update(lambda event: event.client and context.do(self._pick, self._choice.value))
 
     def refresh(self) -> None:
-        """Offer a choice where there is one."""
+        """Show the choice if there are several matches."""
         self._choice.visible = len(self._matches) > 1
 
     def _find(self, client: viser.ClientHandle) -> None:
@@ -176,7 +176,7 @@ class TextSection:
         best = next(iter(self._matches))
         self._choice.options = list(self._matches)
         self._choice.value = best
-        # Before the best is tried: it may select nothing, and another one something.
+        # The choice appears before the best match is tried, which may select nothing where another match does.
         self.refresh()
         more = " **Found** has the others." if len(self._matches) > 1 else ""
         self._take(best, f"{len(self._matches)} found; the best match is marked.{more}")
@@ -201,7 +201,7 @@ SIZES = ("small", "mid", "large")
 
 
 class EditSection:
-    """Which of the segmenter's answers to take; undo, redo, clear."""
+    """Section for the choice of a candidate, and for undo, redo and clear."""
 
     def __init__(self, context: PanelContext) -> None:
         self._context = context
@@ -217,5 +217,5 @@ class EditSection:
         add_choice(context.gui, "Edit", list(edits), lambda edit, _: context.change(edits[edit]))
 
     def refresh(self) -> None:
-        """Offer the answers where there are several."""
+        """Show the choice if there may be several candidates."""
         self._sizes.visible = self._context.editor.may_choose

@@ -1,4 +1,4 @@
-"""What the panel does with the objects of a whole scene: pick, walk the tree, merge, split. Knows of no screen."""
+"""Operations on the objects of a whole scene: pick, walk the tree, merge, split; independent of the user interface."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.viewer.editor import Editor
 
 LINK = 2.0
-"""Distance at which cells of an object are one piece, in cells; among splats, in usual distances of neighbours."""
+"""Largest distance of linked cells of a piece, in cell sizes; of splats, in median distances of neighbours."""
 REACH = 0.01
-"""How far from an object a click may be that still means it, as a share of the image's longer side."""
+"""Largest distance of a click from the object that it selects, as a share of the image's longer side."""
 
 
 class SceneObjects:
-    """Many objects at once, beside the :class:`Editor` that works on one.
+    """Operations on several objects, beside the :class:`Editor` for one.
 
-    A view is rendered once, and then tells at once which object lies under a pixel; no segmenter is asked.
+    A view is rendered once; the object under a pixel is then looked up at once, without a segmenter.
 
     Args:
-        editor: Whose objects these are.
+        editor: Editor of the objects.
     """
 
     def __init__(self, editor: Editor) -> None:
@@ -38,13 +38,13 @@ class SceneObjects:
         self._ids: tuple[object, Int[Tensor, "height width"]] | None = None
 
     def look(self, camera: Cameras) -> str:
-        """Make a camera's view ready to be picked in, and name it. Nothing is embedded."""
+        """Trace a camera's view for picking, and return its name. Nothing is embedded."""
         name = self.editor.free_views.remember(camera)
         self.editor.free_views.trace(name)
         return name
 
     def ids(self, view: str) -> Int[Tensor, "height width"]:
-        """Per pixel the index of the object that is shown there, among all of the state; -1 where there is none."""
+        """Index of the object shown at each pixel, among all objects of the state; -1 where no object is shown."""
         editor, state = self.editor, self.editor.state
         threshold = editor.model.mask_threshold
         key = (view, editor.masks.changes, tuple((entry.name, entry.hidden) for entry in state), threshold)
@@ -61,7 +61,7 @@ class SceneObjects:
         return self._ids[1]
 
     def pick(self, view: str, x: float, y: float) -> str:
-        """Select the object that is shown at a place of a view, and name it.
+        """Select the object shown at a point of a view, and return its name.
 
         Args:
             view: As :meth:`look` named it.
@@ -76,28 +76,28 @@ class SceneObjects:
         column, row = min(max(int(x * width), 0), width - 1), min(max(int(y * height), 0), height - 1)
         reach = max(round(REACH * max(height, width)), 1)
         top, left = max(row - reach, 0), max(column - reach, 0)
-        around = ids[top : row + reach + 1, left : column + reach + 1]
-        places = (around >= 0).nonzero()
-        if len(places) == 0:
+        window = ids[top : row + reach + 1, left : column + reach + 1]
+        pixels = (window >= 0).nonzero()
+        if len(pixels) == 0:
             raise SA3DError("no object is shown there: click on one, or make a new one with '+ point'.")
-        distance = (places - torch.tensor([row - top, column - left])).float().norm(dim=-1)
-        nearest = places[int(distance.argmin())]
-        name = self.editor.state.objects[int(around[nearest[0], nearest[1]])].name
+        distance = (pixels - torch.tensor([row - top, column - left])).float().norm(dim=-1)
+        nearest = pixels[int(distance.argmin())]
+        name = self.editor.state.objects[int(window[nearest[0], nearest[1]])].name
         self.editor.select(name)
         return name
 
     def describe(self, name: str) -> str:
-        """What an object is a part of, and how many parts it has, as a sentence."""
+        """Sentence about the number of an object's parts, and whether it is a part of another."""
         tree = self.editor.state.tree
         above, below = tree.ancestors(name), tree.children(name)
         parts = f"It has {len(below)} parts (**smaller**)." if below else "It has no parts."
         return f"{parts} It is a part of something (**larger**)." if above else parts
 
     def larger(self) -> str:
-        """Show what the selected object is a part of instead of its parts, and select that.
+        """Show the object that the selected one is a part of, instead of its parts, and select it.
 
         Raises:
-            SA3DError: It is a part of nothing.
+            SA3DError: The selected object is no part of another.
         """
         name, tree = self._selected(), self.editor.state.tree
         above = tree.ancestors(name)
@@ -111,7 +111,7 @@ class SceneObjects:
         """Show the parts of the selected object instead of it, and select the first.
 
         Raises:
-            SA3DError: It has none.
+            SA3DError: The selected object has no parts.
         """
         name, tree = self._selected(), self.editor.state.tree
         parts = tree.children(name)
@@ -122,10 +122,10 @@ class SceneObjects:
         return parts[0]
 
     def merge(self, names: Sequence[str]) -> str:
-        """Make one object of several; it has the name, colour and place of the first. Undo brings them back.
+        """Merge several objects into one, with the name, colour and list position of the first. Undo restores them.
 
         Raises:
-            SA3DError: There are not two.
+            SA3DError: There are fewer than two, or one of them does not exist.
         """
         state, chosen = self.editor.state, list(dict.fromkeys(names))
         if len(chosen) < 2 or any(name not in state.names for name in chosen):
@@ -140,10 +140,10 @@ class SceneObjects:
         return chosen[0]
 
     def split(self, view: str, x: float, y: float) -> str:
-        """Make the piece of the selected object that lies under a click an object of its own, and name it.
+        """Make a new object of the selected object's piece under a click, and return its name.
 
         Raises:
-            SA3DError: The click is beside the object, or it is in one piece.
+            SA3DError: The click is beside the object, or the object is in one piece.
         """
         state, current = self.editor.state, self.editor.state.current
         if current is None or current.is_empty:
@@ -154,13 +154,13 @@ class SceneObjects:
         piece = piece_at(mask_field, trace.surface_points()[pixel], self.editor.model.mask_threshold)
         if piece is None:
             raise SA3DError(f"{current.name} is in one piece there: use **smaller**, or '− point' to take a part away.")
-        rest, part = cells_of(mask_field, ~piece), cells_of(mask_field, piece)
+        remainder, split_off = cells_of(mask_field, ~piece), cells_of(mask_field, piece)
         name = next(
             f"{current.name} {n}" for n in range(2, len(state.objects) + 3) if f"{current.name} {n}" not in state.names
         )
-        left = replace(current, prompts=(), evidence=rest, total=None)
-        new = replace(self.editor.new_object(name), evidence=part, parent=current.parent)
-        self.editor.change(state.replacing(current.name, left).adding(new))
+        old = replace(current, prompts=(), evidence=remainder, total=None)
+        new = replace(self.editor.new_object(name), evidence=split_off, parent=current.parent)
+        self.editor.change(state.replacing(current.name, old).adding(new))
         return name
 
     def _selected(self) -> str:
@@ -169,32 +169,32 @@ class SceneObjects:
         return self.editor.state.selected
 
     def _show(self, shown: Sequence[str], hidden: Sequence[str]) -> None:
-        now = {entry.name for entry in self.editor.state if entry.hidden}
-        self.editor.show((now | set(hidden)) - set(shown))
+        already_hidden = {entry.name for entry in self.editor.state if entry.hidden}
+        self.editor.show((already_hidden | set(hidden)) - set(shown))
 
 
 def union(fields: Sequence[MaskField], threshold: float = 0.5) -> MaskField:
-    """One field of several objects: each cell takes the most that any of them says.
+    """Union of several objects' fields: each cell has the highest probability of any.
 
     Args:
-        fields: Of one kind; grids may lie in different places.
+        fields: Fields of one kind; grids may lie in different places.
         threshold: Probability above which something is on an object.
     """
     result = fields[0].fresh()
     if isinstance(result, MaskGrid):
         points = [field.object_points(threshold) for field in fields]
-        positions, weights = (torch.cat(parts) for parts in zip(*points, strict=True))
+        positions, weights = (torch.cat(tensors) for tensors in zip(*points, strict=True))
         finest = min(float(field.cell_size) for field in fields if isinstance(field, MaskGrid))
         result.place_around(positions, weights, spacing=finest)
-    parts = [field.resampled(result) for field in fields]
-    seen = torch.stack([part.seen for part in parts]).amax(0)
-    probability = torch.stack([part.probability() for part in parts]).amax(0)
+    resampled = [field.resampled(result) for field in fields]
+    seen = torch.stack([field.seen for field in resampled]).amax(0)
+    probability = torch.stack([field.probability() for field in resampled]).amax(0)
     result.set(probability * seen, seen)
     return result
 
 
 def cells_of(mask_field: MaskField, chosen: Bool[Tensor, " num_cells"]) -> MaskField:
-    """The same field with nothing but the chosen cells on the object."""
+    """Copy of a field in which only the chosen cells are on the object."""
     result = mask_field.fresh()
     result.set(torch.where(chosen, mask_field.hit, 0.0), mask_field.seen.clone())
     if mask_field.logits is not None:
@@ -203,29 +203,29 @@ def cells_of(mask_field: MaskField, chosen: Bool[Tensor, " num_cells"]) -> MaskF
 
 
 def piece_at(mask_field: MaskField, place: Tensor, threshold: float = 0.5) -> Bool[Tensor, " num_cells"] | None:
-    """The cells of the piece of an object that lies at a place in the world.
+    """Cells of the connected piece of an object at a point in the world.
 
     Args:
-        mask_field: The object.
-        place: x, y, z.
+        mask_field: Field of the object.
+        place: World position x, y, z of the point.
         threshold: Probability above which something is on the object.
 
     Returns:
-        None where the object is in one piece, or has nothing near the place.
+        Whether each cell belongs to the piece; None if the object is in one piece, or has no cell near the point.
     """
     on = mask_field.object_cells(threshold)
     points = mask_field.object_points(threshold)[0]
     if len(points) < 2:
         return None
-    places = points.cpu().numpy()
-    neighbors = NearestNeighbors(n_neighbors=2).fit(places)
+    positions = points.cpu().numpy()
+    neighbors = NearestNeighbors(n_neighbors=2).fit(positions)
     if isinstance(mask_field, MaskGrid):
-        usual = float(mask_field.cell_size)
+        spacing = float(mask_field.cell_size)
     else:
-        usual = float(torch.from_numpy(neighbors.kneighbors(places)[0][:, 1]).median())
-    count, labels = connected_components(radius_neighbors_graph(places, LINK * usual))
+        spacing = float(torch.from_numpy(neighbors.kneighbors(positions)[0][:, 1]).median())
+    count, labels = connected_components(radius_neighbors_graph(positions, LINK * spacing))
     distance, nearest = neighbors.kneighbors(place.cpu().numpy()[None], n_neighbors=1)
-    if count < 2 or distance[0, 0] > 2 * LINK * usual:
+    if count < 2 or distance[0, 0] > 2 * LINK * spacing:
         return None
     piece = torch.zeros_like(on)
     piece[on.nonzero()[:, 0]] = torch.from_numpy(labels == labels[nearest[0, 0]]).to(on.device)

@@ -1,4 +1,4 @@
-"""The section about all objects of a scene: the list, the tree, and what takes two of them."""
+"""Section for all objects of a scene: the list, the tree, and merging of two objects."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from sa3d_nerfstudio.viewer.scene_objects import SceneObjects
 from sa3d_nerfstudio.viewer.viser_compat import literal
 
 LISTED = 20
-"""Objects that the list shows at once; the filter finds the others."""
+"""Objects that the list shows, at most; the filter finds the others."""
 NOTHING = "(none)"
 NO_OBJECT = "There is no object, or none of such a name."
 
 
 class SceneSection:
-    """A list with a filter, smaller and larger, merge, and show all."""
+    """List with a filter, and buttons for parts and wholes, merge, and show all or none."""
 
     def __init__(self, context: PanelContext) -> None:
         self._context = context
@@ -37,19 +37,19 @@ class SceneSection:
             add_choice(gui, "Show", list(shows), choose, "All objects that are parts of nothing, or none")
 
     def refresh(self) -> None:
-        """Show the list of what there is now."""
+        """Bring the list of objects up to date."""
         state = self._context.editor.state
         wanted = self._filter.value.strip().casefold()
-        found = [entry for entry in state if wanted in entry.name.casefold()]
-        # What is shown comes first: parts and wholes of it are hidden.
-        found.sort(key=lambda entry: entry.hidden)
-        lines = [self._line(entry) for entry in found[:LISTED]]
-        if len(found) > LISTED:
-            lines.append(f"… and {len(found) - LISTED} more")
+        entries = [entry for entry in state if wanted in entry.name.casefold()]
+        # Shown objects come first: their parts and wholes are hidden.
+        entries.sort(key=lambda entry: entry.hidden)
+        lines = [self._line(entry) for entry in entries[:LISTED]]
+        if len(entries) > LISTED:
+            lines.append(f"… and {len(entries) - LISTED} more")
         self._list.content = "\n".join(f"- {line}" for line in lines) or NO_OBJECT
-        others = [NOTHING, *(entry.name for entry in found if entry.name != state.selected)]
-        if tuple(self._other.options) != tuple(others):
-            self._other.options = others
+        options = [NOTHING, *(entry.name for entry in entries if entry.name != state.selected)]
+        if tuple(self._other.options) != tuple(options):
+            self._other.options = options
 
     def _line(self, entry: ObjectState) -> str:
         name, tree = literal(entry.name), self._context.editor.state.tree
@@ -57,8 +57,8 @@ class SceneSection:
         parts = len(tree.children(entry.name))
         notes += [f"{parts} parts"] if parts else []
         notes += ["hidden"] if entry.hidden else []
-        shown = f"**{name}**" if entry.name == self._context.editor.state.selected else name
-        return f"{shown} ({', '.join(notes)})" if notes else shown
+        title = f"**{name}**" if entry.name == self._context.editor.state.selected else name
+        return f"{title} ({', '.join(notes)})" if notes else title
 
     def _merge(self) -> None:
         state = self._context.editor.state

@@ -1,4 +1,4 @@
-"""The panel's Segment button, and what a job that takes its time shows: a bar, and Stop."""
+"""The panel's Segment button, and the progress bar and Stop button of a long job."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sa3d_nerfstudio.viewer.prompt_section import PromptSection
 from sa3d_nerfstudio.viewer.viser_compat import literal
 
 LIVE_SECONDS = 2.0
-"""Between two updates of the viewport while all views are segmented."""
+"""Seconds between two updates of the viewport while all views are segmented."""
 RENDER_SECONDS = 30.0
-"""Likewise, where the viewport has to be rendered for it: on a CPU that takes the job's time."""
+"""Likewise, where an update renders the viewport: on a CPU, that delays the job."""
 
 
 class Job:
-    """The bar and the Stop button of whatever runs."""
+    """Progress bar and Stop button of a running job."""
 
     def __init__(self, context: PanelContext, instead_of: viser.GuiButtonHandle) -> None:
         self._context = context
@@ -34,16 +34,16 @@ class Job:
 
     @property
     def stopped(self) -> bool:
-        """Whether the user has had enough of it."""
+        """Whether the job is to stop."""
         return self._stop.is_set()
 
     def stop(self) -> None:
-        """End what runs when it has got to a good place."""
+        """Stop the job at its next step."""
         self._stop.set()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run a job in this context: nothing else is begun until it has ended."""
+        """Context of a running job: no other action begins until it has ended."""
         self._show(True)
         try:
             yield
@@ -51,7 +51,7 @@ class Job:
             self._show(False)
 
     def show(self, done: int, total: int, text: str) -> None:
-        """Tell how far it has got."""
+        """Show the progress, and a text in the status line."""
         self._bar.value = 100 * done / total
         self._context.say(text)
 
@@ -64,7 +64,7 @@ class Job:
 
 
 class SegmentSection:
-    """Segment: takes what is prompted through all training views."""
+    """Segment button: segments the prompted object in all training views."""
 
     def __init__(self, context: PanelContext, prompting: PromptSection) -> None:
         self._context = context
@@ -76,7 +76,7 @@ class SegmentSection:
         self.job = Job(context, instead_of=self._button)
 
     def refresh(self) -> None:
-        """Segment asks for prompts."""
+        """Enable the button if the selected object has prompts."""
         current = self._context.editor.state.current
         self._button.disabled = current is None or not current.prompts
 
@@ -85,7 +85,7 @@ class SegmentSection:
         self._prompting.put_down(refresh=False)
         context.show_view("overlay")
         with self.job.running():
-            # Within the context: what was found is shown before anything else is begun.
+            # Within the context, so that the result is shown before another action begins.
             try:
                 progress, stopped = self._run()
             finally:

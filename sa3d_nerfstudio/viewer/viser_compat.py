@@ -1,4 +1,4 @@
-"""What differs between versions of viser, what is amiss in all of them, and how text is escaped for its markdown."""
+"""Differences between versions of viser, a fix for all of them, and the escaping of text for its markdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol
 import viser
 
 LABEL = "End the tool"
-"""Its name in viser's palette of commands."""
+"""Label of the command in viser's palette."""
 
 
 class _Handle(Protocol):
@@ -18,7 +18,7 @@ class _Handle(Protocol):
 
 
 class EscapeKey:
-    """Listens for Esc in one tab at a time, where viser has hotkeys (1.0 and later); else it does nothing.
+    """Listener for Esc in one tab at a time, where viser has hotkeys (1.0 and later); else without effect.
 
     Args:
         pressed: Called when the key is pressed.
@@ -38,43 +38,43 @@ class EscapeKey:
             self._handle = command
 
     def rest(self) -> None:
-        """Listen no longer. The tab may have been closed."""
+        """Stop listening. The tab may have been closed."""
         handle, self._handle = self._handle, None
         if handle is not None:
             handle.remove()
 
 
 def end_after_errors(server: viser.ViserServer) -> None:
-    """Have messages that a server sends together come to an end where an error leaves them.
+    """Make a server's ``atomic()`` end its batch of messages after an error as well.
 
-    ``atomic()`` of viser, 0.2.7 and 1.0 alike, does not: nothing is sent after an error, to any tab.
+    That of viser 0.2.7 and 1.0 does not: after an error, nothing is sent to any tab.
     """
     original = server.atomic
 
     @contextmanager
     def atomic() -> Iterator[None]:
-        together = original()
-        together.__enter__()
+        batch = original()
+        batch.__enter__()
         try:
             yield
         finally:
-            # Told of no error: viser would skip the end.
-            together.__exit__(None, None, None)
+            # Without the error, for which viser would skip the end.
+            batch.__exit__(None, None, None)
 
     server.atomic = atomic  # type: ignore[method-assign]
 
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
-"""What may mean something in CommonMark, in GitHub's dialect of it, or in MDX; all know a backslash before it."""
+"""Characters with a meaning in CommonMark, GitHub's dialect of it, or MDX; in all, a backslash escapes them."""
 _STATEMENT = re.compile(r"[ie](?=(?:m|x)port\b)")
-"""At its beginning, MDX takes the line of a text for JavaScript."""
+"""Start of a line that MDX takes for JavaScript: import or export."""
 
 
 def literal(text: object) -> str:
-    """Markdown that shows a text as it is, on one line, wherever it stands between other words.
+    """Markdown that shows a text as it is, on one line, at any position in a sentence.
 
-    Runs of white space become one space, as on any page. What cannot be written as UTF-8, such as a byte of a damaged
-    file name, becomes a question mark: viser could not send it.
+    Runs of white space become one space, as in HTML. Characters that UTF-8 cannot encode, such as a byte of a damaged
+    file name, become question marks: viser could not send them.
     """
     line = " ".join(str(text).encode("utf8", "replace").decode("utf8").split())
     escaped = _PUNCTUATION.sub(r"\\\1", line)

@@ -98,7 +98,7 @@ class Run:
         """Prompt an object in one training view. Several views may be prompted before :meth:`segment` is called.
 
         Args:
-            view: File name of the image, or index of the training view; without it, words are looked for in several
+            view: File name of the image, or index of the training view; without one, words are looked for in several
                 views from all around.
             points: (x, y) pairs on the object, in pixels of the original image from the top left.
             negative_points: (x, y) pairs beside the object, likewise.

@@ -117,7 +117,7 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     """Longer side of the images in which views are segmented; by default 1008 on CUDA and 160 on a CPU, and windows of
     images two or four times as large around objects that are small in these, no finer than the training images."""
     cache_gb: float | None = None
-    """Memory for renders and embeddings of views, in GB; by default half of what is free on the GPU, or the machine."""
+    """Memory for renders and embeddings of views, in GB; by default half of the free memory of GPU or machine."""
     keep_cache: bool = True
     """Keep renders and embeddings of views on disk for later runs; written at each save, or when memory is short."""
     cache_disk_gb: float = 50.0

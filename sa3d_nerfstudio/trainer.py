@@ -355,9 +355,9 @@ class SA3DTrainer(Trainer):
         the system's folder for temporary files.
 
         Args:
-            sessions: Sessions of the objects segmented since the last save, by name, for the overviews.
+            sessions: Sessions of segmented objects, by name, whose overviews are written.
             several: Whether the file names of overviews contain the object's name.
-            last: Whether no further save follows; the next command is printed then.
+            last: Whether no further save follows; if so, the command for the next step is printed.
 
         Raises:
             SA3DError: The run cannot be written to its folder; the message names the folder that holds it instead.
@@ -378,7 +378,7 @@ class SA3DTrainer(Trainer):
     def _write_or_rescue(self, overviews: dict[str, Overview], several: bool) -> None:
         """Write the run; without room for it, leave out the base weights, or use the folder for temporary files.
 
-        The configuration is updated to what has been written, and where.
+        The configuration is updated to match the written run and its folder.
 
         Raises:
             SA3DError: The run is not in its folder; the message names the folder that holds it.

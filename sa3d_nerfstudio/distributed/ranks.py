@@ -286,12 +286,12 @@ class ProcessRanks(Ranks):
             if isinstance(error, SA3DError) and self.rank > 0:
                 # User errors are the same on all ranks, and rank 0 prints them.
                 self.watch.await_fault(3.0)
-            known = isinstance(error, (SA3DError, KeyboardInterrupt)) or _is_out_of_memory(error)
+            expected = isinstance(error, (SA3DError, KeyboardInterrupt)) or _is_out_of_memory(error)
             fault = self.watch.report(as_reason(error, _described))
             self._leave_as_last()
             if fault.rank != self.rank:
                 raise self.watch.ending(fault) from error
-            if known and not (self.rank == 0 and isinstance(error, SA3DError)):
+            if expected and not (self.rank == 0 and isinstance(error, SA3DError)):
                 raise RankFault(self.watch.sentence(fault)) from error
             raise
 

@@ -136,7 +136,7 @@ def _evidence_of(entry: ObjectState) -> tuple[object, ...]:
 SCRIBBLE_STEP = 0.04
 """Distance of the points that join two clicks of a scribble, in shares of the image's width and height."""
 CLEARANCE = 0.1
-"""Distance from a negative point of the user's within which context points are dropped (likewise)."""
+"""Distance from the user's negative points within which context points are dropped (likewise)."""
 
 
 class Editor:
@@ -392,7 +392,7 @@ class Editor:
         self._go_to(state.replacing(current.name, current.prompted(replace(prompt, context=context))))
 
     def _split(self, current: ObjectState) -> ObjectState:
-        """Separate other views' evidence from that of the prompts; averages until the object is segmented again."""
+        """Separate other views' evidence from the prompts'; masks are averages until the object is segmented again."""
         if current.total is None:
             return current
         return replace(current, evidence=self.masks.without(current.prompts, current.total), total=None)

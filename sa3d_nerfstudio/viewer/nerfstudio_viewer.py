@@ -261,7 +261,7 @@ class NerfstudioViewer:
         return get_camera(state, *self.size(client, long_side))
 
     def size(self, client: viser.ClientHandle, long_side: int) -> tuple[int, int]:
-        """Height and width of an image of the tab's shape, with at most the pixels of an image of 3:2."""
+        """Height and width of an image of the tab's shape, with at most the pixels of a 3:2 image of that side."""
         aspect = client.camera.aspect
         long_side = min(long_side, self.viewer.control_panel.max_res)
         width = min(long_side * min(1.0, aspect), (long_side**2 / 1.5 * aspect) ** 0.5)

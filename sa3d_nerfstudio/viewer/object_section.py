@@ -79,7 +79,7 @@ class ViewSection:
             self._view.value = choice
 
     def set_threshold(self, value: float) -> None:
-        """Set the threshold of the model and of the run's configuration, so that exports of a saved run match."""
+        """Set the threshold of the model and the run's configuration, so that exports of a saved run match the view."""
         pipeline = self._context.pipeline()
         pipeline.model.mask_threshold = pipeline.config.threshold = value
         self._context.editor.unsaved = True

@@ -125,7 +125,7 @@ class SceneObjects:
         """Merge several objects into one, with the name, colour and list position of the first. Undo restores them.
 
         Raises:
-            SA3DError: There are fewer than two, or one of them does not exist.
+            SA3DError: Fewer than two objects are named, or one of them does not exist.
         """
         state, chosen = self.editor.state, list(dict.fromkeys(names))
         if len(chosen) < 2 or any(name not in state.names for name in chosen):

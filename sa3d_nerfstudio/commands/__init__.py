@@ -1,4 +1,4 @@
-"""The ``sa3d`` command: what nerfstudio's own commands do not do."""
+"""The ``sa3d`` command: subcommands for work that nerfstudio's own commands do not cover."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Commands = Union[
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point. Ends the process with 0, with 1 and a sentence, or as ``sa3d doctor`` says.
+    """Run ``sa3d`` and end the process: status 0, 1 with an error in one sentence, or that of ``sa3d doctor``.
 
     Args:
-        arguments: What follows ``sa3d``; by default, those of the process.
+        arguments: Command line after ``sa3d``; by default, that of the process.
     """
     end_in_a_sentence()
-    # Commands import nerfstudio and all else when they run, so that help is quick, and doctor works where they do not.
+    # Commands import nerfstudio and other packages when they run: help is quick, and doctor works where imports fail.
     command = tyro.cli(
         Commands,  # type: ignore[arg-type]
         prog="sa3d",

@@ -1,4 +1,4 @@
-"""``python -m sa3d_nerfstudio.commands`` is ``sa3d``, where scripts are not on the path."""
+"""``sa3d`` as ``python -m sa3d_nerfstudio.commands``, for environments whose scripts are not on the path."""
 
 from sa3d_nerfstudio.commands import main
 

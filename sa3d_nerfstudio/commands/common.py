@@ -1,4 +1,4 @@
-"""Options of all commands that read a run."""
+"""Options of the commands that read a sa3d run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class OfRun:
-    """Reads a sa3d run."""
+    """Options of a command that reads a sa3d run."""
 
     load_config: Path
     """config.yml of a run of ns-train sa3d. Like nerfstudio, this runs code that the file names."""
@@ -24,10 +24,10 @@ class OfRun:
     data: Path | None = None
     """The data set, if it has moved."""
     device: Literal["cuda", "cpu"] | None = None
-    """Where to render; by default on CUDA where there is such a device."""
+    """Device to render on; by default CUDA, if there is such a device."""
 
     def load(self, output: Path) -> tuple[SA3DPipeline, list[ExportObject]]:
-        """Load the run, and choose the objects, after a check that the output can be written.
+        """Check that the output folder is writable, load the run, and select the objects.
 
         Args:
             output: Folder of the output.
@@ -39,10 +39,10 @@ class OfRun:
         return pipeline, self.choose(pipeline, self.object)
 
     def load_run(self, output: Path) -> SA3DPipeline:
-        """Load the run. Whether there will be a place for the results is tried first.
+        """Check that the output folder is writable, then load the run.
 
         Args:
-            output: Where they will go.
+            output: Folder of the output.
 
         Raises:
             SA3DError: The run cannot be used.
@@ -63,7 +63,7 @@ class OfRun:
             CONSOLE.quiet = was_quiet
 
     def choose(self, pipeline: SA3DPipeline, names: tuple[str, ...]) -> list[ExportObject]:
-        """Choose objects, and say which.
+        """Select objects, and print their names, the hidden ones left out, and the device.
 
         Args:
             pipeline: A loaded run.

@@ -12,7 +12,7 @@ class Demo(DemoConfig):
     """Try the installation: make a scene, train nerfacto, segment one object from one click, export it, score it."""
 
     def main(self) -> None:
-        """Run it.
+        """Run the demo.
 
         Raises:
             SA3DError: A stage failed.

@@ -1,6 +1,7 @@
-"""``sa3d doctor``: what of an installation pip does not check, and the remedy of each fault.
+"""``sa3d doctor``: checks of an installation beyond those of pip, and the remedy of each fault.
 
-Imports, shared libraries, the plugin's registration, the GPU, weights. Versions that do not fit are ``pip check``'s.
+Checked are imports, shared libraries, the plugin's registration, the GPU and weights. ``pip check`` finds versions that
+do not fit together.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from sa3d_nerfstudio.errors import SA3DError, one_line
 State = Literal["ok", "note", "fail"]
 
 LIBRARIES = {"libusb-1.0.so.0": "libusb-1.0-0", "libGL.so.1": "libgl1", "libgomp.so.1": "libgomp1"}
-"""Shared libraries that open3d and OpenCV load on Linux, and the Debian packages that have them."""
+"""Shared libraries that open3d and OpenCV load on Linux, and the Debian packages that contain them."""
 MODULES = ("torch", "torchvision", "nerfstudio.engine.trainer", "open3d", "cv2", "segment_anything", "pycocotools.mask")
-"""Modules that every use needs."""
+"""Modules that every use of the plugin needs."""
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Doctor:
         """Print the report.
 
         Returns:
-            1 if something is broken, or else 0.
+            1 if a check failed, else 0.
         """
         from rich.console import Console
         from rich.table import Table
@@ -65,7 +66,7 @@ class Doctor:
 
 
 def findings() -> Iterator[Finding]:
-    """All checks, one after the other."""
+    """Run all checks in order, and yield their findings."""
     yield from versions()
     yield from imports()
     yield from extras()
@@ -76,14 +77,14 @@ def findings() -> Iterator[Finding]:
 
 
 REPORTED = ("nerfstudio", "torch", "numpy", "viser", "gsplat", "nerfacc", "open3d")
-"""Packages whose versions a report of a fault should hold. Which fit together is what ``pip check`` says."""
+"""Packages whose versions belong in a bug report. ``pip check`` tests whether they fit together."""
 
 
 def versions(installed: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:
-    """Python and packages, as they are installed; none is imported.
+    """Installed versions of Python and of packages, without importing any.
 
     Args:
-        installed: The version of a package, by its name.
+        installed: Function from a package's name to its installed version.
     """
     python = sys.version_info
     fits = (3, 10) <= python[:2] < (3, 12)
@@ -102,20 +103,20 @@ def versions(installed: Callable[[str], str] = importlib.metadata.version) -> It
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: 2.6.0+cu124 is (2, 6, 0)."""
+    """Leading numbers of a version: 2.6.0+cu124 gives (2, 6, 0)."""
     result = []
-    for part in version.split("+")[0].split("."):
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+    for component in version.split("+")[0].split("."):
+        digits = component[: len(component) - len(component.lstrip("0123456789"))]
         if not digits:
             break
         result.append(int(digits))
-        if digits != part:
+        if digits != component:
             break
     return tuple(result)
 
 
 def imports() -> Iterator[Finding]:
-    """Modules that are installed but cannot be imported, as where a system library is missing."""
+    """Modules that cannot be imported, for instance because a system library is missing."""
     broken = False
     for name in MODULES:
         try:
@@ -129,14 +130,14 @@ def imports() -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class Extra:
-    """A package that some prompts or segmenters need."""
+    """Optional package that some prompts or segmenters need."""
 
     module: str
     packages: tuple[str, ...]
-    """Any of these provides it."""
+    """Packages that provide the module; any of them suffices."""
     needed_by: str
     extra: str
-    """An extra of this package that brings it."""
+    """Extra of sa3d-nerfstudio that installs it."""
     fits: Callable[[tuple[int, ...]], bool] = lambda version: True
 
 
@@ -150,10 +151,10 @@ EXTRAS = (
 
 
 def extras(installed: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:
-    """Versions of the extras, and whether they can be imported.
+    """Installed versions of the optional packages, and whether they can be imported.
 
     Args:
-        installed: The version of a package, by its name.
+        installed: Function from a package's name to its installed version.
     """
     for extra in EXTRAS:
         remedy = f"for {extra.needed_by}, pip install 'sa3d-nerfstudio[{extra.extra}]'"
@@ -170,17 +171,17 @@ def extras(installed: Callable[[str], str] = importlib.metadata.version) -> Iter
             continue
         try:
             importlib.import_module(extra.module)
-        except Exception as error:  # as above
+        except Exception as error:  # any kind, as in imports()
             yield Finding(f"import {extra.module}", one_line(error), "note", remedy)
             continue
         yield Finding(extra.module, f"{package} {version}, for {extra.needed_by}")
 
 
 def system_libraries(load: Callable[[str], object] = ctypes.CDLL) -> Iterator[Finding]:
-    """Shared libraries of the system that wheels do not bring along.
+    """Shared libraries of the system that wheels do not contain, and ffmpeg.
 
     Args:
-        load: Loads a library by its name, or raises OSError.
+        load: Function that loads a library by its name, or raises OSError.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -201,7 +202,7 @@ def system_libraries(load: Callable[[str], object] = ctypes.CDLL) -> Iterator[Fi
 
 
 def plugin() -> Finding:
-    """Whether nerfstudio will find the method, and can then read its own checkpoints."""
+    """The plugin's entry point, by which nerfstudio finds the method and can read its own checkpoints."""
     entries = importlib.metadata.entry_points(group="nerfstudio.method_configs")
     if not any(entry.name == "sa3d" for entry in entries):
         return Finding(
@@ -222,7 +223,7 @@ def machine() -> Iterator[Finding]:
             return
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
-    except Exception as error:  # a broken driver raises many kinds; a broken torch is reported above
+    except Exception as error:  # a broken driver raises many kinds; imports() reports a broken torch
         yield Finding("GPU", one_line(error), "fail", "mend the driver or the torch of this environment")
         return
     yield Finding("GPU", f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
@@ -231,12 +232,12 @@ def machine() -> Iterator[Finding]:
 
 
 def sam_weights() -> Iterator[Finding]:
-    """Segment Anything weights that are here, and the folders searched."""
+    """Segment Anything weights on this machine, or the variable and the folder searched for them."""
     try:
         import torch
 
         from sa3d_nerfstudio.segmenters import weights as checkpoints
-    except Exception as error:  # reported above
+    except Exception as error:  # imports() reports it, too
         yield Finding("SAM weights", one_line(error), "note", "cannot be looked for before the imports work")
         return
     variable = checkpoints.CHECKPOINT_VARIABLE

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class NvosEvaluation(BenchmarkOptions):
-    """NVOS: scribbles on one image of each scene, scored in one other."""
+    """NVOS: scribbles on one image of each scene, scored in one other image."""
 
     seed: int = 777
-    """Of the generator that draws the prompts' points from the scribbles."""
+    """Seed of the generator that draws the prompts' points from the scribbles."""
 
     def run(self) -> BenchmarkReport:
         """Run the benchmark.
 
         Raises:
-            SA3DError: The data set or the runs are not as they must be.
+            SA3DError: The data set or the runs cannot be used.
         """
         from sa3d_nerfstudio.evaluation import benchmark, nvos
         from sa3d_nerfstudio.evaluation.report import BenchmarkReport
@@ -43,7 +43,7 @@ class SpinNerfEvaluation(BenchmarkOptions):
         """Run the benchmark.
 
         Raises:
-            SA3DError: The data set or the runs are not as they must be.
+            SA3DError: The data set or the runs cannot be used.
         """
         from sa3d_nerfstudio.evaluation import benchmark, spin_nerf
         from sa3d_nerfstudio.evaluation.report import BenchmarkReport
@@ -67,5 +67,5 @@ class Evaluate:
     benchmark: Benchmarks
 
     def main(self) -> None:
-        """Run it."""
+        """Run the benchmark."""
         self.benchmark.run()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sa3d_nerfstudio.pipeline import SA3DPipeline
 
 WHOLE = ("all", "background", "scene")
-"""What --object of splats may be beside names: all objects, what is left without them, everything."""
+"""Values of --object for splats, besides names: all objects, the scene without them, the whole scene."""
 
 
 @dataclass(kw_only=True)
@@ -38,15 +38,15 @@ class Points(Exporter):
     """Write points on objects as PLY, with normals, colours, probability and object id."""
 
     num_points: int = 100_000
-    """Points of each object, at most. Rays are rendered for more than that: take less where that is slow."""
+    """Points of each object, at most. More rays than that are rendered: choose fewer where this is slow."""
     save_world_frame: bool = False
     """Place them in the data set's frame, not in nerfstudio's, which is turned and scaled."""
     labelled: bool = False
-    """The whole scene as one cloud, scene.ply, whose object_id is 0 off the objects, and objects.json; --num-points is
-    then of the scene."""
+    """The whole scene as one cloud, scene.ply, whose object_id is 0 off the objects, and objects.json; --num-points
+    then counts the points of the scene."""
 
     def main(self) -> None:
-        """Write them."""
+        """Write the points."""
         if self.num_points < 1:
             raise SA3DError("--num-points is to be at least 1.")
         pipeline, objects = self.load(self.output_dir)
@@ -60,13 +60,13 @@ class Points(Exporter):
             write_points(path, points, frame)
             table = self.output_dir / "objects.json"
             write_object_table(table, pipeline.model.masks, frame)
-            on = int((points.object_id > 0).sum())
-            say(f"saved       {path}: {len(points.positions)} points, {on} on objects; named in {table}")
+            num_labelled = int((points.object_id > 0).sum())
+            say(f"saved       {path}: {len(points.positions)} points, {num_labelled} on objects; named in {table}")
             return
-        parts = {item.stem: object_points(pipeline, item, objects, self.num_points) for item in objects}
+        clouds = {item.stem: object_points(pipeline, item, objects, self.num_points) for item in objects}
         if self.together:
-            parts = {"all": ObjectPoints.joined(list(parts.values()))}
-        for stem, points in parts.items():
+            clouds = {"all": ObjectPoints.joined(list(clouds.values()))}
+        for stem, points in clouds.items():
             path = self.output_dir / f"{stem}.ply"
             write_points(path, points, frame)
             say(f"saved       {path}: {len(points.positions)} points in the frame of the {_whose(frame.world)}")
@@ -93,7 +93,7 @@ class Mesh(Exporter):
     """Place them in the data set's frame, not in nerfstudio's, which is turned and scaled."""
 
     def main(self) -> None:
-        """Write them."""
+        """Write the meshes."""
         pipeline, objects = self.load(self.output_dir)
         from sa3d_nerfstudio.exports import meshes
         from sa3d_nerfstudio.exports.frames import frame_of
@@ -105,8 +105,8 @@ class Mesh(Exporter):
             if self.method == "tsdf":
                 mesh = meshes.tsdf_mesh(pipeline, group, self.resolution or 128, self.downscale_factor)
             else:
-                parts = [object_points(pipeline, item, objects, self.num_points) for item in group]
-                points = ObjectPoints.joined(parts)
+                clouds = [object_points(pipeline, item, objects, self.num_points) for item in group]
+                points = ObjectPoints.joined(clouds)
                 if self.method == "poisson":
                     mesh = meshes.poisson_mesh(points, self.depth)
                 else:
@@ -120,19 +120,19 @@ class Mesh(Exporter):
 @dataclass(kw_only=True)
 class Splats(Exporter):
     """Write splats of a Gaussian run: of objects, or with --object all, background or scene, of all objects in one
-    file, of what is left without them, or of everything."""
+    file, of the scene without them, or of the whole scene."""
 
     format: Literal["ply", "compressed.ply", "spz", "sog", "glb", "html"] = "ply"
-    """All but ply take splat-transform. html is a page that shows the splats by itself."""
+    """All but ply need splat-transform. html is a page that shows the splats by itself."""
     labelled: bool = False
     """The whole scene as one PLY, scene.ply, with the id of its object as object_id of each splat, and objects.json."""
     center: bool = False
     """Each object at its own origin, and upright as viewers of splats expect it: y downwards."""
     clean_rim: bool = True
-    """Leave out an object's splats that reach far out of its mask, if the object alone fits the mask better without."""
+    """Leave out an object's splats that reach far out of its mask, if the object alone fits it better without them."""
 
     def main(self) -> None:
-        """Write them."""
+        """Write the splats."""
         if self.labelled and (self.format != "ply" or self.center or self.object):
             raise SA3DError("--labelled writes the whole scene as a PLY: leave out --format, --center and --object.")
         from sa3d_nerfstudio.exports.splats import SceneSplats, centered, check_format, write_splats
@@ -153,11 +153,11 @@ class Splats(Exporter):
             say(f"saved       {path}: {len(gaussians)} splats")
 
     def _groups(self, pipeline: SA3DPipeline, scene: SceneSplats) -> Iterator[tuple[str, Any, bool]]:
-        """Names of files, which splats go to them, and whether these are objects."""
+        """Name of each file without suffix, mask of its splats, and whether they belong to objects."""
         masks = pipeline.model.masks
         special = [name for name in self.object if name in WHOLE and name not in masks]
         names = tuple(name for name in self.object if name not in special)
-        parts = {}
+        selections = {}
         if names or not special or special != ["scene"]:
             from sa3d_nerfstudio.exports.rim import clean_rim
             from sa3d_nerfstudio.exports.splats import object_ids
@@ -179,13 +179,13 @@ class Splats(Exporter):
                         )
                     else:
                         say(f"rim         {item.name}: as it is, for {cleaned.reason}")
-                parts[item.stem] = keep
+                selections[item.stem] = keep
         if "scene" in special:
             yield "scene", scene.valid, False
         if "all" in special or (self.together and (names or not special)):
-            yield "all", functools.reduce(operator.or_, parts.values()), True
+            yield "all", functools.reduce(operator.or_, selections.values()), True
         elif names or not special:
-            for stem, keep in parts.items():
+            for stem, keep in selections.items():
                 yield stem, keep, True
 
     def _write_labelled(self, pipeline: SA3DPipeline, scene: SceneSplats) -> None:
@@ -211,10 +211,10 @@ class Box(OfRun):
     tilted: bool = False
     """Let boxes lean, if that makes them smaller; by default they stand upright."""
     save_world_frame: bool = False
-    """Place them in the data set's frame. The options of ns-export are in nerfstudio's frame, and are printed so."""
+    """Place them in the data set's frame. The printed options of ns-export remain in nerfstudio's frame."""
 
     def main(self) -> None:
-        """Write them."""
+        """Write the boxes, and print their options."""
         pipeline, objects = self.load(self.output_dir)
         from sa3d_nerfstudio.exports.boxes import object_box
         from sa3d_nerfstudio.exports.frames import frame_of
@@ -235,15 +235,15 @@ class Box(OfRun):
 
 @dataclass(kw_only=True)
 class Table(OfRun):
-    """Write objects.json: all objects, hidden ones included, with what they are parts of, their boxes and sizes."""
+    """Write objects.json: all objects, hidden ones included, with their parents, boxes and sizes."""
 
     output_dir: Path
-    """Folder to write it to."""
+    """Folder to write objects.json to."""
     save_world_frame: bool = False
     """Place boxes in the data set's frame, not in nerfstudio's, which is turned and scaled."""
 
     def main(self) -> None:
-        """Write it."""
+        """Write the table."""
         pipeline, _ = self.load(self.output_dir)
         from sa3d_nerfstudio.exports.frames import frame_of
         from sa3d_nerfstudio.exports.scene_table import write_object_table
@@ -273,5 +273,5 @@ class Export:
     what: Exports
 
     def main(self) -> None:
-        """Write them."""
+        """Run the chosen export."""
         self.what.main()

@@ -16,25 +16,25 @@ class ImportSplats:
     """Make a nerfstudio run (splatfacto) of a splat file, to segment, view and export like any other."""
 
     splats: Annotated[Path, tyro.conf.Positional]
-    """A 3DGS PLY of any program; or .spz, .sog, .splat, .ksplat or a compressed PLY, which take splat-transform."""
+    """A 3DGS PLY of any program; or .spz, .sog, .splat, .ksplat or a compressed PLY, which need splat-transform."""
     output_dir: Path = Path("outputs")
     """Folder of all runs."""
     name: str | None = None
-    """Folder of the scene in it; by default the file's name."""
+    """Folder of the scene in --output-dir; by default the file's name."""
     timestamp: str | None = None
-    """Folder of this run; by default the time."""
+    """Folder of this run; by default the current time."""
     cameras: Path | None = None
-    """Cameras of the scene: Inria's cameras.json, nerfstudio's transforms.json, or a COLMAP folder. Without any,
-    virtual ones are placed by what the splats fill and hide."""
+    """Cameras of the scene: Inria's cameras.json, nerfstudio's transforms.json, or a COLMAP folder. By default,
+    virtual cameras are placed so that several see each visible splat."""
     images: Path | None = None
-    """Folder of the cameras' photos, if they are not where such files have them."""
+    """Folder of the cameras' photos, if they are not where the cameras' files place them."""
     up: Literal["auto", "x", "-x", "y", "-y", "z", "-z"] = "auto"
-    """Which way is up: by default as the file says, as the cameras stand, or z or -y, whichever more splats lie
-    across."""
+    """Up direction: by default that of the file, the mean of the cameras, or z or -y, whichever more flat splats are
+    perpendicular to."""
     placement: Literal["auto", "around", "inside"] = "auto"
-    """Where virtual cameras are: around the scene, or inside of a room; by default that is found out."""
+    """Place of virtual cameras: around the scene, or inside a room; detected by default."""
     opacity: Literal["logit", "linear"] | None = None
-    """What the opacities in the file are, if that cannot be told."""
+    """Form of the opacities in the file, if it cannot be detected."""
     skip_invalid: bool = False
     """Leave out splats with values that are NaN or infinite, instead of refusing the file."""
 

@@ -33,7 +33,7 @@ class Masks(OfRun):
     """Dilate the objects by so many pixels, to include their outlines."""
 
     def main(self) -> None:
-        """Write them."""
+        """Write the masks."""
         if self.format not in ("masks", "rgba") and (self.invert or self.grow):
             raise SA3DError(
                 "--invert and --grow are for --format masks and rgba: leave them out, or choose one of these."
@@ -46,7 +46,7 @@ class Masks(OfRun):
             self._write(ranks)
 
     def _write(self, ranks: Ranks) -> None:
-        """Write the masks of this rank's cameras; the first rank writes what names them."""
+        """Write the masks of this rank's cameras; the first rank also writes the files that list them."""
         from sa3d_nerfstudio.datamanager import FrozenImages
         from sa3d_nerfstudio.exports import dataset as cameras
         from sa3d_nerfstudio.exports import masks

@@ -1,4 +1,4 @@
-"""``sa3d turntable``: a video that goes round an object."""
+"""``sa3d turntable``: a video of a camera that circles objects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Turntable(OfRun):
-    """Render a video of a camera that goes round the objects, and write its path for ns-render."""
+    """Render a video of a camera that circles the objects, and write its path for ns-render."""
 
     output_path: Path = Path("turntable.mp4")
     """The video; the camera path goes beside it, as JSON."""
@@ -27,18 +27,18 @@ class Turntable(OfRun):
     """Outputs of the model, side by side: object_rgb (the object alone), background_rgb (the scene without it), rgb,
     mask_overlay, mask, object_depth, and the base model's own."""
     frames: int = 120
-    """Images, once round."""
+    """Images of one full circle."""
     fps: float = 24
-    """Images a second."""
+    """Images per second."""
     size: tuple[int, int] = (480, 480)
-    """Width and height."""
+    """Width and height of each output, pixels."""
     elevation: float | None = None
-    """Degrees of the camera above the horizon; by default as the training cameras are."""
+    """Degrees of the camera above the horizon; by default the median of the training cameras."""
     path_only: bool = False
     """Write the camera path alone, and render nothing."""
 
     def main(self) -> None:
-        """Render it."""
+        """Render the video."""
         width, height = self.size
         if self.frames < 2 or self.fps <= 0 or min(width, height) < 16:
             raise SA3DError("a video needs at least 2 --frames, a positive --fps, and a --size of 16 x 16 or more.")
@@ -93,7 +93,7 @@ class Turntable(OfRun):
             if ranks.is_first:
                 turntable.write_video(self.output_path, images, self.fps)
             else:
-                # They go to the first rank.
+                # Rendering happens on iteration; the images go to the first rank.
                 deque(images, maxlen=0)
         rays.summed(ranks).tell()
         say(f"saved       {self.output_path}")

@@ -1,7 +1,7 @@
 """The demo: a synthetic scene, from images to an exported object, scored against the truth.
 
 ``scene`` writes the data set, ray-traced by ``tracer`` from ``layout``, ``solids`` and ``textures``; ``prompts``
-places clicks. ``run`` drives the same commands that a user types, in ``stages``: ``train``, ``ns-train sa3d``,
+places clicks. ``run`` runs the commands that a user would type, in ``stages``: ``train``, ``ns-train sa3d``,
 ``ns-export``, ``score``.
 """
 

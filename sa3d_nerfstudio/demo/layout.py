@@ -1,4 +1,4 @@
-"""The demo's scene: objects, room and cameras."""
+"""Layout of the demo's scene: objects, room and cameras."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sa3d_nerfstudio.demo.tracer import Room
 AIM = (0.0, 0.0, 0.12)
 """Point that the cameras look at, world frame."""
 CAMERA_DISTANCE = 1.25
-"""Metres from there."""
+"""Distance of the cameras from ``AIM``, metres, to within 4 %."""
 FOCAL = 1.05
 """Focal length as a multiple of the image's width."""
 
@@ -21,7 +21,7 @@ _BLUE_DICE = checker((0.15, 0.25, 0.75), (0.55, 0.7, 0.95), 0.065, seed=31)
 
 
 def room() -> Room:
-    """A room of 4 x 4 x 2.4 metres, textured all over so that every ray meets texture."""
+    """Room of 4 x 4 x 2.4 metres, textured all over so that every ray ends on texture."""
     return Room(
         half=(2.0, 2.0, 1.2),
         floor=mottled((0.36, 0.37, 0.33), (0.80, 0.79, 0.72), 0.26, seed=11),
@@ -30,7 +30,7 @@ def room() -> Room:
 
 
 def solids() -> list[Solid]:
-    """Six objects; the first is the one that the demo clicks on."""
+    """Six objects; the demo clicks on the first by default."""
     return [
         Solid(
             "ball",
@@ -67,7 +67,7 @@ def solids() -> list[Solid]:
 
 
 def look_at(position: Float[ndarray, "3"], target: Float[ndarray, "3"]) -> Float[ndarray, "4 4"]:
-    """The pose (camera to world, OpenGL axes) of an upright camera."""
+    """Pose (camera to world, OpenGL axes) of an upright camera that looks at ``target``."""
     back = (position - target) / np.linalg.norm(position - target)
     right = np.cross([0.0, 0.0, 1.0], back)
     right /= np.linalg.norm(right)
@@ -77,23 +77,25 @@ def look_at(position: Float[ndarray, "3"], target: Float[ndarray, "3"]) -> Float
 
 
 def poses(num_train: int, num_test: int, seed: int) -> list[Float[ndarray, "4 4"]]:
-    """Training cameras all round at two heights in turn, then test cameras in the gaps between them.
+    """Training cameras all round at two elevations in turn, then test cameras in the gaps between them.
 
     Args:
         num_train: Number of training cameras.
         num_test: Number of test cameras, each half way (in azimuth) between two training cameras.
-        seed: Moves every camera a little.
+        seed: Seed of small random shifts of the cameras.
     """
     rng = np.random.default_rng(seed)
     step = 2 * np.pi / num_train
     gaps = np.floor(np.arange(num_test) * num_train / max(num_test, 1)) + 0.5
     azimuths = step * np.concatenate([np.arange(num_train) + rng.uniform(-0.15, 0.15, num_train), gaps])
-    heights = np.where(np.arange(num_train) % 2 == 0, np.radians(28.0), np.radians(48.0))
-    heights = np.concatenate([heights + rng.uniform(-0.06, 0.06, num_train), np.radians(rng.uniform(30, 45, num_test))])
+    elevations = np.where(np.arange(num_train) % 2 == 0, np.radians(28.0), np.radians(48.0))
+    elevations = np.concatenate(
+        [elevations + rng.uniform(-0.06, 0.06, num_train), np.radians(rng.uniform(30, 45, num_test))]
+    )
     distances = CAMERA_DISTANCE * rng.uniform(0.96, 1.04, num_train + num_test)
     result = []
-    for azimuth, height, distance in zip(azimuths, heights, distances, strict=True):
-        direction = [np.cos(azimuth) * np.cos(height), np.sin(azimuth) * np.cos(height), np.sin(height)]
+    for azimuth, elevation, distance in zip(azimuths, elevations, distances, strict=True):
+        direction = [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)]
         target = np.asarray(AIM) + rng.uniform(-0.02, 0.02, 3)
         result.append(look_at(np.asarray(AIM) + distance * np.asarray(direction), target))
     return result

@@ -8,20 +8,20 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """How the scene is captured."""
+    """Capture of the scene: cameras, images and surface samples."""
 
     train_views: int = 24
     """Views to train on, all round the objects."""
     test_views: int = 4
-    """Views in between, for the score only."""
+    """Views between them, for the score only."""
     width: int = 96
-    """Pixels."""
+    """Width of the images, pixels."""
     height: int = 72
-    """Pixels."""
+    """Height of the images, pixels."""
     supersample: int = 3
-    """Each pixel's colour is the mean of this number of rays squared."""
+    """Rays along each side of a pixel: its colour is the mean of this number squared."""
     surface_points: int = 2000
-    """Samples of each object's surface."""
+    """Number of samples on each object's surface."""
     seed: int = 0
     """Another seed moves the cameras and the surface samples, not the objects."""
 

@@ -14,13 +14,13 @@ Points = list[list[int]]
 
 
 def interior_distance(mask: Bool[ndarray, "height width"]) -> Float[ndarray, "height width"]:
-    """How far each pixel of the mask is from the nearest pixel that is not; the image's border counts as such."""
+    """Distance in pixels from each pixel of the mask to the nearest one outside it, or beyond the image's border."""
     padded = np.pad(mask.astype(np.uint8), 1)
     return cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1]
 
 
 def interior_points(mask: Bool[ndarray, "height width"], num: int) -> Points:
-    """Points well inside a mask: the most interior one, then those farthest from the ones before."""
+    """Points well inside a mask: the most interior pixel, then in turn the interior pixel farthest from all before."""
     depth = interior_distance(mask)
     y, x = np.unravel_index(int(depth.argmax()), depth.shape)
     points = [[int(x), int(y)]]
@@ -32,26 +32,26 @@ def interior_points(mask: Bool[ndarray, "height width"], num: int) -> Points:
 
 
 def bounding_box(mask: Bool[ndarray, "height width"]) -> list[int]:
-    """x0, y0, x1, y1 of the pixels set, upper bounds exclusive."""
+    """Bounding box x0, y0, x1, y1 of a mask's pixels, upper bounds exclusive."""
     y, x = np.nonzero(mask)
     return [int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1]
 
 
 def negative_point(ids: UInt8[ndarray, "height width"], number: int) -> tuple[list[int], int]:
-    """A point inside the object nearest to this one in the image.
+    """Negative point, inside the object that is nearest to the prompted one in the image.
 
     Args:
         ids: Object numbers, 0 = background.
-        number: The object's number.
+        number: Number of the prompted object.
 
     Returns:
-        The point and the number of the object it lies on; a point of the background where there is no other object.
+        The point and the number of the object it lies on; without other objects, a background point and 0.
     """
-    others = (ids != 0) & (ids != number)
-    away = cv2.distanceTransform((ids != number).astype(np.uint8), cv2.DIST_L2, 5)
-    if not others.any():
+    other_pixels = (ids != 0) & (ids != number)
+    distances = cv2.distanceTransform((ids != number).astype(np.uint8), cv2.DIST_L2, 5)
+    if not other_pixels.any():
         return interior_points(ids == 0, 1)[0], 0
-    neighbour = int(ids[np.unravel_index(int(np.where(others, away, np.inf).argmin()), ids.shape)])
+    neighbour = int(ids[np.unravel_index(int(np.where(other_pixels, distances, np.inf).argmin()), ids.shape)])
     return interior_points(ids == neighbour, 1)[0], neighbour
 
 
@@ -62,7 +62,7 @@ def _clear(allowed: Bool[ndarray, "height width"], start: list[int], end: list[i
 
 
 def scribble(mask: Bool[ndarray, "height width"]) -> Points:
-    """A stroke along the object: through the most interior pixels across its longer axis, never leaving it."""
+    """Stroke along the object's longer axis, never leaving it, through the most interior pixel of each section."""
     depth = interior_distance(mask)
     pixels = np.argwhere(mask)[:, ::-1]
     start = interior_points(mask, 1)[0]
@@ -73,10 +73,10 @@ def scribble(mask: Bool[ndarray, "height width"]) -> Points:
     for side in (-1, 1):
         stroke = [start]
         for station in range(1, int(np.abs(along).max() / spacing) + 1):
-            near = pixels[np.abs(along - side * station * spacing) < 0.5 * spacing]
-            if not len(near):
+            section = pixels[np.abs(along - side * station * spacing) < 0.5 * spacing]
+            if not len(section):
                 break
-            best = [int(value) for value in near[depth[near[:, 1], near[:, 0]].argmax()]]
+            best = [int(value) for value in section[depth[section[:, 1], section[:, 0]].argmax()]]
             if _clear(mask, stroke[-1], best):
                 stroke.append(best)
         halves.append(stroke)
@@ -84,7 +84,7 @@ def scribble(mask: Bool[ndarray, "height width"]) -> Points:
 
 
 def background_scribble(mask: Bool[ndarray, "height width"]) -> Points:
-    """A stroke round the object, at a distance, never touching it; open where the object meets the border."""
+    """Stroke around the object, at a distance, never touching it; open where the object meets the image's border."""
     height, width = mask.shape
     distance = max(2, round(0.03 * max(height, width)))
     hull = cv2.convexHull(np.argwhere(mask)[:, ::-1].astype(np.int32))
@@ -95,7 +95,7 @@ def background_scribble(mask: Bool[ndarray, "height width"]) -> Points:
     outline = cv2.findContours(cv2.dilate(canvas, disc), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0][0][:, 0]
     ring = np.clip(outline[:: 2 * distance] - 2 * distance, 0, [width - 1, height - 1])
     ring = [[int(x), int(y)] for x, y in ring]
-    # Start behind a gap, if there is one, so that the stroke does not have to jump over it.
+    # The ring starts behind a gap, if it has any, so that the stroke does not have to cross the gap.
     blocked = [not _clear(~mask, ring[number - 1], ring[number]) for number in range(len(ring))]
     first = blocked.index(True) if any(blocked) else 0
     ring = ring[first:] + ring[:first] + ([] if any(blocked) else ring[:1])

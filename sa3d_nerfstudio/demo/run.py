@@ -1,6 +1,6 @@
 """The demo: make a scene, train nerfacto, segment one object from one click, export it, score it.
 
-Everything heavy is a command of its own, the same that a user would type, with its output in a log file.
+Each heavy stage runs as a separate command, the same that a user would type, with its output in a log file.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from sa3d_nerfstudio.terminal import say
 
 
 def _nerfstudio(script: str) -> list[str]:
-    """A command of nerfstudio, in the environment of this process and whether or not its scripts are on the path."""
+    """Start of a nerfstudio command in this process's environment, whether or not its scripts are on the path."""
     return [sys.executable, "-m", f"nerfstudio.scripts.{script}"]
 
 
 def find_prompt(scene: Path, name: str) -> dict[str, Any]:
-    """What prompts.json holds on an object.
+    """Entry of an object in prompts.json.
 
     Raises:
         SA3DError: There is no such object.
@@ -41,11 +41,11 @@ def find_prompt(scene: Path, name: str) -> dict[str, Any]:
 
 
 def run_demo(config: DemoConfig, console: Console | None = None) -> float:
-    """Run all stages, print where their results are, and how well the object fits the truth.
+    """Run all stages, and print the paths of their results and the object's IoU with the truth.
 
     Args:
-        config: What to do.
-        console: Where to print; the terminal by default.
+        config: Options of the demo.
+        console: Console to print to; the terminal by default.
 
     Returns:
         Mean IoU over the views that were not trained on.
@@ -82,7 +82,7 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> float:
 
     cloud = [*_nerfstudio("exporter"), "pointcloud", "--load-config", sa3d_run / "config.yml"]
     cloud += ["--output-dir", export, "--num-points", str(config.num_points), "--normal-method", "open3d"]
-    # On a CPU, nerfstudio's 32768 rays a batch spend their time on memory.
+    # On a CPU, nerfstudio's batches of 32768 rays are bound by memory.
     cloud += ["--num-rays-per-batch", "4096"]
     stages.run("export its point cloud", cloud)
 
@@ -96,14 +96,14 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> float:
         table.add_row(row["frame"], f"{row['iou']:.3f}", str(row["pixels"]))
     table.add_row("mean", f"{scores['mean_iou']:.3f}", "", style="bold")
     console.print(table)
-    for what, where in {
+    for label, path in {
         "overview": folder / "overview.png",
         "point cloud": export / "point_cloud.ply",
         "masks": folder / "masks",
         "run": sa3d_run / "config.yml",
         "logs": folder / "logs",
     }.items():
-        say(f"{what:<12}{where}", console)
+        say(f"{label:<12}{path}", console)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     say(
         f"The {config.object}, segmented from one click with {config.segmenter}, has a mean IoU of "

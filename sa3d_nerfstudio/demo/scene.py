@@ -1,13 +1,13 @@
 """Write the demo's scene: images, exact object numbers, cameras, true objects and prompts.
 
-The folder has the same form as the benchmark's scenes, so that the same tools read both:
+The folder has the form of the benchmark's scenes, so that the same tools read both:
 
 - ``images/frame_NNNN.png``: train frames first, then test frames.
 - ``instances/frame_NNNN.png``: the object's id at each pixel's centre, 0 = background.
 - ``transforms.json``: nerfstudio's format; metres, z up; camera to world, OpenGL axes.
 - ``objects.json``: id, name, axis-aligned box and surface samples (``points/NAME.npy``; ``NAME_seen.npy`` counts the
   train views that see each).
-- ``prompts.json``: per object a train frame to start from, with points, a box and scribbles.
+- ``prompts.json``: for each object, the train frame to prompt in, with points, a box and scribbles.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class View:
 
 
 def cameras(config: SceneConfig) -> list[Camera]:
-    """The scene's cameras, those to train on first."""
+    """Cameras of the scene, training cameras first."""
     poses = layout.poses(config.train_views, config.test_views, config.seed)
     return [Camera(pose, config.width, config.height, layout.FOCAL * config.width) for pose in poses]
 
@@ -52,30 +52,30 @@ def write_scene(
     """Render the scene and write it. The same configuration gives the same files.
 
     Args:
-        folder: Where to; created if need be.
-        config: How it is captured.
-        progress: Told after each view how many of how many are done.
+        folder: Folder of the scene; created if it is missing.
+        config: Capture of the scene; by default a :class:`SceneConfig` with its defaults.
+        progress: Called after each view with the numbers of finished views and of all views.
 
     Returns:
-        The views, with what the files do not hold: the exact distances.
+        The views, including the exact distances, which no file holds.
 
     Raises:
-        SA3DError: If an object is seen in no training view, because the images are too small or too few.
+        SA3DError: No training view shows some object, because the images are too small or too few.
     """
     config = config or SceneConfig()
     for name in ("images", "instances", "points"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     solids, room = layout.solids(), layout.room()
     views: list[View] = []
-    every_camera = cameras(config)
-    for number, camera in enumerate(every_camera):
+    all_cameras = cameras(config)
+    for number, camera in enumerate(all_cameras):
         rgb, ids, distance = render(camera, solids, room, config.supersample)
         view = View(f"images/frame_{number:04d}.png", camera, ids, distance)
         Image.fromarray(rgb).save(folder / view.file)
         Image.fromarray(ids).save(folder / _instances(view))
         views.append(view)
         if progress is not None:
-            progress(number + 1, len(every_camera))
+            progress(number + 1, len(all_cameras))
     train, test = views[: config.train_views], views[config.train_views :]
     _write_json(folder / "transforms.json", _transforms(train, test))
     _write_json(folder / "objects.json", _objects(folder, solids, train, test, config))
@@ -114,7 +114,7 @@ def _transforms(train: Sequence[View], test: Sequence[View]) -> dict[str, Any]:
 
 
 def times_seen(points: Float[ndarray, "num 3"], solids: Sequence[Solid], views: Sequence[View]) -> Int[ndarray, " num"]:
-    """In how many views nothing stands between the camera and each point."""
+    """Number of views in which each point is visible: inside the image and not occluded."""
     seen = np.zeros(len(points), dtype=np.int64)
     for view in views:
         position = view.camera.pose[:3, 3]
@@ -123,7 +123,7 @@ def times_seen(points: Float[ndarray, "num 3"], solids: Sequence[Solid], views: 
         distance = np.linalg.norm(points - position, axis=-1)
         directions = (points - position) / distance[:, None]
         nearest = first_hits(np.broadcast_to(position, points.shape), directions, solids)[1]
-        # A micrometre for rounding.
+        # Tolerance for rounding: a micrometre.
         seen += inside & (nearest > distance - 1e-6)
     return seen
 
@@ -131,7 +131,7 @@ def times_seen(points: Float[ndarray, "num 3"], solids: Sequence[Solid], views: 
 def _objects(
     folder: Path, solids: Sequence[Solid], train: Sequence[View], test: Sequence[View], config: SceneConfig
 ) -> dict[str, Any]:
-    """The true objects; writes their surface samples on the way."""
+    """Content of objects.json; also writes the surface samples of the objects."""
     rng = np.random.default_rng(config.seed)
     entries = []
     for number, solid in enumerate(solids, start=1):
@@ -164,7 +164,7 @@ def _objects(
 
 
 def _prompts(scene: str, solids: Sequence[Solid], train: Sequence[View]) -> dict[str, Any]:
-    """For each object the train view that shows it best, and what a user would do there."""
+    """Content of prompts.json: for each object, the train view that shows it best, and a user's prompts in it."""
     entries = []
     for number, solid in enumerate(solids, start=1):
         scores = [_suitability(view, solid, number) for view in train]
@@ -193,12 +193,14 @@ def _prompts(scene: str, solids: Sequence[Solid], train: Sequence[View]) -> dict
                 "tags": list(solid.tags),
             }
         )
-    least = [min(_suitability(view, solid, number) for number, solid in enumerate(solids, start=1)) for view in train]
+    lowest_scores = [
+        min(_suitability(view, solid, number) for number, solid in enumerate(solids, start=1)) for view in train
+    ]
     return {
         "scene": scene,
         "pixel_convention": "x = column, y = row, origin top-left, integer pixel indices",
         "image_size": [train[0].camera.width, train[0].camera.height],
-        "common_frame": train[int(np.argmax(least))].file,
+        "common_frame": train[int(np.argmax(lowest_scores))].file,
         "objects": entries,
     }
 
@@ -208,13 +210,13 @@ def _touches_border(mask: ndarray) -> bool:
 
 
 def _visible_fraction(view: View, solid: Solid, number: int) -> float:
-    """The share of the object's pixels that nothing else covers in this view."""
-    alone = trace(*view.camera.rays(), [solid], layout.room())[0].sum()
-    return float((view.ids == number).sum() / alone) if alone else 0.0
+    """Share of the object's pixels in a view that no other object covers."""
+    unoccluded_pixels = trace(*view.camera.rays(), [solid], layout.room())[0].sum()
+    return float((view.ids == number).sum() / unoccluded_pixels) if unoccluded_pixels else 0.0
 
 
 def _suitability(view: View, solid: Solid, number: int) -> float:
-    """How well a view serves to prompt for an object: large, whole, and away from the border."""
+    """Suitability of a view for prompting an object: highest where it is large, whole, and away from the border."""
     mask = view.ids == number
     radius = float(prompts.interior_distance(mask).max())
     return radius * _visible_fraction(view, solid, number) * (0.5 if _touches_border(mask) else 1.0)

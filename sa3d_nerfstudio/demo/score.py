@@ -1,6 +1,6 @@
 """Score a segmented run of the demo's scene in the views that it was not trained on.
 
-Also an example of how to render masks from Python.
+This is also an example of rendering masks from Python.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def score(config: Path, scene: Path, name: str, output_dir: Path) -> None:
     Args:
         config: config.yml of the sa3d run.
         scene: Folder of the scene.
-        name: The object that was segmented, as objects.json names it.
-        output_dir: Where to write.
+        name: Name of the segmented object in prompts.json.
+        output_dir: Folder to write to.
     """
     pipeline = eval_setup(config, test_mode="test")[1]
     assert isinstance(pipeline, SA3DPipeline)
@@ -46,7 +46,7 @@ def score(config: Path, scene: Path, name: str, output_dir: Path) -> None:
         mask = (probability > pipeline.config.threshold).numpy()
         Image.fromarray(mask.astype(np.uint8) * 255).save(output_dir / "masks" / f"{file.stem}.png")
         truth = np.asarray(Image.open(scene / "instances" / f"{file.stem}.png")) == prompt["id"]
-        # In smaller views, a pixel more or less would decide.
+        # For smaller masks, a single pixel would decide the IoU.
         if truth.mean() > 0.001:
             score = iou(mask, truth)
             rows.append({"frame": file.name, "iou": score, "pixels": int(truth.sum())})
@@ -67,7 +67,7 @@ def _render_mask(pipeline: SA3DPipeline, trace: ViewTrace) -> torch.Tensor:
 def _write_overview(
     path: Path, pipeline: SA3DPipeline, prompt: dict[str, Any], panels: list[ViewPanel], title: str
 ) -> None:
-    """The click with what it selected in its own view, above the unseen views."""
+    """Write the contact sheet: the click and the rendered mask in the prompted view, above the unseen views."""
     view = pipeline.views.find(Path(prompt["frame"]).name)
     trace = pipeline.views.trace(view)
     mask = _render_mask(pipeline, trace) > pipeline.config.threshold

@@ -1,7 +1,7 @@
-"""Convex solids that a ray meets in one interval, and the room around them.
+"""Convex solids, each of which a ray meets in one interval.
 
-Every shape is given in its own frame, centred on the origin with z up; :class:`Solid` places it in the world.
-Arrays are float64; lengths are metres.
+Every shape is defined in its local frame, centred on the origin with z up; :class:`Solid` places it in the world.
+Arrays are float64; lengths are in metres.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 Texture = Callable[[Float[ndarray, "num 3"]], Float[ndarray, "num 3"]]
-"""Albedo in [0, 1] at points of the solid's own frame."""
+"""Albedo in [0, 1] at points in the solid's local frame."""
 
 PARALLEL = 1e-12
-"""Stands for a direction component of zero, so that divisions by it give a huge finite number."""
+"""Replacement of direction components near zero, so that divisions by them give huge finite numbers."""
 
 
 class Shape(Protocol):
-    """A convex solid in its own frame."""
+    """Convex solid in its local frame."""
 
     def interval(
         self, origins: Float[ndarray, "num 3"], directions: Float[ndarray, "num 3"]
     ) -> tuple[Float[ndarray, " num"], Float[ndarray, " num"]]:
-        """Where each ray enters and leaves; a ray that misses leaves before it enters."""
+        """Ray parameters of entry and exit; a ray that misses has its exit before its entry."""
         ...
 
     def normals(self, points: Float[ndarray, "num 3"]) -> Float[ndarray, "num 3"]:
@@ -39,14 +39,14 @@ class Shape(Protocol):
         ...
 
     def half_extent(self, yaw: float) -> Float[ndarray, "3"]:
-        """Half the size of the axis-aligned box around the shape once turned by ``yaw`` radians about z."""
+        """Half the size of the axis-aligned box around the shape after a rotation by ``yaw`` radians about z."""
         ...
 
 
 def _slab(
     origins: Float[ndarray, " num"], directions: Float[ndarray, " num"], half: float
 ) -> tuple[Float[ndarray, " num"], Float[ndarray, " num"]]:
-    """The interval in which one coordinate stays within ±half."""
+    """Interval of the ray parameter in which one coordinate stays within ±half."""
     inverse = 1.0 / np.where(np.abs(directions) < PARALLEL, PARALLEL, directions)
     first, second = (-half - origins) * inverse, (half - origins) * inverse
     return np.minimum(first, second), np.maximum(first, second)
@@ -55,7 +55,7 @@ def _slab(
 def _round(
     origins: Float[ndarray, "num dims"], directions: Float[ndarray, "num dims"], radius: float
 ) -> tuple[Float[ndarray, " num"], Float[ndarray, " num"]]:
-    """The interval within ``radius`` of the origin: a ball in three dimensions, an endless cylinder in two."""
+    """Interval of the ray parameter within ``radius`` of the origin: a ball in 3D, an endless cylinder in 2D."""
     a = np.maximum((directions**2).sum(-1), PARALLEL)
     b = (origins * directions).sum(-1)
     discriminant = b**2 - a * ((origins**2).sum(-1) - radius**2)
@@ -89,7 +89,7 @@ class Sphere:
 
 @dataclass(frozen=True)
 class Box:
-    """A cuboid of half sizes ``half``."""
+    """A cuboid with half the edge lengths ``half``."""
 
     half: tuple[float, float, float]
 
@@ -138,9 +138,9 @@ class Cylinder:
         """See :class:`Shape`."""
         distance = np.linalg.norm(points[:, :2], axis=-1)
         cap = np.abs(points[:, 2]) - self.half_height > distance - self.radius
-        flat = points * [0.0, 0.0, 1.0]
-        round_ = points * [1.0, 1.0, 0.0]
-        normals = np.where(cap[:, None], flat, round_)
+        cap_normals = points * [0.0, 0.0, 1.0]
+        side_normals = points * [1.0, 1.0, 0.0]
+        normals = np.where(cap[:, None], cap_normals, side_normals)
         return normals / np.linalg.norm(normals, axis=-1, keepdims=True)
 
     def sample_surface(self, num: int, rng: np.random.Generator) -> ndarray:
@@ -158,7 +158,7 @@ class Cylinder:
 
 @dataclass(frozen=True)
 class Solid:
-    """A named, textured shape at its place in the world."""
+    """Named, textured shape, placed in the world."""
 
     name: str
     shape: Shape
@@ -166,30 +166,30 @@ class Solid:
     """World coordinates of the shape's centre."""
     texture: Texture
     yaw: float = 0.0
-    """Turn about z, radians."""
+    """Rotation about z, radians."""
     tags: tuple[str, ...] = field(default=())
-    """What makes the object hard to segment."""
+    """Properties that make the object hard to segment."""
 
     @property
     def rotation(self) -> Float[ndarray, "3 3"]:
-        """Own frame to world."""
+        """Rotation from the local frame to the world."""
         cos, sin = np.cos(self.yaw), np.sin(self.yaw)
         return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
 
     @property
     def bounds(self) -> tuple[Float[ndarray, "3"], Float[ndarray, "3"]]:
-        """The two corners of the axis-aligned box around the solid, in the world."""
+        """Lowest and highest corner of the axis-aligned box around the solid, in the world."""
         half = self.shape.half_extent(self.yaw)
         return np.asarray(self.center) - half, np.asarray(self.center) + half
 
     def to_local(self, points: Float[ndarray, "num 3"]) -> Float[ndarray, "num 3"]:
-        """World points in the shape's own frame."""
+        """World points, transformed to the shape's local frame."""
         return (points - np.asarray(self.center)) @ self.rotation
 
     def interval(
         self, origins: Float[ndarray, "num 3"], directions: Float[ndarray, "num 3"]
     ) -> tuple[Float[ndarray, " num"], Float[ndarray, " num"]]:
-        """Where world rays enter and leave; the unit is the length of ``directions``."""
+        """Ray parameters of entry and exit of world rays, in units of the length of ``directions``."""
         return self.shape.interval(self.to_local(origins), directions @ self.rotation)
 
     def normals(self, points: Float[ndarray, "num 3"]) -> Float[ndarray, "num 3"]:

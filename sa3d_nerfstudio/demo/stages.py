@@ -1,4 +1,4 @@
-"""Run the stages of a long job one after the other, each under a progress bar, with its output in a log file."""
+"""Run the stages of a long job in turn, each under a progress bar, with its output in a log file."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from sa3d_nerfstudio.errors import SA3DError
 
 Advance = Callable[[float], None]
-"""Receives the share that is done, from 0 to 1."""
+"""Callback with the finished share of a stage, from 0 to 1."""
 ReadShare = Callable[[str], "float | None"]
-"""Finds the share that is done in a line of output, or None where the line does not say."""
+"""Function from a line of output to the finished share, or None for a line without one."""
 
 
 def training_share(line: str) -> float | None:
-    """The share in a line of nerfstudio's training table, such as ``120 (40.00%)  81.2 ms ...``."""
+    """Finished share in a line of nerfstudio's training table, such as ``120 (40.00%)  81.2 ms ...``."""
     match = re.match(r"\d+ \((\d+\.\d+)%\)", line)
     return float(match[1]) / 100 if match else None
 
 
 def counted_share(line: str) -> float | None:
-    """The share in a line such as ``3/16 frame_0002.png``."""
+    """Finished share in a line such as ``3/16 frame_0002.png``."""
     match = re.match(r"(\d+)/(\d+) ", line)
     return int(match[1]) / int(match[2]) if match else None
 
@@ -37,12 +37,12 @@ def _silent(line: str) -> float | None:
 
 
 class Stages:
-    """Shows a bar for each stage; where the output is no terminal, a line when it begins and one when it ends.
+    """Progress bars of stages; without a terminal, one line at the beginning of each stage and one at its end.
 
     Args:
-        console: Where to show them.
+        console: Console to print to.
         logs: Folder for the log files.
-        number: How many stages there will be.
+        number: Number of stages.
     """
 
     def __init__(self, console: Console, logs: Path, number: int) -> None:
@@ -53,11 +53,11 @@ class Stages:
 
     @contextmanager
     def stage(self, title: str, measured: bool = True) -> Iterator[Advance]:
-        """A stage in this process.
+        """Show a stage that runs in this process.
 
         Args:
-            title: What is done.
-            measured: Whether progress is reported; else the bar only shows that time passes.
+            title: Title of the stage.
+            measured: Whether progress is reported; otherwise the bar shows only that time passes.
         """
         self._begun += 1
         title = f"{self._begun}/{self.number} {title}"
@@ -70,12 +70,12 @@ class Stages:
             progress.update(task, total=1.0, completed=1.0)
 
     def run(self, title: str, command: Sequence[str | Path], share: ReadShare | None = None) -> None:
-        """A stage that is a command. What it prints goes to a log file named after the stage.
+        """Run a command as a stage. Its output goes to a log file named after the stage.
 
         Args:
-            title: What is done.
+            title: Title of the stage.
             command: Program and arguments.
-            share: Reads progress from a line of its output.
+            share: Reads the finished share from a line of output; without it, progress is not measured.
 
         Raises:
             SA3DError: The command failed; the message holds the end of its log.
@@ -116,7 +116,7 @@ class Stages:
 
 
 def _environment() -> dict[str, str]:
-    """Unbuffered, so that progress arrives; and with as many threads as help, unless the user says otherwise."""
-    # Batches as small as the demo's gain nothing from more than four.
+    """Environment of a command: output unbuffered, so that progress arrives; few threads, unless the user sets them."""
+    # Batches as small as the demo's gain nothing from more than four threads.
     threads = str(min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))
     return {"OMP_NUM_THREADS": threads, **os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "160"}

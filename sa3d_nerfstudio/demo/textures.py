@@ -1,4 +1,4 @@
-"""Procedural solid textures: colour as a function of the point in the solid's own frame (metres)."""
+"""Procedural solid textures: colour as a function of the point in the solid's local frame (metres)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Colour = tuple[float, float, float]
 
 
 def _lattice(corners: ndarray, seed: int) -> Float[ndarray, " num"]:
-    """A number in [0, 1) for each integer point, the same on every machine (32-bit integer hash)."""
+    """Pseudo-random number in [0, 1) of each integer point, the same on every machine (32-bit integer hash)."""
     x, y, z = (corners[:, axis].astype(np.int64).astype(np.uint32) for axis in range(3))
     mixed = x * np.uint32(0x8DA6B343) ^ y * np.uint32(0xD8163841) ^ z * np.uint32(0xCB1AB31F) ^ np.uint32(seed)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
@@ -24,10 +24,10 @@ def noise(points: Float[ndarray, "num 3"], size: float, seed: int, octaves: int 
     """Smooth value noise in [0, 1].
 
     Args:
-        points: Where to evaluate it, metres.
+        points: Points to evaluate the noise at, metres.
         size: Distance between independent values of the coarsest octave, metres.
-        seed: Another seed is another pattern.
-        octaves: Each further octave is twice as fine and half as strong.
+        seed: Seed of the pattern.
+        octaves: Number of octaves; each further one is twice as fine and half as strong.
     """
     total, strength = np.zeros(len(points)), 0.0
     for octave in range(octaves):
@@ -45,12 +45,12 @@ def noise(points: Float[ndarray, "num 3"], size: float, seed: int, octaves: int 
 
 
 def _mix(first: Colour, second: Colour, share: Float[ndarray, " num"]) -> Float[ndarray, "num 3"]:
-    """``first`` where ``share`` is 0, ``second`` where it is 1."""
+    """Blend of two colours: ``first`` where ``share`` is 0, ``second`` where it is 1."""
     return np.asarray(first) + (np.asarray(second) - np.asarray(first)) * share[:, None]
 
 
 def mottled(first: Colour, second: Colour, size: float, seed: int) -> Texture:
-    """Two colours that flow into each other; ``size`` is that of a patch in metres."""
+    """Smooth patches of two colours; ``size`` is that of a patch, metres."""
 
     def texture(points: ndarray) -> ndarray:
         # Value noise gathers around its mean; the stretch makes both colours appear.
@@ -60,7 +60,7 @@ def mottled(first: Colour, second: Colour, size: float, seed: int) -> Texture:
 
 
 def checker(first: Colour, second: Colour, size: float, seed: int) -> Texture:
-    """Cubes of edge ``size`` in two colours, each point a little lighter or darker."""
+    """Cubes of edge ``size`` in two colours, with noise in the brightness."""
 
     def texture(points: ndarray) -> ndarray:
         # The shift keeps faces that pass through the origin off the boundary between two cubes.
@@ -71,7 +71,7 @@ def checker(first: Colour, second: Colour, size: float, seed: int) -> Texture:
 
 
 def stripes(first: Colour, second: Colour, size: float, axis: int, seed: int) -> Texture:
-    """Bands of width ``size`` along one axis, wavy and grained."""
+    """Bands of width ``size`` along one axis, wavy, with noise in the brightness."""
 
     def texture(points: ndarray) -> ndarray:
         band = np.floor(points[:, axis] / size + 0.5 * noise(points, 3 * size, seed)) % 2

@@ -1,4 +1,4 @@
-"""A small ray tracer: object, distance and colour of each ray."""
+"""Small ray tracer: object, distance and colour of each ray."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from numpy import ndarray
 from sa3d_nerfstudio.demo.solids import Box, Solid, Texture
 
 LIGHT = (0.9, -0.7, 2.1)
-"""World position of the lamp."""
+"""World position of the lamp, metres."""
 AMBIENT = 0.55
-"""Share of the light that comes from everywhere: shadows keep their colours."""
+"""Share of ambient light, so that shadows keep their colours."""
 SURFACE_OFFSET = 1e-5
-"""How far above its surface a shadow ray starts, metres."""
+"""Height above a surface at which shadow rays start, metres."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """The closed room that ends every ray: a floor at z = 0, four walls and a ceiling, seen from inside."""
+    """Closed room that ends every ray: a floor at z = 0, four walls and a ceiling, seen from inside."""
 
     half: tuple[float, float, float]
     floor: Texture
     walls: Texture
 
     def exit(self, origins: Float[ndarray, "num 3"], directions: Float[ndarray, "num 3"]) -> Float[ndarray, " num"]:
-        """How far away rays that start inside meet the room."""
+        """Distance at which rays that start inside meet the room."""
         return Box(self.half).interval(self._centred(origins), directions)[1]
 
     def normals(self, points: Float[ndarray, "num 3"]) -> Float[ndarray, "num 3"]:
-        """Unit normals into the room."""
+        """Unit normals at points of the room, pointing into it."""
         return -Box(self.half).normals(self._centred(points))
 
     def colours(self, points: Float[ndarray, "num 3"]) -> Float[ndarray, "num 3"]:
@@ -59,7 +59,7 @@ class Camera:
     """Pixels."""
 
     def rays(self, supersample: int = 1) -> tuple[Float[ndarray, "num 3"], Float[ndarray, "num 3"]]:
-        """Origins and unit directions, row by row, ``supersample`` squared evenly spaced ones to a pixel.
+        """Origins and unit directions of rays, row by row, ``supersample`` squared evenly spaced ones to a pixel.
 
         With ``supersample=1`` each ray goes through the centre of its pixel.
         """
@@ -75,7 +75,7 @@ class Camera:
         """Image coordinates (the top left corner of the image is 0, 0) and depth along the optical axis."""
         local = (points - self.pose[:3, 3]) @ self.pose[:3, :3]
         depth = -local[:, 2]
-        # Behind the camera there is no image; the caller tells by the depth.
+        # Points behind the camera have no image; callers recognise them by their depth.
         scale = self.focal / np.where(depth > 0, depth, np.inf)
         centre = [self.width / 2, self.height / 2]
         return local[:, :2] * [1.0, -1.0] * scale[:, None] + centre, depth
@@ -84,10 +84,10 @@ class Camera:
 def first_hits(
     origins: Float[ndarray, "num 3"], directions: Float[ndarray, "num 3"], solids: Sequence[Solid]
 ) -> tuple[Int[ndarray, " num"], Float[ndarray, " num"]]:
-    """The first solid on each ray.
+    """First solid on each ray.
 
     Returns:
-        Its number counted from 1, or 0 where there is none; and the distance, infinite where there is none.
+        The solid's number, counted from 1, or 0 without a hit; and the distance, infinite without a hit.
     """
     ids = np.zeros(len(origins), dtype=np.int64)
     distances = np.full(len(origins), np.inf)
@@ -102,7 +102,7 @@ def first_hits(
 def trace(
     origins: Float[ndarray, "num 3"], directions: Float[ndarray, "num 3"], solids: Sequence[Solid], room: Room
 ) -> tuple[Int[ndarray, " num"], Float[ndarray, " num"]]:
-    """Like :func:`first_hits`, but every ray ends at the room (number 0) at the latest."""
+    """First hits of solids or of the room: like :func:`first_hits`, but rays without a solid end at the room."""
     ids, distances = first_hits(origins, directions, solids)
     return ids, np.minimum(distances, room.exit(origins, directions))
 
@@ -110,18 +110,18 @@ def trace(
 def shade(
     origins: Float[ndarray, "num 3"], directions: Float[ndarray, "num 3"], solids: Sequence[Solid], room: Room
 ) -> Float[ndarray, "num 3"]:
-    """The colour that each ray sees: matt surfaces, one lamp, hard shadows."""
+    """Colour of each ray: matt surfaces, one lamp, hard shadows."""
     ids, distances = trace(origins, directions, solids, room)
     points = origins + directions * distances[:, None]
     normals, albedo = np.empty_like(points), np.empty_like(points)
     for number in np.unique(ids):
-        here = ids == number
+        hits = ids == number
         if number == 0:
-            normals[here], albedo[here] = room.normals(points[here]), room.colours(points[here])
+            normals[hits], albedo[hits] = room.normals(points[hits]), room.colours(points[hits])
         else:
             solid = solids[number - 1]
-            normals[here] = solid.normals(points[here])
-            albedo[here] = solid.texture(solid.to_local(points[here]))
+            normals[hits] = solid.normals(points[hits])
+            albedo[hits] = solid.texture(solid.to_local(points[hits]))
     to_light = np.asarray(LIGHT) - points
     to_light /= np.linalg.norm(to_light, axis=-1, keepdims=True)
     # The lamp hangs above every solid, so any solid on a ray towards it casts a shadow.
@@ -133,11 +133,11 @@ def shade(
 def render(
     camera: Camera, solids: Sequence[Solid], room: Room, supersample: int
 ) -> tuple[UInt8[ndarray, "height width 3"], UInt8[ndarray, "height width"], Float[ndarray, "height width"]]:
-    """One view.
+    """Render one view.
 
     Returns:
         The colours, averaged over ``supersample`` squared rays to a pixel; the number of the solid at each pixel's
-        centre (0 = room); and the distance from the camera to what is there, metres.
+        centre (0 = room); and the distance from the camera to the surface at the pixel's centre, metres.
     """
     colours = shade(*camera.rays(supersample), solids, room)
     shape = (camera.height, supersample, camera.width, supersample, 3)

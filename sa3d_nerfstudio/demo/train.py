@@ -1,6 +1,6 @@
 """Train a small nerfacto on the demo's scene, as ``ns-train nerfacto`` would, on a CPU and without network.
 
-This is a module of its own because nerfacto's data manager starts processes that import the main module again, and
+This is a separate module because nerfacto's data manager starts processes that import the main module again, and
 because building nerfacto would otherwise download the network of a metric that the demo never computes.
 """
 
@@ -22,13 +22,13 @@ from sa3d_nerfstudio.base_run.patches import lpips_without_download
 
 
 def small_nerfacto(data: Path, output_dir: Path, timestamp: str, steps: int) -> TrainerConfig:
-    """nerfacto's own configuration, cut down to what a small scene needs and a CPU can do in minutes.
+    """nerfacto's configuration, reduced to the needs of a small scene and to minutes on a CPU.
 
     Args:
         data: Folder of the scene.
-        output_dir: Where runs go; this one goes to ``output_dir/NAME_OF_DATA/nerfacto/timestamp``.
+        output_dir: Folder of all runs; this run is saved in ``output_dir/NAME_OF_DATA/nerfacto/timestamp``.
         timestamp: Name of the run.
-        steps: Training steps.
+        steps: Number of training steps.
     """
     config = copy.deepcopy(method_configs["nerfacto"])
     assert isinstance(config, TrainerConfig)
@@ -40,15 +40,15 @@ def small_nerfacto(data: Path, output_dir: Path, timestamp: str, steps: int) -> 
     config.machine.device_type = "cuda" if torch.cuda.is_available() else "cpu"
     config.mixed_precision = False
     config.steps_per_save = steps
-    # The demo scores the run itself, afterwards; an evaluation costs as much as tens of steps.
+    # The demo scores the run afterwards; an evaluation during training costs as much as tens of steps.
     config.steps_per_eval_batch = config.steps_per_eval_image = config.steps_per_eval_all_images = 10 * steps
     # Plain lines for the log file, instead of a table that moves the cursor.
     config.logging.local_writer.max_log_size = 0
 
     data_manager = config.pipeline.datamanager
-    # The parallel one stays: ns-viewer and ns-export expect nerfacto's own when they read the run.
+    # The parallel data manager stays: ns-viewer and ns-export expect nerfacto's when they read the run.
     assert isinstance(data_manager, ParallelDataManagerConfig)
-    # Batches are small: one process makes them. nerfstudio's main branch has another name for it, and would start four.
+    # One process suffices for small batches. nerfstudio's main branch names the option differently; its default is 4.
     workers = "num_processes" if hasattr(data_manager, "num_processes") else "dataloader_num_workers"
     setattr(data_manager, workers, 1)
     data_manager.train_num_rays_per_batch = 512
@@ -65,14 +65,14 @@ def small_nerfacto(data: Path, output_dir: Path, timestamp: str, steps: int) -> 
     model.proposal_net_args_list = [
         {**arguments, "log2_hashmap_size": 15} for arguments in model.proposal_net_args_list
     ]
-    # The room ends every ray. Without an end, floor and walls settle at infinity, where 16 views cannot tell.
+    # The room ends every ray. Without a far plane, floor and walls settle at infinity: few views do not prevent it.
     model.near_plane, model.far_plane = 0.5, 5.0
     model.proposal_initial_sampler = "uniform"
     model.average_init_density = 0.1
-    # These span the first part of a run of 30,000 steps; keep their share of a short one.
+    # The defaults of these two are meant for the first part of a run of 30,000 steps.
     model.proposal_weights_anneal_max_num_iters = max(1, steps // 4)
     model.proposal_warmup = steps
-    # The cameras are exact and the lamp is the same in every view: there is nothing to correct for.
+    # Poses are exact and the lighting is the same in every view, so no corrections are learnt.
     model.camera_optimizer.mode = "off"
     model.use_appearance_embedding = False
     for name in ("fields", "proposal_networks"):
@@ -85,9 +85,9 @@ def train(data: Path, output_dir: Path, timestamp: str, steps: int) -> None:
 
     Args:
         data: Folder of the scene.
-        output_dir: Where runs go.
+        output_dir: Folder of all runs.
         timestamp: Name of the run.
-        steps: Training steps.
+        steps: Number of training steps.
     """
     with lpips_without_download():
         ns_train.main(small_nerfacto(data, output_dir, timestamp, steps))

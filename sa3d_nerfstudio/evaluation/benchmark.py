@@ -1,4 +1,4 @@
-"""Segmenting and scoring the scenes of a benchmark, each in its trained run."""
+"""Segment and score the scenes of a benchmark, each in its trained run."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ RULES = (
 def run_benchmark(tasks: list[Task], options: BenchmarkOptions, report: BenchmarkReport) -> None:
     """Evaluate all tasks, print and write the report.
 
-    A scene without a run is listed as missing. One whose run does not fit is listed as failed, and the others go on.
+    A scene without a run is listed as missing. A scene whose run does not fit is listed as failed, and the remaining
+    scenes are still evaluated.
 
     Args:
         tasks: Objects to segment, and images to score.
         options: Segmenter, settings and folders.
-        report: Filled in.
+        report: Report to fill in.
 
     Raises:
         SA3DError: No scene has a run, or a scene failed.
@@ -70,7 +71,7 @@ def run_benchmark(tasks: list[Task], options: BenchmarkOptions, report: Benchmar
             report.write(options.output)
     report.print(CONSOLE)
     if report.failed:
-        failed = "; ".join(f"{scene}: {why.rstrip('.')}" for scene, why in report.failed.items())
+        failed = "; ".join(f"{scene}: {reason.rstrip('.')}" for scene, reason in report.failed.items())
         raise SA3DError(f"{len(report.failed)} of {len(tasks)} scenes failed ({failed}).")
 
 
@@ -79,9 +80,9 @@ def evaluate_task(task: Task, run_path: Path, options: BenchmarkOptions, setting
 
     Args:
         task: Prompt and scored images.
-        run_path: The scene's run.
-        options: Segmenter, sizes, and where to write the masks.
-        settings: How to segment and lift.
+        run_path: Path of the scene's run.
+        options: Segmenter, sizes, and folder for the masks.
+        settings: Settings of segmentation and lifting.
 
     Raises:
         SA3DError: The run cannot be used, or does not fit the annotations, or the object is empty.
@@ -102,21 +103,21 @@ def evaluate_task(task: Task, run_path: Path, options: BenchmarkOptions, setting
     images = RunImages(pipeline.datamanager, pipeline.training_cameras())
     reference = images.find(task.reference, task.num_images)
     reference.check_shape(task.prompt.height, task.prompt.width)
-    # All of them before the long loop.
+    # Check all targets before the long loop.
     targets = [(target, images.find(target.name, task.num_images)) for target in task.targets]
     for target, image in targets:
         image.check_shape(*target.mask().shape)
 
     session = pipeline.session(task.scene)
     prompt = _amount(task)
-    amounts = ", ".join(f"{number} {what}" for what, number in prompt.items())
+    amounts = ", ".join(f"{number} {kind}" for kind, number in prompt.items())
     CONSOLE.print(f"prompt      {amounts} in {reference.path.name}", highlight=False, markup=False)
     session.prompt(prompted_view(pipeline, session, reference), task.prompt)
     _run(session, task.scene)
 
     scores = []
     for target, image in targets:
-        # Of its rays only those that pass the object, where these are rendered one by one.
+        # Models that render ray by ray render only rays that pass the object, as no other output is requested.
         probability = pipeline.model.render_outputs(image.camera, ("mask",))["mask"][..., 0]
         rendered = (probability > settings.threshold).cpu().numpy()
         truth = target.mask()
@@ -135,7 +136,7 @@ def evaluate_task(task: Task, run_path: Path, options: BenchmarkOptions, setting
 
 
 def _run(session: SegmentationSession, scene: str) -> None:
-    """All steps; unlike in the plugin's own command, Ctrl-C ends it, for half a session is no result."""
+    """Run all steps of a session; unlike in ns-train sa3d, Ctrl-C ends the run, since half a session is no result."""
     with CONSOLE.status(scene) as status:
         for number, record in enumerate(session.steps(), start=1):
             status.update(f"{scene}: pass {record.number_of_pass}, step {number}")

@@ -1,4 +1,4 @@
-"""Figures for masks in images, and for points in space."""
+"""Metrics of masks in images, and of points in space."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def iou(predicted: Mask, truth: Mask) -> float:
 
 
 def pixel_accuracy(predicted: Mask, truth: Mask) -> float:
-    """Share of the pixels, background included, that both call the same."""
+    """Share of all pixels, background included, on which both masks agree."""
     return float((predicted == truth).mean())
 
 
 def boundary_iou(predicted: Mask, truth: Mask, share: float = 0.02) -> float:
-    """IoU of the parts of both masks that lie near their own outlines (Boundary IoU, arXiv 2103.16562).
+    """IoU of the rims of both masks, inside their outlines (Boundary IoU, arXiv 2103.16562).
 
-    IoU hardly sees the outline of a large object; this sees nothing else.
+    IoU hardly depends on the outline of a large object; this metric depends on nothing else.
 
     Args:
-        predicted: The mask to judge.
-        truth: The true one, of the same size.
-        share: How far inside counts as near, as a share of the image's diagonal; one pixel at least.
+        predicted: The predicted mask.
+        truth: The true mask, of the same size.
+        share: Width of the rim as a share of the image's diagonal; one pixel at least.
     """
     height, columns = truth.shape
     width = max(round(share * float(np.hypot(height, columns))), 1)
@@ -40,7 +40,7 @@ def boundary_iou(predicted: Mask, truth: Mask, share: float = 0.02) -> float:
 
 
 def _rim(mask: Mask, width: int) -> Mask:
-    """The pixels of a mask no deeper than ``width`` inside it. What lies beyond the image is outside."""
+    """Pixels of a mask at most ``width`` pixels inside its outline. Pixels beyond the image count as outside."""
     framed = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=[0.0])
     inner = cv2.erode(framed, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
     return mask & (inner == 0)
@@ -48,7 +48,7 @@ def _rim(mask: Mask, width: int) -> Mask:
 
 @dataclass
 class PointScores:
-    """How well points in space cover a surface."""
+    """Accuracy and completeness of points in space, against a surface."""
 
     precision: float
     """Share of the points that lie near the surface."""
@@ -62,8 +62,8 @@ def point_scores(
     """Precision and recall of points against samples of the true surface.
 
     Args:
-        points: In the frame and the unit of the surface.
-        surface: Points spread evenly over it; closer to each other than the tolerance, or precision comes out too low.
+        points: Points in the frame and the unit of the surface.
+        surface: Samples spread evenly over the surface, closer than the tolerance, or precision comes out too low.
         tolerance: Distance that counts as near.
     """
     if not len(points) or not len(surface):
@@ -76,25 +76,25 @@ def point_scores(
 IdMap = Int[np.ndarray, "height width"]
 
 MATCH_IOU = 0.5
-"""IoU above which two segments are the same: none has more than one such match."""
+"""IoU above which two segments match; no segment has more than one match above it."""
 
 
 @dataclass
 class PanopticScores:
-    """How well id maps agree, whatever the ids are called (Panoptic Segmentation, arXiv 1801.00868)."""
+    """Agreement of id maps, whatever the ids' values (Panoptic Segmentation, arXiv 1801.00868)."""
 
     matched: int
-    """True segments that a predicted one matches."""
+    """Number of true segments with a match."""
     missed: int
-    """True segments that none does."""
+    """Number of true segments without a match."""
     wrong: int
-    """Predicted segments that match none."""
+    """Number of predicted segments without a match."""
     total_iou: float
-    """Of all matches."""
+    """Sum of the IoU of all matches."""
 
     @property
     def quality(self) -> float:
-        """Panoptic quality: Σ IoU / (matched + missed / 2 + wrong / 2); 1 where there is nothing at all."""
+        """Panoptic quality: Σ IoU / (matched + missed / 2 + wrong / 2); 1 without any segments."""
         count = self.matched + (self.missed + self.wrong) / 2
         return self.total_iou / count if count else 1.0
 
@@ -113,31 +113,31 @@ class PanopticScores:
 def panoptic_scores(pairs: Sequence[tuple[IdMap, IdMap]], min_share: float = 0.001) -> PanopticScores:
     """Compare id maps, image by image.
 
-    What is 0 in the truth is unlabelled: a predicted segment that lies there for the most part is neither right nor
-    wrong, as an object may well be there. In a match, such pixels count against it like any others.
+    Pixels that are 0 in the truth are unlabelled: a predicted segment mostly on them is neither right nor wrong, as
+    they may show an object. In a match, they lower the IoU like any others.
 
     Args:
-        pairs: The predicted and the true id map of each image, 0 for none.
-        min_share: Of an image's pixels, what a segment must cover to be looked for, or to be wrong.
+        pairs: Predicted and true id map of each image, 0 for none.
+        min_share: Least share of an image's pixels for a true segment to count, and for a predicted one to be wrong.
     """
     scores = PanopticScores(0, 0, 0, 0.0)
     for predicted, truth in pairs:
-        least = max(min_share * truth.size, 1)
-        found = set()
+        min_pixels = max(min_share * truth.size, 1)
+        matched_ids = set()
         for number in np.unique(truth[truth > 0]):
             mask = truth == number
-            if mask.sum() < least:
+            if mask.sum() < min_pixels:
                 continue
-            rivals = {int(other): iou(predicted == other, mask) for other in np.unique(predicted[mask]) if other > 0}
-            best = max(rivals, key=rivals.__getitem__, default=0)
-            if rivals.get(best, 0.0) > MATCH_IOU:
-                found.add(best)
+            ious = {int(label): iou(predicted == label, mask) for label in np.unique(predicted[mask]) if label > 0}
+            best = max(ious, key=ious.__getitem__, default=0)
+            if ious.get(best, 0.0) > MATCH_IOU:
+                matched_ids.add(best)
                 scores.matched += 1
-                scores.total_iou += rivals[best]
+                scores.total_iou += ious[best]
             else:
                 scores.missed += 1
         for number in np.unique(predicted[predicted > 0]):
             mask = predicted == number
-            if number not in found and mask.sum() >= least and (truth[mask] > 0).mean() > 0.5:
+            if number not in matched_ids and mask.sum() >= min_pixels and (truth[mask] > 0).mean() > 0.5:
                 scores.wrong += 1
     return scores

@@ -9,29 +9,29 @@ from typing import Literal
 
 @dataclass(kw_only=True)
 class BenchmarkOptions:
-    """Data, runs and settings."""
+    """Data, runs and settings of a benchmark."""
 
     data: Path
     """The data set's folder, as published."""
     runs: str
     """Folder with SCENE/METHOD/TIME below it, as ns-train writes; or a path with {scene} in it."""
     scenes: tuple[str, ...] = ()
-    """Only these scenes."""
+    """Scenes to evaluate; by default all."""
     method: str | None = None
-    """Only runs of this method; needed where a scene has runs of several."""
+    """Method of the runs; needed where a scene has runs of several methods."""
     segmenter: str = "sam-vit-h"
     """2D segmenter, as for ns-train sa3d."""
     sam_checkpoint: Path | None = None
     """Weights of the Segment Anything model."""
     oracle_instances: Path | None = None
-    """For the oracle: folder of id maps named like the images; may have {scene} in it."""
+    """For the segmenter oracle: folder of id maps named like the images; may have {scene} in it."""
     working_size: int | None = None
     """Longer side of the images in which views are segmented; by default 1008 on CUDA and 160 on a CPU."""
     settings: tuple[str, ...] = ()
-    """How to segment and lift, as NAME=VALUE by the names of ns-train sa3d's options: num_prompts=10 max_passes=1."""
+    """Settings of segmentation, as NAME=VALUE by the names of ns-train sa3d's options: num_prompts=10 max_passes=1."""
     device: Literal["cuda", "cpu"] | None = None
-    """Where to compute; by default on CUDA where there is such a device."""
+    """Device to compute on; by default CUDA, if there is such a device."""
     output: Path | None = None
-    """JSON file to write; it is written anew after each scene."""
+    """JSON file of the report, rewritten after each scene."""
     masks: Path | None = None
     """Folder to write the masks to: SCENE/IMAGE.png, 255 = object, at the size of the true masks."""

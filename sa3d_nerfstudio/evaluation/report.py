@@ -1,4 +1,4 @@
-"""The figures of a benchmark, as a table and as JSON."""
+"""Scores of a benchmark, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ PACKAGES = ("sa3d-nerfstudio", "nerfstudio", "torch", "numpy", "segment-anything
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One image against its true mask."""
+    """Scores of one image's mask against its true mask."""
 
     image: str
     iou: float
     accuracy: float
-    """Share of the pixels, background included, that are right."""
+    """Share of the pixels, background included, that are classified correctly."""
     boundary_iou: float
     is_reference: bool
     """Whether it is the prompted image."""
@@ -41,7 +41,7 @@ class ImageScore:
 
 @dataclass
 class SceneScore:
-    """One scene of a benchmark."""
+    """Scores of one scene of a benchmark."""
 
     scene: str
     run: str
@@ -52,14 +52,14 @@ class SceneScore:
     prompt: dict[str, int]
     """Size of the prompt: positive and negative points, or pixels of the mask."""
     views: dict[str, int]
-    """How many training views were used, rejected, skipped."""
+    """Number of training views by state, such as used, rejected and skipped."""
     working_size: int
     """Longer side of the images in which views were segmented."""
     seconds: float
     """Seconds to render, segment and lift the training views, without scoring."""
 
     def mean(self, with_reference: bool = True) -> dict[str, float] | None:
-        """The mean of each figure over the images; None if there is none."""
+        """Mean of each metric over the images; None without images."""
         images = [image for image in self.images if with_reference or not image.is_reference]
         if not images:
             return None
@@ -67,13 +67,13 @@ class SceneScore:
 
     @property
     def scores_reference(self) -> bool:
-        """Whether the prompted image is among those that are scored."""
+        """Whether the prompted image is among the scored ones."""
         return any(image.is_reference for image in self.images)
 
 
 @dataclass
 class BenchmarkReport:
-    """All scenes of a benchmark."""
+    """Scores of all scenes of a benchmark."""
 
     benchmark: str
     published: Sequence[str]
@@ -81,33 +81,36 @@ class BenchmarkReport:
     rules: Sequence[str]
     """Rules of the protocol."""
     seed: int | None = None
-    """Of the prompts' points, where the protocol draws any."""
+    """Seed of the prompts' points, where the protocol draws them."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """All options."""
+    """All options of the command."""
     scenes: list[SceneScore] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     """Scenes without a run, and the folder searched."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Failed scenes, and why."""
+    """Failed scenes, and the reasons."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether all scenes of the published tables are scored, so that the mean may stand beside theirs."""
+        """Whether all scenes of the published tables are scored, so that the mean is comparable with theirs."""
         return {scene.scene for scene in self.scenes} == set(self.published)
 
     def summary(self) -> dict[str, Any]:
         """Mean over the scenes, and the worst scene; with and without the prompted image where it is scored."""
         if not self.scenes:
             return {}
-        every = {scene.scene: scene.mean() for scene in self.scenes}
-        others = {scene.scene: scene.mean(with_reference=False) for scene in self.scenes}
-        result: dict[str, Any] = {"mean": _mean(every), "worst": _worst(every)}
+        means = {scene.scene: scene.mean() for scene in self.scenes}
+        means_without_reference = {scene.scene: scene.mean(with_reference=False) for scene in self.scenes}
+        result: dict[str, Any] = {"mean": _mean(means), "worst": _worst(means)}
         if any(scene.scores_reference for scene in self.scenes):
-            result |= {"mean_without_reference": _mean(others), "worst_without_reference": _worst(others)}
+            result |= {
+                "mean_without_reference": _mean(means_without_reference),
+                "worst_without_reference": _worst(means_without_reference),
+            }
         return result
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, to be written as JSON."""
+        """The whole report, for JSON."""
         scenes = []
         for scene in self.scenes:
             entry = asdict(scene) | {"mean": scene.mean()}
@@ -155,9 +158,9 @@ class BenchmarkReport:
             table.add_row(f"mean of {len(self.scenes)}", "", *means)
             table.add_row(f"worst: {summary['worst']['scene']}", "", f"{100 * summary['worst']['iou']:.1f}")
         console.print(table)
-        for scene, why in {**self.missing, **self.failed}.items():
+        for scene, reason in {**self.missing, **self.failed}.items():
             kind = "missing" if scene in self.missing else "failed"
-            say(f"{kind:<8}{scene}: {why}", console)
+            say(f"{kind:<8}{scene}: {reason}", console)
         if not self.is_complete:
             console.print(
                 f"{len(self.scenes)} of the {len(self.published)} scenes: not to be compared with published means.",
@@ -186,10 +189,10 @@ def _figures(every: dict[str, float] | None, others: dict[str, float] | None, bo
 
 
 def _mean(scores: dict[str, dict[str, float] | None]) -> dict[str, float] | None:
-    known = [score for score in scores.values() if score is not None]
-    return {name: float(np.mean([score[name] for score in known])) for name in METRICS} if known else None
+    present = [score for score in scores.values() if score is not None]
+    return {name: float(np.mean([score[name] for score in present])) for name in METRICS} if present else None
 
 
 def _worst(scores: dict[str, dict[str, float] | None]) -> dict[str, Any] | None:
-    known = {scene: score["iou"] for scene, score in scores.items() if score is not None}
-    return {"scene": min(known, key=lambda scene: known[scene]), "iou": min(known.values())} if known else None
+    ious = {scene: score["iou"] for scene, score in scores.items() if score is not None}
+    return {"scene": min(ious, key=lambda scene: ious[scene]), "iou": min(ious.values())} if ious else None

@@ -1,4 +1,4 @@
-"""The images of a run, of training and of evaluation alike, by the names that annotations use."""
+"""Training and evaluation images of a run, by the names that annotations use."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class RunImage:
     """One image of a run."""
 
     path: Path
-    """Its file."""
+    """File of the image."""
     camera: Cameras
-    """Its camera at the size that the run was trained in, [1]."""
+    """Camera of the image at the size that the run was trained in, of shape [1]."""
     training_view: int | None
-    """Its index among the training views, if it is one of them."""
+    """Index of the image among the training views; None for evaluation images."""
 
     def check_shape(self, height: int, width: int) -> None:
-        """Check that an annotation of this size can be one of the image.
+        """Check that an annotation of this size has the image's aspect ratio.
 
         Raises:
-            SA3DError: Its sides are in another ratio.
+            SA3DError: The aspect ratios differ.
         """
         rows, columns = int(self.camera.height[0]), int(self.camera.width[0])
-        if abs(width * rows / (height * columns) - 1) > 0.02:  # sizes are rounded when images shrink
+        if abs(width * rows / (height * columns) - 1) > 0.02:  # downscaling rounds the sizes
             raise SA3DError(
                 f"the annotation of {self.path.name} is {width} x {height} pixels and the run's image {columns} x "
                 f"{rows}, which is another shape: train on the images that were annotated."
@@ -49,11 +49,11 @@ class RunImages:
     """All images of a run.
 
     Args:
-        datamanager: The run's, frozen.
-        trained: The cameras of the training images, where these are not the data set's own.
+        datamanager: The frozen data manager of the run.
+        trained: Cameras of the training images; by default those of the data set.
 
     Raises:
-        SA3DError: The images are trained on without their lens distortion, so not as they were annotated.
+        SA3DError: The run was trained on images without their lens distortion, unlike the annotated images.
     """
 
     def __init__(self, datamanager: DataManager, trained: Cameras | None = None) -> None:
@@ -79,8 +79,8 @@ class RunImages:
         """The image that an annotation belongs to.
 
         Args:
-            name: The annotation's name for it.
-            num_images: How many images the scene has, if annotations are named by place.
+            name: The annotation's name, without suffix.
+            num_images: Number of images in the scene, if annotations are named by position.
 
         Raises:
             SA3DError: The run has no such image.
@@ -90,47 +90,47 @@ class RunImages:
 
 
 def prompted_view(pipeline: SA3DPipeline, session: SegmentationSession, image: RunImage) -> int | str:
-    """The view by which a session of the run can be prompted in an image, even if it was not trained on."""
+    """Key of a session's view for prompts in an image; images not trained on are added as free views."""
     if image.training_view is not None:
         return image.training_view
     camera = image.camera.to(pipeline.device)
-    longest, wanted = max(int(camera.height[0]), int(camera.width[0])), pipeline.views.long_side
-    if longest > wanted:
-        camera.rescale_output_resolution(wanted / longest)
+    image_side, view_side = max(int(camera.height[0]), int(camera.width[0])), pipeline.views.long_side
+    if image_side > view_side:
+        camera.rescale_output_resolution(view_side / image_side)
     trace = pipeline.model.trace_view(camera, pipeline.views.lock)
     session.free[image.path.name] = FreeView(trace, camera.camera_to_worlds[0])
     return image.path.name
 
 
 def place_of(name: str, stems: Sequence[str], num_images: int | None = None) -> int:
-    """Index, among the sorted images, of the image of an annotation.
+    """Index of an annotation's image among the sorted images.
 
-    An image of that very name; or of that name without the "0_" or "1_" by which some annotations mark a split; or, for
-    "image007", the eighth of all images, if all are there. Nothing is guessed beyond that.
+    The image has the annotation's name; or that name without the "0_" or "1_" by which some annotations mark a split;
+    or, for "image007", it is the eighth of all images, if the run has all. Nothing is guessed beyond that.
 
     Args:
         name: The annotation's name, without suffix.
         stems: The images' names in order, without suffixes.
-        num_images: How many images the scene has, if annotations are named by place.
+        num_images: Number of images in the scene, if annotations are named by position.
 
     Raises:
         SA3DError: There is no such image, or there is more than one.
     """
     split = _SPLIT_PREFIX.fullmatch(name)
-    for known in (name, split[1] if split else name):
-        if stems.count(known) > 1:
-            raise SA3DError(f"the run has more than one image named {known}: give each a name of its own.")
-        if known in stems:
-            return stems.index(known)
-    place = _PLACE.fullmatch(name)
-    if place is not None and num_images is not None:
+    for candidate in (name, split[1] if split else name):
+        if stems.count(candidate) > 1:
+            raise SA3DError(f"the run has more than one image named {candidate}: give each a name of its own.")
+        if candidate in stems:
+            return stems.index(candidate)
+    match = _PLACE.fullmatch(name)
+    if match is not None and num_images is not None:
         if len(stems) != num_images:
             raise SA3DError(
                 f"the annotation {name} counts among {num_images} images, but the run's data set has {len(stems)}: "
                 "train on the whole scene."
             )
-        if int(place[1]) < num_images:
-            return int(place[1])
+        if int(match[1]) < num_images:
+            return int(match[1])
     raise SA3DError(
         f"the run's data set has no image named {name} (it has {', '.join(stems[:3])}, ...): "
         "train on the images under their published names."

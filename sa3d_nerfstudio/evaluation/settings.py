@@ -1,4 +1,4 @@
-"""How to segment and lift, as the command line says it."""
+"""Settings of segmentation and lifting, from the command line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sa3d_nerfstudio.segmentation.settings import SessionSettings
 
 
 def session_settings(settings: Sequence[str]) -> SessionSettings:
-    """How to segment and lift, from NAME=VALUE words.
+    """Parse settings of segmentation and lifting from NAME=VALUE words.
 
     Raises:
-        SA3DError: There is no setting of that name, or it takes other values.
+        SA3DError: There is no setting of that name, or it does not take that value.
     """
     kinds = get_type_hints(SessionSettings)
     values: dict[str, Any] = {}
@@ -26,7 +26,7 @@ def session_settings(settings: Sequence[str]) -> SessionSettings:
         values[name] = _value(text)
         allowed = get_args(kinds[name]) or (kinds[name],)
         types = tuple(kind for kind in allowed if isinstance(kind, type))
-        # An integer is a number, and True is none.
+        # Settings that take floats also take integers; only settings that take booleans take True.
         types += (int,) if float in types else ()
         fits = isinstance(values[name], types) and (bool in types or not isinstance(values[name], bool))
         if not fits and values[name] not in allowed:

@@ -1,12 +1,12 @@
-"""SPIn-NeRF's multi-view segmentation: one image's true mask, to be found again in the others (arXiv 2211.12254).
+"""SPIn-NeRF's multi-view segmentation: prompted by the true mask of one image, scored in all (arXiv 2211.12254).
 
-The data set ("Multiview-Segmentation-Data") has one folder per scene with ``NAME.png`` for each annotated image, beside
-``NAME_cutout.png``, ``NAME_pseudo.png`` and ``annotations.json``, which are not used. The images come with other data
-sets: LLFF, nerf_real_360, Tanks and Temples, nerf-supervision and lego_real_night_radial.
+The data set ("Multiview-Segmentation-Data") has one folder per scene with ``NAME.png`` for each annotated image;
+``NAME_cutout.png``, ``NAME_pseudo.png`` and ``annotations.json`` are not used. The images come with other data sets:
+LLFF, nerf_real_360, Tanks and Temples, nerf-supervision and lego_real_night_radial.
 
 As SA3D's authors describe their evaluation (github.com/Jumpat/SegmentAnythingin3D, issues 34 and 78): the reference is
 the first of the sorted images, all images are segmented, and all that are annotated are scored, the reference included.
-Others leave the reference out; both figures are reported.
+Other evaluations leave the reference out; both scores are reported.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ FOLDERS = {
     "truck": "Truck (Tanks & Temples)",
     "lego": "lego_real_night_radial",
 }
-"""The ten scenes of the published tables, and what their folders are called as published."""
+"""The ten scenes of the published tables, and the published names of their folders."""
 SCENES = tuple(FOLDERS)
 NUM_IMAGES = {"orchids": 25, "leaves": 26, "fern": 20, "fortress": 42}
-"""Scenes whose annotations are named imageNNN, by the image's place among all; and how many images there are."""
+"""Number of images of each scene whose annotations are named imageNNN, by position among all images."""
 RESIZED = {"lego": (768, 1020)}
-"""Scenes whose masks are brought to the size of the images first, as SA3D's loader does; here by the nearest pixel."""
+"""Height and width of the images, to which a scene's masks are brought first, as in SA3D's loader; by nearest pixel."""
 RULES = (
     "prompt: the true mask of the reference, the first of the sorted annotated images",
     "scored: all annotated images at the size of their masks; mean over the images of a scene, then over scenes; "
@@ -47,10 +47,10 @@ RULES = (
 
 
 def spin_nerf_tasks(data: Path, scenes: Sequence[str]) -> list[Task]:
-    """The tasks as the data set's folder gives them.
+    """Read the tasks from the data set's folder.
 
     Args:
-        data: Has one folder per scene, called as published or simply by the scene's name.
+        data: Folder with one folder per scene, under its published name or the scene's name.
         scenes: Some of :data:`SCENES`; all if empty.
 
     Raises:

@@ -26,13 +26,13 @@ class Target:
     path: Path
     """The mask's file."""
     size: tuple[int, int] | None = None
-    """Height and width to bring the mask to before it is used, where the protocol says so; nearest pixel."""
+    """Height and width to which the protocol brings the mask, by nearest pixel; None for the file's size."""
 
     def mask(self) -> Mask:
-        """The true mask.
+        """Read the true mask.
 
         Raises:
-            SA3DError: The file is gone, or no image.
+            SA3DError: The file is missing or not an image.
         """
         mask = white_pixels(open_image(self.path))
         return mask if self.size is None else resized(mask, *self.size)
@@ -53,14 +53,14 @@ class Task:
     targets: list[Target] = field(default_factory=list)
     """Images to score."""
     num_images: int | None = None
-    """Number of images in the scene, where annotations are named by their place among them ("image007")."""
+    """Number of images in the scene, where annotations are named by position among them ("image007")."""
 
 
 def read_stroke(path: Path) -> Mask:
     """The painted pixels of a scribble: all that are not black.
 
     Raises:
-        SA3DError: The file is not there, or no image, or all black.
+        SA3DError: The file is missing, not an image, or all black.
     """
     pixels = np.asarray(open_image(path).convert("RGB")).any(axis=-1)
     if not pixels.any():
@@ -69,7 +69,7 @@ def read_stroke(path: Path) -> Mask:
 
 
 def resized(mask: Mask, height: int, width: int) -> Mask:
-    """A mask at another size: each pixel takes what lies under its centre."""
+    """A mask at another size: each pixel takes the value of the pixel under its centre."""
     if mask.shape == (height, width):
         return mask
     image = Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
@@ -77,7 +77,7 @@ def resized(mask: Mask, height: int, width: int) -> Mask:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The images in a folder by name, without those that systems hide.
+    """Images in a folder, sorted by name, without hidden files.
 
     Raises:
         SA3DError: There is no such folder.
@@ -90,10 +90,10 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def only(paths: Iterable[Path], what: str, folder: Path) -> Path:
-    """The only path of several, as the layout requires.
+    """The single path of an iterable, as the data set's layout requires.
 
     Raises:
-        SA3DError: There is none, or there are several.
+        SA3DError: There is no path, or there are several.
     """
     matches = list(paths)
     if not matches:
@@ -105,7 +105,7 @@ def only(paths: Iterable[Path], what: str, folder: Path) -> Path:
 
 
 def chosen_scenes(scenes: Sequence[str], published: Sequence[str]) -> list[str]:
-    """The scenes that are asked for, in the published order; all of them if none is.
+    """The requested scenes, in the published order; all scenes if none is requested.
 
     Raises:
         SA3DError: There is no scene of that name.

@@ -1,4 +1,4 @@
-"""Draw what ``sa3d`` has exported, with libraries that know nothing of it: the pictures of docs/exports.md.
+"""Draw exports of ``sa3d`` with independent libraries: the pictures of docs/exports.md.
 
 ``python tools/export_pictures.py EXPORTS DOCS``, where EXPORTS holds what the commands in docs/exports.md write.
 """
@@ -26,7 +26,7 @@ Pixels = NDArray[np.uint8]
 
 
 def ray_traced(mesh: trimesh.Trimesh, azimuth: float, size: int = 260) -> Pixels:
-    """A mesh with z upwards, lit from the camera: rays and triangles by open3d, colours by hand."""
+    """Image of a mesh with z upwards, lit from the camera: intersections by open3d, colours interpolated here."""
     scene = o3d.t.geometry.RaycastingScene()
     faces = np.asarray(mesh.faces)
     scene.add_triangles(np.asarray(mesh.vertices, np.float32), faces.astype(np.uint32))
@@ -49,7 +49,7 @@ def ray_traced(mesh: trimesh.Trimesh, azimuth: float, size: int = 260) -> Pixels
 
 
 def draw_meshes(folder: Path) -> Pixels:
-    """The PLY of one method and the GLB of another, each from two sides."""
+    """Image of the GLB of one method and the PLY of another, each from two sides."""
     poisson = trimesh.load(folder / "mesh" / "mug.glb", force="mesh")
     assert isinstance(poisson, trimesh.Trimesh)
     poisson.apply_transform(trimesh.transformations.rotation_matrix(np.pi / 2, [1, 0, 0]))
@@ -60,7 +60,7 @@ def draw_meshes(folder: Path) -> Pixels:
 
 
 def draw_points(folder: Path, path: Path) -> None:
-    """Points as open3d reads them, by their colours, normals and ids, with the boxes around them."""
+    """Draw points as open3d reads them, by their colours, normals and probability, with the boxes around them."""
     figure = plt.figure(figsize=(10, 3.6))
     boxes = json.loads((folder / "box" / "boxes.json").read_text())["objects"]
     clouds = [o3d.t.io.read_point_cloud(str(file)) for file in sorted((folder / "points").glob("*.ply"))]
@@ -90,11 +90,11 @@ def draw_points(folder: Path, path: Path) -> None:
 
 
 def draw_splats(folder: Path, path: Path) -> None:
-    """The splats of one object as plyfile reads them: discs of their sizes, colours and opacities, from three sides."""
+    """Draw the splats of one object as plyfile reads them: discs by size, colour and opacity, from three sides."""
     splats = PlyData.read(str(folder / "splats" / "object.ply"))["vertex"]
     positions = np.stack([splats[axis] for axis in "xyz"], axis=-1)
     sizes = np.exp(np.stack([splats[f"scale_{axis}"] for axis in range(3)], axis=-1)).mean(axis=-1)
-    degree_zero = 0.28209479  # of the spherical harmonics that colours are stored as
+    degree_zero = 0.28209479  # of the spherical harmonics whose coefficients are stored as colours
     colors = 0.5 + degree_zero * np.stack([splats[f"f_dc_{channel}"] for channel in range(3)], axis=-1)
     opacities = 1 / (1 + np.exp(-np.asarray(splats["opacity"])))
     tint = np.concatenate([colors.clip(0, 1), opacities[:, None]], axis=-1)
@@ -102,7 +102,7 @@ def draw_splats(folder: Path, path: Path) -> None:
     extent = float(np.ptp(positions, axis=0).max())
     for column, azimuth in enumerate((-50, 70, 190)):
         axes = figure.add_subplot(1, 3, column + 1, projection="3d")
-        # About 130 points across: the size of a marker is the area of its square.
+        # The object is about 130 typographic points across; the size of a marker is its diameter squared.
         axes.scatter(*positions.T, c=tint, s=(2 * sizes / extent * 130) ** 2, linewidths=0)
         axes.set_box_aspect(np.ptp(positions, axis=0))
         axes.view_init(20, azimuth)
@@ -112,7 +112,7 @@ def draw_splats(folder: Path, path: Path) -> None:
 
 
 def draw_masks(folder: Path) -> Pixels:
-    """One image: its PNG mask, inverted; its id map; its COCO annotations drawn by pycocotools."""
+    """Three versions of one image: its inverted PNG mask, its id map, its COCO annotations by pycocotools."""
     coco = COCO(str(folder / "coco" / "annotations.json"))
     image = coco.loadImgs(coco.getImgIds()[:1])[0]
     stem = Path(image["file_name"]).stem
@@ -145,13 +145,13 @@ def draw_video(path: Path, columns: int = 8) -> Pixels:
 
 
 def save(pixels: Pixels, path: Path, width: int) -> None:
-    """Write a JPEG of a width."""
+    """Write a JPEG of a given width in pixels."""
     image = Image.fromarray(pixels)
     image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS).save(path, quality=82)
 
 
 def main() -> None:
-    """Draw all."""
+    """Draw all pictures."""
     folder, docs = Path(sys.argv[1]), Path(sys.argv[2])
     save(draw_masks(folder), docs / "exports-masks.jpg", 960)
     draw_points(folder, docs / "exports-points.png")

@@ -1,4 +1,4 @@
-"""The picture in the README: clicks in one photo, and the 3D mask that came of them in others.
+"""Draw the picture in the README: clicks in one photo, and the resulting 3D mask in others.
 
 ``python -m tools.teaser RUN DATA OUTPUT`` with the fox of ``../shared``: a nerfacto of 2,000 steps, GrabCut, 12 views.
 """
@@ -21,7 +21,7 @@ HEIGHT, GAP, OUTLINE = 720, 12, 3
 
 
 def panel(photo: Image.Image) -> Image.Image:
-    """A photo at the height of the picture."""
+    """A photo, resized to the height of the picture."""
     return photo.convert("RGB").resize((round(photo.width * HEIGHT / photo.height), HEIGHT), Image.Resampling.LANCZOS)
 
 
@@ -48,7 +48,7 @@ def with_mask(photo: Image.Image, probability: np.ndarray) -> Image.Image:
 
 
 def main() -> None:
-    """Segment, and draw."""
+    """Segment the object, and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("data", type=Path)

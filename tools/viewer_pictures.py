@@ -1,4 +1,4 @@
-"""Use the viewer in a browser as docs/viewer.md tells, and keep a picture of each step: the pictures of that page.
+"""Follow the steps of docs/viewer.md in a browser, and save a picture of each: the pictures of that page.
 
 ``python -m tools.viewer_pictures RUN X Y DOCS [OPTIONS]``: RUN is a trained run, X Y the pixel of the first training
 photo to click on, from the top left. OPTIONS go to ``ns-train sa3d``.
@@ -25,7 +25,7 @@ CANVAS = (920, 709)
 
 
 def place(run: Path, x: float, y: float) -> tuple[float, float]:
-    """Where a pixel of the first training photo is on the page: the photo is as high as the viewport."""
+    """Position on the page of a pixel of the first training photo, which is as high as the viewport."""
     config: Any = yaml.load((run / "config.yml").read_text(), Loader=yaml.UnsafeLoader)  # as nerfstudio does
     data = Path(config.pipeline.datamanager.data or config.data)
     transforms = json.loads((data / "transforms.json").read_text())
@@ -34,7 +34,7 @@ def place(run: Path, x: float, y: float) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Take them."""
+    """Take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("x", type=float)
@@ -51,7 +51,7 @@ def main() -> None:
             tab = Tab(page, arguments.docs)
 
             def keep(name: str) -> None:
-                # nerfstudio renders coarsely first, and says how large.
+                # nerfstudio renders coarsely first, and shows the resolution.
                 with suppress(TimeoutError):
                     tab.wait(re.compile(r"Resolution: \d{1,2}x"), seconds=5)
                 tab.wait(re.compile(r"Resolution: \d{3,}x"), seconds=300)

@@ -1,6 +1,6 @@
 """The trained run behind ``--load-dir``: its configuration, its checkpoint and its data set.
 
-``find`` locates them and says what is missing. ``checkpoint`` reads weights as data only, and checks that they are
+``find`` locates them and reports missing ones. ``checkpoint`` reads weights as data only, and checks that they are
 finite. ``patches`` builds nerfstudio's models without the networks that they would download.
 """
 

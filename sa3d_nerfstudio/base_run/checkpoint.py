@@ -22,7 +22,7 @@ _CHECKPOINT_NAME = re.compile(r"step-(\d{9,})\.ckpt")  # nerfstudio's step-%09d.
 
 
 def quiet_nerfstudio() -> None:
-    """Silence a deprecation warning of nerfstudio's ray generation, which users cannot act on."""
+    """Silence two warnings of nerfstudio, of ray generation and of ``GradScaler``, which users cannot act on."""
     warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multidimensional indexing")
     warnings.filterwarnings("ignore", message=r"`torch\.cuda\.amp\.GradScaler", module="nerfstudio")
 
@@ -30,35 +30,35 @@ def quiet_nerfstudio() -> None:
 def allow_nerfstudio_checkpoints() -> None:
     """Let ``torch.load(weights_only=True)`` accept the numpy numbers in nerfstudio's checkpoints.
 
-    For the whole process, so that ns-export, ns-viewer, ns-render, ns-eval and ns-train work as well once nerfstudio
-    has imported its plugins. Does nothing on torch < 2.4, where the list cannot be extended (and where nerfstudio's own
-    tools do not need it).
+    This holds for the whole process, so that ns-export, ns-viewer, ns-render, ns-eval and ns-train work as well once
+    nerfstudio has imported its plugins. On torch < 2.4 it does nothing, as the list of accepted types cannot be
+    extended there (and nerfstudio's own tools do not need it).
     """
     add_safe_globals = getattr(torch.serialization, "add_safe_globals", None)
     if add_safe_globals is None:
         return
-    scalar = np.float64(0).__reduce__()[0]  # the function's place differs between numpy 1 and 2
+    scalar = np.float64(0).__reduce__()[0]  # the function's module differs between numpy 1 and 2
     add_safe_globals([scalar, np.dtype, *(type(np.dtype(number)) for number in _NUMBER_TYPES)])
-    if _torch_version() >= (2, 6):  # aliases came with 2.6; they let either numpy read what the other wrote
+    if _torch_version() >= (2, 6):  # aliases came with 2.6; they let numpy 1 read files of numpy 2, and the reverse
         add_safe_globals([(scalar, name) for name in _NAMES_OF_SCALAR])
 
 
 def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
     """Read a nerfstudio checkpoint, weights only.
 
-    The file's checksums are verified first, since torch itself does not look at them. On the CPU the tensors are
-    memory-mapped, so that optimiser states (two thirds of a checkpoint) are not read: copy tensors that are to outlive
-    the file, and replace the file instead of writing into it.
+    The file's checksums are verified first, since torch ignores them. On the CPU the tensors are memory-mapped, so that
+    optimiser states (two thirds of a checkpoint) are not read: copy tensors that must outlive the file, and replace the
+    file instead of writing into it.
 
     Args:
-        path: a ``step-*.ckpt`` file.
-        map_location: device that the tensors are put on.
+        path: A ``step-*.ckpt`` file.
+        map_location: Device of the tensors.
 
     Returns:
         The checkpoint: at least "step" (int) and "pipeline" (name -> tensor).
 
     Raises:
-        SA3DError: the file is missing, truncated, damaged, or not a nerfstudio checkpoint.
+        SA3DError: The file is missing, truncated, damaged, or not a nerfstudio checkpoint.
     """
     if not path.is_file():
         raise SA3DError(f"there is no checkpoint {path}{_other_checkpoints(path)}.")
@@ -73,7 +73,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
     mmap = torch.device(map_location).type == "cpu"
     try:
         checkpoint = torch.load(str(path), map_location=map_location, weights_only=True, mmap=mmap)
-    except Exception as error:  # the unpickler passes on any error of a foreign file
+    except Exception as error:  # a foreign file can make the unpickler raise any error
         raise SA3DError(
             f"the checkpoint {path} cannot be read as plain weights ({one_line(error)}){_other_checkpoints(path)}."
         ) from error
@@ -101,7 +101,7 @@ def _torch_version() -> tuple[int, int]:
 
 
 def _damage(path: Path) -> str | None:
-    """The fault of the file's container, or None. Raises as ``zipfile`` does."""
+    """Fault of the file's zip container, or None. Raises as ``zipfile`` does."""
     if path.stat().st_size == 0:
         return "the file is empty"
     with zipfile.ZipFile(path) as archive:
@@ -119,9 +119,11 @@ def _is_nerfstudio_checkpoint(checkpoint: object) -> bool:
 
 
 def _other_checkpoints(path: Path) -> str:
-    """The remedy, as the end of a sentence."""
+    """Remedy for an unusable checkpoint, as the end of a sentence."""
     steps = (
-        [step for step, other in checkpoints_in(path.parent).items() if other != path] if path.parent.is_dir() else []
+        [step for step, checkpoint in checkpoints_in(path.parent).items() if checkpoint != path]
+        if path.parent.is_dir()
+        else []
     )
     if steps:
         return f": pick another one with --load-step {' or '.join(str(step) for step in steps[-3:])}"
@@ -133,8 +135,8 @@ def check_finite(model: Model, most_splats: float = 0.01) -> None:
 
     Args:
         model: The base model.
-        most_splats: Share of the splats that may be NaN or infinite: training leaves some, which nerfstudio's exporter
-            drops.
+        most_splats: Largest share of splats that may be NaN or infinite: training leaves some, which nerfstudio's
+            exporter drops.
 
     Raises:
         SA3DError: Weights are NaN or infinite, so that renders are useless.

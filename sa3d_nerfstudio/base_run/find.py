@@ -32,40 +32,40 @@ _NAME_MISSING = re.compile(r"cannot find '([^']+)' in the module '([^']+)'")
 
 @dataclass
 class BaseRun:
-    """A trained run that is ready to be loaded."""
+    """Trained run, ready to be loaded."""
 
     config: TrainerConfig
-    """The run's own configuration, read from its config.yml, with the data set's place put right."""
+    """Configuration of the run, read from its config.yml, with the data set's path corrected."""
     config_path: Path
-    """The config.yml itself."""
+    """Path of the config.yml."""
     checkpoint_path: Path
-    """The checkpoint to load."""
+    """Path of the checkpoint to load."""
     step: int
-    """The checkpoint's step, as its name says."""
+    """Step of the checkpoint, from its file name."""
 
     @property
     def is_sa3d(self) -> bool:
-        """Whether this is a run of sa3d, to be resumed, instead of a base run."""
+        """Whether this is a run of sa3d, to be resumed, and not a base run."""
         return self.config.method_name == "sa3d"
 
 
 def find_run(path: Path, load_step: int | None = None, data: Path | None = None) -> BaseRun:
-    """Find the trained run that a path means. Nothing is written.
+    """Find the trained run at a path, without writing any file.
 
-    The run's config.yml is read as nerfstudio reads it, with ``yaml.Loader``: **that runs code which the file names.**
-    Only the config.yml of the run that is asked for is opened; load runs only from people that you trust.
+    The run's config.yml is read as nerfstudio reads it, with ``yaml.Loader``: **this runs code that the file names.**
+    Only the config.yml of the requested run is opened; load runs only from people that you trust.
 
     Args:
-        path: the run's folder, its checkpoint folder (nerfstudio_models), its config.yml, or one ``step-*.ckpt`` file.
-        load_step: step of the checkpoint to use instead of the newest.
-        data: the data set, if it does not lie where the run's config.yml says.
+        path: The run's folder, its checkpoint folder (nerfstudio_models), its config.yml, or one ``step-*.ckpt`` file.
+        load_step: Step of the checkpoint to use instead of the newest.
+        data: Path of the data set, if it differs from that in the run's config.yml.
 
     Raises:
-        SA3DError: there is no such run or step, or its configuration, checkpoint or data set cannot be used.
+        SA3DError: There is no such run or step, or its configuration, checkpoint or data set cannot be used.
     """
     try:
         return _find_run(path.expanduser(), load_step, data)
-    except OSError as error:  # folders that may not be listed, drives that went away
+    except OSError as error:  # folders without permission to list them, disconnected drives
         raise SA3DError(f"{path} cannot be read ({one_line(error)}): {_REMEDY}.") from error
 
 
@@ -77,13 +77,13 @@ def _find_run(path: Path, load_step: int | None, data: Path | None) -> BaseRun:
     if named_step is not None and load_step not in (None, named_step):
         raise SA3DError(f"{path} is not the checkpoint of step {load_step}: leave out --load-step, or name its folder.")
     step, checkpoint_path = _choose_checkpoint(checkpoint_dir, load_step if named_step is None else named_step)
-    load_checkpoint(checkpoint_path)  # a half-written one should be told of before a data set is read for minutes
+    load_checkpoint(checkpoint_path)  # reports a half-written checkpoint before a data set is read for minutes
     locate_dataset(config, config_path.parent, data)
     return BaseRun(config, config_path, checkpoint_path, step)
 
 
 def _understand(path: Path) -> tuple[Path, Path | None, int | None]:
-    """The config.yml, checkpoint folder and step that a path stands for; the latter two only if it names them."""
+    """Config.yml, checkpoint folder and step that a path stands for; the latter two are None unless it names them."""
     if not path.exists():
         raise SA3DError(f"there is no {path}: {_REMEDY}.")
     if path.is_file():
@@ -99,9 +99,9 @@ def _understand(path: Path) -> tuple[Path, Path | None, int | None]:
         return _config_beside(path), path, None
     if not any(path.iterdir()):
         raise SA3DError(f"the folder {path} is empty: {_REMEDY}.")
-    below = _runs_below(path)
-    if below:
-        raise SA3DError(f"{path} holds runs but is none itself: give one of them with --load-dir, such as {below[0]}.")
+    runs = _runs_below(path)
+    if runs:
+        raise SA3DError(f"{path} holds runs but is none itself: give one of them with --load-dir, such as {runs[0]}.")
     raise SA3DError(f"{path} is not a nerfstudio run, for there is no {path / 'config.yml'}: {_REMEDY}.")
 
 
@@ -117,7 +117,7 @@ def _config_beside(checkpoint_dir: Path) -> Path:
 
 
 def _runs_below(folder: Path) -> list[Path]:
-    """A few runs in an outputs folder, which has the layout SCENE/METHOD/TIME."""
+    """Up to three runs in an outputs folder of layout SCENE/METHOD/TIME: one at each depth."""
     return [
         config.parent
         for depth in (1, 2, 3)
@@ -128,20 +128,20 @@ def _runs_below(folder: Path) -> list[Path]:
 def _read_config(path: Path) -> TrainerConfig:
     try:
         config = yaml.load(path.read_text("utf-8"), Loader=yaml.Loader)
-    except Exception as error:  # it can name any class, so that any error may come of it
+    except Exception as error:  # the file can name any class, so that any error can arise
         raise SA3DError(_why_unreadable(path, error)) from error
     if not isinstance(config, TrainerConfig):
         raise SA3DError(f"{path} is not the configuration of a nerfstudio run: {_REMEDY}.")
-    parts = {
+    sections = {
         "pipeline": VanillaPipelineConfig,
         "pipeline.datamanager": DataManagerConfig,
         "pipeline.model": ModelConfig,
     }
-    for name, kind in parts.items():
-        part = config
+    for name, kind in sections.items():
+        section = config
         for attribute in name.split("."):
-            part = getattr(part, attribute, None)
-        if not isinstance(part, kind):
+            section = getattr(section, attribute, None)
+        if not isinstance(section, kind):
             raise SA3DError(f"{path} has no valid {name}, so it is damaged or incomplete: restore it, or train again.")
     if not isinstance(config.method_name, str) or not isinstance(config.relative_model_dir, Path):
         raise SA3DError(f"{path} has no valid method_name and relative_model_dir: restore it, or train again.")
@@ -170,12 +170,12 @@ def _choose_checkpoint(folder: Path, step: int | None) -> tuple[int, Path]:
     if step is None:
         step = max(checkpoints)
     if step not in checkpoints:
-        there = ", ".join(str(known) for known in checkpoints)
-        raise SA3DError(f"there is no checkpoint of step {step} in {folder}: give --load-step one of {there}.")
+        saved_steps = ", ".join(str(saved_step) for saved_step in checkpoints)
+        raise SA3DError(f"there is no checkpoint of step {step} in {folder}: give --load-step one of {saved_steps}.")
     return step, checkpoints[step]
 
 
-# The file that each data parser opens first. Other parsers read many, or choose by their options.
+# The file that each data parser opens first. Other parsers read many files, or choose them by their options.
 _METADATA_FILES: dict[type, str] = {
     NerfstudioDataParserConfig: "transforms.json",
     InstantNGPDataParserConfig: "transforms.json",
@@ -187,21 +187,21 @@ _METADATA_FILES: dict[type, str] = {
 
 
 def locate_dataset(config: TrainerConfig, run_folder: Path, override: Path | None = None) -> Path | None:
-    """Find the data set of a run and write its place into the run's configuration.
+    """Find the data set of a run and write its path into the run's configuration.
 
     A relative path is tried from the current folder, as nerfstudio does, then from the run's folder and each of its
-    parents: a run and its data set that were moved together still belong together.
+    parents, so that a run and its data set may be moved together.
 
     Args:
-        config: the run's configuration; ``data`` of the data manager and of its data parser are changed.
-        run_folder: where the run's config.yml lies.
-        override: the user's ``--data``, used instead of what the configuration says.
+        config: The run's configuration; its ``data``, and those of the data manager and data parser, are changed.
+        run_folder: Folder of the run's config.yml.
+        override: The user's ``--data``, used instead of the configuration's path.
 
     Returns:
         The data set's path, or None for a run without one (random cameras).
 
     Raises:
-        SA3DError: the data set is not there, or is not one that the run's data parser reads.
+        SA3DError: The data set is missing, or the run's data parser does not read it.
     """
     datamanager: Any = config.pipeline.datamanager
     dataparser: Any = getattr(datamanager, "dataparser", None)
@@ -220,7 +220,7 @@ def locate_dataset(config: TrainerConfig, run_folder: Path, override: Path | Non
 
 def _recorded_path(datamanager: Any, dataparser: Any) -> Path:
     recorded = getattr(datamanager, "data", None)
-    if recorded is None:  # nerfstudio's data managers look there next
+    if recorded is None:  # the next place where nerfstudio's data managers look
         recorded = getattr(dataparser, "data", None)
     if not isinstance(recorded, (str, Path)):
         raise SA3DError("the run's config.yml names no data set: give its folder with --data.")
@@ -233,14 +233,14 @@ def _find_dataset(recorded: Path, run_folder: Path) -> Path:
     if not recorded.is_absolute():
         run_folder = run_folder.resolve()
         for folder in (run_folder, *run_folder.parents):
-            # os.path.exists, unlike Path.exists, takes any name for an answer
+            # os.path.exists, unlike Path.exists, returns False for names that the system refuses
             if os.path.exists(folder / recorded):
                 return (folder / recorded).resolve()
     raise SA3DError(f"the run's data set {recorded} is not there any more: give its folder with --data.")
 
 
 def _check_readable(path: Path, dataparser: Any) -> None:
-    name = _METADATA_FILES.get(type(dataparser))  # not of its subclasses, which may read other files
+    name = _METADATA_FILES.get(type(dataparser))  # of the exact type: subclasses may read other files
     if path.is_dir():
         if not any(path.iterdir()):
             raise SA3DError(f"the data set {path} is an empty folder: give the data set's folder with --data.")

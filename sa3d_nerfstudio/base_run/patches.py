@@ -1,4 +1,4 @@
-"""Build base models without what nerfstudio does on construction: downloads, and ways to start processes."""
+"""Build base models without nerfstudio's side effects: downloads, and setting the start method of processes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _originals: dict[str, Callable[..., Any]] = {}
 
 @contextmanager
 def lpips_without_download() -> Iterator[None]:
-    """Within this context LPIPS metrics get a randomly initialised backbone instead of a downloaded one.
+    """Give LPIPS metrics built in this context a randomly initialised backbone instead of a downloaded one.
 
     Shapes and state-dict keys are those of the pretrained network, and the small linear layers that come with
-    torchmetrics are loaded as always, so a checkpoint fits. Until one is loaded the metric's values mean nothing.
+    torchmetrics are loaded as always, so a checkpoint fits. Until it is loaded, the metric's values are meaningless.
 
-    May be nested and used by several threads: a metric built by a thread outside the context is not affected.
+    Contexts may be nested and used by several threads: a metric that a thread builds outside them is not affected.
     """
     token = _skip_download.set(True)
     _install()
@@ -73,10 +73,10 @@ _start_method_lock = threading.RLock()
 
 @contextmanager
 def any_start_method() -> Iterator[None]:
-    """Within this context the data managers of nerfstudio's main branch leave it alone how processes are started.
+    """Keep data managers of nerfstudio's main branch from setting the start method of processes, in this context.
 
-    They want them spawned, and refuse to be made in a process that has used another way before, as by loading data in a
-    notebook; also where they start none.
+    Data managers require spawned processes, even if they start none, and cannot be built in a process that has used
+    another start method before, for instance to load data in a notebook.
     """
     with _start_method_lock:
         original, thread = multiprocessing.set_start_method, threading.get_ident()
@@ -106,7 +106,7 @@ class _Absent(nn.Module):
 
 @contextmanager
 def without_guidance() -> Iterator[None]:
-    """Within this context models are built without their diffusion model, and cannot be trained."""
+    """Build models without their diffusion model in this context, so that they cannot be trained."""
     with _guidance_lock:
         originals = {name: getattr(generfacto, name) for name in _GUIDES}
         for name in _GUIDES:

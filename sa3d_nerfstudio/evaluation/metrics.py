@@ -48,7 +48,7 @@ def _rim(mask: Mask, width: int) -> Mask:
 
 @dataclass
 class PointScores:
-    """Accuracy and completeness of points in space, against a surface."""
+    """Precision and recall of points in space against a surface."""
 
     precision: float
     """Share of the points that lie near the surface."""

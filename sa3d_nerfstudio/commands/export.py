@@ -40,7 +40,7 @@ class Points(Exporter):
     num_points: int = 100_000
     """Points of each object, at most. More rays than that are rendered: choose fewer where this is slow."""
     save_world_frame: bool = False
-    """Place them in the data set's frame, not in nerfstudio's, which is turned and scaled."""
+    """Place points in the data set's frame, not in nerfstudio's, which is turned and scaled."""
     labelled: bool = False
     """The whole scene as one cloud, scene.ply, whose object_id is 0 off the objects, and objects.json; --num-points
     then counts the points of the scene."""
@@ -90,7 +90,7 @@ class Mesh(Exporter):
     downscale_factor: int = 2
     """For TSDF, how much smaller than the training images the depth images are."""
     save_world_frame: bool = False
-    """Place them in the data set's frame, not in nerfstudio's, which is turned and scaled."""
+    """Place meshes in the data set's frame, not in nerfstudio's, which is turned and scaled."""
 
     def main(self) -> None:
         """Write the meshes."""
@@ -211,7 +211,7 @@ class Box(OfRun):
     tilted: bool = False
     """Let boxes lean, if that makes them smaller; by default they stand upright."""
     save_world_frame: bool = False
-    """Place them in the data set's frame. The printed options of ns-export remain in nerfstudio's frame."""
+    """Place boxes.json in the data set's frame. The printed options of ns-export remain in nerfstudio's frame."""
 
     def main(self) -> None:
         """Write the boxes, and print their options."""

@@ -13,13 +13,13 @@ class SceneConfig:
     train_views: int = 24
     """Views to train on, all round the objects."""
     test_views: int = 4
-    """Views between them, for the score only."""
+    """Views between the training views, for the score only."""
     width: int = 96
     """Width of the images, pixels."""
     height: int = 72
     """Height of the images, pixels."""
     supersample: int = 3
-    """Rays along each side of a pixel: its colour is the mean of this number squared."""
+    """Rays along each side of a pixel, whose colour is the mean over their grid."""
     surface_points: int = 2000
     """Number of samples on each object's surface."""
     seed: int = 0

@@ -22,7 +22,7 @@ from sa3d_nerfstudio.base_run.patches import lpips_without_download
 
 
 def small_nerfacto(data: Path, output_dir: Path, timestamp: str, steps: int) -> TrainerConfig:
-    """nerfacto's configuration, reduced to the needs of a small scene and to minutes on a CPU.
+    """nerfacto's configuration, reduced for a small scene and for minutes of training on a CPU.
 
     Args:
         data: Folder of the scene.
@@ -65,7 +65,7 @@ def small_nerfacto(data: Path, output_dir: Path, timestamp: str, steps: int) -> 
     model.proposal_net_args_list = [
         {**arguments, "log2_hashmap_size": 15} for arguments in model.proposal_net_args_list
     ]
-    # The room ends every ray. Without a far plane, floor and walls settle at infinity: few views do not prevent it.
+    # The room ends every ray. Without a far plane, floor and walls settle at infinity: so few views allow it.
     model.near_plane, model.far_plane = 0.5, 5.0
     model.proposal_initial_sampler = "uniform"
     model.average_init_density = 0.1

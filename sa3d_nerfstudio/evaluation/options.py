@@ -28,7 +28,8 @@ class BenchmarkOptions:
     working_size: int | None = None
     """Longer side of the images in which views are segmented; by default 1008 on CUDA and 160 on a CPU."""
     settings: tuple[str, ...] = ()
-    """Settings of segmentation, as NAME=VALUE by the names of ns-train sa3d's options: num_prompts=10 max_passes=1."""
+    """Settings of segmentation and lifting, as NAME=VALUE by the names of ns-train sa3d's options: num_prompts=10
+    max_passes=1."""
     device: Literal["cuda", "cpu"] | None = None
     """Device to compute on; by default CUDA, if there is such a device."""
     output: Path | None = None

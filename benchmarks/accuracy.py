@@ -1,11 +1,11 @@
-"""How well objects are lifted, and what each part of the loop is worth.
+"""Accuracy of lifted objects, and the contribution of each part of the loop.
 
     python -m benchmarks.accuracy --scene ../shared/scenes/desk --run ../shared/runs/desk/nerfacto/cpu
 
-For every object and every segmenter, variant and prompt as chosen, one session on the run; its masks rendered in the
-test views at full size, and scored against the scene's exact instance maps. Views are traced once and shared, so times
-per object are those of a second object. The row "ceiling" lifts the true masks of all training views at once: what the
-field can hold at all; "ceiling of averages" is the same without the likelihood.
+One session is run for each object and each chosen segmenter, variant and prompt. Its masks are rendered in the test
+views at full size, and scored against the scene's exact instance maps. Views are traced once and shared, so the time of
+each object is that of a second object. The row "ceiling" lifts the true masks of all training views at once, which is
+the best that the field can hold; "ceiling of averages" is the same without the likelihood.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ PERFECT = "none"
 
 @dataclass
 class Options:
-    """Score lifted objects against exact truth."""
+    """Score lifted objects against exact masks."""
 
     scene: Path
     """Scene folder with transforms.json, instances/, prompts.json and objects.json."""
     run: Path | None = None
     """Trained run on that scene."""
     train_like: Path | None = None
-    """config.yml of a run of another scene, where this one has none: one is trained likewise, in outputs/."""
+    """config.yml of another scene's run: without --run, a run is trained with the same configuration, in outputs/."""
     segmenters: tuple[str, ...] = ("oracle",)
     """2D segmenters."""
     variants: tuple[VariantName, ...] = ("default",)  # type: ignore[valid-type]
-    """Ways to run the loop."""
+    """Variants of the loop, as named in benchmarks.variants."""
     noises: tuple[Literal["none", "eroded", "dilated", "wobbling", "wrong", "corrupted"], ...] = (PERFECT,)
-    """How the oracle's masks are spoilt; other segmenters make their own mistakes."""
+    """Errors added to the oracle's masks; other segmenters run without them."""
     prompts: tuple[PromptKind, ...] = ("point",)
     """One click, all points and negative points, the box or the scribbles of prompts.json."""
     objects: tuple[str, ...] = ()
@@ -65,28 +65,28 @@ class Options:
     export: bool = False
     """Also run ns-export pointcloud, and score its points against the object's true surface."""
     working_size: int | None = None
-    """Longer side of the images in which views are segmented; the run's default if not given."""
+    """Longer side, in pixels, of the images in which views are segmented; the run's default if not given."""
     sam_checkpoint: Path | None = None
     """Weights for the sam segmenters."""
     most_tests: int | None = None
-    """Score in so many unseen views; in all by default."""
+    """Number of unseen views to score in; all by default."""
     cache_dir: Path | None = None
-    """Folder to keep renders of the training views in, for the next time."""
+    """Folder that keeps renders of the training views for later runs."""
     seed: int = 0
-    """Which views the noise spoils."""
+    """Seed that decides which views the noise spoils."""
     share: float = 0.2
-    """Share of the views that are spoilt by wrong and corrupted masks."""
+    """Share of the views that the noises wrong and corrupted spoil."""
     masks: Path | None = None
     """Folder to write the masks of the test views to, as the scenes' score.py reads them."""
     failures: Path | None = None
-    """PNG to draw the worst masks in."""
+    """PNG file to draw the worst masks in."""
     output: Path | None = None
     """JSON file to write."""
 
 
 @dataclass
 class Row:
-    """One object segmented one way."""
+    """Scores of one object, segmented with one segmenter, noise, variant and prompt."""
 
     object: str
     segmenter: str
@@ -108,7 +108,7 @@ class Row:
 
     @property
     def way(self) -> tuple[str, str, str, str]:
-        """All but the object."""
+        """Segmenter, noise, variant and prompt."""
         return self.segmenter, self.noise, self.variant, self.prompt
 
 
@@ -134,7 +134,7 @@ class Benchmark:
         self.failures: list[Failure] = []
 
     def segment(self, entry: dict[str, Any], row: Row) -> Row:
-        """Run one session, and fill the row that says how."""
+        """Run one session as the row specifies, and fill in the row's figures."""
         scene, options, variant = self.scene, self.options, VARIANTS[row.variant]
         pipeline, name = scene.pipeline, entry["name"]
         view, prompt = scene.prompt(name, row.prompt)  # type: ignore[arg-type]
@@ -145,7 +145,7 @@ class Benchmark:
             noise: Noise = row.noise  # type: ignore[assignment]
             segmenter = NoisyOracle(options.scene / "instances", noise, options.share, seed=options.seed, spared=stem)
         grid = variant.grid(pipeline.model.new_field(pipeline.config.resolution), pipeline.model.scene_box.aabb)
-        # As the pipeline does it: small objects are looked at closely unless a size was asked for.
+        # As in the pipeline, small objects get larger images unless a working size was given.
         sized = partial(pipeline.sized, segmenter) if options.working_size is None else None
         settings = settings_of(pipeline.config, variant)
         session = variant.session(scene.views, segmenter, grid, settings, sized=sized)
@@ -171,7 +171,7 @@ class Benchmark:
         return row
 
     def ceilings(self, entry: dict[str, Any]) -> list[Row]:
-        """Lift the true masks of all training views at once: as averages, and by their likelihood."""
+        """Lift the true masks of all training views at once: as averages, and fitted by likelihood."""
         scene, views = self.scene, self.scene.views
         masks, spacings, points = {}, [], []
         for view in range(len(views)):
@@ -185,7 +185,7 @@ class Benchmark:
         grid = scene.pipeline.model.new_field(scene.pipeline.config.resolution)
         grid.prepare(torch.cat(points), float(np.median(spacings)))
         for number in range(2):
-            # Placed around what has been prompted, and then around the object.
+            # The grid is placed around the masks' surface points first, and then around the object.
             grid = grid.placed_again(float(np.median(spacings))) if number else grid
             lifting = EvidenceLifting(grid)
             for view, mask in masks.items():
@@ -212,7 +212,7 @@ def main(options: Options) -> None:
             try:
                 rows.append(benchmark.segment(entry, row))
             except sa3d.SA3DError as error:
-                # An object that is lost counts as zero.
+                # A lost object counts as zero.
                 console.print(f"{row.object}, {row.segmenter}: {error}")
                 rows.append(row)
             console.print(f"{row.object} {' '.join(row.way)}: {row.iou:.3f}")
@@ -250,10 +250,10 @@ def _table(rows: list[Row]) -> Table:
         figures = (f"{row.iou:.3f}", f"{row.worst_iou:.3f}", f"{row.boundary_iou:.3f}", f"{row.accuracy:.4f}")
         table.add_row(row.object, *row.way, *figures, prompt_iou, str(row.passes or ""), states, points)
     for way in dict.fromkeys(row.way for row in rows):
-        same = [row for row in rows if row.way == way]
-        means = (np.mean([getattr(row, name) for row in same]) for name in ("iou", "boundary_iou", "accuracy"))
+        group = [row for row in rows if row.way == way]
+        means = (np.mean([getattr(row, name) for row in group]) for name in ("iou", "boundary_iou", "accuracy"))
         mean, boundary, accuracy = means
-        worst = min(row.iou for row in same)
+        worst = min(row.iou for row in group)
         table.add_row("mean", *way, f"{mean:.3f}", f"{worst:.3f}", f"{boundary:.3f}", f"{accuracy:.4f}")
     return table
 

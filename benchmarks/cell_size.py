@@ -1,9 +1,9 @@
-"""How large the cells of a mask grid should be, by the spacing of the rays that fill it.
+"""Accuracy of a mask grid by the size of its cells, relative to the spacing of the rays that fill it.
 
     python -m benchmarks.cell_size
 
 True masks of exact balls in 12 views are lifted into grids of several resolutions, and rendered in 7 unseen views of
-twice the size: mean IoU of each ball, with the size of a cell over the distance between neighbouring rays.
+twice the size. Printed for each ball: its mean IoU, and the size of a cell over the distance of neighbouring rays.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RESOLUTIONS = (12, 16, 24, 32, 48, 64, 96, 128)
 
 
 def iou(ball: int, height: int, width: int, resolution: int) -> tuple[float, float]:
-    """Mean IoU in unseen views, and the cell's size in units of the spacing of rays."""
+    """Mean IoU of a ball in unseen views, and the cell size in units of the spacing of rays."""
     views, unseen = BallViews(12, height, width, DISTANCE), BallViews(7, 2 * height, 2 * width, 2.5)
     x, y, z, radius = BALLS[ball - 1].tolist()
     grid = MaskGrid(resolution)
@@ -36,7 +36,7 @@ def iou(ball: int, height: int, width: int, resolution: int) -> tuple[float, flo
 
 
 def main() -> None:
-    """Print a row for each size of image and resolution."""
+    """Print a row for each image size and grid resolution."""
     for height, width in ((24, 32), (48, 64), (96, 128)):
         for resolution in RESOLUTIONS:
             rows = [iou(ball, height, width, resolution) for ball in range(1, len(BALLS) + 1)]

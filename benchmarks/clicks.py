@@ -1,9 +1,9 @@
-"""Seconds of one CPU core that a click takes: embedding an image once, and predicting for each prompt in it.
+"""Seconds of one CPU core per click: embedding the image once, and predicting for each prompt.
 
     python -m benchmarks.clicks ../shared/scenes/desk
 
-The networks have random weights: that changes what they answer, and not how long it takes. Their sizes are those of
-the published sam-vit-b, MobileSAM, sam2.1-hiera-tiny and grounding-dino-tiny.
+The networks have random weights, which change their answers but not their time. Their sizes are those of the
+published sam-vit-b, MobileSAM, sam2.1-hiera-tiny and grounding-dino-tiny.
 """
 
 from __future__ import annotations
@@ -29,41 +29,41 @@ from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.sam import SamSegmenter
 
 CLICKS = 5
-"""Of how many predictions the median is told."""
+"""Number of predictions whose median time is printed."""
 
 
 def random_sam() -> SamSegmenter:
-    """SAM of the size vit-b."""
+    """SAM of size vit-b, with random weights."""
     return SamSegmenter(sam_model_registry["vit_b"]())
 
 
 def random_mobile_sam() -> SamSegmenter:
-    """MobileSAM, of which there is one size."""
+    """MobileSAM, which has one size, with random weights."""
     from mobile_sam import sam_model_registry as registry
 
     return SamSegmenter(cast(Sam, registry["vit_t"]()))
 
 
 def random_sam2() -> Sam2Segmenter:
-    """SAM 2 of the size hiera-tiny, which is what the transformers package builds by default."""
+    """SAM 2 of size hiera-tiny, the default of the transformers package, with random weights."""
     import transformers
     from transformers import Sam2Config, Sam2Model, Sam2Processor
 
-    # Before transformers 5, it had another name.
+    # Before transformers 5, the class had another name.
     name = "Sam2ImageProcessor" if hasattr(transformers, "Sam2ImageProcessor") else "Sam2ImageProcessorFast"
-    images = getattr(transformers, name)
-    return Sam2Segmenter(Sam2Model(Sam2Config()).eval().requires_grad_(False), Sam2Processor(images()))
+    processor = getattr(transformers, name)
+    return Sam2Segmenter(Sam2Model(Sam2Config()).eval().requires_grad_(False), Sam2Processor(processor()))
 
 
 def seconds(action: Callable[[], Any]) -> float:
-    """How long one core computes; what else runs on the machine counts little."""
+    """Processor seconds of an action; other load on the machine adds little to them."""
     start = time.process_time()
     action()
     return time.process_time() - start
 
 
 def detection_seconds(height: int, width: int) -> float:
-    """How long a Grounding DINO of the size tiny looks for four words in an image scaled as it was trained."""
+    """Processor seconds in which Grounding DINO tiny looks for four words in an image, scaled as in its training."""
     from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
 
     model = GroundingDinoForObjectDetection(GroundingDinoConfig()).eval()
@@ -87,7 +87,7 @@ def main() -> None:
     assert image is not None
     prompt = Prompt.from_points(image.height, image.width, entry["points"], entry["negative_points"])
     options = SegmenterOptions(oracle_instances=args.scene / "instances")
-    made: dict[str, Callable[[], Segmenter]] = {
+    constructors: dict[str, Callable[[], Segmenter]] = {
         "grabcut": lambda: make_segmenter("grabcut", options),
         "oracle": lambda: make_segmenter("oracle", options),
         "sam-vit-b, random weights": random_sam,
@@ -95,14 +95,14 @@ def main() -> None:
         "sam2 (hiera-tiny), random weights": random_sam2,
     }
     print(f"| segmenter | embed {image.width} x {image.height}, s | predict, s |\n|---|---|---|")
-    for name, make in made.items():
+    for name, make in constructors.items():
         segmenter = make()
         embedding = segmenter.embed(image)
         embed = seconds(lambda: segmenter.embed(image))  # noqa: B023
-        each = [seconds(lambda: segmenter.predict(embedding, prompt)) for _ in range(CLICKS)]  # noqa: B023
-        print(f"| {name} | {embed:.3f} | {median(each):.3f} |", flush=True)
-    found = detection_seconds(image.height, image.width)
-    print(f"\nWords: {found:.1f} s for a grounding-dino-tiny with random weights.")
+        times = [seconds(lambda: segmenter.predict(embedding, prompt)) for _ in range(CLICKS)]  # noqa: B023
+        print(f"| {name} | {embed:.3f} | {median(times):.3f} |", flush=True)
+    detection = detection_seconds(image.height, image.width)
+    print(f"\nWords: {detection:.1f} s for a grounding-dino-tiny with random weights.")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""What several processes gain: one and two in turns on the CPU, one thread each, and a model for more of both.
+"""Speed-up by several processes: one and two in turns on the CPU, one thread each, and a model for more.
 
     python -m benchmarks.distributed --scene ../shared/scenes/desk --run ../shared/runs/desk/nerfacto/cpu \
         --output distributed.json --plot benchmarks/distributed.png
 
-The same two processes segment one object from nothing: in turns the first by itself, and both together. Besides
-the time on the clock, which whatever else runs on the machine adds to, there is the time of the longest way: processor
-times between the places where the ranks wait for each other, added up along the ranks that are waited for. It is what
-the clock would say if each process had a core to itself.
+Two processes segment one object with no view cached: in turns the first alone, and both together. Wall-clock time
+includes other load on the machine, so the time of the longest way is measured as well: processor times between the
+points where ranks wait for each other, added up along the ranks that are waited for. It is the wall-clock time if each
+process had a core to itself.
 
-Then all objects, by one process and by both, scored in unseen views. Then the model: how long an object from nothing
-would take for 1 to 64 ranks and 100 to 10,000 views, simulated with the measured times of views and of sums.
+Then all objects are segmented by one process and by both, and scored in unseen views. Last, the model simulates the
+time of an object with no view cached, for 1 to 64 ranks and 100 to 10,000 views, from measured times of views and sums.
 """
 
 from __future__ import annotations
@@ -51,72 +51,72 @@ VIEWS = (100, 1000, 10_000)
 
 @dataclass
 class Options:
-    """Measure what several processes gain."""
+    """Measure the speed-up by several processes."""
 
     scene: Path
     """Scene folder with instances/ and prompts.json."""
     run: Path
     """Trained run on that scene."""
     object: str = "mug"
-    """The object that is timed."""
+    """Name of the timed object."""
     turns: int = 2
-    """How often one process and two are timed, in turns."""
+    """Number of turns, each of which times one process and then all."""
     processes: int = 2
-    """How many there are."""
+    """Number of processes."""
     objects: tuple[str, ...] = ()
-    """Objects that are scored; all by default."""
+    """Names of the scored objects; all by default."""
     accuracy: bool = True
-    """Score them."""
+    """Score the objects."""
     views: int | None = None
-    """Only so many views; all by default."""
+    """Number of views beside the prompted one; all by default."""
     working_size: int = 160
-    """Longer side of the images."""
+    """Longer side of the images, in pixels."""
     embed_seconds: float | None = None
-    """Time in which a view is embedded, for the model; by default as measured with GrabCut."""
+    """Seconds to embed a view, for the model; by default as measured with GrabCut."""
     bandwidth: float = 1.1e9
     """Bytes a second between ranks, for the model: Ethernet of 10 Gbit/s."""
     latency: float = 1e-4
-    """Seconds that a message between ranks takes, for the model."""
+    """Seconds per message between ranks, for the model."""
     output: Path | None = None
     """JSON file to write."""
     plot: Path | None = None
-    """PNG file to draw the growth in."""
+    """PNG file for the plot of the model's times and speed-ups."""
     worker: Path | None = None
-    """Set by this command for the processes that it starts: where the first puts what it has measured."""
+    """Set by this command for the processes that it starts: JSON file for the measurements of the first."""
 
 
 class TimedRanks(ProcessRanks):
-    """Notes where ranks wait for each other, and the processor time that has passed since the last such place."""
+    """Ranks that record each point where they wait for each other, and the processor time since the previous point."""
 
     @classmethod
     def of(cls, ranks: ProcessRanks) -> TimedRanks:
-        """The same ranks, timed."""
+        """Timed ranks that share the state of others."""
         timed = cls.__new__(cls)
         timed.__dict__ = ranks.__dict__
         timed.reset()
         return timed
 
     def reset(self) -> None:
-        """Note from now on."""
+        """Clear the record, and restart the processor time."""
         self.events: list[tuple[str, float]] = []
-        """Kind of each place, and the processor time before it."""
+        """Kind of each meeting point, and the processor seconds before it."""
         self._left = time.process_time()
 
     def share(self, compute: Callable[[], Value]) -> Value:
-        """Meet, and note the work until then, which rank 0's is a part of."""
+        """Share rank 0's value, and record the processor time before, including that of computing the value."""
         value = compute() if self.is_first else None
         return self._met("share", lambda: super(TimedRanks, self).share(lambda: value))  # type: ignore[return-value]
 
     def gather(self, value: Value) -> list[Value]:
-        """Meet, and note the work until then."""
+        """Gather values, and record the processor time before."""
         return self._met("gather", lambda: super(TimedRanks, self).gather(value))
 
     def collect(self, value: Value) -> list[Value]:
-        """Hand over, and note the work until then."""
+        """Collect values on rank 0, and record the processor time before."""
         return self._met("collect", lambda: super(TimedRanks, self).collect(value))
 
     def begin(self, value: Any, *tensors: torch.Tensor) -> Callable[[], Any]:
-        """Begin an exchange, and note the work until then and until its end."""
+        """Begin an exchange, and record the processor times before its beginning and before its end."""
         self._met("begin", lambda: None)
         end = super().begin(value, *tensors)
         return lambda: self._met("end", end)
@@ -129,16 +129,16 @@ class TimedRanks(ProcessRanks):
 
 
 def longest_way(events: Sequence[Sequence[tuple[str, float]]]) -> float:
-    """Seconds until the last rank has ended, each having a core to itself.
+    """Seconds until the last rank ends, if each has a core to itself.
 
     Args:
-        events: Of each rank, where it has waited, and the processor time before each of these places.
+        events: For each rank, the kinds of its meeting points, and the processor seconds before each.
     """
     now = [0.0] * len(events)
     begun: list[list[float]] = []
-    for places in zip(*events, strict=True):
-        now = [time + seconds for time, (_, seconds) in zip(now, places, strict=True)]
-        (kind,) = {kind for kind, _ in places}
+    for meetings in zip(*events, strict=True):
+        now = [time + seconds for time, (_, seconds) in zip(now, meetings, strict=True)]
+        (kind,) = {kind for kind, _ in meetings}
         if kind == "gather":
             now = [max(now)] * len(now)
         elif kind == "share":
@@ -155,43 +155,43 @@ def longest_way(events: Sequence[Sequence[tuple[str, float]]]) -> float:
 
 @dataclass
 class Timed:
-    """An object from nothing."""
+    """Figures of one object, segmented with no view cached."""
 
     seconds: float
-    """On the clock."""
+    """Wall-clock seconds."""
     longest_way: float
-    """Processor time between meetings, of the rank that took longest each time."""
+    """Processor seconds of the longest way; see :func:`longest_way`."""
     passes: int
     sent: dict[str, float] = field(default_factory=dict)
-    """Bytes of a rank's tensors by pass, over those of a grid."""
+    """Bytes of the tensors that a rank sends, by pass, relative to the bytes of a grid."""
     waited: float = 0.0
-    """Seconds in which rank 0 waited or summed."""
+    """Seconds that rank 0 spent in waiting and summing."""
 
 
 @dataclass
 class Parts:
-    """What the model is made of, in seconds of processor time on one core."""
+    """Inputs of the model; times are processor seconds of one core."""
 
     prompt: float
-    """The prompted view: a render of all of it."""
+    """Prompting: a render of the whole prompted view."""
     first_visits: list[float]
-    """Each view in the first pass, its renders included."""
+    """Each visit in the first pass, its renders included."""
     later_visits: list[float]
-    """Each view in a later pass."""
+    """Each visit in a later pass."""
     passes: int
     fit_views: float
-    """One step of the fit, a view."""
+    """One step of the fit, per view."""
     fit_steps: int
     embed: float
-    """A view's embedding."""
+    """Embedding of one view."""
     sum_bytes: int
-    """Of a sum: two grids."""
+    """Bytes of one sum: two grids."""
     sum_seconds: float
-    """Of a sum by two processes on this machine."""
+    """Wall-clock seconds of one sum by the processes on this machine."""
 
 
 class Bench:
-    """The scene in one of the processes."""
+    """The scene, loaded in one of the processes."""
 
     def __init__(self, options: Options, ranks: Ranks) -> None:
         self.options = options
@@ -209,18 +209,18 @@ class Bench:
         self.pipeline = self.scene.pipeline
 
     def session(self, name: str, ranks: Ranks) -> SegmentationSession:
-        """One click on an object."""
+        """Session with one click on an object."""
         session = self.pipeline.session(name, ranks=ranks)
         session.prompt(*self.scene.prompt(name, "point"))
         return session
 
     def forget(self) -> None:
-        """Forget all that has been computed of views."""
+        """Drop all cached traces and embeddings of views."""
         self.pipeline.views.cache = ViewCache(self.pipeline.views.cache.budget)
         self.pipeline._embeddings = None
 
     def alone(self) -> Timed:
-        """The object from nothing, in this process."""
+        """Segment the object with no view cached, in this process alone."""
         self.forget()
         begun, work = time.perf_counter(), time.process_time()
         session = self.session(self.options.object, Ranks())
@@ -229,7 +229,7 @@ class Bench:
         return Timed(time.perf_counter() - begun, time.process_time() - work, passes)
 
     def together(self, ranks: TimedRanks) -> Timed:
-        """The object from nothing, in all processes."""
+        """Segment the object with no view cached, in all processes."""
         self.forget()
         ranks.gather(None)
         ranks.reset()
@@ -243,13 +243,13 @@ class Bench:
         seconds = time.perf_counter() - begun
         events, sums = list(ranks.events), ranks.seconds - waited
         longest = longest_way(ranks.gather(events))
-        grid, before, each = 4 * session.grid.num_cells, 0.0, {}
+        grid_bytes, before, grids = 4 * session.grid.num_cells, 0.0, {}
         for name, total in by_pass.items():
-            each[name], before = (total - before) / grid, total
-        return Timed(seconds, longest, len(session.report.changes) + 1, each, sums)
+            grids[name], before = (total - before) / grid_bytes, total
+        return Timed(seconds, longest, len(session.report.changes) + 1, grids, sums)
 
     def parts(self, ranks: TimedRanks) -> Parts | None:
-        """What the model is made of; measured by rank 0, but for the sums."""
+        """Measure the inputs of the model on rank 0, the sums on all ranks; None on other ranks."""
         cells = torch.tensor(self.pipeline.config.resolution**3)
         sums = []
         for _ in range(6):
@@ -258,9 +258,9 @@ class Bench:
             begun = time.perf_counter()
             ranks.sum(hit, seen)
             sums.append(time.perf_counter() - begun)
-        found = self._own_parts(2 * 4 * int(cells), median(sums[1:])) if ranks.is_first else None
+        parts = self._own_parts(2 * 4 * int(cells), median(sums[1:])) if ranks.is_first else None
         ranks.gather(None)
-        return found
+        return parts
 
     def _own_parts(self, sum_bytes: int, sum_seconds: float) -> Parts:
         self.forget()
@@ -275,7 +275,7 @@ class Bench:
             begun = time.process_time()
         fit, report = time.process_time() - begun, session.report
         assert report.likelihood is not None
-        later = [seconds for number, each in visits.items() if number > 1 for seconds in each]
+        later = [seconds for number, times in visits.items() if number > 1 for seconds in times]
         steps = report.likelihood.steps + len(report.likelihood.held_out)
         embed = self.options.embed_seconds
         return Parts(
@@ -302,8 +302,8 @@ class Bench:
         return median(times)
 
     def scores(self, ranks: Ranks) -> dict[str, float]:
-        """Mean IoU of each object in unseen views, on rank 0."""
-        found = {}
+        """Segment each object, and return its mean IoU in unseen views on rank 0."""
+        ious = {}
         for entry in self.scene.entries:
             name = entry["name"]
             if self.options.objects and name not in self.options.objects:
@@ -311,12 +311,12 @@ class Bench:
             session = self.session(name, ranks)
             session.run()
             if self.ranks.is_first:
-                found[name] = self.scene.score(EvidenceLifting(session.grid), entry["id"]).iou
-        return found
+                ious[name] = self.scene.score(EvidenceLifting(session.grid), entry["id"]).iou
+        return ious
 
 
 def work(options: Options) -> None:
-    """What each of the processes does."""
+    """Measure in one of the processes; the first writes the results."""
     assert options.worker is not None
     torch.set_num_threads(1)
     with joined("cpu") as ranks:
@@ -324,7 +324,7 @@ def work(options: Options) -> None:
         timed = TimedRanks.of(ranks)
         bench = Bench(options, timed)
         result: dict[str, Any] = {"one": [], "several": []}
-        # The first renders build what later ones find.
+        # Work that only the first renders do is not timed.
         bench.pipeline.views.trace(0)
         for _ in range(options.turns):
             if timed.is_first:
@@ -343,34 +343,34 @@ def work(options: Options) -> None:
 
 
 def start(options: Options, folder: Path) -> dict[str, Any]:
-    """Start the processes, and return what the first has measured."""
+    """Start the processes, and return the measurements of the first."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    found = folder / f"distributed-{os.getpid()}.json"
+    path = folder / f"distributed-{os.getpid()}.json"
     processes = []
     for rank in range(options.processes):
         environment = {
             **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(options.processes),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
-        words = ["-W", "ignore", "-m", "benchmarks.distributed", *sys.argv[1:], "--worker", str(found)]
-        processes.append(subprocess.Popen([sys.executable, *words], env=environment))
+        arguments = ["-W", "ignore", "-m", "benchmarks.distributed", *sys.argv[1:], "--worker", str(path)]
+        processes.append(subprocess.Popen([sys.executable, *arguments], env=environment))
     codes = [process.wait() for process in processes]
     if any(codes):
         raise SystemExit(f"the processes ended with {codes}")
-    result = json.loads(found.read_text())
-    found.unlink()
+    result = json.loads(path.read_text())
+    path.unlink()
     return result
 
 
 def predicted(parts: Parts, ranks: int, views: int, options: Options, seed: int = 0) -> float:
-    """Seconds that an object from nothing takes, by the model.
+    """Seconds of an object with no view cached, by the model.
 
-    Views take as long as those that were measured, drawn with replacement. In the first pass, a rank begins a round
-    when all have ended the one before the last; later, a pass takes as long as its busiest rank. A sum is a ring: each
-    rank sends all bytes twice but for a share, in 2 (N - 1) messages. All render a share of the prompted view, and the
-    first embeds it.
+    Times of visits are drawn from the measured ones with replacement. In the first pass, a rank begins a round when all
+    ranks have ended the round before the last; a later pass takes as long as its busiest rank. A sum goes around a
+    ring: each of N ranks sends 2 (N - 1) / N times the bytes, in 2 (N - 1) messages. Each rank renders a share of the
+    prompted view, and the first embeds it.
     """
     rng = random.Random(seed)
     rounds = math.ceil(views / ranks)
@@ -401,9 +401,9 @@ def draw(path: Path, table: dict[int, list[float]]) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for index, (views, seconds) in enumerate(table.items()):
         color = ("#0969da", "#1a7f37", "#bc4c00")[index % 3]
-        left.plot(RANKS, [each / 60 for each in seconds], "o-", color=color, markersize=4)
+        left.plot(RANKS, [duration / 60 for duration in seconds], "o-", color=color, markersize=4)
         left.annotate(f"{views:,} views", (RANKS[0], seconds[0] / 60), xytext=(6, 4), textcoords="offset points")
-        gains = [seconds[0] / each for each in seconds]
+        gains = [seconds[0] / duration for duration in seconds]
         right.plot(RANKS, gains, "o-", color=color, label=f"{views:,} views", markersize=4)
     right.plot(RANKS, RANKS, "--", color="#8c959f", label="ideal")
     left.set(xlabel="ranks", ylabel="minutes for an object from nothing", xscale="log", yscale="log")
@@ -418,13 +418,13 @@ def draw(path: Path, table: dict[int, list[float]]) -> None:
 
 
 def report(result: dict[str, Any], options: Options) -> dict[str, Any]:
-    """Print what was measured and what follows, and return all of it."""
+    """Print the measurements and the predictions of the model, and return both."""
     one, several = result["one"], result["several"]
     for name in ("seconds", "longest_way"):
-        ones, others = [item[name] for item in one], [item[name] for item in several]
-        ratio = median(ones) / median(others)
+        alone, together = [item[name] for item in one], [item[name] for item in several]
+        ratio = median(alone) / median(together)
         result[f"speed-up, {name}"] = ratio
-        print(f"{name:12} one {_listed(ones)}   {options.processes} {_listed(others)}   {ratio:.2f} x")
+        print(f"{name:12} one {_listed(alone)}   {options.processes} {_listed(together)}   {ratio:.2f} x")
     print("sent, in grids", {name: round(grids, 2) for name, grids in several[-1]["sent"].items()})
     if options.accuracy:
         scores = {name: (value, result["scores of several"][name]) for name, value in result["scores of one"].items()}
@@ -457,7 +457,7 @@ def _listed(values: Sequence[float]) -> str:
 
 
 def main(options: Options) -> None:
-    """Measure, print, and write."""
+    """Measure, print the results, and write JSON."""
     if options.worker is not None:
         work(options)
         return

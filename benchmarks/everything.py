@@ -1,11 +1,11 @@
-"""A whole scene taken apart, and the id maps that come of it, scored in unseen views.
+"""Panoptic quality, in unseen views, of a whole scene segmented into objects.
 
     python -m benchmarks.everything --scene ../shared/scenes/desk --run ../shared/runs/desk/nerfacto/cpu
     python -m benchmarks.everything --balls 200
 
-The first form segments what a segmenter proposes in some training views, renders the ids of all objects in the views
-that the run is tested on, and compares them with the true instance maps by panoptic quality. The second one takes a
-generated scene of many small balls apart, which is traced exactly, to see what hundreds of objects cost.
+The first form segments a segmenter's proposals in some training views, renders the ids of all objects in the test
+views of the run, and compares them with the true instance maps by panoptic quality. The second form segments a
+generated scene of many small balls, which is traced exactly, to measure the cost of hundreds of objects.
 """
 
 from __future__ import annotations
@@ -50,67 +50,67 @@ from tests.analytic import BallSegmenter, BallViews
 
 @dataclass
 class Options:
-    """Take a scene apart, and score it."""
+    """Segment a whole scene into objects, and score them."""
 
     scene: Path | None = None
     """Scene folder with instances/ and objects.json."""
     run: Path | None = None
     """Trained run on that scene."""
     balls: int | None = None
-    """Instead of a scene, so many balls on a floor."""
+    """Number of balls on a floor, instead of a scene."""
     segmenter: Literal["oracle", "sam-like"] = "oracle"
-    """Who proposes and segments: true instances alone, or what errs as SAM does, with parts and wholes of them."""
+    """Segmenter: true instances alone, or a stand-in that errs as SAM does, with parts and wholes of them."""
     seed: int = 0
-    """Of what errs."""
+    """Seed of the stand-in's errors."""
     every: int = 1
-    """Only each so-manieth training view."""
+    """Use every n-th training view."""
     num_views: int = 8
-    """Views whose masks are the proposals."""
+    """Number of views whose masks are the proposals."""
     most_tests: int | None = None
-    """Score in so many unseen views; in all by default."""
+    """Number of unseen views to score in; all by default."""
     min_share: float = 0.002
-    """Of an image's pixels, what an object must cover to be looked for there."""
+    """Share of an image's pixels that a true object must cover to be scored there."""
     max_objects: int = 300
-    """Objects at most."""
+    """Largest number of objects."""
     working_size: int = 160
-    """Longer side of the images in which views are segmented and scored."""
+    """Longer side, in pixels, of the images in which views are segmented and scored."""
     cache_dir: Path | None = None
-    """Folder to keep renders of the views in, for the next time."""
+    """Folder that keeps renders of the views for later runs."""
     cpu_time: bool = False
-    """Report seconds of computing instead of those that pass: on a machine that is shared with others."""
+    """Report processor time instead of wall-clock time, for a machine that is shared with others."""
     output: Path | None = None
     """JSON file to write."""
 
     def now(self) -> float:
-        """Seconds of the clock that is reported."""
+        """Seconds of the reported clock."""
         return time.process_time() if self.cpu_time else time.perf_counter()
 
 
 @dataclass
 class Figures:
-    """What is reported."""
+    """Reported figures of a scene."""
 
     scores: PanopticScores
     objects: int
-    """Of the cut."""
+    """Objects in the cut of the tree."""
     nodes: int
-    """Of the tree, parts and wholes included."""
+    """Nodes of the tree, parts and wholes included."""
     true_objects: int
-    """Objects that any test view shows well enough."""
+    """True objects that cover more than the smallest share of any test view."""
     found: int
-    """Those of them that are matched in more than half of these views."""
+    """True objects that are matched in more than half of these views."""
     seconds: float
-    """To take the scene apart, with all views rendered before."""
+    """Seconds to segment the scene, with all views rendered before."""
     render_seconds: float | None
-    """About what it takes to render all views, from one of them."""
+    """Seconds to render all views, estimated from one of them."""
     field_megabytes: float
     checkpoint_megabytes: float
     peak_megabytes: float
-    """Memory of the process at its largest."""
+    """Peak memory of the process."""
 
 
 def id_map(trace: ViewTrace, scene: SceneSegmentation, names: list[str]) -> IdMap:
-    """Per pixel the number of the most probable object, from 1 on in the order of the names; 0 where there is none."""
+    """Number of the most probable object at each pixel, from 1 in the order of the names; 0 for none."""
     best = torch.full((trace.height * trace.width,), scene.settings.threshold)
     ids = torch.zeros(len(best), dtype=torch.long)
     for number, name in enumerate(names, start=1):
@@ -127,14 +127,14 @@ def figures(
     render_seconds: float | None,
     share: float,
 ) -> Figures:
-    """All figures of a scene that has been taken apart."""
-    seen: dict[int, list[bool]] = {}
+    """All figures of a scene that has been segmented into objects."""
+    matched: dict[int, list[bool]] = {}
     for predicted, truth in tests:
         for number in np.unique(truth[truth > 0]).tolist():
             mask = truth == number
             if mask.mean() > share:
-                rivals = [iou(predicted == other, mask) for other in np.unique(predicted[mask]) if other > 0]
-                seen.setdefault(number, []).append(max(rivals, default=0.0) > 0.5)
+                ious = [iou(predicted == rival, mask) for rival in np.unique(predicted[mask]) if rival > 0]
+                matched.setdefault(number, []).append(max(ious, default=0.0) > 0.5)
     masks = MaskObjects(lambda cells: MaskGrid(round(cells ** (1 / 3))))
     for name, item in scene.objects.items():
         masks[name] = item.field
@@ -144,8 +144,8 @@ def figures(
         scores=panoptic_scores(tests, share),
         objects=len(scene.cut),
         nodes=len(scene.objects),
-        true_objects=len(seen),
-        found=sum(sum(matches) > len(matches) / 2 for matches in seen.values()),
+        true_objects=len(matched),
+        found=sum(sum(matches) > len(matches) / 2 for matches in matched.values()),
         seconds=seconds,
         render_seconds=render_seconds,
         field_megabytes=sum(item.field.num_bytes for item in scene.objects.values()) / 1e6,
@@ -155,7 +155,7 @@ def figures(
 
 
 def take_apart(scene: SceneSegmentation, options: Options, console: Console) -> float:
-    """Take a scene apart, and return the seconds that it took."""
+    """Segment a whole scene into objects, and return the seconds taken."""
     begun = options.now()
     run_scene_with_progress(scene, console, lambda found: None)
     print_scene_report(scene, console)
@@ -163,7 +163,7 @@ def take_apart(scene: SceneSegmentation, options: Options, console: Console) -> 
 
 
 def run_scene(options: Options, console: Console) -> Figures:
-    """A trained run."""
+    """Segment and score the scene of a trained run."""
     assert options.scene is not None
     assert options.run is not None
     run = sa3d.load(
@@ -176,8 +176,8 @@ def run_scene(options: Options, console: Console) -> Figures:
         everything_max_objects=options.max_objects,
     )
     pipeline, views = run.pipeline, run.pipeline.views
-    kept = list(range(0, len(views), options.every))
-    views.cameras, views.filenames = views.cameras[torch.tensor(kept)], [views.filenames[view] for view in kept]
+    indices = list(range(0, len(views), options.every))
+    views.cameras, views.filenames = views.cameras[torch.tensor(indices)], [views.filenames[view] for view in indices]
     for view in track(range(len(views)), "tracing training views", console=console):
         views.trace(view)
     dataset = pipeline.datamanager.eval_dataset
@@ -196,8 +196,8 @@ def run_scene(options: Options, console: Console) -> Figures:
     segmenter = None
     if options.segmenter == "sam-like":
         entries = json.loads((options.scene / "objects.json").read_text())["objects"]
-        known: Any = SimpleNamespace(pipeline=pipeline, views=views, folder=options.scene, entries=entries)
-        segmenter = sam_like(known, favourites=FAVOURITES["2:6:2"], seed=options.seed)
+        namespace: Any = SimpleNamespace(pipeline=pipeline, views=views, folder=options.scene, entries=entries)
+        segmenter = sam_like(namespace, favourites=FAVOURITES["2:6:2"], seed=options.seed)
     scene = pipeline.scene(segmenter)
     seconds = take_apart(scene, options, console)
     pairs = []
@@ -210,7 +210,7 @@ def run_scene(options: Options, console: Console) -> Figures:
 
 
 class TracedBalls(BallViews):
-    """Balls whose views are traced once, as those of a run are."""
+    """Balls whose views are traced once, like those of a run."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -218,43 +218,43 @@ class TracedBalls(BallViews):
         self._ids: dict[int, Tensor] = {}
 
     def trace(self, view: int) -> NerfViewTrace:
-        """As of any view."""
+        """Trace of a view, made once."""
         if view not in self._traces:
             self._traces[view] = super().trace(view)
         return self._traces[view]
 
     def ids(self, view: int) -> Tensor:
-        """As of any view."""
+        """Ids of the balls in a view, made once."""
         if view not in self._ids:
             self._ids[view] = super().ids(view)
         return self._ids[view]
 
 
 class BallProposals(BallSegmenter):
-    """Proposes every ball of a view."""
+    """Segmenter that proposes every ball of a view."""
 
     def propose(self, embedding: int) -> Candidates:
-        """The visible part of each ball."""
+        """Mask of the visible part of each ball."""
         ids = self.views.ids(embedding)
         masks = [ids == number for number in ids.unique().tolist() if number > 0]
         return Candidates(torch.stack(masks), torch.ones(len(masks)))
 
 
 def run_balls(options: Options, console: Console) -> Figures:
-    """Balls on a floor, on a square lattice whose places are a little off."""
+    """Segment and score balls on a floor, on a slightly irregular square lattice."""
     assert options.balls is not None
     side = int(np.ceil(options.balls**0.5))
-    chance = torch.Generator().manual_seed(0)
-    places = torch.cartesian_prod(torch.arange(side), torch.arange(side))[: options.balls].float()
+    generator = torch.Generator().manual_seed(0)
+    lattice = torch.cartesian_prod(torch.arange(side), torch.arange(side))[: options.balls].float()
     step = 2.4 / side
-    centers = (places - (side - 1) / 2) * step + 0.1 * step * (torch.rand(options.balls, 2, generator=chance) - 0.5)
-    radius = step * (0.25 + 0.15 * torch.rand(options.balls, 1, generator=chance))
+    centers = (lattice - (side - 1) / 2) * step + 0.1 * step * (torch.rand(options.balls, 2, generator=generator) - 0.5)
+    radius = step * (0.25 + 0.15 * torch.rand(options.balls, 1, generator=generator))
     balls = torch.cat([centers, radius, radius], dim=1)
     width, height = options.working_size, 3 * options.working_size // 4
     views = TracedBalls(count=24 // options.every, height=height, width=width, balls=balls)
     segmenter = BallProposals.of(views)
     predictor = MaskPredictor(segmenter, SessionViews(views, {}, SessionReport()))
-    # A ball of a lattice this fine covers less of an image than what is looked for in a scene of eight objects.
+    # A ball of so fine a lattice covers less of an image than the smallest object sought in a scene of eight objects.
     settings = SceneSettings(options.num_views, min_share=8 / (width * height), max_objects=options.max_objects)
 
     def new_session() -> SegmentationSession:
@@ -269,7 +269,7 @@ def run_balls(options: Options, console: Console) -> Figures:
 
 
 def main(options: Options) -> None:
-    """Print a table, and the panoptic quality."""
+    """Score a scene or balls, and print a table and the panoptic quality."""
     console = Console(width=110)
     if options.balls is None and (options.scene is None or options.run is None):
         raise SystemExit("give --scene and --run, or --balls")

@@ -1,10 +1,10 @@
-"""How fast ``ns-export pointcloud`` makes points: of a small object, and of the whole scene that it stands in.
+"""Points per second of ``ns-export pointcloud``: of a small object, and of the whole scene around it.
 
     python -m benchmarks.export_rate --run ../shared/runs/desk/nerfacto/cpu --scene ../shared/scenes/desk
 
-The object is segmented by one click with the oracle. nerfstudio's own ``generate_point_cloud`` then makes points of the
-base run and of the segmented one, in turns, in one process and with the same number of rays in a batch. Without the
-rays' filter, points of the object are made from rays through all of every image.
+The object is segmented by one click with the oracle. nerfstudio's ``generate_point_cloud`` then makes points of the
+base run and of the segmented run, in turns, in one process and with the same number of rays per batch. Without the ray
+filter, the object's points are made from rays through all pixels of every image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sa3d_nerfstudio.pipeline import SA3DPipeline
 
 
 def points_per_second(pipeline: SA3DPipeline, num_points: int, rays_per_batch: int) -> float:
-    """Rate at which nerfstudio's exporter makes points, its finding of where the object is seen included."""
+    """Points per second of nerfstudio's exporter, the search for pixels that show the object included."""
     manager: Any = pipeline.datamanager
     manager.reset_ray_filter()
     manager.train_pixel_sampler.num_rays_per_batch = rays_per_batch
@@ -33,7 +33,7 @@ def points_per_second(pipeline: SA3DPipeline, num_points: int, rays_per_batch: i
 
 
 def main() -> None:
-    """Print a row of the table in README.md for each object."""
+    """Print a row of the README's table for each case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="a trained run")
     parser.add_argument("--scene", type=Path, required=True, help="its data set, with instances/ and prompts.json")
@@ -46,7 +46,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     options: dict[str, Any] = {"data": arguments.scene, "device": "cuda" if torch.cuda.is_available() else "cpu"}
-    whole = sa3d.load(arguments.run, **options)
+    base = sa3d.load(arguments.run, **options)
     segmented = sa3d.load(
         arguments.run, segmenter="oracle", oracle_instances=arguments.scene / "instances",
         working_size=arguments.working_size, **options,
@@ -56,9 +56,9 @@ def main() -> None:
     segmented.prompt(Path(prompt["frame"]).name, points=prompt["points"][:1])
     segmented.segment()
 
-    manager: Any = whole.pipeline.datamanager
+    manager: Any = base.pipeline.datamanager
     manager.ray_filter = None
-    cases = {"whole scene": whole.pipeline, arguments.object: segmented.pipeline}
+    cases = {"whole scene": base.pipeline, arguments.object: segmented.pipeline}
     rates: dict[str, float] = {}
     for _ in range(arguments.repeat):
         for name, pipeline in cases.items():

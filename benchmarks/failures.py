@@ -1,4 +1,4 @@
-"""Pictures of the worst masks: what is missing in blue, what is too much in red."""
+"""Pictures of the worst masks: missing pixels in blue, excess pixels in red."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 MARGIN = 0.35
-"""Of the object's width and height, shown around it."""
+"""Margin shown around the object, as a share of its width and height."""
 COLUMNS = 4
 MISSING = (0.1, 0.35, 1.0)
 EXCESS = (1.0, 0.1, 0.1)
@@ -18,7 +18,7 @@ EXCESS = (1.0, 0.1, 0.1)
 
 @dataclass
 class Failure:
-    """A mask in the test view in which it is worst."""
+    """An object's mask in the test view where its IoU is lowest."""
 
     title: str
     iou: float
@@ -28,12 +28,12 @@ class Failure:
 
 
 def draw(failures: list[Failure], path: Path, count: int = 8) -> None:
-    """Write a sheet of the worst ones as a PNG.
+    """Write a sheet of the worst masks as a PNG.
 
     Args:
-        failures: Any number of them.
-        path: Of the picture.
-        count: How many to show, the worst first.
+        failures: Masks to choose from.
+        path: PNG file.
+        count: Number of masks to show, the worst first.
     """
     worst = sorted(failures, key=lambda failure: failure.iou)[:count]
     rows = -(-len(worst) // COLUMNS)

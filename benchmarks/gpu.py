@@ -1,15 +1,15 @@
-"""Everything that only a GPU can tell, in one command: train, segment, export, test, time.
+"""All checks that need a GPU, in one command: train, segment, export, test, time.
 
     python -m benchmarks.gpu --output gpu.md
 
-Trains nerfacto, splatfacto and instant-ngp on ``../shared/scenes/desk`` and on fern at 1008 x 756, segments by a
-click (the oracle where there is truth, GrabCut elsewhere), exports every form, and runs the tests marked ``gpu`` and
-the benchmarks of speed and of visits. Each part is a command of its own with a log and ten minutes at most; what has
-passed is not done again (``--again`` does), so that it can be called until all has. The table is written after each.
+Trains nerfacto, splatfacto and instant-ngp on ``../shared/scenes/desk`` and on fern at 1008 x 756, segments by a click
+(the oracle where the scene has true masks, GrabCut elsewhere), exports every form, and runs the tests marked ``gpu``
+and the benchmarks of speed, visits and real size. Each part is a separate command with a log, and has ten minutes at
+most. Parts that have passed are not repeated (``--again`` repeats them), so the command can be called until all have
+passed. The table is written after each part.
 
-With ``--tiny`` it does the same in small on a CPU: a scene of ten small images, and stand-ins for the kernels that CUDA
-alone has. Its parts are processes of their own, too, but forked from one that has imported nerfstudio already, which
-takes longer than the parts.
+``--tiny`` does the same in small on a CPU: a scene of ten small images, and stand-ins for CUDA's kernels. Its parts are
+forked from one process that has imported nerfstudio, because the import takes longer than a part.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BIN = Path(sys.executable).parent
 QUIET = ("--vis", "tensorboard", "--logging.local-writer.max-log-size", "0")
 NEVER = tuple(f"--steps-per-eval-{what}=999999" for what in ("batch", "image", "all-images"))
 STEPS = {"nerfacto": 5000, "splatfacto": 7000, "instant-ngp": 5000}
-"""Steps of training, which a GPU of today does in some minutes."""
+"""Training steps, a few minutes on a current GPU."""
 TINY_OPTIONS: dict[str, tuple[object, ...]] = {
     "nerfacto": (
         *("--pipeline.model.implementation", "torch", "--pipeline.model.num-levels", 6),
@@ -62,7 +62,7 @@ TINY_OPTIONS: dict[str, tuple[object, ...]] = {
     ),
 }
 TINY_THRESHOLD = 0.25
-"""Of the mask: few rays end in the fog of so short a training."""
+"""Probability threshold of the mask: after so short a training, few rays end in the thin density."""
 TINY_SEGMENTING = (
     *("--pipeline.threshold", TINY_THRESHOLD),
     # Splats are rasterised in Python: each view and each step of the fit takes a second.
@@ -75,51 +75,51 @@ class Options:
     """Run all parts that have not passed yet."""
 
     output: Path
-    """The table, as Markdown."""
+    """Markdown file for the table."""
     work: Path = Path("outputs/gpu")
-    """Where runs, exports, logs and the state are kept."""
+    """Folder for runs, exports, logs and the state."""
     scenes: Path = Path("../shared/scenes")
     """Folder of the scenes desk and fern."""
     methods: tuple[str, ...] = ("nerfacto", "splatfacto", "instant-ngp")
     """Methods to train."""
     minutes: float = 10.0
-    """How long a part may take."""
+    """Time limit of a part."""
     tiny: bool = False
-    """In small, on a CPU, with stand-ins for CUDA's kernels."""
+    """Run all parts in small on a CPU, with stand-ins for CUDA's kernels."""
     again: bool = False
-    """Do again what has passed."""
+    """Repeat parts that have passed."""
     only: tuple[str, ...] = ()
-    """Only parts whose names hold one of these; all if none is given."""
+    """Run only parts whose names contain one of these words; all if none is given."""
     steps: int | None = None
-    """Steps of training; by default those of :data:`STEPS`."""
+    """Training steps; by default those of :data:`STEPS`."""
 
 
 @dataclass
 class Part:
-    """One command."""
+    """One command of the benchmark."""
 
     name: str
     command: list[str]
     after: tuple[str, ...] = ()
-    """Parts whose results it needs."""
+    """Names of the parts that must have passed before."""
 
 
 @dataclass
 class Result:
-    """What came of a part."""
+    """Outcome of a part."""
 
     state: str
     seconds: float = 0.0
     gpu_mb: float = 0.0
-    """Most memory of the GPU that was taken meanwhile, beyond what was taken before."""
+    """Peak of the GPU's used memory during the part, beyond that used before."""
     host_mb: float = 0.0
-    """Most memory of the machine that the command took."""
+    """Peak host memory of the command."""
     note: str = ""
 
 
 @dataclass
 class Run:
-    """Carries parts out, and keeps what came of them."""
+    """Runs parts, and keeps their results in a file."""
 
     options: Options
     results: dict[str, Result] = field(default_factory=dict)
@@ -131,15 +131,15 @@ class Run:
             self.results = {name: Result(**result) for name, result in json.loads(self._state.read_text()).items()}
 
     def carry_out(self, part: Part) -> None:
-        """Run a part, unless it has passed, and note what comes of it."""
-        before = self.results.get(part.name)
-        if before is not None and before.state == "passed":
+        """Run a part unless it has passed, and save its result."""
+        previous = self.results.get(part.name)
+        if previous is not None and previous.state == "passed":
             return
         missing = [name for name in part.after if self.results.get(name, Result("")).state != "passed"]
         result = Result("left out", note=f"needs {', '.join(missing)}") if missing else self._run(part)
         self.results[part.name] = result
         temporary = self._state.with_suffix(".new")
-        temporary.write_text(json.dumps({name: vars(each) for name, each in self.results.items()}, indent=1))
+        temporary.write_text(json.dumps({name: vars(outcome) for name, outcome in self.results.items()}, indent=1))
         temporary.replace(self._state)
 
     def _run(self, part: Part) -> Result:
@@ -158,15 +158,15 @@ class Run:
                     part.command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
                     cwd=ROOT, start_new_session=True,
                 ).pid  # fmt: skip
-            late = threading.Timer(60 * self.options.minutes, os.killpg, (pid, signal.SIGKILL))
-            late.start()
+            timer = threading.Timer(60 * self.options.minutes, os.killpg, (pid, signal.SIGKILL))
+            timer.start()
             try:
                 _, status, usage = os.wait4(pid, 0)
             except BaseException:
                 os.killpg(pid, signal.SIGKILL)
                 raise
             finally:
-                late.cancel()
+                timer.cancel()
         returncode, seconds = os.waitstatus_to_exitcode(status), time.perf_counter() - begun
         result = Result("passed", seconds, memory.peak_mb, usage.ru_maxrss / 1e3)
         if returncode == -signal.SIGKILL and seconds >= 60 * self.options.minutes:
@@ -178,17 +178,17 @@ class Run:
 
 
 def forked(command: Sequence[str], output: int, environment: dict[str, str]) -> int:
-    """Start a command of this Python's, as it would run in a new interpreter, in a fork of this process.
+    """Run a Python command in a fork of this process, as if in a new interpreter.
 
-    What has been imported here need not be imported there: nerfstudio takes longer for that than most parts in small.
+    The fork shares the modules imported here: importing nerfstudio takes longer than most tiny parts.
 
     Args:
         command: ``python FILE ...``, ``python -m MODULE ...`` or ``python -c CODE ...``.
-        output: File descriptor of what it prints.
-        environment: Its environment variables.
+        output: File descriptor for the command's stdout and stderr.
+        environment: Environment variables of the command.
 
     Returns:
-        The process, in a session of its own.
+        Id of the process, which leads a new session.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -228,7 +228,7 @@ def forked(command: Sequence[str], output: int, environment: dict[str, str]) -> 
 
 
 class GpuMemory:
-    """Watches how much of the GPU's memory is taken, by nvidia-smi; 0 where there is none."""
+    """Peak increase of the GPU's used memory within the context, by nvidia-smi; 0 without nvidia-smi."""
 
     def __init__(self) -> None:
         self.peak_mb = 0.0
@@ -258,15 +258,15 @@ class GpuMemory:
 
 
 def command(options: Options, *words: object) -> list[str]:
-    """A command of the environment's; in small, with the stand-ins in place."""
-    program, *rest = map(str, words)
+    """Command line of a program of this environment; with ``--tiny``, run with the stand-ins."""
+    program, *arguments = map(str, words)
     if options.tiny:
-        return [sys.executable, str(ROOT / "tests" / "stand_ins.py"), program, *rest]
-    return [str(BIN / program), *rest]
+        return [sys.executable, str(ROOT / "tests" / "stand_ins.py"), program, *arguments]
+    return [str(BIN / program), *arguments]
 
 
 def click(scene: Path) -> tuple[list[object], list[object]]:
-    """Options that prompt an object by a click, and those of the segmenter: the oracle where there is truth."""
+    """Options that prompt an object by a click, and those of the segmenter: the oracle if the scene has true masks."""
     if (scene / "prompts.json").exists():
         objects = json.loads((scene / "prompts.json").read_text())["objects"]
         chosen = next((item for item in objects if item["name"] in ("mug", "ball")), objects[0])
@@ -281,7 +281,7 @@ def click(scene: Path) -> tuple[list[object], list[object]]:
 
 
 def parts_of_run(options: Options, scene: Path, method: str) -> Iterator[Part]:
-    """Train, segment and export."""
+    """Parts that train, segment and export one scene with one method."""
     runs, name, tiny = (options.work / "runs").resolve(), f"{scene.name} {method}", options.tiny
     steps = options.steps or (60 if tiny else STEPS[method])
     extra: Sequence[object] = TINY_OPTIONS[method] if tiny else ()
@@ -307,17 +307,17 @@ def parts_of_run(options: Options, scene: Path, method: str) -> Iterator[Part]:
     )  # fmt: skip
     config = ("--load-config", segmented / "config.yml")
     forms = {form: [*words, *config] for form, words in exports(method, segmented, tiny).items()}
-    if tiny:  # in one process, which takes longer to begin than to export
+    if tiny:  # in one process, because starting one takes longer than exporting
         forms = {"exports": [word for words in forms.values() for word in ("--then", *words)][1:]}
     for form, words in forms.items():
         yield Part(f"{name} {form}", command(options, *words), after=(f"{name} segment",))
 
 
 def exports(method: str, run: Path, tiny: bool) -> dict[str, list[object]]:
-    """Every form that a method's objects are exported in, as commands without the run."""
+    """Export commands of a method by form, without the option for the run."""
     out = run / "exports"
     points, pixels = (300, 16) if tiny else (100_000, 1024)
-    found: dict[str, list[object]] = {
+    commands: dict[str, list[object]] = {
         "sa3d points": ["sa3d", "export", "points", "--output-dir", out / "points", "--num-points", points],
         "sa3d boxes": ["sa3d", "export", "box", "--output-dir", out / "boxes"],
         "sa3d masks": ["sa3d", "masks", "--output-dir", out / "masks"],
@@ -327,27 +327,27 @@ def exports(method: str, run: Path, tiny: bool) -> dict[str, list[object]]:
         ],
     }
     if method == "splatfacto":
-        found["gaussian-splat"] = ["ns-export", "gaussian-splat", "--output-dir", out / "splat"]
-        found["sa3d splats"] = ["sa3d", "export", "splats", "--output-dir", out / "splats"]
-        return found
-    found["pointcloud"] = [
+        commands["gaussian-splat"] = ["ns-export", "gaussian-splat", "--output-dir", out / "splat"]
+        commands["sa3d splats"] = ["sa3d", "export", "splats", "--output-dir", out / "splats"]
+        return commands
+    commands["pointcloud"] = [
         *("ns-export", "pointcloud", "--output-dir", out / "cloud", "--normal-method", "open3d"),
         *("--num-points", points, "--num-rays-per-batch", 512 if tiny else 32768, "--remove-outliers", not tiny),
     ]
-    found["sa3d mesh"] = [
+    commands["sa3d mesh"] = [
         *("sa3d", "export", "mesh", "--output-dir", out / "mesh", "--method", "tsdf"),
         *("--resolution", 12 if tiny else 256),
     ]
     if method == "nerfacto":
-        found["tsdf"] = [
+        commands["tsdf"] = [
             *("ns-export", "tsdf", "--output-dir", out / "tsdf", "--resolution", 16 if tiny else 256),
             *("--target-num-faces", 200 if tiny else 50_000, "--num-pixels-per-side", pixels),
         ]
-    return found
+    return commands
 
 
 def all_parts(options: Options) -> Iterator[Part]:
-    """All parts, in their order."""
+    """All parts, in order."""
     scenes = [options.scenes / "desk", options.scenes / "fern"]
     if options.tiny:
         from sa3d_nerfstudio.demo.scene import write_scene
@@ -363,8 +363,8 @@ def all_parts(options: Options) -> Iterator[Part]:
     runs = (options.work / "runs").resolve()
     scene, run = scenes[0].resolve(), runs / scenes[0].name / "nerfacto" / "T"
     trained = (f"{scene.name} nerfacto train",)
-    some = ("tests/traces/test_gaussians.py",) if options.tiny else ()
-    yield module("tests marked gpu", "pytest", "-m", "gpu", "-q", *some)
+    paths = ("tests/traces/test_gaussians.py",) if options.tiny else ()
+    yield module("tests marked gpu", "pytest", "-m", "gpu", "-q", *paths)
     names = ("ball", "crate") if options.tiny else ("mug", "moka_pot")
     measured = ("--scene", scene, "--run", run, "--objects", *names)
     small = ("--views", 2, "--working-size", 16, "--threshold", TINY_THRESHOLD) if options.tiny else ()
@@ -383,12 +383,12 @@ def all_parts(options: Options) -> Iterator[Part]:
 
 
 def module(name: str, *words: object, after: tuple[str, ...] = ()) -> Part:
-    """A part that runs a module of Python."""
+    """Part that runs a Python module."""
     return Part(name, [sys.executable, "-m", *map(str, words)], after)
 
 
 def write_table(run: Run, path: Path) -> None:
-    """What came of all parts so far."""
+    """Write the results of all parts so far as a Markdown table."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"no GPU ({platform.machine()})"
     lines = [
         f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
@@ -404,21 +404,22 @@ def write_table(run: Run, path: Path) -> None:
 
 
 def main(options: Options) -> int:
-    """Run all parts; how many have not passed."""
+    """Run all parts, and return the number of parts that have not passed."""
     console = Console(width=110)
     if not options.tiny and not torch.cuda.is_available():
         console.print("torch finds no GPU here: --tiny runs all parts in small, on a CPU.")
         return 1
     run = Run(options)
     if options.tiny:
-        # Before the parts are forked, which would each import it. What computes with several threads cannot be forked.
+        # Imports come before the forks, or each part would repeat them. A process that computes with several threads
+        # cannot be forked.
         torch.set_num_threads(1)
         from nerfstudio.scripts import exporter, train  # noqa: F401
         from pathos.helpers import mp
 
         import sa3d_nerfstudio.commands  # noqa: F401
 
-        # The process that reads nerfacto's images, which nerfstudio 1.1.5 would begin anew, is a fork as well.
+        # nerfstudio 1.1.5 would spawn the process that reads nerfacto's images: fork it as well.
         mp.set_start_method("fork", force=True)  # type: ignore[attr-defined]
     for part in all_parts(options):
         if options.only and not any(word in part.name for word in options.only):

@@ -1,9 +1,9 @@
-"""What a segmenter makes of the base model's render, and of the captured photo of the same view.
+"""2D accuracy of a segmenter on the base model's render, and on the captured photo of the same view.
 
     python -m benchmarks.image_source ../shared/scenes/desk ../shared/runs/desk/nerfacto/cpu
 
-Each object is asked for in the view that prompts.json names, by each kind of prompt; both images are seen at the same
-size, with the rendered depth. The table holds the IoU with the true mask.
+Each object is prompted in the view that prompts.json names, by each kind of prompt; both images have the same size, and
+the rendered depth. The table holds the IoU with the true mask.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SOURCES = ("render", "photo")
 
 
 def prompts_of(entry: dict, height: int, width: int) -> dict[str, Prompt]:
-    """The prompts that prompts.json gives for an object, by kind."""
+    """Prompts of an object from its entry in prompts.json, by kind."""
     on = points_of_stroke(draw_polyline(entry["scribble"], height, width), positive=True)
     off = points_of_stroke(draw_polyline(entry["background_scribble"], height, width), positive=False)
     return {
@@ -62,14 +62,14 @@ def main() -> None:
             views.photos = Photos(photo) if source == "photo" else None
             session = pipeline.session(entry["name"], segmenter)
             trace = views.trace(view)
-            full = read_ids(args.scene / "instances" / f"{stem}.png")
-            truth = resize_nearest(full, trace.height, trace.width) == entry["id"]
+            ids = read_ids(args.scene / "instances" / f"{stem}.png")
+            truth = resize_nearest(ids, trace.height, trace.width) == entry["id"]
             for kind, prompt in prompts_of(entry, *views.image_size(view)).items():
                 try:
                     answer: Candidates = session.prompt(view, prompt)
                     score = float(ious(answer, truth)[int(answer.scores.argmax())])
                 except sa3d.SA3DError:
-                    score = 0.0  # it found nothing
+                    score = 0.0  # the segmenter returned no mask
                 rows.setdefault((kind, source), []).append(score)
     columns = list(rows)
     print("| object | " + " | ".join(f"{kind}, {source}" for kind, source in columns) + " |")

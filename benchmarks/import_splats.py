@@ -23,17 +23,17 @@ from sa3d_nerfstudio.splat_files.ply import write_ply
 
 @dataclass
 class ImportSplats:
-    """Write a PLY of many Gaussians, import it, and say how long that took and how much memory."""
+    """Write a PLY of many Gaussians, import it, and print the time and memory of the import."""
 
     count: int = 6_000_000
-    """Gaussians."""
+    """Number of Gaussians."""
     degree: int = 3
     """Degree of their spherical harmonics."""
     folder: Path | None = None
-    """Where the files go, and are removed again; by default a temporary folder."""
+    """Folder for the files, which are removed again; by default that of temporary files."""
 
     def main(self) -> None:
-        """Run it."""
+        """Write the PLY, import it, and print the figures."""
         folder = Path(tempfile.mkdtemp(dir=self.folder, prefix="import-"))
         try:
             write_ply(folder / "scene.ply", room(self.count, self.degree))
@@ -52,13 +52,13 @@ class ImportSplats:
 
 
 def room(count: int, degree: int) -> Gaussians:
-    """A room of 6 x 5 x 3 with a block in it, and Gaussians spread over their faces at random."""
+    """Gaussians spread at random over the faces of a room of 6 x 5 x 3 and of a block in it."""
     rng = np.random.default_rng(0)
     boxes = np.array([[[0, 0, 0], [6, 5, 3]], [[2, 1.5, 0], [4, 3, 0.8]]], np.float32)
     sides = boxes[:, 1] - boxes[:, 0]
     areas = np.stack([sides[:, 1] * sides[:, 2], sides[:, 0] * sides[:, 2], sides[:, 0] * sides[:, 1]], axis=1)
-    pick = rng.choice(6, size=count, p=(areas / areas.sum()).ravel())
-    box, axis = boxes[pick // 3], pick % 3
+    faces = rng.choice(6, size=count, p=(areas / areas.sum()).ravel())
+    box, axis = boxes[faces // 3], faces % 3
     means = (box[:, 0] + rng.random((count, 3), dtype=np.float32) * (box[:, 1] - box[:, 0])).astype(np.float32)
     rows, side = np.arange(count), rng.integers(0, 2, count)
     means[rows, axis] = box[rows, side, axis]
@@ -66,10 +66,10 @@ def room(count: int, degree: int) -> Gaussians:
     scales[rows, axis] = np.log(0.001)
     quats = np.zeros((count, 4), np.float32)
     quats[:, 0] = 1
-    rest = rng.standard_normal((count, (degree + 1) ** 2 - 1, 3), dtype=np.float32)
-    rest *= 0.05
+    features_rest = rng.standard_normal((count, (degree + 1) ** 2 - 1, 3), dtype=np.float32)
+    features_rest *= 0.05
     opacities = rng.uniform(-2, 5, count).astype(np.float32)
-    return Gaussians(means, scales, quats, opacities, rng.random((count, 3), dtype=np.float32), rest)
+    return Gaussians(means, scales, quats, opacities, rng.random((count, 3), dtype=np.float32), features_rest)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The true masks, spoilt on purpose: what the loop makes of a segmenter that errs."""
+"""True masks with errors added on purpose, to measure the loop with a segmenter that errs."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Noise = Literal["eroded", "dilated", "wobbling", "wrong", "corrupted"]
 
 
 class NoisyOracle(OracleSegmenter):
-    """The oracle with errors; the embedding is the id map with the image's name.
+    """Oracle with errors; its embedding is the id map and the image's name.
 
     Args:
-        folder: Of the id maps.
-        noise: ``eroded`` and ``dilated``: every mask by ``pixels``. ``wobbling``: dilated by these in two of five views
-            and eroded in two others. ``wrong``: in a share of the views, the mask of another
-            object that is in view, or of the background. ``corrupted``: in a share of the views, in turn the wrong
-            object, a half of the mask cut off, or the mask with all that lies within a quarter of its size.
-        share: Of the views that are spoilt.
-        pixels: By how much masks are eroded or dilated.
-        seed: Which views are spoilt follows from it and their names, in whatever order they are asked for.
-        spared: Name of the image whose mask is left as it is: that of the user's prompt, who looks at it.
+        folder: Folder of the id maps.
+        noise: ``eroded`` and ``dilated``: every mask, by ``pixels``. ``wobbling``: dilated by ``pixels`` in two of five
+            views, and eroded in two others. ``wrong``: in a share of the views, the mask of another visible object, or
+            of the background. ``corrupted``: in a share of the views, at random the wrong object, half of the mask, or
+            the mask dilated by a quarter of its size (the square root of its area).
+        share: Share of the views that ``wrong`` and ``corrupted`` spoil.
+        pixels: Pixels by which masks are eroded or dilated.
+        seed: Seed that decides, with the views' names alone, which views are spoilt, in any order of calls.
+        spared: Stem of the image whose mask stays true: the prompted view, because the user sees its mask.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class NoisyOracle(OracleSegmenter):
         return super().embed(image), Path(image.name).stem
 
     def predict(self, embedding: tuple[IdMap, str], prompt: Prompt) -> Candidates:  # type: ignore[override]
-        """The true instance, or what the noise makes of it."""
+        """Mask of the true instance, with the errors of the noise."""
         ids, name = embedding
         mask = super().predict(ids, prompt).masks[0].numpy()
         if mask.any() and name != self.spared:
@@ -61,13 +61,13 @@ class NoisyOracle(OracleSegmenter):
             return mask
         kind = "wrong" if self.noise == "wrong" else generator.choice(["wrong", "half", "fat"])
         if kind == "wrong":
-            others = np.setdiff1d(ids, [BACKGROUND, *np.unique(ids[mask])])
-            return ids == (generator.choice(others) if len(others) else BACKGROUND)
+            numbers = np.setdiff1d(ids, [BACKGROUND, *np.unique(ids[mask])])
+            return ids == (generator.choice(numbers) if len(numbers) else BACKGROUND)
         if kind == "half":
             columns = np.nonzero(mask.any(axis=0))[0]
-            kept = mask.copy()
-            kept[:, columns[len(columns) // 2] :] = False
-            return kept if kept.any() else mask
+            half = mask.copy()
+            half[:, columns[len(columns) // 2] :] = False
+            return half if half.any() else mask
         return _morph(cv2.dilate, mask, max(round(float(np.sqrt(mask.sum())) / 4), 1))
 
     def _outlined(self, noise: str, mask: np.ndarray) -> np.ndarray:

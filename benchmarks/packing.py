@@ -1,10 +1,10 @@
-"""What packing the traces of views costs in accuracy.
+"""Loss of accuracy by packing the traces of views.
 
     python -m benchmarks.packing --scene ../shared/scenes/desk --run ../shared/runs/desk/nerfacto/cpu
 
-Objects from their true mask in one view, with the oracle in the others, on the same views as the model gives them and
-packed; masks rendered in the test views from the plain traces, at the working size, and scored against the exact
-instance maps.
+Each object is segmented from its true mask in one view, with the oracle in the others: on plain traces as the model
+gives them, and on packed ones of the same views. Masks are rendered in the test views from plain traces, at the working
+size, and scored against the exact instance maps.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ class Options:
     run: Path
     """Trained run on that scene."""
     views: int = 12
-    """Training views, spread over all."""
+    """Number of training views, spread over all."""
     tests: int = 8
-    """Test views."""
+    """Number of test views."""
     atoms: tuple[int, ...] = (10, 8)
-    """Atoms a ray."""
+    """Numbers of atoms per ray."""
 
 
 @dataclass
 class Traces:
-    """Training views as a session looks at them."""
+    """Training views with ready traces, in the interface that a session expects."""
 
     traces: list[ViewTrace]
     names: list[str]
@@ -68,7 +68,7 @@ class Traces:
         return self.traces[view]
 
     def picture(self, view: int, side: int | None = None) -> Float[Tensor, "height width 3"]:
-        """What segmenters see of it: the render, whatever the size asked for."""
+        """Image for segmenters: the render, for any ``side``."""
         return self.traces[view].rgb
 
     def picture_size(self, view: int, side: int | None = None) -> tuple[int, int]:
@@ -76,14 +76,14 @@ class Traces:
         return self.traces[view].height, self.traces[view].width
 
     def preload(self, view: int, picture: bool) -> None:
-        """All of it is in memory."""
+        """Do nothing: the traces are in memory."""
 
     def begin_pass(self) -> None:
-        """All of it stays there."""
+        """Do nothing: the traces stay in memory."""
 
 
 def packed(trace: NerfViewTrace, count: int) -> CompressedTrace:
-    """A plain trace in so many atoms a ray."""
+    """Pack a plain trace into ``count`` atoms per ray."""
     angle = pixel_angle(trace.directions.reshape(trace.height, trace.width, 3))
     atoms = atoms_of(trace.samples, trace.origins, trace.directions, angle, count)
     rays = ViewRays.of(trace.origins, trace.directions, torch.eye(3))
@@ -113,10 +113,10 @@ def main(options: Options) -> None:
     scores: dict[str, list[float]] = {kind: [] for kind in kinds}
     for entry in entries:
         for kind, traces in kinds.items():
-            seen = Traces(traces, [views.name(view) for view in chosen], views.camera_to_worlds[chosen])
+            training = Traces(traces, [views.name(view) for view in chosen], views.camera_to_worlds[chosen])
             grid = pipeline.model.new_field(pipeline.config.resolution)
-            session = SegmentationSession(seen, pipeline.make_segmenter(), grid, SessionSettings())
-            view, prompt = prompt_of(seen, options.scene, entry["id"])
+            session = SegmentationSession(training, pipeline.make_segmenter(), grid, SessionSettings())
+            view, prompt = prompt_of(training, options.scene, entry["id"])
             session.prompt(view, prompt)
             session.run()
             scores[kind].append(score(session, tests, options.scene, entry["id"]))
@@ -125,7 +125,7 @@ def main(options: Options) -> None:
 
 
 def prompt_of(views: Traces, scene: Path, number: int) -> tuple[int, Prompt]:
-    """The view that shows most of an object, with its true mask there."""
+    """View that shows most of an object, and a prompt by its true mask there."""
     masks = []
     for view in range(len(views)):
         trace = views.trace(view)

@@ -1,9 +1,9 @@
-"""Where the time of a first and of a second object goes.
+"""Time of each part of the work, for a first and for a second object.
 
     python -m benchmarks.parts --scene ../shared/scenes/desk --run ../shared/runs/desk/nerfacto/cpu --every 3
 
-Seconds inside of each part of the work, without those of the parts that it calls. Written so that it also runs on a
-checkout from before views were packed and cached (copy this file there).
+The seconds of a part exclude those of the parts that it calls. Functions that a checkout lacks are left out, so this
+file also runs on a checkout from before views were packed and cached (copy it there).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PARTS = {
 
 @dataclass
 class Options:
-    """Measure where the time goes."""
+    """Measure the time of each part of the work."""
 
     scene: Path
     """Scene folder with instances/ and prompts.json."""
@@ -57,15 +57,15 @@ class Options:
     objects: tuple[str, str] = ("mug", "moka_pot")
     """The first and the second object."""
     every: int = 1
-    """Only each so-manieth view, beside the prompted ones."""
+    """Use every n-th view, beside the prompted ones."""
     working_size: int = 160
-    """Longer side of the images."""
+    """Longer side of the images, in pixels."""
     output: Path | None = None
     """JSON file to write."""
 
 
 class Watch:
-    """Seconds by part, while it watches; on CUDA, with everything done that was asked for."""
+    """Timer of the parts within its context; on CUDA, it waits for the device before each reading."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -74,7 +74,7 @@ class Watch:
         self._since = 0.0
 
     def _turn(self) -> None:
-        """Put the time since the last turn on the account of the part that runs."""
+        """Add the time since the last reading to the part that runs."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         now = time.perf_counter()
@@ -82,7 +82,7 @@ class Watch:
         self._since = now
 
     def watched(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that belongs to a part."""
+        """Wrap a function so that its time counts for a part."""
 
         @wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -98,23 +98,23 @@ class Watch:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Watch all parts that this version has."""
+        """Time all parts that this version has, by wrapping their functions."""
         changed = []
-        for part, places in PARTS.items():
-            for place in places:
-                module, _, path = place.partition(":")
+        for part, targets in PARTS.items():
+            for target in targets:
+                module, _, path = target.partition(":")
                 *holders, name = path.split(".")
                 try:
                     holder: Any = import_module(f"sa3d_nerfstudio.{module}")
-                    for each in holders:
-                        holder = getattr(holder, each)
+                    for attribute in holders:
+                        holder = getattr(holder, attribute)
                     function = getattr(holder, name)
-                    kept = holder.__dict__[name]
+                    original = holder.__dict__[name]
                 except (ImportError, AttributeError):
                     continue
-                bound = isinstance(kept, classmethod)
+                bound = isinstance(original, classmethod)
                 setattr(holder, name, (staticmethod if bound else lambda item: item)(self.watched(part, function)))
-                changed.append((holder, name, kept))
+                changed.append((holder, name, original))
         self.seconds.clear()
         self._turn()
         self.seconds.clear()
@@ -122,8 +122,8 @@ class Watch:
             yield
         finally:
             self._turn()
-            for holder, name, kept in changed:
-                setattr(holder, name, kept)
+            for holder, name, original in changed:
+                setattr(holder, name, original)
 
 
 def main(options: Options) -> None:
@@ -140,32 +140,32 @@ def main(options: Options) -> None:
     entries = json.loads((options.scene / "prompts.json").read_text())["objects"]
     prompts = {entry["name"]: entry for entry in entries}
     frames = {name: views.find(Path(prompts[name]["frame"]).name) for name in options.objects}
-    kept = sorted({*range(0, len(views), options.every), *frames.values()})
-    views.cameras = views.cameras[torch.tensor(kept)]
-    views.filenames = [views.filenames[view] for view in kept]
+    indices = sorted({*range(0, len(views), options.every), *frames.values()})
+    views.cameras = views.cameras[torch.tensor(indices)]
+    views.filenames = [views.filenames[view] for view in indices]
     with torch.no_grad():
         pipeline.model.eval()
         pipeline.model.get_outputs_for_camera(views.camera(0))
-    watch, found = Watch(pipeline.device), {}
+    watch, costs = Watch(pipeline.device), {}
     for which, name in zip(("first", "second"), options.objects, strict=True):
         entry, session = prompts[name], pipeline.session(name)
         view = views.find(Path(entry["frame"]).name)
         with watch():
             session.prompt(view, Prompt.from_points(*views.image_size(view), entry["points"][:1]))
             session.run()
-        found[which] = dict(watch.seconds)
-    total = {which: sum(seconds.values()) for which, seconds in found.items()}
-    table = Table(f"{len(kept)} views", *(f"{which}, s" for which in found), *(f"{which}, %" for which in found))
+        costs[which] = dict(watch.seconds)
+    total = {which: sum(seconds.values()) for which, seconds in costs.items()}
+    table = Table(f"{len(indices)} views", *(f"{which}, s" for which in costs), *(f"{which}, %" for which in costs))
     for part in (*PARTS, REST):
-        seconds = [found[which].get(part, 0.0) for which in found]
-        shares = [100 * found[which].get(part, 0.0) / total["first"] for which in found]
+        seconds = [costs[which].get(part, 0.0) for which in costs]
+        shares = [100 * costs[which].get(part, 0.0) / total["first"] for which in costs]
         table.add_row(part, *(f"{item:.3f}" for item in seconds), *(f"{item:.2f}" for item in shares))
     table.add_row(
         "all", *(f"{item:.3f}" for item in total.values()), *(f"{100 * t / total['first']:.2f}" for t in total.values())
     )
     Console(width=100).print(table)
     if options.output is not None:
-        options.output.write_text(json.dumps({"views": len(kept), **found}, indent=1) + "\n")
+        options.output.write_text(json.dumps({"views": len(indices), **costs}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

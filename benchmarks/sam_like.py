@@ -1,10 +1,11 @@
-"""A stand-in that errs as Segment Anything does, on the true instance maps; and how the loop gets on with it.
+"""A segmenter that errs on true instance maps as Segment Anything does, and the accuracy of the loop with it.
 
     python -m benchmarks.sam_like --scene ../shared/scenes/desk --run ../shared/runs/desk/nerfacto/cpu --seeds 3
 
-SAM answers a click with a part, the object, or more than it, is led by where the points lie, and is as sharp as the
-image that it is shown. :class:`SamLike` does all of that, and nothing is random but by its seed and the view's name.
-One click each, in the view that prompts.json names; masks are scored in the test views at full size.
+SAM answers a click with a part, the object, or more than it; the answer depends on the positions of the points, and its
+sharpness on the size of the input image. :class:`SamLike` does the same, and its random choices depend on nothing but
+its seed and the view's name. Each object gets one click, in the view that prompts.json names; its masks are scored in
+the test views at full size.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ from sa3d_nerfstudio.segmenters.proposals import grid_proposals
 
 PART, OBJECT, WHOLE = range(3)
 FAVOURITES = {"even": (0.34, 0.33, 0.33), "2:6:2": (0.2, 0.6, 0.2)}
-"""How often part, object and whole are the favourite for one point."""
+"""Probabilities that part, object and whole are the favourite for one point."""
 FITTING = 0.8
-"""How often several points or a box are answered by the level that fits them."""
+"""Probability that the answer to several points or a box is the level that fits them."""
 NEAR_OUTLINE = 1.5
-"""Pixels of the input from the outline within which a point may fall on the neighbour."""
+"""Distance from the outline, in pixels of the input, within which a point may fall on the neighbour."""
 SLIP = 0.5
-"""How often it does."""
+"""Probability that such a point falls on the neighbour."""
 INPUT_SIDE = 1024
-"""Longer side of the largest image that SAM sees."""
+"""Longer side of SAM's input image, in pixels."""
 
 SettingName = Literal["even", "2:6:2"]
 UserView = Literal["right", "picked", "auto"]
@@ -51,35 +52,35 @@ UserView = Literal["right", "picked", "auto"]
 
 @dataclass
 class SamLikeEmbedding:
-    """What is known of an image: all of it at the image's size."""
+    """Id map of an image, and the halves of its objects, at the image's size."""
 
     name: str
     """Stem of the image."""
     ids: IdMap
     upper: dict[int, Bool[np.ndarray, "height width"]]
-    """For each object, which pixels see the upper half of its box, split along the longest side."""
+    """For each object, the pixels that show the upper half of its box, split along the longest side."""
 
 
 class SamLike(OracleSegmenter):
-    """Answers with three masks of an instance, as SAM does.
+    """Segmenter that answers with three masks of an instance, as SAM does.
 
-    *Part* is the half of the object's box that a pixel's surface point lies in, split along its longest side; *object*
-    is the instance; *whole* is the instance with those that touch it in the image. One of them is the favourite, and
-    has the highest predicted IoU: for one point it is drawn for the view, for several it is the smallest that holds all
-    of them, or else a neighbouring one, and for a box the one that fills it best. The single-mask answer beside them is
-    the favourite once more, with an outline of its own.
+    *Part* is the instance within the prompted half of its box, split along the longest side; *object* is the instance;
+    *whole* is the instance with all that touch it in the image. One of them is the favourite, with the highest
+    predicted IoU. For one point, it is drawn for the view; for several points, it is the smallest that contains all of
+    them, and for a box the one that fills it best, or at random a neighbouring level. The single-mask answer is the
+    favourite again, with a different outline.
 
-    A point near the outline may fall on the neighbour. Outlines wobble by a pixel of the image that is shown.
+    A point near the outline may fall on the neighbour. Outlines wobble by up to a pixel of the input image.
 
     Args:
-        folder: Of the id maps.
+        folder: Folder of the id maps.
         objects: For each id, the corners of the object's box in the data set's frame.
-        surface: For the name of an image, the surface point of each pixel in that frame, at any size.
-        favourites: How often part, object and whole are the favourite for one point.
-        seed: What is drawn follows from it and the views' names, in whatever order they are asked for.
-        sure: Level that is the favourite in some images, whatever is drawn, by their stems.
-        stubborn: Whether the predicted IoUs keep to the level drawn for the view, however many points there are: then
-            only the single-mask answer follows the points.
+        surface: Function from the name of an image to the surface point of each pixel in that frame, at any size.
+        favourites: Probabilities that part, object and whole are the favourite for one point.
+        seed: Seed of the random choices, which depend on it and the views' names, not on the order of calls.
+        sure: Fixed favourite level of some images, by their stems.
+        stubborn: Whether the predicted IoUs keep to the level drawn for the view for any number of points; only the
+            single-mask answer follows the points in that case.
     """
 
     input_side = INPUT_SIDE
@@ -98,10 +99,10 @@ class SamLike(OracleSegmenter):
         self.objects, self.surface, self.favourites = objects, surface, favourites
         self.seed, self.sure, self.stubborn = seed, sure or {}, stubborn
         self.asked: list[tuple[str, Prompt]] = []
-        """Stems of images, and what has been asked in them."""
+        """Stem of the image and prompt of each prediction."""
 
     def embed(self, image: SegmenterImage) -> SamLikeEmbedding:  # type: ignore[override]
-        """The id map at the image's size, and the halves of all objects."""
+        """Id map at the image's size, and halves of all objects."""
         name = Path(image.name).stem
         ids = super().embed(image)
         points = self.surface(image.name)
@@ -119,7 +120,7 @@ class SamLike(OracleSegmenter):
         return SamLikeEmbedding(name, ids, upper)
 
     def predict(self, embedding: SamLikeEmbedding, prompt: Prompt) -> Candidates:  # type: ignore[override]
-        """Part, object and whole, with predicted IoUs, and for several points or a box the single-mask answer."""
+        """Part, object and whole, with predicted IoUs; for several points or a box, the single-mask answer as well."""
         check_prompt(prompt, *embedding.ids.shape)
         self.asked.append((embedding.name, prompt))
         chance = self._chance(embedding)
@@ -150,57 +151,57 @@ class SamLike(OracleSegmenter):
         )
 
     def propose(self, embedding: SamLikeEmbedding) -> Candidates:  # type: ignore[override]
-        """Its answers to a grid of points: parts, objects, wholes, and the background."""
+        """Answers to a grid of points: parts, objects, wholes, and the background."""
         return grid_proposals(self, embedding, *embedding.ids.shape)
 
     def _chance(self, embedding: SamLikeEmbedding, *more: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, zlib.crc32(embedding.name.encode()), *more])
 
     def _placed(self, embedding: SamLikeEmbedding, points: torch.Tensor, kind: int) -> list[tuple[int, int]]:
-        """y, x of where points fall: those near an outline on the other side, now and then."""
-        ids, places = embedding.ids, []
+        """Pixel (y, x) of each point; some points near an outline are moved across it."""
+        ids, positions = embedding.ids, []
         for number, (x, y) in enumerate(points.round().long().tolist()):
             reach = int(NEAR_OUTLINE) + 1
             top, left = max(y - reach, 0), max(x - reach, 0)
             around = ids[top : y + reach + 1, left : x + reach + 1]
-            others = np.argwhere(around != ids[y, x]) + np.array([top, left])
-            place = (y, x)
-            if len(others):
-                distances = np.linalg.norm(others - place, axis=1)
+            neighbours = np.argwhere(around != ids[y, x]) + np.array([top, left])
+            position = (y, x)
+            if len(neighbours):
+                distances = np.linalg.norm(neighbours - position, axis=1)
                 # The outline lies between two pixels.
                 near = distances.min() - 0.5 <= NEAR_OUTLINE
                 if near and self._chance(embedding, kind, number).random() < SLIP:
-                    place = tuple(others[distances.argmin()].tolist())
-            places.append(place)
-        return places
+                    position = tuple(neighbours[distances.argmin()].tolist())
+            positions.append(position)
+        return positions
 
     def _levels(
         self, embedding: SamLikeEmbedding, prompt: Prompt, positive: list[tuple[int, int]]
     ) -> list[Bool[np.ndarray, "height width"]]:
-        """What the prompt points at: a part of it, it, and all that touches it."""
+        """Masks of part, object and whole for the prompted instance."""
         ids = embedding.ids
         if positive:
-            votes = [int(ids[place]) for place in positive]
+            votes = [int(ids[position]) for position in positive]
             number = max(dict.fromkeys(votes), key=votes.count)
             first = positive[votes.index(number)]
         else:
             assert prompt.box is not None  # check_prompt: no positive point means a box
-            found = super().predict(ids, Prompt(prompt.height, prompt.width, box=prompt.box)).masks[0].numpy()
-            number = int(ids[found][0]) if found.any() else BACKGROUND
+            mask = super().predict(ids, Prompt(prompt.height, prompt.width, box=prompt.box)).masks[0].numpy()
+            number = int(ids[mask][0]) if mask.any() else BACKGROUND
             first = None
-        thing = ids == number
+        instance = ids == number
         if number == BACKGROUND:
-            return [thing] * 3
+            return [instance] * 3
         upper = embedding.upper[number]
-        side = bool(upper[first]) if first is not None else bool((upper & thing).sum() * 2 > thing.sum())
-        around = cv2.dilate(thing.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+        side = bool(upper[first]) if first is not None else bool((upper & instance).sum() * 2 > instance.sum())
+        around = cv2.dilate(instance.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
         touching = np.setdiff1d(ids[around], [BACKGROUND])
-        return [thing & (upper == side), thing, np.isin(ids, touching)]
+        return [instance & (upper == side), instance, np.isin(ids, touching)]
 
     def _wobbled(
         self, embedding: SamLikeEmbedding, mask: Bool[np.ndarray, "height width"], level: int
     ) -> Bool[np.ndarray, "height width"]:
-        """A mask whose outline is moved by up to a pixel, in and out."""
+        """Mask with its outline moved in and out by up to a pixel."""
         if not mask.any() or mask.all():
             return mask
         inside, outside = (cv2.distanceTransform(side.astype(np.uint8), cv2.DIST_L2, 5) for side in (mask, ~mask))
@@ -216,29 +217,29 @@ def _fitting(
     negative: list[tuple[int, int]],
     prompt: Prompt,
 ) -> int:
-    """The smallest level that holds all points, and no negative one; for a box alone, the one that fills it best."""
+    """Smallest level that contains all points and no negative one; for a box alone, the level that fills it best."""
     if not positive and prompt.box is not None:
         return int(np.argmax([_box_iou(mask, prompt.box.numpy()) for mask in levels]))
-    spared = [level for level in range(3) if not any(levels[level][place] for place in negative)] or [PART]
-    return next((level for level in spared if all(levels[level][place] for place in positive)), spared[-1])
+    allowed = [level for level in range(3) if not any(levels[level][position] for position in negative)] or [PART]
+    return next((level for level in allowed if all(levels[level][position] for position in positive)), allowed[-1])
 
 
 def _box_iou(mask: Bool[np.ndarray, "height width"], box: Float[np.ndarray, "4"]) -> float:
     """IoU of a mask's bounding box with a box."""
     if not mask.any():
         return 0.0
-    places = np.argwhere(mask)[:, ::-1]
-    low, high = places.min(axis=0), places.max(axis=0) + 1
+    pixels = np.argwhere(mask)[:, ::-1]
+    low, high = pixels.min(axis=0), pixels.max(axis=0) + 1
     shared = np.prod(np.clip(np.minimum(high, box[2:]) - np.maximum(low, box[:2]), 0, None))
     return float(shared / (np.prod(high - low) + np.prod(box[2:] - box[:2]) - shared))
 
 
 def sam_like(scene: SceneUnderTest, **options: object) -> SamLike:
-    """The stand-in on a scene that has been traced.
+    """Make the stand-in for a scene, from the traces of its views.
 
     Args:
         scene: The scene, with its run.
-        options: Of :class:`SamLike`.
+        options: Options of :class:`SamLike`.
     """
     frame = frame_of(scene.pipeline, world=True)
     points: dict[str, Float[np.ndarray, "height width 3"]] = {}
@@ -255,18 +256,18 @@ def sam_like(scene: SceneUnderTest, **options: object) -> SamLike:
 
 @dataclass
 class Outcome:
-    """One object, segmented once."""
+    """Figures of one object, segmented once."""
 
     iou: float = 0.0
     """Mean over the test views; 0 where the object is lost."""
     first: float = float("nan")
-    """How deep the first point of a self-prompted view lies in the object: distance to the outline over the inradius,
-    in the median view."""
+    """Depth of a self-prompted view's first point in the object: distance to the outline over the inradius, in the
+    median view."""
     near: float = float("nan")
-    """Share of the points within two pixels of the outline, in views where the object is wider than eight."""
+    """Share of the points within two pixels of the outline, in views where the object is wider than eight pixels."""
     near_wide: float = float("nan")
-    """Share of the points that are so near although the object is wider than eight in that very place, as a disc of
-    that size tells which fits into it."""
+    """Share of the points that are so near although the object is wider than eight pixels at the point: a disc of that
+    diameter fits into the object there."""
 
 
 @dataclass
@@ -278,28 +279,28 @@ class Options:
     run: Path
     """Trained run on that scene."""
     seeds: int = 3
-    """How many stand-ins, which differ in what they draw."""
+    """Number of stand-ins, with different seeds."""
     settings: tuple[SettingName, ...] = ("2:6:2", "even")
-    """How often part, object and whole are the favourite for one point."""
+    """Probabilities that part, object and whole are the favourite for one point."""
     variants: tuple[str, ...] = ("default",)
-    """Ways to run the loop: keys of benchmarks.variants."""
+    """Variants of the loop, as named in benchmarks.variants."""
     user: UserView = "right"
-    """The user's view: the object is the favourite there (right), it is not and the user picks it (picked), or whatever
-    is drawn for the view (auto)."""
+    """Favourite in the user's view: the object (right), another level while the user picks the object (picked), or the
+    level drawn for the view (auto)."""
     stubborn: bool = False
-    """Whether the predicted IoUs stay as they are drawn for a view when there are several points."""
+    """Whether the predicted IoUs favour the level drawn for a view when there are several points, too."""
     objects: tuple[str, ...] = ()
     """Names of objects; all by default."""
     working_size: int = 160
-    """Longer side of the images in which views are segmented."""
+    """Longer side, in pixels, of the images in which views are segmented."""
     cache_dir: Path | None = None
-    """Folder to keep renders of the training views in, for the next time."""
+    """Folder that keeps renders of the training views for later runs."""
     num_views: int | None = None
-    """Only so many views beside the prompted one; all by default."""
+    """Number of views beside the prompted one; all by default."""
     most_tests: int | None = None
-    """Score in so many unseen views; in all by default."""
+    """Number of unseen views to score in; all by default."""
     input_side: int = INPUT_SIDE
-    """Longer side of the images that the stand-in sees: photos of this scene are to it what larger ones are to SAM."""
+    """Longer side of the stand-in's input, in pixels: below the photos' size, they are to it as large photos to SAM."""
     output: Path | None = None
     """JSON file to write."""
 
@@ -320,7 +321,7 @@ class Benchmark:
         )
 
     def run(self, name: str, setting: str, variant_name: str, seed: int) -> Outcome:
-        """Segment an object once."""
+        """Segment an object once, and score it."""
         scene, options, variant = self.scene, self.options, VARIANTS[variant_name]
         pipeline, number = scene.pipeline, scene.prompts[name]["id"]
         view, prompt = scene.prompt(name, "point")
@@ -343,7 +344,7 @@ class Benchmark:
         return Outcome(scene.score(session.lifting, number).iou, *self._points(stand_in, number, stem))
 
     def _points(self, stand_in: SamLike, number: int, prompted: str) -> tuple[float, float, float]:
-        """Where the points of self-prompted views lay; see :class:`Outcome`. Pixels are those of the working size."""
+        """``first``, ``near`` and ``near_wide`` of :class:`Outcome`, in pixels of the working size."""
         depths, near, wide = [], [], []
         for stem, prompt in stand_in.asked:
             truth = self.scene.truth(stem, number, (prompt.height, prompt.width))
@@ -357,14 +358,14 @@ class Benchmark:
                 near += (distance[y, x] < 2 * pixel).tolist()
                 middles = np.pad(distance <= 4 * pixel, 1, constant_values=True).astype(np.uint8)
                 away = cv2.distanceTransform(middles, cv2.DIST_L2, 5)[1:-1, 1:-1]
-                # Of points beside the object, what is wide is what they lie beside.
+                # A point beside the object is wide where the object next to it is wide.
                 wide += (away <= np.where(truth, 4, 6) * pixel)[y, x].tolist()
         both = np.logical_and(near, wide).mean() if near else 0.0
         return float(np.median(depths)), float(np.mean(near)) if near else 0.0, float(both)
 
 
 def main(options: Options) -> None:
-    """Print a row for each object and setting, and the mean."""
+    """Print a row for each variant, setting and object, and the means."""
     benchmark, console, rows = Benchmark(options), Console(width=150), []
     for variant in options.variants:
         for setting in options.settings:
@@ -384,13 +385,13 @@ def main(options: Options) -> None:
     console.print(table)
     if options.output is not None:
         keys = ("variant", "setting", "object", "outcomes")
-        result = [dict(zip(keys, (*row[:3], [vars(each) for each in row[3]]), strict=True)) for row in rows]
+        result = [dict(zip(keys, (*row[:3], [vars(outcome) for outcome in row[3]]), strict=True)) for row in rows]
         options.output.write_text(json.dumps(result, indent=1) + "\n")
     print(f"mean IoU {np.mean([outcome.iou for row in rows for outcome in row[3]]):.3f}")
 
 
 def _figures(objects: list[list[Outcome]]) -> list[str]:
-    """Columns of the table: means over objects and seeds, and the worst of all for the second."""
+    """Columns of the table: means over objects and seeds; the second column is the lowest IoU."""
     every = [outcome for outcomes in objects for outcome in outcomes]
     worst = min(outcome.iou for outcome in every)
     points = [[outcome.first, outcome.near, outcome.near_wide] for outcome in every]

@@ -1,4 +1,4 @@
-"""A scene with exact truth, and a run trained on it: everything a benchmark of accuracy looks at, traced once."""
+"""A scene with exact masks, and a run trained on it: the input of accuracy benchmarks, traced once."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from sa3d_nerfstudio.segmenters.oracle import read_ids, resize_nearest
 from sa3d_nerfstudio.traces.base import ViewTrace
 
 MIN_FRACTION = 0.001
-"""Test views in which the object covers less than this are not scored, as in the scenes' score.py."""
+"""Share of a test view above which an object is scored in it, as in the scenes' score.py."""
 PromptKind = Literal["point", "points", "box", "scribble"]
 
 
 @dataclass
 class MaskScores:
-    """Figures of one object's masks over the test views."""
+    """Scores of one object's masks over the test views."""
 
     iou: float
     worst_iou: float
@@ -43,11 +43,11 @@ class SceneUnderTest:
     """A folder with transforms.json, instances/, prompts.json and objects.json, and a run.
 
     Args:
-        folder: The scene.
-        run: A run trained on it.
-        most_tests: Score in so many unseen views; in all if None.
-        trace_all: Render all training views at once, before anything is measured.
-        options: For ``sa3d.load``.
+        folder: Folder of the scene.
+        run: Run trained on the scene.
+        most_tests: Number of unseen views to score in; all if None.
+        trace_all: Render all training views in advance, before measurements.
+        options: Options of ``sa3d.load``.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class SceneUnderTest:
             self.tests[dataset.image_filenames[index].stem] = self.pipeline.model.trace_view(camera)
 
     def truth(self, stem: str, number: int, shape: tuple[int, int] | None = None) -> Mask:
-        """The exact mask of an object in one image, at that image's size or at another."""
+        """Exact mask of an object in one image, at the image's size or at ``shape``."""
         ids = read_ids(self.folder / "instances" / f"{stem}.png")
         return (ids if shape is None else resize_nearest(ids, *shape)) == number
 
     def prompt(self, name: str, kind: PromptKind) -> tuple[int, Prompt]:
-        """The view that prompts.json names for an object, and the prompt of that kind in it."""
+        """View that prompts.json names for an object, and the prompt of that kind in it."""
         entry = self.prompts[name]
         view = self.views.find(Path(entry["frame"]).name)
         height, width = self.views.image_size(view)
@@ -91,7 +91,7 @@ class SceneUnderTest:
         return view, Prompt.from_points(height, width, on, off)
 
     def masks(self, lifting: Lifting, number: int) -> dict[str, tuple[Mask, Mask]]:
-        """The rendered and the true mask of every test view that shows the object."""
+        """Rendered and true masks of every test view that shows the object, by stem."""
         pairs = {}
         for stem, trace in self.tests.items():
             truth = self.truth(stem, number)
@@ -101,7 +101,7 @@ class SceneUnderTest:
         return pairs
 
     def score(self, lifting: Lifting, number: int, folder: Path | None = None) -> MaskScores:
-        """Figures over the test views that show the object; the masks go to a folder, if one is given."""
+        """Score masks over the test views that show the object; if a folder is given, write the masks to it."""
         ious, boundaries, accuracies = [], [], []
         pairs = self.masks(lifting, number)
         for stem, (predicted, truth) in pairs.items():

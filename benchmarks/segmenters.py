@@ -1,11 +1,11 @@
-"""2D accuracy of a segmenter over the shared scenes, without any 3D: one row per object.
+"""2D accuracy of a segmenter on the shared scenes, without lifting: one row per object.
 
     python benchmarks/segmenters.py ../shared/scenes --segmenter grabcut [--renders FOLDER]
 
-Each object is asked for in its reference view (``points`` and ``negative_points`` of ``prompts.json``) and in other
-views (the most interior pixel of the true mask, alone). ``--renders`` names a folder of ``SCENE_STEM.npz`` files with
-``rgb`` [height, width, 3] and ``depth`` [height, width] as a radiance field renders them; those images are used then,
-and views without one are left out.
+Each object is prompted in its reference view (``points`` and ``negative_points`` of ``prompts.json``) and in other
+views (the most interior pixel of the true mask alone). ``--renders`` names a folder of ``SCENE_STEM.npz`` files with
+``rgb`` [height, width, 3] and ``depth`` [height, width] as a radiance field renders them. These images then replace the
+photos, and views without a file are left out.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from sa3d_nerfstudio.segmenters.oracle import read_ids, resize_nearest
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 
 KINDS = ("points", "point", "box", "other", "prior")
-"""Reference view by all points, by the first one, by the box; other views by one point; those with a prior, too."""
+"""Kinds of prompts: all points, the first point or the box in the reference view; one point without and with a prior
+in other views."""
 MIN_PIXELS = 0.001
-"""Objects smaller than this fraction of a view are not asked for in it, as in the scenes' own score."""
+"""Share of a view above which an object is prompted in it, as in the scenes' score.py."""
 
 
 @dataclass
 class Question:
-    """One object in one view, with its true mask."""
+    """One prompt for an object in one view, with its true mask."""
 
     scene: str
     name: str
@@ -45,7 +46,7 @@ class Question:
 
 
 def load_image(scene: Path, stem: str, renders: Path | None) -> SegmenterImage | None:
-    """A photograph, or the render of that view if ``renders`` is given and holds one."""
+    """Photo of a view, or its render if ``renders`` is given; None if that folder lacks the view."""
     if renders is None:
         rgb = cv2.cvtColor(cv2.imread(str(scene / "images" / f"{stem}.jpg")), cv2.COLOR_BGR2RGB)
         return SegmenterImage(torch.from_numpy(rgb).float() / 255, f"{stem}.jpg")
@@ -57,14 +58,14 @@ def load_image(scene: Path, stem: str, renders: Path | None) -> SegmenterImage |
 
 
 def most_interior(mask: np.ndarray) -> tuple[int, int]:
-    """x, y of the pixel that is farthest from the outside."""
-    padded = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    y, x = np.unravel_index(int(padded.argmax()), mask.shape)
+    """Pixel (x, y) of a mask that is farthest from its outline."""
+    distance = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    y, x = np.unravel_index(int(distance.argmax()), mask.shape)
     return int(x), int(y)
 
 
 def rendered_like(truth: np.ndarray, generator: np.random.Generator) -> torch.Tensor:
-    """A prior such as an unfinished mask field renders: soft at the rim, shifted, a third of the object unknown."""
+    """Prior like that of an unfinished mask field: soft at the rim, shifted, and unknown for a third of the object."""
     shift = generator.integers(-2, 3, 2)
     soft = cv2.GaussianBlur(np.roll(truth.astype(np.float32), tuple(shift), (0, 1)), (0, 0), max(truth.shape) / 160)
     y, x = np.nonzero(truth)
@@ -76,23 +77,23 @@ def rendered_like(truth: np.ndarray, generator: np.random.Generator) -> torch.Te
 
 
 def questions(scene: Path, renders: Path | None, every: int) -> Iterator[Question]:
-    """All questions about one scene; other views are every ``every``-th of the training views."""
+    """All prompts of one scene; other views are every ``every``-th training view, or all with renders."""
     objects = json.loads((scene / "prompts.json").read_text())["objects"]
     train = json.loads((scene / "transforms.json").read_text())["train_filenames"]
     stems = [Path(name).stem for name in train]
-    others = stems[::every] if renders is None else stems
+    other_stems = stems[::every] if renders is None else stems
     generator = np.random.default_rng(0)
     for entry in objects:
-        for stem in sorted({Path(entry["frame"]).stem, *others}):
+        for stem in sorted({Path(entry["frame"]).stem, *other_stems}):
             image = load_image(scene, stem, renders)
             if image is None:
                 continue
-            full = read_ids(scene / "instances" / f"{stem}.png")
-            truth = resize_nearest(full, image.height, image.width) == entry["id"]
+            ids = read_ids(scene / "instances" / f"{stem}.png")
+            truth = resize_nearest(ids, image.height, image.width) == entry["id"]
             if truth.sum() <= MIN_PIXELS * truth.size:
                 continue
 
-            for kind, prompt in prompts(entry, stem, full.shape, truth, generator):
+            for kind, prompt in prompts(entry, stem, ids.shape, truth, generator):
                 small = prompt.resized(image.height, image.width)
                 yield Question(scene.name, entry["name"], kind, image, small, truth)
 
@@ -100,7 +101,7 @@ def questions(scene: Path, renders: Path | None, every: int) -> Iterator[Questio
 def prompts(
     entry: dict, stem: str, size: tuple[int, ...], truth: np.ndarray, generator: np.random.Generator
 ) -> Iterator[tuple[str, Prompt]]:
-    """The prompts for one object in one view, by kind."""
+    """Prompts of one object in one view, by kind."""
     if stem == Path(entry["frame"]).stem:
         points, off = entry["points"], entry["negative_points"]
         yield "points", Prompt.from_points(size[0], size[1], points, off)
@@ -114,7 +115,7 @@ def prompts(
 
 
 def ious(answer: Candidates, truth: np.ndarray) -> np.ndarray:
-    """The IoU of each candidate with the true mask."""
+    """IoU of each candidate with the true mask."""
     masks = answer.masks.cpu().numpy()
     return (masks & truth).sum((1, 2)) / np.maximum((masks | truth).sum((1, 2)), 1)
 
@@ -135,7 +136,7 @@ def main() -> None:
 
     rows: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
     spent = {"embed": 0.0, "predict": 0.0}
-    asked = 0
+    answered = 0
     sized: dict[str, list[list[float]]] = {kind: [] for kind in args.kinds}
     for name in args.only:
         scene = args.scenes / name
@@ -157,11 +158,11 @@ def main() -> None:
             start = time.perf_counter()
             answer = segmenter.predict(embedding, question.prompt)
             spent["predict"] += time.perf_counter() - start
-            asked += 1
-            each = ious(answer, question.truth)
+            answered += 1
+            candidate_ious = ious(answer, question.truth)
             kinds = rows.setdefault((question.scene, question.name), {kind: [] for kind in KINDS})
-            kinds[question.kind].append((float(each[answer.favourite]), float(each.max())))
-            sized[question.kind].append([float(each[answer.of_size(size)]) for size in CANDIDATES])
+            kinds[question.kind].append((float(candidate_ious[answer.favourite]), float(candidate_ious.max())))
+            sized[question.kind].append([float(candidate_ious[answer.of_size(size)]) for size in CANDIDATES])
 
     print("| scene | object | " + " | ".join(KINDS) + " |\n|---|---|" + "---|" * len(KINDS))
     for (scene_name, name), kinds in rows.items():
@@ -175,13 +176,13 @@ def main() -> None:
         means = [np.mean([ious_of_one[index] for ious_of_one in sized[kind]]) for kind in args.kinds]
         print(f"| {size} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
     print(
-        f"\nIoU of the segmenter's own choice (of the best candidate). {asked} questions; seconds per image: "
-        + ", ".join(f"{what} {seconds / asked:.3f}" for what, seconds in spent.items())
+        f"\nIoU of the segmenter's own choice (of the best candidate). {answered} questions; seconds per image: "
+        + ", ".join(f"{what} {seconds / answered:.3f}" for what, seconds in spent.items())
     )
 
 
 def _mean(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The mean pair, or nothing of nothing."""
+    """Mean of the pairs, as a list of one; empty for no pairs."""
     return [(float(np.mean([a for a, _ in pairs])), float(np.mean([b for _, b in pairs])))] if pairs else []
 
 

@@ -1,12 +1,12 @@
-"""What segmenting costs, as ratios of the time that bare renders of the same views take, in one run.
+"""Cost of segmenting, relative to bare renders of the same views, in one run.
 
     python -m benchmarks.speed --scene ../shared/scenes/desk --run ../shared/runs/desk/nerfacto/cpu --output speed.json
 
-Bare renders of all views; an object from nothing; each object from nothing, all one after the other, and one more
-whose tiles are there, as shares of the bare renders; another one; the first one refined by a further prompt; the
-published loop (a render and a step of autograd for each view); lifting against autograd through ``grid_sample`` on
-the same rays; memory; how it grows with views and with rays; and where the time goes. The segmenter is the oracle,
-which takes none. On CUDA the same command measures there.
+Measured are bare renders of all views; a first object with no view cached; each object with no view cached, all objects
+one after the other, and one more with all tiles cached, as shares of the bare renders; a second object; a refinement of
+the first by a further prompt; the published loop (a render and an autograd step per view); lifting against autograd
+through ``grid_sample`` on the same rays; memory; growth with views and with rays; and a profile. The segmenter is the
+oracle, which takes no time. With CUDA, the same command measures there.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ LIFTING = (
 )
 """Ways to lift the mask of a view."""
 AGAIN = 5
-"""How often an object is timed of which everything has been rendered."""
+"""Number of timings of an object whose views have all been rendered."""
 
 
 @dataclass
 class Options:
-    """Measure where the time goes."""
+    """Measure the cost of segmenting."""
 
     scene: Path
     """Scene folder with instances/ and prompts.json."""
@@ -81,36 +81,36 @@ class Options:
     objects: tuple[str, str] = ("mug", "moka_pot")
     """The first and the second object."""
     views: int | None = None
-    """Only so many views beside the prompted one, other ones for each object; all by default."""
+    """Number of views beside the prompted one, different ones for each object; all by default."""
     growth: tuple[int, ...] = (10, 20, 48)
     """Numbers of views, for the growth of a second object's time."""
     sizes: tuple[int, ...] = (40, 80, 160, 320)
     """Long sides of images, for the growth of lifting with rays."""
     sample: int = 12
-    """Views that are rendered bare, half of them before and half after the first object; the rest is scaled."""
+    """Number of views rendered bare, half before and half after the first object; scaled to the visited views."""
     memory_views: int = 12
-    """Whole views that are rendered to see what memory they take."""
+    """Number of whole views that are rendered to measure their memory."""
     shares: bool = True
-    """Measure what each object costs from nothing, and all of them, as shares of bare renders."""
+    """Measure each object with no view cached, and all objects, as shares of bare renders."""
     rest: bool = True
-    """Measure all else."""
+    """Measure all other figures."""
     loop_views: int = 4
-    """Views of the published loop, and of lifting by autograd; the rest is scaled."""
+    """Number of views for lifting by autograd and for the published loop, which is scaled to the visited views."""
     working_size: int | None = None
-    """Longer side of the images; the run's default if not given."""
+    """Longer side of the images, in pixels; the device's default if not given."""
     cpu_time: bool = False
-    """Count the seconds that this process computes, of all its threads, instead of those that pass: for a CPU that
-    others use."""
+    """Measure the processor time of all threads of this process instead of wall-clock time: for a CPU that is shared
+    with others."""
     output: Path | None = None
     """JSON file to write."""
     plot: Path | None = None
-    """PNG file to draw the growth with views and rays in."""
+    """PNG file for the plot of growth with views and rays."""
     size_plot: Path | None = None
-    """PNG file to draw the growth with the object's size in."""
+    """PNG file for the plot of growth with the object's size."""
 
 
 class Clock:
-    """Seconds by name; on CUDA, with everything done that was asked for."""
+    """Timer, with seconds by name; on CUDA, it waits for the device before and after the work."""
 
     def __init__(self, device: torch.device, counter: Callable[[], float] = time.perf_counter) -> None:
         self.device = device
@@ -118,22 +118,22 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     def time(self, name: str, work: Callable[[], Any]) -> Any:
-        """Do something, and note how long it takes."""
+        """Do the work, store its seconds under the name, and return its result."""
         results = []
         self.seconds[name] = self.once(lambda: results.append(work()))
         return results[0]
 
     def often(self, work: Callable[[], Any]) -> float:
-        """Median time of something, the first go not counted."""
+        """Median seconds of the work, the first time not counted."""
         return self.often_each([work])[0]
 
     def often_each(self, ways: Sequence[Callable[[], Any]], count: int = 9) -> list[float]:
-        """Median times of several things, done in turns, so that all are disturbed alike; the first not counted."""
+        """Median seconds of several ways, in turns so that other load affects all alike; the first turn not counted."""
         seconds = [[self.once(way) for way in ways] for _ in range(count + 1)]
         return [median(times) for times in zip(*seconds[1:], strict=True)]
 
     def once(self, work: Callable[[], Any]) -> float:
-        """Time of something."""
+        """Seconds of the work."""
         self._wait()
         start = self.counter()
         work()
@@ -146,26 +146,26 @@ class Clock:
 
 
 def autograd_step(trace: RayTrace, field: MaskField, image: Tensor) -> None:
-    """Forward and backward through ``grid_sample``: the same two renders and two sums that lifting gives."""
+    """Forward and backward through ``grid_sample``: the same two renders and two sums as in lifting."""
     values = field.cells().detach().clone().requires_grad_(True)
     trace.render(field, values).backward(image)
 
 
 def lift_step(trace: RayTrace, field: MaskField, image: Tensor) -> None:
-    """The same, by the trace's own render and splat, with nothing remembered."""
+    """The same two renders and two sums by the trace's render and splat, with nothing cached of earlier calls."""
     packed.forget()
     trace.render(field, field.cells())
     trace.backproject(field, image)
 
 
 def splat_step(trace: RayTrace, field: MaskField, image: Tensor) -> None:
-    """The two sums alone, with nothing remembered."""
+    """The two sums alone, with nothing cached of earlier calls."""
     packed.forget()
     trace.backproject(field, image)
 
 
 def as_samples(trace: CompressedTrace) -> NerfTrace:
-    """The atoms of a packed trace as samples, which go through ``grid_sample``."""
+    """Atoms of a packed trace as samples, for ``grid_sample``."""
     everything, rays = slice(None), trace.height * trace.width
     distances, weights = trace._decoded(trace.distances), trace._weights(everything)
     positions = trace.rays.origins_of(everything) + trace.rays.directions_of(everything) * distances[..., None]
@@ -174,22 +174,22 @@ def as_samples(trace: CompressedTrace) -> NerfTrace:
 
 
 class RayCount:
-    """Rays that a model has traced."""
+    """Count of the rays that a model traces."""
 
     def __init__(self, model: MaskOutputs) -> None:
         self.rays = 0
         trace = model.compressed_view
 
         def counted(camera: Cameras, *args: Any, pixels: Pixels | None = None, **options: Any) -> ViewTrace:
-            whole = int(camera.height.max()) * int(camera.width.max())
-            self.rays += whole if pixels is None else len(pixels.indices)
+            num_rays = int(camera.height.max()) * int(camera.width.max())
+            self.rays += num_rays if pixels is None else len(pixels.indices)
             return trace(camera, *args, **options, **({} if pixels is None else {"pixels": pixels}))
 
         model.compressed_view = counted  # type: ignore[method-assign]
 
 
 class Speed:
-    """One scene with one run."""
+    """Measurements on one scene with one run."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -197,7 +197,7 @@ class Speed:
             options.run,
             segmenter="oracle",
             oracle_instances=options.scene / "instances",
-            # The same for all objects, so that times can be compared.
+            # One size for all objects, so that times can be compared.
             working_size=options.working_size or (1008 if torch.cuda.is_available() else 160),
             num_views=options.views,
             keep_cache=False,
@@ -211,25 +211,25 @@ class Speed:
         self.counted = RayCount(self.pipeline.model)
 
     def session(self, name: str) -> SegmentationSession:
-        """A session with one click on an object."""
+        """Session with one click on an object."""
         session = self.pipeline.session(name)
         self.click(session, name, 1)
         return session
 
     def click(self, session: SegmentationSession, name: str, count: int) -> None:
-        """Prompt an object's view with some of its points."""
+        """Prompt an object's view with the first ``count`` of its points."""
         entry = self.prompts[name]
         view = self.views.find(Path(entry["frame"]).name)
         session.prompt(view, Prompt.from_points(*self.views.image_size(view), entry["points"][:count]))
 
     def segment(self, name: str) -> SegmentationSession:
-        """One click, and all views."""
+        """Segment an object by one click in all views."""
         session = self.session(name)
         session.run()
         return session
 
     def refine(self, session: SegmentationSession, name: str) -> None:
-        """Further points on the object, and all views again."""
+        """Prompt the object with further points, and segment all views again."""
         self.click(session, name, 3)
         session.run()
 
@@ -248,29 +248,29 @@ class Speed:
                 model._base_outputs(chunk if model.collider is None else model.collider(chunk))
 
     def forget(self) -> None:
-        """Forget all that has been computed of views."""
+        """Drop all cached traces and embeddings of views."""
         self.views.cache = ViewCache(self.views.cache.budget)
         self.pipeline._embeddings = None
 
     def shares(self) -> dict[str, Any]:
-        """What objects cost, as shares of bare renders of the same views, by time and by rays.
+        """Cost of objects, as shares of bare renders of the same views, in time and in rays.
 
-        Some views are rendered bare before each object and after it: a machine that others use changes its pace.
+        A view is rendered bare before and after each object, because the speed of a shared machine changes.
         """
-        whole = sum(math.prod(self.views.frame(view).size) for view in range(len(self.views)))
-        found: dict[str, dict[str, float]] = {"seconds": {}, "rays": {}}
-        areas, every = {}, itertools.cycle(range(0, len(self.views), max(len(self.views) // 12, 1)))
+        whole_rays = sum(math.prod(self.views.frame(view).size) for view in range(len(self.views)))
+        ratios: dict[str, dict[str, float]] = {"seconds": {}, "rays": {}}
+        areas, cycle = {}, itertools.cycle(range(0, len(self.views), max(len(self.views) // 12, 1)))
 
         def bare_view() -> float:
-            return self.clock.once(lambda: self.bare([next(every)]))
+            return self.clock.once(lambda: self.bare([next(cycle)]))
 
         def measure(name: str, work: Callable[[], SegmentationSession]) -> SegmentationSession:
-            beside, before = bare_view(), self.counted.rays
+            bare, before = bare_view(), self.counted.rays
             session = self.clock.time("share", work)
-            found["rays"][name] = (self.counted.rays - before) / whole
-            beside = (beside + bare_view()) / 2 * len(self.views)
-            found["seconds"][name] = self.clock.seconds.pop("share") / beside
-            print(f"{name}: {found['seconds'][name]:.4f} of bare renders, {found['rays'][name]:.4f} of their rays")
+            ratios["rays"][name] = (self.counted.rays - before) / whole_rays
+            bare = (bare + bare_view()) / 2 * len(self.views)
+            ratios["seconds"][name] = self.clock.seconds.pop("share") / bare
+            print(f"{name}: {ratios['seconds'][name]:.4f} of bare renders, {ratios['rays'][name]:.4f} of their rays")
             return session
 
         for name in self.prompts:
@@ -280,13 +280,13 @@ class Speed:
         self.forget()
         for name in self.prompts:
             measure(f"then {name}", partial(self.segment, name))
-        # A fiftieth of what it is compared with, so one go would tell of the machine as much as of the object.
+        # An object takes about a fiftieth of the bare renders, so a single timing would vary with the machine's load.
         again = [f"again {number}" for number in range(1, AGAIN + 1)]
         for name in again:
             measure(name, partial(self.segment, self.options.objects[1]))
         smallest, result = min(areas, key=lambda name: areas[name]), {}
         for unit, suffix in (("seconds", ""), ("rays", " of rays")):
-            values = found[unit]
+            values = ratios[unit]
             result |= {
                 f"first_share{suffix}": sum(values[name] for name in self.prompts) / len(self.prompts),
                 f"smallest_share{suffix}": values[smallest],
@@ -294,7 +294,7 @@ class Speed:
                 f"second_share{suffix}": median(values[name] for name in again),
             }
         sizes = {name: self.size_of(name) for name in self.prompts}
-        return result | {"smallest": smallest, "shares": found, "sizes": sizes}
+        return result | {"smallest": smallest, "shares": ratios, "sizes": sizes}
 
     def size_of(self, name: str) -> float:
         """Share of the images that an object covers, on average over the views that show it."""
@@ -303,14 +303,14 @@ class Speed:
         return float(np.mean([mask.mean() for mask in masks if mask.any()]))
 
     def measure(self) -> dict[str, Any]:
-        """All of it."""
+        """All figures that the options request."""
         if self.options.rest:
             return self.everything()
         self.bare([0])
         return {"seconds": {}, **self.shares()}
 
     def everything(self) -> dict[str, Any]:
-        """Shares, and all else."""
+        """Shares, if requested, and all other figures."""
         options, clock, (first, second) = self.options, self.clock, self.options.objects
         sample = [round(i * len(self.views) / options.sample) for i in range(options.sample)]
         self.bare(sample[:1])
@@ -322,15 +322,15 @@ class Speed:
         clock.seconds["bare"] = (bare + clock.seconds["bare"]) / len(sample) * len(visited)
         result: dict[str, Any] = {"views": len(visited), "parts": {"first": dict(session.report.seconds)}}
         result |= self.shares() if options.shares else {}
-        other = clock.time("second", lambda: self.segment(second))
-        result["parts"]["second"] = dict(other.report.seconds)
-        result["passes"] = len(other.report.changes) + 1
+        second_session = clock.time("second", lambda: self.segment(second))
+        result["parts"]["second"] = dict(second_session.report.seconds)
+        result["passes"] = len(second_session.report.changes) + 1
         clock.time("refinement", lambda: self.refine(session, first))
         result["profile"] = profiled(lambda: self.segment(second))
         result["growth with views"] = self.growth_with_views(second, len(visited))
         if isinstance(self.views.trace(visited[0]), CompressedTrace):
-            result |= self.lifting(other, visited)
-            result["growth with rays"] = self.growth_with_rays(visited[0], other.grid)
+            result |= self.lifting(second_session, visited)
+            result["growth with rays"] = self.growth_with_rays(visited[0], second_session.grid)
         cache = self.views.cache
         result["memory of views"] = self.memory_with_views(visited)
         result["memory"] = {
@@ -344,12 +344,12 @@ class Speed:
         return result
 
     def lifting(self, session: SegmentationSession, visited: list[int]) -> dict[str, Any]:
-        """The published loop, and lifting by autograd and sparsely, on the same rays."""
+        """Times of the published loop, and of lifting by autograd and by traces, on the same rays."""
         field, clock = session.grid, self.clock
         assert isinstance(field, MaskGrid)
-        some = visited[:: max(1, len(visited) // self.options.loop_views)][: self.options.loop_views]
-        loop, found = 0.0, dict.fromkeys(LIFTING, 0.0)
-        for view in some:
+        sample = visited[:: max(1, len(visited) // self.options.loop_views)][: self.options.loop_views]
+        loop, milliseconds = 0.0, dict.fromkeys(LIFTING, 0.0)
+        for view in sample:
             trace = self.views.trace(view)
             mask = (render_probability(trace, field)[0] > 0.5).float()
             image = torch.stack([mask, torch.ones_like(mask)], dim=-1)
@@ -360,7 +360,7 @@ class Speed:
                 return plain
 
             plain = clock.time("loop", step)
-            loop += clock.seconds.pop("loop") / len(some)
+            loop += clock.seconds.pop("loop") / len(sample)
             assert isinstance(trace, CompressedTrace)
             atoms = as_samples(trace)
             ways: list[Callable[[], Any]] = [
@@ -372,37 +372,37 @@ class Speed:
                 partial(trace.backproject, field, image),
             ]
             for name, seconds in zip(LIFTING, clock.often_each(ways), strict=True):
-                found[name] += 1e3 * seconds / len(some)
+                milliseconds[name] += 1e3 * seconds / len(sample)
         clock.seconds["published loop"] = loop * len(visited)
         trace = self.views.trace(visited[0])
         assert isinstance(trace, CompressedTrace)
-        return {"lifting, ms a view": found, "bytes a ray": trace.num_bytes / (trace.height * trace.width)}
+        return {"lifting, ms a view": milliseconds, "bytes a ray": trace.num_bytes / (trace.height * trace.width)}
 
     def growth_with_views(self, name: str, most: int) -> dict[int, float]:
         """Seconds of a further object by the number of views."""
-        config, found = self.pipeline.config, {}
+        config, seconds = self.pipeline.config, {}
         for count in [count for count in self.options.growth if count <= most]:
             config.num_views = count - 1
             self.clock.time("growth", lambda: self.segment(name))
-            found[count] = self.clock.seconds.pop("growth")
+            seconds[count] = self.clock.seconds.pop("growth")
         config.num_views = self.options.views
-        return found
+        return seconds
 
     def memory_with_views(self, visited: list[int]) -> dict[str, dict[int, float]]:
-        """MB that views take in memory by their number, within the budget and within half of what all of them need."""
+        """MB of views in memory by their number, within the run's budget and within half of the need of all views."""
         traces = [self.views.trace(view) for view in visited[: self.options.memory_views]]
-        found: dict[str, dict[int, float]] = {}
+        megabytes: dict[str, dict[int, float]] = {}
         half = sum(size_of(trace) for trace in traces) // 2
         for name, budget in (("the run's budget", self.views.cache.budget), ("half of what all need", half)):
-            cache, found[name] = ViewCache(budget), {}
+            cache, megabytes[name] = ViewCache(budget), {}
             for count, trace in enumerate(traces, start=1):
                 cache.put(str(count), trace)
-                found[name][count] = cache.num_bytes / 1e6
-        return found
+                megabytes[name][count] = cache.num_bytes / 1e6
+        return megabytes
 
     def growth_with_rays(self, view: int, field: MaskField) -> dict[int, dict[str, float]]:
-        """Seconds of a render, and of lifting, by the number of rays of a view."""
-        found = {}
+        """Seconds of a render and of lifting, and bytes per ray, by the number of rays of a view."""
+        table = {}
         for size in self.options.sizes:
             views = TrainingViews(self.pipeline.model, self.views.cameras, self.views.filenames, size)
             trace = self.clock.time("growth", lambda views=views: views.trace(view))
@@ -411,12 +411,12 @@ class Speed:
             mask = (render_probability(trace, field)[0] > 0.5).float()
             image = torch.stack([mask, torch.ones_like(mask)], dim=-1)
             lifting = self.clock.often(lambda trace=trace, image=image: lift_step(trace, field, image))
-            found[rays] = {"render": self.clock.seconds.pop("growth"), "lift": lifting, "bytes": trace.num_bytes / rays}
-        return found
+            table[rays] = {"render": self.clock.seconds.pop("growth"), "lift": lifting, "bytes": trace.num_bytes / rays}
+        return table
 
 
 def profiled(work: Callable[[], Any], most: int = 10) -> list[tuple[str, float]]:
-    """The functions that most time is spent in, themselves, as shares of all."""
+    """Functions that take most time, without the functions that they call, as shares of the total."""
     profile = cProfile.Profile()
     profile.runcall(work)
     stats = pstats.Stats(profile)
@@ -427,7 +427,7 @@ def profiled(work: Callable[[], Any], most: int = 10) -> list[tuple[str, float]]
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Growth with views and with rays."""
+    """Draw the growth with views and with rays."""
     figure, ((left, right), (held, size)) = plt.subplots(2, 2, figsize=(8, 6), dpi=100)
     views = result["growth with views"]
     left.plot(list(views), list(views.values()), "o-")
@@ -450,7 +450,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def draw_sizes(result: dict[str, Any], path: Path) -> None:
-    """Growth with the size of the object: a point for each, and what whole views would cost."""
+    """Draw the growth with the size of the object: a point for each object, and a line for the cost of whole views."""
     figure, axes = plt.subplots(figsize=(6, 4), dpi=100)
     sizes, shares = result["sizes"], result["shares"]
     for unit, marker in (("rays", "o"), ("seconds", "s")):
@@ -467,7 +467,7 @@ def draw_sizes(result: dict[str, Any], path: Path) -> None:
 
 
 def main(options: Options) -> None:
-    """Measure, print tables, and write JSON and the plot."""
+    """Measure, print tables, and write JSON and the plots."""
     result = Speed(options).measure()
     seconds, console = result["seconds"], Console(width=110)
     table = Table("", "seconds", "of bare renders")

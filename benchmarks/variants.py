@@ -1,4 +1,4 @@
-"""The loop with one part taken out, to see what the part is worth."""
+"""Variants of the loop, most with one part replaced or left out, to measure its contribution."""
 
 from __future__ import annotations
 
@@ -25,41 +25,41 @@ from sa3d_nerfstudio.traces.base import RayTrace
 
 @dataclass
 class Variant:
-    """A way to run a session."""
+    """Variant of a session."""
 
     what: str
-    """For the table."""
+    """Description."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings that differ from the defaults."""
     session: type[SegmentationSession] = SegmentationSession
     grid: Callable[[MaskField, Tensor], MaskField] = lambda grid, bounds: grid
-    """Makes the field, of the default one and the bounds of the scene."""
+    """Function from the default field and the bounds of the scene to the field that is filled."""
     segmenter: Callable[[Segmenter], Segmenter] = lambda segmenter: segmenter
-    """What is done to the segmenter."""
+    """Function from the given segmenter to the one that the session uses."""
 
 
 class UndividedLifting(EvidenceLifting):
-    """Evidence sums, rendered without regard to how much of a ray is known."""
+    """Evidence sums, rendered without division by the known weight of a ray."""
 
     def render(self, trace: RayTrace) -> tuple[Float[Tensor, " num_rays"], Bool[Tensor, " num_rays"]]:
-        """``Σ w p``, as if what no view has seen were not the object."""
+        """Render ``Σ w p``: cells that no view has seen count as not the object."""
         total, weight = trace.render(self.field, self.field.cells()).unbind(-1)
         light = (1 - trace.accumulation).clamp(min=0)
         return self.field.composited(total + self.field.light * light), weight > 0
 
 
 class UndividedSession(SegmentationSession):
-    """A session with such lifting."""
+    """Session with :class:`UndividedLifting`."""
 
     def new_lifting(self, field: MaskField) -> Lifting:
         return UndividedLifting(field)
 
 
 class FavouriteSession(SegmentationSession):
-    """Takes the favourite of three masks in self-prompted views, and rejects the view where it does not agree."""
+    """Session that takes the favourite of three masks in self-prompted views, or rejects the view."""
 
     def choose_found(self, candidates: Candidates, agreement: Agreement) -> int | None:
-        """The highest score, the single-mask answer aside."""
+        """Choose the highest score, the single-mask answer excluded, if its mask agrees."""
         scores = candidates.scores.clone()
         if candidates.single is not None and len(scores) > 1:
             scores[candidates.single] = -torch.inf
@@ -68,32 +68,32 @@ class FavouriteSession(SegmentationSession):
 
 
 class SingleMaskSession(SegmentationSession):
-    """Takes one mask in self-prompted views, as the published code does; the view is rejected if it disagrees."""
+    """Session that takes one mask in self-prompted views, as the published code does, or rejects the view."""
 
     def choose_found(self, candidates: Candidates, agreement: Agreement) -> int | None:
-        """The single-mask answer, where there is one."""
+        """Choose the single-mask answer, if any, or the highest score, if its mask agrees."""
         chosen = candidates.favourite
         return chosen if agreement.plain[chosen] >= self.settings.min_agreement else None
 
 
 class AgreementSession(SegmentationSession):
-    """Takes what agrees best with the rendered mask, whatever its score."""
+    """Session that takes the candidate with the best agreement with the rendered mask, for any score."""
 
     def choose_found(self, candidates: Candidates, agreement: Agreement) -> int | None:
-        """The highest agreement."""
+        """Choose the highest agreement."""
         return super().choose_found(Candidates(candidates.masks, torch.zeros(len(candidates.masks))), agreement)
 
 
 class UnweightedSession(SegmentationSession):
-    """Ranks by agreement over all that is known, however little that is."""
+    """Session that ranks candidates by agreement over all known pixels, with equal weights."""
 
     def choose_found(self, candidates: Candidates, agreement: Agreement) -> int | None:
-        """The agreement counts all pixels alike."""
+        """Choose with agreements that count all pixels alike."""
         return super().choose_found(candidates, replace(agreement, certain=agreement.plain))
 
 
 class HalfPhotoSession(SegmentationSession):
-    """Shows networks windows of half a photo, too, where the object is small enough for them."""
+    """Session that also gives networks windows of half a photo, where the object is small enough for them."""
 
     def steps(self) -> Generator[ViewRecord, None, None]:
         with mock.patch.object(photo_windows, "LARGEST_SHARE", 1 / 2):
@@ -101,14 +101,14 @@ class HalfPhotoSession(SegmentationSession):
 
 
 class SmallImageSegmenter:
-    """A network that is shown renders, or photos on their pixels."""
+    """Segmenter without ``input_side``: its images are renders, or photos at the size of renders."""
 
     def __init__(self, segmenter: Segmenter) -> None:
         self.embed, self.predict = segmenter.embed, segmenter.predict
 
 
 class FixedGrid(MaskGrid):
-    """A grid that lies over the whole scene and stays there, as the published one does."""
+    """Grid that covers the whole scene and is never moved, as in the published code."""
 
     def __init__(self, resolution: int, bounds: Float[Tensor, "2 3"]) -> None:
         super().__init__(resolution)
@@ -126,7 +126,7 @@ class FixedGrid(MaskGrid):
 
 
 def over_the_scene(grid: MaskField, bounds: Float[Tensor, "2 3"]) -> MaskField:
-    """A fixed grid with as many cells as the placed one may have."""
+    """Fixed grid with as many cells as the placed grid may have."""
     assert isinstance(grid, MaskGrid)
     return FixedGrid(grid.max_resolution, bounds)
 
@@ -190,7 +190,7 @@ VARIANTS = {
 
 
 def settings_of(config: Any, variant: Variant) -> Any:
-    """A copy of the settings with the variant's in their place."""
+    """Copy of the settings, with those of the variant replaced."""
     changed = copy.copy(config)
     for name, value in variant.settings.items():
         setattr(changed, name, value)

@@ -1,10 +1,10 @@
-"""What virtual views around an object are worth where few training views are visited, with exact masks of all views.
+"""Gain by virtual views around an object where few training views are visited, with exact masks of all views.
 
     python -m benchmarks.views_around --scene SCENE --run RUN
 
-The scene is the demo's (``sa3d_nerfstudio.demo.scene``), whose ray tracer tells the true mask of any camera, and the
-run is trained on it. The segmenter answers the instance that the tracer sees under a prompt, in training views and in
-virtual ones alike; objects are scored in views that no variant has visited.
+The scene is the demo's (``sa3d_nerfstudio.demo.scene``), whose ray tracer gives the true masks of any camera, and
+the run is trained on it. The segmenter answers with the traced instance under a prompt, in training views and virtual
+views alike. Objects are scored in views that no variant has visited.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
 
 @dataclass
 class Options:
-    """Segment each object from one click in a few views, with virtual views around it and without."""
+    """Segment each object by one click in a few views, with and without virtual views around it."""
 
     scene: Path
     """Folder of the demo's scene."""
     run: Path
-    """Trained run on it."""
+    """Trained run on that scene."""
     views: tuple[int, ...] = (1, 2, 4)
     """Numbers of training views that are visited beside the prompted one."""
     around: tuple[int, ...] = (0, 4, 8)
-    """Numbers of virtual views."""
+    """Numbers of virtual views around the object."""
     size: int = 64
-    """Longer side of the images in which objects are scored."""
+    """Longer side, in pixels, of the images in which objects are scored."""
     output: Path | None = None
     """JSON file to write."""
 
 
 class TracedSegmenter(OracleSegmenter):
-    """Answers the instance that the tracer sees under a prompt, in any view.
+    """Segmenter that answers with the traced instance under a prompt, in any view.
 
     Args:
-        folder: The scene.
+        folder: Folder of the scene.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -65,19 +65,19 @@ class TracedSegmenter(OracleSegmenter):
         content = json.loads((folder / "transforms.json").read_text())
         self.poses = {Path(frame["file_path"]).stem: np.array(frame["transform_matrix"]) for frame in content["frames"]}
         self.focal = content["fl_x"] / content["w"]
-        """Of the photos, as a share of their width."""
+        """Focal length of the photos, as a share of their width."""
         self.virtual: dict[str, tuple[Float[np.ndarray, "4 4"], float]] = {}
-        """Poses of virtual cameras by the ends of their names, and their focal lengths as shares of the width."""
+        """Pose and focal length (as a share of the width) of each virtual camera, by the last word of its name."""
         self.solids, self.room = layout.solids(), layout.room()
 
     def ids(self, pose: Float[np.ndarray, "4 4"], width: int, height: int, focal: float) -> IdMap:
-        """The instance at each pixel of a camera."""
+        """Instance at each pixel of a camera."""
         camera = Camera(pose, width, height, focal * width)
-        found = trace(*camera.rays(), self.solids, self.room)[0]
-        return found.reshape(height, width).astype(np.int32)
+        instances = trace(*camera.rays(), self.solids, self.room)[0]
+        return instances.reshape(height, width).astype(np.int32)
 
     def embed(self, image: SegmenterImage) -> IdMap:
-        """The instances of an image, or of a window of it."""
+        """Instances of an image, or of a window of it."""
         word = image.name.split()[-1]
         if word in self.virtual:
             pose, focal = self.virtual[word]
@@ -85,8 +85,8 @@ class TracedSegmenter(OracleSegmenter):
         y0, x0, y1, x1 = image.window or (0.0, 0.0, 1.0, 1.0)
         height, width = round(image.height / (y1 - y0)), round(image.width / (x1 - x0))
         top, left = round(y0 * height), round(x0 * width)
-        whole = self.ids(self.poses[Path(image.name).stem], width, height, self.focal)
-        return whole[top : top + image.height, left : left + image.width]
+        ids = self.ids(self.poses[Path(image.name).stem], width, height, self.focal)
+        return ids[top : top + image.height, left : left + image.width]
 
 
 class Benchmark:
@@ -102,16 +102,16 @@ class Benchmark:
         frame, look_from = frame_of(self.pipeline, world=True), self.views.look_from
 
         def recorded(pose: Float[Tensor, "3 4"], angle: float, side: int) -> ViewTrace:
-            there = np.eye(4)
-            there[:3, :3] = frame.directions(pose[:, :3].T).T.numpy()
-            there[:3, 3] = frame.points(pose[None, :, 3])[0].numpy()
-            self.segmenter.virtual[digest([pose, side])[:8]] = (there, 1 / (2 * math.tan(angle / 2)))
+            matrix = np.eye(4)
+            matrix[:3, :3] = frame.directions(pose[:, :3].T).T.numpy()
+            matrix[:3, 3] = frame.points(pose[None, :, 3])[0].numpy()
+            self.segmenter.virtual[digest([pose, side])[:8]] = (matrix, 1 / (2 * math.tan(angle / 2)))
             return look_from(pose, angle, side)
 
         self.views.look_from = recorded  # type: ignore[method-assign]
 
     def session(self, entry: dict, views: int, around: int) -> SegmentationSession:
-        """Segment an object once."""
+        """Segment an object by one click, with ``views`` training views and ``around`` virtual ones."""
         config = self.pipeline.config
         config.num_views, config.views_around = views, around
         session = self.pipeline.session(entry["name"], self.segmenter, register=False)
@@ -123,22 +123,22 @@ class Benchmark:
 
     @torch.no_grad()
     def score(self, entry: dict, sessions: dict[tuple[int, int], SegmentationSession]) -> dict[tuple[int, int], float]:
-        """Mean IoU of sessions on an object, in views that none of them has visited."""
+        """Mean IoU of each session on an object, in views that no session has visited."""
         visited = {view for session in sessions.values() for view in session.report.last()}
         scores: dict[tuple[int, int], list[float]] = {way: [] for way in sessions}
         for view in [view for view in range(len(self.views)) if view not in visited]:
-            seen = self.views.window_trace(view, self.views.frame(view, self.options.size / self.views.long_side))
+            view_trace = self.views.window_trace(view, self.views.frame(view, self.options.size / self.views.long_side))
             pose = self.segmenter.poses[Path(self.views.name(view)).stem]
-            truth = self.segmenter.ids(pose, seen.width, seen.height, self.segmenter.focal) == entry["id"]
+            truth = self.segmenter.ids(pose, view_trace.width, view_trace.height, self.segmenter.focal) == entry["id"]
             for way, session in sessions.items():
-                mask = render_probability(seen, session.grid)[0].reshape(truth.shape) > 0.5
+                mask = render_probability(view_trace, session.grid)[0].reshape(truth.shape) > 0.5
                 if truth.sum() > 3:
                     scores[way].append(iou(mask.cpu().numpy(), truth))
         return {way: float(np.mean(values)) for way, values in scores.items()}
 
 
 def main(options: Options) -> None:
-    """Print a row for each object, and the mean."""
+    """Print a row for each object, and the means."""
     benchmark = Benchmark(options)
     ways = [(views, around) for views in options.views for around in options.around]
     rows = {}

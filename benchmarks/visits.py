@@ -1,11 +1,11 @@
-"""What a later visit of a view costs a GPU, counted on a machine that has none: operations, round trips, bytes.
+"""Cost of a later visit of a view on a GPU, counted on a machine without one: operations, round trips, bytes.
 
     python -m benchmarks.visits --scene ../shared/scenes/desk --run ../shared/runs/desk/nerfacto/cpu
 
-A second object is segmented in views that are rendered already, on the pretended device of the tests: what says that it
-is on CUDA takes the ways that are taken there, and each operation is counted. A round trip is a wait of the host for
-the device: a value that is read, a copy to the host, an operation whose result's size depends on values. Of seconds
-this says nothing.
+A second object is segmented in views that are rendered already, on the pretended device of the tests: tensors
+that claim to be on CUDA take the code paths of CUDA, and each operation is counted. A round trip is a wait of the host
+for the device: a value that is read, a copy to the host, an operation whose result's size depends on values. Seconds
+are not measured.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ WAITS = frozenset(
     {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "bincount", "repeat_interleave"}
     | {"unique_dim", "_unique", "_unique2", "unique_consecutive"}
 )
-"""Operations that the host waits for, whatever they are given."""
+"""Operations that the host always waits for."""
 READS = frozenset({torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__})
 """Functions that read a tensor without an operation."""
 
 
 @dataclass
 class Options:
-    """Count what a visit costs."""
+    """Count the cost of a visit."""
 
     scene: Path
     """Scene folder with instances/ and prompts.json."""
@@ -51,19 +51,19 @@ class Options:
     objects: tuple[str, str] = ("mug", "moka_pot")
     """The object that is segmented first, and the one whose visits are counted."""
     views: int = 7
-    """Views beside the prompted one."""
+    """Number of views beside the prompted one."""
     working_size: int = 160
-    """Longer side of the images."""
+    """Longer side of the images, in pixels."""
     threshold: float = 0.5
-    """Probability above which something is on the object."""
+    """Probability above which a pixel or point is on the object."""
     cache_dir: Path | None = None
-    """Folder of views that are rendered already."""
+    """Folder of cached views that are rendered already."""
     output: Path | None = None
     """JSON file to write."""
 
 
 class Count(TorchDispatchMode):
-    """Counts operations of which any tensor is on the device."""
+    """Counter of operations with any tensor on the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,24 +73,24 @@ class Count(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        if not any(tensor.is_cuda for tensor in (*given, *made)):
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        if not any(tensor.is_cuda for tensor in (*inputs, *outputs)):
             return result
         name = func._schema.name.removeprefix("aten::").split(".")[0]
-        views = any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
+        views = any(item.alias_info is not None and not item.alias_info.is_write for item in func._schema.returns)
         if not views:
             self.operations += 1
-            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in (*given, *made))
-        by_mask = name == "index" and any(tensor.dtype == torch.bool for tensor in given[1:])
-        to_host = any(tensor.is_cuda for tensor in given) and any(not tensor.is_cuda for tensor in made)
+            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
+        by_mask = name == "index" and any(tensor.dtype == torch.bool for tensor in inputs[1:])
+        to_host = any(tensor.is_cuda for tensor in inputs) and any(not tensor.is_cuda for tensor in outputs)
         if name in WAITS or by_mask or to_host:
             self.waits[f"{name}, by a mask" if by_mask else name] += 1
         return result
 
 
 class Reads(TorchFunctionMode):
-    """Counts what is read without an operation."""
+    """Counter of tensor reads without an operation."""
 
     def __init__(self, count: Count) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Reads(TorchFunctionMode):
 
 @contextmanager
 def counted() -> Iterator[Count]:
-    """Count what is done meanwhile."""
+    """Count operations, bytes and round trips within the context."""
     count = Count()
 
     def synchronize(*_: Any) -> None:
@@ -116,7 +116,7 @@ def counted() -> Iterator[Count]:
 
 @dataclass
 class Cost:
-    """What some steps of a session cost."""
+    """Cost of some steps of a session."""
 
     steps: int = 0
     operations: int = 0
@@ -124,14 +124,14 @@ class Cost:
     waits: Counter[str] = field(default_factory=Counter)
 
     def add(self, count: Count, before: tuple[int, int, Counter[str]], steps: int = 1) -> None:
-        """Add what has been counted since."""
+        """Add the operations counted since ``before``."""
         self.steps += steps
         self.operations += count.operations - before[0]
         self.bytes += count.bytes - before[1]
         self.waits += count.waits - before[2]
 
     def each(self, number: int | None = None) -> dict[str, Any]:
-        """For each of the steps, or of another number."""
+        """Averages per step, or per unit of ``number``."""
         number = max(1, self.steps if number is None else number)
         return {
             "visits": self.steps,
@@ -143,8 +143,8 @@ class Cost:
 
 
 def costs_of(session: Any) -> dict[str, Cost]:
-    """Do a session's steps, and count them: the views that the user has prompted, each with what begins a pass; visits
-    in the first pass; those in later ones; and the fit of the field to the masks at the end."""
+    """Run a session's steps, and count their cost by kind: the user's prompted views, each with the start of a pass;
+    visits in the first pass; visits in later passes; and the fit of the field to the masks at the end."""
     costs: dict[str, Cost] = {}
     with counted() as count:
         steps = session.steps()
@@ -178,7 +178,7 @@ def measure(options: Options) -> dict[str, Any]:
         view = views.find(Path(entry["frame"]).name)
         session = run.pipeline.session(name)
         session.prompt(view, Prompt.from_points(*views.image_size(view), entry["points"][:1]))
-        for _ in range(2):  # at first, some of its views are rendered
+        for _ in range(2):  # the first run still renders some of the views
             costs = costs_of(session)
     visits = Cost()
     for name in ("first pass", "later passes"):
@@ -191,12 +191,12 @@ def measure(options: Options) -> dict[str, Any]:
 
 
 def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Names and figures for a table."""
+    """Rows of the table: names and figures."""
     for name, value in found.items():
         if not isinstance(value, dict):
             yield name, f"{value:.1f}" if isinstance(value, float) else str(value)
         elif name == "of these":
-            yield from ((f"  {each}", f"{number:.2f}") for each, number in value.items())
+            yield from ((f"  {label}", f"{number:.2f}") for label, number in value.items())
         else:
             yield "", ""
             yield f"[bold]{name}", ""
@@ -207,13 +207,13 @@ def main(options: Options) -> None:
     """Count, print a table, and write JSON."""
     with ExitStack() as stack:
         stack.enter_context(a_cuda_device())
-        found = measure(options)
+        figures = measure(options)
     table = Table("all later visits", "")
-    for row in rows(found):
+    for row in rows(figures):
         table.add_row(*row)
     Console(width=90).print(table)
     if options.output is not None:
-        options.output.write_text(json.dumps(found, indent=1) + "\n")
+        options.output.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

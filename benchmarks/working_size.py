@@ -1,9 +1,9 @@
-"""What small objects gain from larger images, and what those cost.
+"""Gain of small objects by larger images, and the cost of those images.
 
     python -m benchmarks.working_size --scene ../shared/scenes/desk --run ../shared/runs/desk/nerfacto/cpu
 
-Each object from one click, in images of the usual size, of the size that is chosen for it, and of twice the usual one;
-scored at full size in unseen views. The segmenter is the oracle.
+Each object is segmented by one click, in images of the usual size, of the size chosen for it, and of twice the usual
+size, and scored at full size in unseen views. The segmenter is the oracle.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sa3d_nerfstudio.segmentation.session import SegmentationSession
 
 @dataclass
 class Options:
-    """Measure what larger images are worth."""
+    """Measure the gain by larger images, and their cost."""
 
     scene: Path
     """Scene folder with instances/ and prompts.json."""
@@ -31,11 +31,11 @@ class Options:
     objects: tuple[str, ...] = ("domino", "lamp")
     """Objects to segment."""
     views: int | None = None
-    """Only so many views beside the prompted one; all by default."""
+    """Number of views beside the prompted one; all by default."""
     test_views: int | None = None
-    """Score in so many unseen views; in all by default."""
+    """Number of unseen views to score in; all by default."""
     cache_dir: Path | None = None
-    """Folder to keep renders of the training views in, for the next time."""
+    """Folder that keeps renders of the training views for later runs."""
 
 
 def main(options: Options) -> None:

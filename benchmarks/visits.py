@@ -55,7 +55,7 @@ class Options:
     working_size: int = 160
     """Longer side of the images, in pixels."""
     threshold: float = 0.5
-    """Probability above which a pixel or point is on the object."""
+    """Probability above which a pixel is on the object."""
     cache_dir: Path | None = None
     """Folder of cached views that are rendered already."""
     output: Path | None = None

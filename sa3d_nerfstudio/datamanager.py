@@ -91,6 +91,15 @@ class Filtered(DataManager):
     _cells: PixelCells | None = None
 
     @property
+    def transforms_path(self) -> Path | None:
+        """Path of the data set's transforms.json; None if it has none."""
+        data = getattr(getattr(getattr(self, "dataparser", None), "config", None), "data", None)
+        if data is None:
+            return None
+        path = Path(data) if Path(data).suffix == ".json" else Path(data) / "transforms.json"
+        return path if path.is_file() else None
+
+    @property
     def ray_filter(self) -> RayFilter | None:
         """Selects the rays that pass through the object; None selects all rays."""
         return self._ray_filter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -26,7 +26,7 @@ from sa3d_nerfstudio.datamanager import Filtered, frozen_datamanager
 from sa3d_nerfstudio.distributed.ranks import Ranks
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.fields.mask_grid import MIN_RESOLUTION
-from sa3d_nerfstudio.files import atomic_path, cannot_write, digest
+from sa3d_nerfstudio.files import atomic_path, cannot_write, digest, read_json
 from sa3d_nerfstudio.models.attach import with_masks
 from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.prompts.config import ObjectPrompts, PromptConfig, read_prompts
@@ -41,6 +41,7 @@ from sa3d_nerfstudio.segmentation.text_finder import TextFinder
 from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterOptions, input_side
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.text import GROUNDING_DINO, SAM_3_CONCEPTS, TextOptions, gives_masks
+from sa3d_nerfstudio.splat_files.run import ImportSource
 from sa3d_nerfstudio.viewer.panel import SegmentPanel
 from sa3d_nerfstudio.views.cache import Embeddings, ViewCache, default_budget
 from sa3d_nerfstudio.views.cameras import learnt_poses
@@ -224,13 +225,23 @@ class SA3DPipeline(VanillaPipeline):
             scaled_down = getattr(getattr(self.datamanager, "dataparser", None), "downscale_factor", None) or 1
             size = self.config.working_size or (1008 if self.device.type == "cuda" else 160)
             scale = scaled_down / dataset.scale_factor
-            cameras, manager = self.training_cameras(), cast(Filtered, self.datamanager)
-            shows_photos = self.config.image_source == "photo" and manager.has_photos
-            photos = Photos(manager.training_photo) if shows_photos else None
+            cameras, photos = self.training_cameras(), self._photos(dataset.image_filenames)
             self._views = TrainingViews(
                 self.model, cameras, dataset.image_filenames, size, scale, photos, self._make_cache()
             )
         return self._views
+
+    def _photos(self, images: Sequence[Path]) -> Photos | None:
+        """The photos that segmenters see, of the training views with these images; None if they see renders."""
+        manager = cast(Filtered, self.datamanager)
+        if self.config.image_source != "photo" or not manager.has_photos:
+            return None
+        # The images of an imported run may be drawings, which are coarser than renders.
+        transforms = manager.transforms_path
+        source = None if transforms is None else ImportSource.of(read_json(transforms, "list of images"))
+        drawings = set() if source is None else set(source.previews)
+        missing = {view for view, image in enumerate(images) if image.name in drawings}
+        return None if len(missing) == len(images) else Photos(manager.training_photo, missing)
 
     def _make_cache(self) -> ViewCache:
         config = self.config

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from nerfstudio.cameras.camera_paths import get_path_from_json
@@ -16,7 +16,7 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from PIL import Image
 from torch import Tensor
 
-from sa3d_nerfstudio.datamanager import FrozenImages
+from sa3d_nerfstudio.datamanager import Filtered, FrozenImages
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.files import read_json, write_json
 from sa3d_nerfstudio.pipeline import SA3DPipeline
@@ -45,9 +45,8 @@ class DataSetFiles:
         """
         dataparser: Any = getattr(pipeline.datamanager, "dataparser", None)
         factor = getattr(dataparser, "downscale_factor", None) or 1
-        data = getattr(getattr(dataparser, "config", None), "data", None)
-        path = None if data is None else Path(data) if Path(data).suffix == ".json" else Path(data) / "transforms.json"
-        if path is None or not path.is_file():
+        path = cast(Filtered, pipeline.datamanager).transforms_path
+        if path is None:
             return cls(None, {}, int(factor))
         return cls(path.absolute(), read_json(path, "list of images"), int(factor))
 

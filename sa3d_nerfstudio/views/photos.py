@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from jaxtyping import Float
@@ -18,11 +18,19 @@ class Photos:
     Args:
         read: Returns the photo of a view at any size, [rows, columns, 3] in [0, 1]; raises ``SA3DError`` where it
             cannot be read.
+        missing: Views without a photo, which segmenters see the renders of.
     """
 
-    def __init__(self, read: Callable[[int], Float[Tensor, "rows columns 3"]]) -> None:
+    def __init__(
+        self, read: Callable[[int], Float[Tensor, "rows columns 3"]], missing: Collection[int] = frozenset()
+    ) -> None:
         self._read = read
+        self._missing = missing
         self._ahead: dict[int, Tensor] = {}
+
+    def has(self, view: int) -> bool:
+        """Whether there is a photo of a view."""
+        return view not in self._missing
 
     def preload(self, view: int) -> None:
         """Read the photo of a view ahead of its use; may be called on another thread.

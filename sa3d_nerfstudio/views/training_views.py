@@ -44,7 +44,7 @@ class TrainingViews:
         filenames: Paths of all training images, in the same order.
         long_side: Working size: the longer side of renders in pixels, at most.
         image_scale: Size of the original images over the size in ``cameras``, which nerfstudio may have scaled down.
-        photos: Photos of the views, shown to segmenters; renders are by default.
+        photos: Photos of the views, shown to segmenters; they see renders of views without one, by default of all.
         cache: Cache of the traces.
     """
 
@@ -181,8 +181,12 @@ class TrainingViews:
 
     @property
     def has_photos(self) -> bool:
-        """Whether segmenters see photos instead of renders."""
+        """Whether segmenters see photos instead of renders, of some views at least."""
         return self.photos is not None
+
+    def _photo_of(self, view: int) -> Photos | None:
+        """The photos, if a view is among them."""
+        return self.photos if self.photos is not None and self.photos.has(view) else None
 
     def is_rendered(self, view: int) -> bool:
         """Whether the trace of the whole view is in the cache."""
@@ -238,7 +242,7 @@ class TrainingViews:
 
     def window_picture(self, view: int, window: Window) -> Float[Tensor, "height width 3"]:
         """The image of a window for a segmenter: the photo, resampled to the window's pixels, or the render."""
-        if self.photos is None:
+        if self._photo_of(view) is None:
             return self.window_trace(view, window).rgb
         return self.sized(window.long_side).picture(view)[window.rows, window.columns]
 
@@ -307,8 +311,9 @@ class TrainingViews:
             for views in list(self._others.values()):
                 views.known_trace(view)
                 views._tiles(view)
-        if picture and self.photos is not None:
-            self.photos.preload(view)
+        photos = self._photo_of(view) if picture else None
+        if photos is not None:
+            photos.preload(view)
 
     def begin_pass(self) -> None:
         """Prepare the cache for a pass over all views."""
@@ -322,7 +327,7 @@ class TrainingViews:
 
     def picture_key(self, view: int, side: int | None = None) -> str:
         """Digest of everything that :meth:`picture` depends on."""
-        if self.photos is None or not self.filenames[view].exists():
+        if self._photo_of(view) is None or not self.filenames[view].exists():
             return self.key(view)
         state = self.filenames[view].stat()
         return digest([self.key(view), self.name(view), state.st_size, state.st_mtime_ns, side])
@@ -358,16 +363,17 @@ class TrainingViews:
             view: Index of the view.
             side: Longer side of the photo in pixels, at most; None to resample it to the render's pixels.
         """
-        if self.photos is None:
+        photos = self._photo_of(view)
+        if photos is None:
             return self.trace(view).rgb
         full, render = self._sizes(view)
-        photo = self.photos.photo(view).to(self.model.device, torch.float32)
+        photo = photos.photo(view).to(self.model.device, torch.float32)
         return on_pixels(photo, full, render, self.long_side, self.picture_size(view, side))
 
     def picture_size(self, view: int, side: int | None = None) -> tuple[int, int]:
         """Height and width of :meth:`picture`."""
         full, render = self._sizes(view)
-        if self.photos is None or side is None:
+        if self._photo_of(view) is None or side is None:
             return render
         shown = [part * max(1.0, max(full) / self.long_side) for part in render]
         scale = min(1.0, side / max(shown))

@@ -333,8 +333,23 @@ def test_given_cameras_and_photos_are_the_views(tmp_path: Path):
     assert [Path(frame["file_path"]).name for frame in frames] == ["00000.jpg", "00001.png", "00002.jpg"]
     loaded = sa3d.load(config, output_dir=tmp_path)
     assert len(loaded.pipeline.views) == 3
-    index = loaded.pipeline.views.find("1")
-    assert loaded.pipeline.views.name(index).endswith("00001.png")
+    views = loaded.pipeline.views
+    index = views.find("1")
+    assert views.name(index).endswith("00001.png")
+    # Segmenters see the photo, and renders in the place of drawings, not the drawings.
+    assert views.picture(index, 1024).shape == (150, 200, 3)
+    assert (views.picture(index) * 255).round().unique().tolist() == [7, 8, 9]
+    for drawn in {0, 1, 2} - {index}:
+        assert torch.equal(views.picture(drawn, 1024), views.trace(drawn).rgb)
+        assert views.picture_size(drawn, 1024) == views.picture(drawn, 1024).shape[:2]
+        window = views.frame(drawn).around((10, 10, 40, 60), 1.0)
+        assert torch.equal(views.window_picture(drawn, window), views.window_trace(drawn, window).rgb)
+
+
+def test_segmenters_see_renders_of_splats_and_not_the_drawings(base: Path, tmp_path: Path):
+    views = sa3d.load(base.parent, output_dir=tmp_path, working_size=64).pipeline.views
+    assert not views.has_photos
+    assert torch.equal(views.picture(0, 1024), views.trace(0).rgb)
 
 
 @pytest.mark.parametrize(

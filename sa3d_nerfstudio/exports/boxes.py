@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import open3d
 import torch
 import trimesh
 import viser.transforms as vtf
@@ -14,8 +13,6 @@ from jaxtyping import Float
 
 from sa3d_nerfstudio.exports.frames import Frame
 from sa3d_nerfstudio.fields.base import MaskField
-
-o3d: Any = open3d  # its type stubs accept neither string paths nor arrays
 
 
 @dataclass

@@ -115,22 +115,14 @@ def field_change(before: MaskField, after: MaskField) -> float:
     return changed / total if total > 0 else 0.0
 
 
-def masks_change(
-    before: Mapping[ViewKey, Bool[Tensor, " num_rays"]], after: Mapping[ViewKey, Bool[Tensor, " num_rays"]]
-) -> float:
-    """Relative L1 change of the masks of all views, Σ |m' - m| / Σ max(m', m); a missing mask is empty.
-
-    Lifting is linear in the masks, ``|Aᵀ m' - Aᵀ m| <= Aᵀ |m' - m|``, so the same masks make the same field, wherever
-    its cells have moved meanwhile.
-    """
-    changed, total = changed_pixels(before, after)
-    return changed / total if total else 0.0
-
-
 def changed_pixels(
     before: Mapping[ViewKey, Bool[Tensor, " num_rays"]], after: Mapping[ViewKey, Bool[Tensor, " num_rays"]]
 ) -> tuple[int, int]:
-    """Number of pixels that have changed, Σ |m' - m|, and of pixels in either mask, Σ max(m', m)."""
+    """Number of pixels that have changed, Σ |m' - m|, and of pixels in either mask, Σ max(m', m), over all views.
+
+    A missing mask is empty. Lifting is linear in the masks, ``|Aᵀ m' - Aᵀ m| <= Aᵀ |m' - m|``, so the same masks make
+    the same field, wherever its cells have moved meanwhile.
+    """
     counts = []
     for view in before.keys() | after.keys():
         masks = [by_view[view] for by_view in (before, after) if view in by_view]

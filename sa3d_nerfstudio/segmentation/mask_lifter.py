@@ -57,17 +57,13 @@ class MaskLifter:
         views: The views of the session.
         settings: Settings of the session. Only 'evidence' lifting weights masks and checks them by depth; the published
             update takes masks as they are.
-        ray_weight: Weight of each ray: larger images have more rays, which together count the same.
         ranks: The processes that visit other views of the object.
     """
 
-    def __init__(
-        self, views: SessionViews, settings: SessionSettings, ray_weight: float = 1.0, ranks: Ranks | None = None
-    ) -> None:
+    def __init__(self, views: SessionViews, settings: SessionSettings, ranks: Ranks | None = None) -> None:
         self.views = views
         self.ranks = ranks or Ranks()
         self.settings = settings
-        self.ray_weight = ray_weight
         self._lifted: dict[ViewKey, LiftedMask] = {}
         self._windows: dict[ViewKey, Window] = {}
         self._spacings: dict[ViewKey, float | Tensor] = {}
@@ -199,7 +195,7 @@ class MaskLifter:
                 if surroundings is not None:
                     coarse, coarse_weights = surroundings
                     lifting.add(coarse, torch.zeros_like(coarse_weights, dtype=torch.bool), weight * coarse_weights)
-                weights = weight = weight * self.ray_weight * self.views.ray_weight(view)
+                weights = weight = weight * self.views.ray_weight(view)
                 if self.settings.trim_outline:
                     side = None if window is None else max(window.size)
                     weights = weight * ~sees_past(trace, mask, spacing, side).reshape(-1)

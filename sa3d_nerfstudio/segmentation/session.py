@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any
@@ -229,20 +230,19 @@ class SegmentationSession:
             for view, prompted in dict(self.prompted).items():
                 self.prompted[view] = self.ranks.share(partial(self.predictor.look_closer, view, prompted))
             return
-        if self._sized is None or self._lifter.ray_weight < 1:
+        if self._sized is None or self._views.training_ray_weight < 1:
             return
         current_views = self.views
         views, embeddings = self._sized(magnification(prompted.mask for prompted in self.prompted.values()))
         if views is current_views:
             return
-        self._look_at(SessionViews(views, self.free, self.report), embeddings)
+        num_before, num_pixels = (math.prod(sized.picture_size(0)) for sized in (current_views, views))
+        self._look_at(SessionViews(views, self.free, self.report, num_before / num_pixels), embeddings)
         for view, prompted in dict(self.prompted).items():
             # Candidates may have another order and other scores at this size: the choice is identified by its mask.
             candidates = self.prompt(view, prompted.original or prompted.prompt)
             larger = self.prompted[view]
             larger.choice, larger.picked = candidates.most_like(prompted.mask), prompted.picked
-            num_pixels, num_before = larger.mask.numel(), prompted.mask.numel()
-            self._lifter.ray_weight = num_before / num_pixels
 
     def _passes(self) -> Iterator[ViewRecord]:
         self._place_around_prompts()

@@ -122,6 +122,8 @@ class SessionViews:
     free: dict[str, FreeView]
     report: SessionReport
     """Report to which the time of renders is added."""
+    training_ray_weight: float = 1.0
+    """Weight of each ray of a training view; less than 1 in images larger than the working size."""
 
     def name(self, view: ViewKey) -> str:
         """File name of a training view's image, or name of a free view."""
@@ -196,7 +198,7 @@ class SessionViews:
 
     def ray_weight(self, view: ViewKey) -> float:
         """Weight of each ray of a view: larger images have more rays, which together count the same."""
-        return 1.0
+        return 1.0 if isinstance(view, str) else self.training_ray_weight
 
     def surroundings(self, view: ViewKey) -> tuple[ViewTrace, Float[Tensor, " num_rays"]] | None:
         """Coarse trace of a view around its window, and the weight of each of its rays; None for whole views."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -29,8 +30,8 @@ class DiskStore:
     Args:
         folder: Returns the folder; called on first use. The folder is made on the first write.
         max_bytes: Largest size of this folder and its siblings, which belong to other runs, together; None for no
-            limit. When they are full, entries of other runs are deleted, those of the run that was written to least
-            recently first. If that is not enough, nothing more is written.
+            limit. When they are full, entries of other runs are deleted, those of the least recently used run first.
+            If that is not enough, nothing more is written.
     """
 
     def __init__(self, folder: Callable[[], Path], max_bytes: int | None = None) -> None:
@@ -76,10 +77,7 @@ class DiskStore:
             return True
         entries = _entries(self.folder.parent)
         self._taken = num_bytes + sum(size for _, size, _ in entries)
-        used = {
-            folder: max(written for path, _, written in entries if path.parent == folder)
-            for folder in _folders(entries)
-        }
+        used = {folder: max(time for path, _, time in entries if path.parent == folder) for folder in _folders(entries)}
         evictable = [entry for entry in entries if entry[0].parent != self.folder]
         for path, size, _ in sorted(evictable, key=lambda entry: (used[entry[0].parent], entry[2])):
             if self._taken <= self.max_bytes:
@@ -104,11 +102,15 @@ class DiskStore:
             return None
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-        return (load(data), json.loads(metadata["numbers"])) if metadata["key"] == key else None
+        if metadata["key"] != key:
+            return None
+        with suppress(OSError):  # another user's cache, or deleted meanwhile
+            os.utime(path)
+        return load(data), json.loads(metadata["numbers"])
 
 
 def _entries(folder: Path) -> list[tuple[Path, int, float]]:
-    """The entries of all runs in a folder of caches: files, sizes in bytes, and times of writing."""
+    """The entries of all runs in a folder of caches: files, sizes in bytes, and times of their last use."""
     entries = []
     for path in folder.glob(f"*/*{SUFFIX}"):
         with suppress(OSError):  # deleted meanwhile

@@ -6,27 +6,23 @@ import pytest
 import torch
 
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
-from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, masks_change
+from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, changed_pixels
 from tests.analytic import BallViews
 
 
-def test_masks_that_are_the_same_have_not_changed():
+def test_changed_pixels_are_counted_over_all_views():
     mask = torch.tensor([True, False, True])
-    assert masks_change({0: mask, "free": mask}, {0: mask.clone(), "free": mask}) == 0.0
-    assert masks_change({}, {}) == 0.0
-    assert masks_change({0: torch.zeros(3, dtype=torch.bool)}, {}) == 0.0
-
-
-def test_masks_that_have_nothing_in_common_are_a_change_of_one():
-    mask = torch.tensor([True, False, True])
-    assert masks_change({0: mask}, {0: ~mask}) == 1.0
-    assert masks_change({0: mask}, {1: mask}) == 1.0
+    assert changed_pixels({0: mask, "free": mask}, {0: mask.clone(), "free": mask}) == (0, 4)
+    assert changed_pixels({0: mask}, {0: ~mask}) == (3, 3)
+    assert changed_pixels({}, {}) == (0, 0)
 
 
 def test_a_view_that_is_missing_has_an_empty_mask():
     mask = torch.tensor([True, False, True, False])
-    assert masks_change({0: mask, 1: mask}, {0: mask}) == 0.5
-    assert masks_change({0: mask}, {0: mask, 1: mask}) == 0.5
+    assert changed_pixels({0: mask, 1: mask}, {0: mask}) == (2, 4)
+    assert changed_pixels({0: mask}, {0: mask, 1: mask}) == (2, 4)
+    assert changed_pixels({0: mask}, {1: mask}) == (4, 4)
+    assert changed_pixels({0: torch.zeros(3, dtype=torch.bool)}, {}) == (0, 0)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -41,6 +37,6 @@ def test_no_field_changes_by_more_than_the_masks_that_make_it(seed: int):
         masks[1][view] = mask ^ (torch.rand(len(mask), generator=generator) < 0.02)
         for field, chosen in ((first, masks[0]), (second, masks[1])):
             EvidenceLifting(field).add(views.trace(view), chosen[view])
-    changed = sum(float((masks[0][view] ^ masks[1][view]).sum()) for view in range(4))
+    changed, total = changed_pixels(masks[0], masks[1])
     assert 0 < float((first.hit - second.hit).abs().sum()) <= changed * (1 + 1e-5)
-    assert 0 < masks_change(masks[0], masks[1]) < 1
+    assert 0 < changed < total

@@ -8,8 +8,10 @@ import torch
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
+from sa3d_nerfstudio.segmentation.session_views import FreeView
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmentation.view_selection import magnification
+from sa3d_nerfstudio.segmenters.base import Candidates
 from tests.analytic import BallSegmenter, BallViews
 from tests.segmentation.test_session import iou_in_unseen_views, point_on
 
@@ -63,6 +65,37 @@ def test_a_small_object_is_segmented_in_larger_views(lifting: str):
         assert float(session.grid.seen.sum()) == pytest.approx(float(weight), rel=0.25)
     session.run()
     assert session.views is large
+
+
+def test_free_views_keep_their_size_and_their_weight():
+    """Training views get larger and their rays lighter, whichever view was prompted last."""
+    small, large = BallViews(height=24, width=32, distance=9.0), BallViews(height=48, width=64, distance=9.0)
+    segmenter = BallSegmenter.of(small)
+    answers = segmenter.predict
+
+    def predict(embedding: int, prompt: Prompt) -> Candidates:
+        """In the free view, at its own size."""
+        used, segmenter.views = segmenter.views, small if prompt.height == 24 else segmenter.views
+        try:
+            return answers(embedding, prompt)
+        finally:
+            segmenter.views = used
+
+    def sized(factor: float):
+        segmenter.views = large if factor > 1 else small
+        return segmenter.views, {}
+
+    segmenter.predict = predict  # type: ignore[method-assign]
+    session = SegmentationSession(small, segmenter, MaskGrid(24), SessionSettings(max_passes=1), sized=sized)
+    session.free["6"] = FreeView(small.trace(6), small.camera_to_worlds[6])
+    session.prompt(0, point_on(small, 0, 3))
+    session.prompt("6", point_on(small, 6, 3))
+    for _ in range(2):
+        session.run()
+        assert session.views is large
+        assert session._views.ray_weight(0) == 0.25
+        assert session._views.ray_weight("6") == 1.0
+        assert session.mask_of("6").shape == (24, 32)
 
 
 def test_a_large_object_stays_at_the_usual_size():

@@ -294,6 +294,19 @@ def test_the_disk_is_bounded_and_older_runs_leave_first(tmp_path: Path, capsys: 
     assert disk.read("a") is not None
 
 
+def test_a_run_whose_entries_are_read_is_in_use(tmp_path: Path):
+    """Of two other runs, the one that was written first but read since keeps its entries."""
+    size = len(safetensors_entry(tmp_path / "probe"))
+    stores = {run: DiskStore(lambda run=run: tmp_path / "cache" / run) for run in ("read", "written")}
+    for age, disk in enumerate(reversed(stores.values())):
+        disk.write("a", TENSORS, NUMBERS)
+        os.utime(disk.path("a"), (1e9 - age * 1000, 1e9 - age * 1000))
+    assert stores["read"].read("a") is not None
+    DiskStore(lambda: tmp_path / "cache" / "own", max_bytes=2 * size + size // 2).write("a", TENSORS, NUMBERS)
+    left = {path.parent.name for path in (tmp_path / "cache").rglob("*.view")}
+    assert left == {"read", "own"}
+
+
 def safetensors_entry(folder: Path) -> bytes:
     disk = store(folder)
     disk.write("a", TENSORS, NUMBERS)

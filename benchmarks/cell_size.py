@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from sa3d_nerfstudio.fields.mask_grid import MARGIN, OUTSIDE, MaskGrid
+from sa3d_nerfstudio.fields.mask_grid import MARGIN, RIM_WIDTH, MaskGrid
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
 from tests.analytic import BALLS, BallViews
 
@@ -31,7 +31,7 @@ def iou(ball: int, height: int, width: int, resolution: int) -> tuple[float, flo
     for view in range(len(unseen)):
         mask, truth = lifting.render(unseen.trace(view))[0] > 0.5, unseen.ids(view).reshape(-1) == ball
         scores.append(float((mask & truth).sum() / (mask | truth).sum()))
-    cell = 2 * radius * (1 + MARGIN) * (1 + OUTSIDE) / (resolution - 1)
+    cell = 2 * radius * (1 + MARGIN) * (1 + RIM_WIDTH) / (resolution - 1)
     return sum(scores) / len(scores), cell / (DISTANCE / width)
 
 

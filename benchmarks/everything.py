@@ -154,7 +154,7 @@ def figures(
     )
 
 
-def take_apart(scene: SceneSegmentation, options: Options, console: Console) -> float:
+def segment_scene(scene: SceneSegmentation, options: Options, console: Console) -> float:
     """Segment a whole scene into objects, and return the seconds taken."""
     begun = options.now()
     run_scene_with_progress(scene, console, lambda found: None)
@@ -191,7 +191,7 @@ def run_scene(options: Options, console: Console) -> Figures:
         tests.trace(index)
     views.cache.flush()
     begun = options.now()
-    views.look(views.camera(0))
+    views.render(views.camera(0))
     render_seconds = (options.now() - begun) * len(views)
     segmenter = None
     if options.segmenter == "sam-like":
@@ -199,7 +199,7 @@ def run_scene(options: Options, console: Console) -> Figures:
         namespace: Any = SimpleNamespace(pipeline=pipeline, views=views, folder=options.scene, entries=entries)
         segmenter = sam_like(namespace, favourites=FAVOURITES["2:6:2"], seed=options.seed)
     scene = pipeline.scene(segmenter)
-    seconds = take_apart(scene, options, console)
+    seconds = segment_scene(scene, options, console)
     pairs = []
     for index in chosen:
         trace = tests.trace(index)
@@ -261,7 +261,7 @@ def run_balls(options: Options, console: Console) -> Figures:
         return SegmentationSession(views, segmenter, MaskGrid(), SessionSettings())
 
     scene = SceneSegmentation(views, predictor, new_session, settings)
-    seconds = take_apart(scene, options, console)
+    seconds = segment_scene(scene, options, console)
     unseen = BallViews(count=7, height=height, width=width, balls=balls, distance=2.8)
     tests = [1, 4] if options.most_tests is None else range(options.most_tests)
     pairs = [(id_map(unseen.trace(view), scene, scene.cut), unseen.ids(view).numpy()) for view in tests]

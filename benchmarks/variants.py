@@ -58,7 +58,7 @@ class UndividedSession(SegmentationSession):
 class FavouriteSession(SegmentationSession):
     """Session that takes the favourite of three masks in self-prompted views, or rejects the view."""
 
-    def choose_found(self, candidates: Candidates, agreement: Agreement) -> int | None:
+    def choose_candidate(self, candidates: Candidates, agreement: Agreement) -> int | None:
         """Choose the highest score, the single-mask answer excluded, if its mask agrees."""
         scores = candidates.scores.clone()
         if candidates.single is not None and len(scores) > 1:
@@ -70,7 +70,7 @@ class FavouriteSession(SegmentationSession):
 class SingleMaskSession(SegmentationSession):
     """Session that takes one mask in self-prompted views, as the published code does, or rejects the view."""
 
-    def choose_found(self, candidates: Candidates, agreement: Agreement) -> int | None:
+    def choose_candidate(self, candidates: Candidates, agreement: Agreement) -> int | None:
         """Choose the single-mask answer, if any, or the highest score, if its mask agrees."""
         chosen = candidates.favourite
         return chosen if agreement.plain[chosen] >= self.settings.min_agreement else None
@@ -79,17 +79,17 @@ class SingleMaskSession(SegmentationSession):
 class AgreementSession(SegmentationSession):
     """Session that takes the candidate with the best agreement with the rendered mask, for any score."""
 
-    def choose_found(self, candidates: Candidates, agreement: Agreement) -> int | None:
+    def choose_candidate(self, candidates: Candidates, agreement: Agreement) -> int | None:
         """Choose the highest agreement."""
-        return super().choose_found(Candidates(candidates.masks, torch.zeros(len(candidates.masks))), agreement)
+        return super().choose_candidate(Candidates(candidates.masks, torch.zeros(len(candidates.masks))), agreement)
 
 
 class UnweightedSession(SegmentationSession):
     """Session that ranks candidates by agreement over all known pixels, with equal weights."""
 
-    def choose_found(self, candidates: Candidates, agreement: Agreement) -> int | None:
+    def choose_candidate(self, candidates: Candidates, agreement: Agreement) -> int | None:
         """Choose with agreements that count all pixels alike."""
-        return super().choose_found(candidates, replace(agreement, certain=agreement.plain))
+        return super().choose_candidate(candidates, replace(agreement, certain=agreement.plain))
 
 
 class HalfPhotoSession(SegmentationSession):

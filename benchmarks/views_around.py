@@ -99,16 +99,16 @@ class Benchmark:
         self.views = self.pipeline.views
         self.segmenter = TracedSegmenter(options.scene)
         self.prompts = json.loads((options.scene / "prompts.json").read_text())["objects"]
-        frame, look_from = frame_of(self.pipeline, world=True), self.views.look_from
+        frame, render_from = frame_of(self.pipeline, world=True), self.views.render_from
 
         def recorded(pose: Float[Tensor, "3 4"], angle: float, side: int) -> ViewTrace:
             matrix = np.eye(4)
             matrix[:3, :3] = frame.directions(pose[:, :3].T).T.numpy()
             matrix[:3, 3] = frame.points(pose[None, :, 3])[0].numpy()
             self.segmenter.virtual[digest([pose, side])[:8]] = (matrix, 1 / (2 * math.tan(angle / 2)))
-            return look_from(pose, angle, side)
+            return render_from(pose, angle, side)
 
-        self.views.look_from = recorded  # type: ignore[method-assign]
+        self.views.render_from = recorded  # type: ignore[method-assign]
 
     def session(self, entry: dict, views: int, around: int) -> SegmentationSession:
         """Segment an object by one click, with ``views`` training views and ``around`` virtual ones."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sa3d_nerfstudio.base_run.checkpoint import allow_nerfstudio_checkpoints
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.jobs import take_apart
+from sa3d_nerfstudio.jobs import segment_scene
 from sa3d_nerfstudio.pipeline import SA3DPipeline
 from sa3d_nerfstudio.prompts.prompt import CANDIDATES, CandidateName, Prompt
 from sa3d_nerfstudio.segmentation.everything import SceneReport
@@ -155,7 +155,7 @@ class Run:
         Returns:
             Report of the job.
         """
-        return take_apart(self.pipeline, self.pipeline.make_segmenter())
+        return segment_scene(self.pipeline, self.pipeline.make_segmenter())
 
     def mask(self, camera: Cameras | str | int) -> Float[Tensor, "height width"]:
         """Render the probability of the objects for any camera.

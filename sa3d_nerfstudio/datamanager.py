@@ -72,7 +72,7 @@ def frozen_datamanager(target: Any) -> type[DataManager]:
         frozen = FrozenImages
     elif issubclass(origin, RandomCamerasDataManager):
         frozen = FrozenRandomCameras
-        bases = (target, OfRays)
+        bases = (target, RayClassMarker)
     else:
         frozen = Filtered
     # new_class keeps an alias among __orig_bases__, where nerfstudio looks for the data set's type
@@ -322,7 +322,7 @@ class FrozenRandomCameras(FrozenRays):
         return self.config.train_resolution**2
 
 
-class OfRays(ParallelDataManager):
+class RayClassMarker(ParallelDataManager):
     """Last base class of a data manager that draws rays, for the class checks of nerfstudio's exporters of points.
 
     Up to 1.1.5 they accept any data manager of nerfstudio's; those of the main branch accept only data managers of

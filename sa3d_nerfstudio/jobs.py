@@ -54,7 +54,7 @@ def job_digest(prompts: ObjectPrompts, config: SA3DPipelineConfig, working_size:
     return sums.hexdigest()
 
 
-def unfinished_run(folder: Path, base_checkpoint: Path) -> BaseRun | None:
+def run_in_folder(folder: Path, base_checkpoint: Path) -> BaseRun | None:
     """Find the sa3d run in the folder of a new one, if both have the same base run.
 
     Args:
@@ -160,7 +160,7 @@ class SceneJob:
         masks.hidden = (masks.hidden - set(names)) | (set(names) - set(scene.cut))
 
 
-def take_apart(pipeline: SA3DPipeline, segmenter: Segmenter) -> SceneReport:
+def segment_scene(pipeline: SA3DPipeline, segmenter: Segmenter) -> SceneReport:
     """Segment all objects of a run's scene, or those that remain, without output.
 
     Args:

@@ -36,7 +36,7 @@ class PixelCells:
         self.bounds = bounds
         self._last = _area(self.bounds).cumsum(0)
         self._drawn = bounds.new_zeros(0)
-        self._experience = None if blocks is None else _Experience(blocks)
+        self._experience = None if blocks is None else _BlockCounts(blocks)
 
     @classmethod
     def whole_images(cls, cameras: Cameras) -> PixelCells:
@@ -112,7 +112,7 @@ class PixelCells:
         self._drawn = self._drawn[:0]
 
 
-class _Experience:
+class _BlockCounts:
     """Number of rays drawn in each block, and of those that have shown the object."""
 
     def __init__(self, blocks: Int[Tensor, "num_cells 3"]) -> None:

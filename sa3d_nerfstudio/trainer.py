@@ -29,7 +29,7 @@ from sa3d_nerfstudio.distributed.launch import check_launch, join, rank_in_envir
 from sa3d_nerfstudio.distributed.ranks import Ranks, tell_as_data
 from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
 from sa3d_nerfstudio.files import atomic_path, check_writable
-from sa3d_nerfstudio.jobs import job_digest, print_progress_so_far, run_scene_job, unfinished_run
+from sa3d_nerfstudio.jobs import job_digest, print_progress_so_far, run_in_folder, run_scene_job
 from sa3d_nerfstudio.overview import Overview, overview_of, write_overview
 from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineConfig
 from sa3d_nerfstudio.prompts.config import ObjectPrompts
@@ -123,7 +123,7 @@ class SA3DTrainerConfig(TrainerConfig):
     def _continue_in_place(self) -> None:
         """Continue an unfinished run of the same base in the folder that this run will write to."""
         assert self.pipeline.base is not None
-        run = None if self.resumed else unfinished_run(self.get_base_dir(), self.pipeline.base.checkpoint)
+        run = None if self.resumed else run_in_folder(self.get_base_dir(), self.pipeline.base.checkpoint)
         if run is not None:
             self.load_dir, self.load_step = run.checkpoint_path.parent, run.step
             self.resumed = True

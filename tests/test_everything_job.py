@@ -15,7 +15,7 @@ from rich.console import Console
 import sa3d_nerfstudio as sa3d
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.fields.objects import PALETTE, MaskObjects, next_color
-from sa3d_nerfstudio.jobs import SceneJob, run_scene_job, take_apart
+from sa3d_nerfstudio.jobs import SceneJob, run_scene_job, segment_scene
 from sa3d_nerfstudio.pipeline import SA3DPipelineConfig
 from sa3d_nerfstudio.segmentation.everything import SceneSegmentation
 from sa3d_nerfstudio.segmenters.oracle import OracleSegmenter
@@ -71,7 +71,7 @@ def test_a_job_that_was_bounded_goes_on_and_is_done_once():
     assert saved[:1] == [1]
     assert not first.model.masks.scene["done"]
     second: Any = first.reloaded()
-    report = take_apart(second, None)  # type: ignore[arg-type]
+    report = segment_scene(second, None)  # type: ignore[arg-type]
     assert report.sessions == 2
     assert second.model.masks.names == ["object 1", "object 2", "object 3"]
     assert set(second.model.masks.parents.values()) == {None}
@@ -83,7 +83,7 @@ def test_a_job_that_was_bounded_goes_on_and_is_done_once():
 
 def test_other_settings_begin_again_and_leave_the_users_objects():
     pipeline: Any = BallPipeline(everything_max_objects=2)
-    take_apart(pipeline, None)  # type: ignore[arg-type]
+    segment_scene(pipeline, None)  # type: ignore[arg-type]
     masks = pipeline.model.masks
     # Whoever works on an object in the viewer takes it out of the job.
     del masks.finished["object 1"]

@@ -33,6 +33,7 @@ from sa3d_nerfstudio.viewer.editor import Editor
 from sa3d_nerfstudio.viewer.free_views import FreeViews
 from sa3d_nerfstudio.views.cache import ViewCache
 from sa3d_nerfstudio.views.disk import DiskStore
+from sa3d_nerfstudio.views.photos import Photos
 from sa3d_nerfstudio.views.surface_points import view_points
 from sa3d_nerfstudio.views.training_views import TrainingViews
 from tests import rasterizer
@@ -114,7 +115,7 @@ def test_views_are_cached_lifted_and_found_on_disk(device: None, lifting: Any, t
     def views() -> TrainingViews:
         return TrainingViews(
             model, cameras, [Path("a.png")], 8, cache=ViewCache(1, DiskStore(lambda: tmp_path)),
-            photo=lambda _: torch.rand(6, 8, 3),
+            photos=Photos(lambda _: torch.rand(6, 8, 3)),
         )  # fmt: skip
 
     first = views()

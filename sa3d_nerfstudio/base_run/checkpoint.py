@@ -61,13 +61,13 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
         SA3DError: The file is missing, truncated, damaged, or not a nerfstudio checkpoint.
     """
     if not path.is_file():
-        raise SA3DError(f"there is no checkpoint {path}{_other_checkpoints(path)}.")
+        raise SA3DError(f"there is no checkpoint {path}{_remedy(path)}.")
     try:
         damage = _damage(path)
     except Exception as error:  # a damaged zip directory can raise nearly anything
         damage = one_line(error)
     if damage is not None:
-        raise SA3DError(f"the checkpoint {path} is incomplete or damaged ({damage}){_other_checkpoints(path)}.")
+        raise SA3DError(f"the checkpoint {path} is incomplete or damaged ({damage}){_remedy(path)}.")
 
     allow_nerfstudio_checkpoints()
     mmap = torch.device(map_location).type == "cpu"
@@ -75,7 +75,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
         checkpoint = torch.load(str(path), map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # a foreign file can make the unpickler raise any error
         raise SA3DError(
-            f"the checkpoint {path} cannot be read as plain weights ({one_line(error)}){_other_checkpoints(path)}."
+            f"the checkpoint {path} cannot be read as plain weights ({one_line(error)}){_remedy(path)}."
         ) from error
     if not _is_nerfstudio_checkpoint(checkpoint):
         raise SA3DError(
@@ -118,7 +118,7 @@ def _is_nerfstudio_checkpoint(checkpoint: object) -> bool:
     return isinstance(step, int) and isinstance(pipeline, Mapping) and all(isinstance(name, str) for name in pipeline)
 
 
-def _other_checkpoints(path: Path) -> str:
+def _remedy(path: Path) -> str:
     """Remedy for an unusable checkpoint, as the end of a sentence."""
     steps = (
         [step for step, checkpoint in checkpoints_in(path.parent).items() if checkpoint != path]

@@ -70,7 +70,7 @@ def find_run(path: Path, load_step: int | None = None, data: Path | None = None)
 
 
 def _find_run(path: Path, load_step: int | None, data: Path | None) -> BaseRun:
-    config_path, checkpoint_dir, named_step = _understand(path)
+    config_path, checkpoint_dir, named_step = _resolve_path(path)
     config = _read_config(config_path)
     if checkpoint_dir is None:
         checkpoint_dir = config_path.parent / config.relative_model_dir
@@ -82,7 +82,7 @@ def _find_run(path: Path, load_step: int | None, data: Path | None) -> BaseRun:
     return BaseRun(config, config_path, checkpoint_path, step)
 
 
-def _understand(path: Path) -> tuple[Path, Path | None, int | None]:
+def _resolve_path(path: Path) -> tuple[Path, Path | None, int | None]:
     """Config.yml, checkpoint folder and step that a path stands for; the latter two are None unless it names them."""
     if not path.exists():
         raise SA3DError(f"there is no {path}: {_REMEDY}.")

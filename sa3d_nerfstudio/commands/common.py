@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class OfRun:
+class RunOptions:
     """Options of a command that reads a sa3d run."""
 
     load_config: Path

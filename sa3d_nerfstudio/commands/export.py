@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 
-from sa3d_nerfstudio.commands.common import OfRun
+from sa3d_nerfstudio.commands.common import RunOptions
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.terminal import say
 
@@ -24,7 +24,7 @@ WHOLE = ("all", "background", "scene")
 
 
 @dataclass(kw_only=True)
-class Exporter(OfRun):
+class Exporter(RunOptions):
     """Options of all exports."""
 
     output_dir: Path
@@ -69,7 +69,7 @@ class Points(Exporter):
         for stem, points in clouds.items():
             path = self.output_dir / f"{stem}.ply"
             write_points(path, points, frame)
-            say(f"saved       {path}: {len(points.positions)} points in the frame of the {_whose(frame.world)}")
+            say(f"saved       {path}: {len(points.positions)} points in the frame of the {_frame_owner(frame.world)}")
 
 
 @dataclass(kw_only=True)
@@ -114,7 +114,7 @@ class Mesh(Exporter):
             for suffix in ("ply", "glb") if self.format == "both" else (self.format,):
                 path = self.output_dir / f"{stem}.{suffix}"
                 meshes.write_mesh(path, mesh, frame)
-                say(f"saved       {path}: {len(mesh.faces)} faces in the frame of the {_whose(frame.world)}")
+                say(f"saved       {path}: {len(mesh.faces)} faces in the frame of the {_frame_owner(frame.world)}")
 
 
 @dataclass(kw_only=True)
@@ -203,7 +203,7 @@ class Splats(Exporter):
 
 
 @dataclass(kw_only=True)
-class Box(OfRun):
+class Box(RunOptions):
     """Write oriented boxes around objects as JSON, and print them as options of ns-export."""
 
     output_dir: Path
@@ -234,7 +234,7 @@ class Box(OfRun):
 
 
 @dataclass(kw_only=True)
-class Table(OfRun):
+class Table(RunOptions):
     """Write objects.json: all objects, hidden ones included, with their parents, boxes and sizes."""
 
     output_dir: Path
@@ -253,7 +253,7 @@ class Table(OfRun):
         say(f"saved       {path}")
 
 
-def _whose(world: bool) -> str:
+def _frame_owner(world: bool) -> str:
     return "data set" if world else "run (nerfstudio's)"
 
 

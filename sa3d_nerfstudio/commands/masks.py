@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sa3d_nerfstudio.commands.common import OfRun
+from sa3d_nerfstudio.commands.common import RunOptions
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.terminal import say
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Masks(OfRun):
+class Masks(RunOptions):
     """Write 2D masks of objects, one for each image of the data set, at its full size."""
 
     output_dir: Path

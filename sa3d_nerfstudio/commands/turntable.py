@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sa3d_nerfstudio.commands.common import OfRun
+from sa3d_nerfstudio.commands.common import RunOptions
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.terminal import say
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Turntable(OfRun):
+class Turntable(RunOptions):
     """Render a video of a camera that circles the objects, and write its path for ns-render."""
 
     output_path: Path = Path("turntable.mp4")
@@ -89,7 +89,7 @@ class Turntable(OfRun):
                 return turntable.render(model, cameras[index : index + 1], self.rendered_output_names, rays)
 
             rounds = track(range(0, len(cameras), ranks.size), "turntable", console=CONSOLE)
-            images = turntable.shared_images(rounds, len(cameras), image, ranks)
+            images = turntable.images_from_ranks(rounds, len(cameras), image, ranks)
             if ranks.is_first:
                 turntable.write_video(self.output_path, images, self.fps)
             else:

@@ -52,7 +52,7 @@ def id_maps(
     rays.summed(ranks).tell()
 
 
-def grown(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
+def dilated(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
     """A mask dilated by a number of pixels."""
     if pixels <= 0:
         return mask
@@ -90,7 +90,7 @@ def write_masks(
         if len(objects) > 1:
             masks |= {folder / "objects" / target.stem / item.name: ids == target.id for target in objects}
         for path, mask in masks.items():
-            write_png(path, ((grown(mask, grow) != invert) * 255).astype(np.uint8))
+            write_png(path, ((dilated(mask, grow) != invert) * 255).astype(np.uint8))
         written.append((item.image, folder / "masks" / item.name))
     merged = (ranks or Ranks()).merged(written)
     return {image: path for image, path in merged if image is not None}
@@ -133,7 +133,7 @@ def write_rgba(
                 f"the photo {item.image} has {colors.shape[1]} x {colors.shape[0]} pixels and its mask "
                 f"{ids.shape[1]} x {ids.shape[0]}: put the photo back that the run was trained on."
             )
-        alpha = ((grown(ids > 0, grow) != invert) * 255).astype(np.uint8)
+        alpha = ((dilated(ids > 0, grow) != invert) * 255).astype(np.uint8)
         path = folder / "rgba" / item.name
         write_png(path, np.dstack([colors, alpha]))
         written.append((item.image, path))

@@ -29,9 +29,9 @@ from sa3d_nerfstudio.traces.base import render_probability
 
 o3d: Any = open3d  # its type stubs accept neither string paths nor arrays
 
-ENOUGH = 2.3
+RAYS_PER_POINT = 2.3
 """Rays through an object's cells that it takes for one point of its surface, rounded up."""
-LARGEST = 4.0
+MAX_SCALE = 4.0
 """Largest magnification of the training images."""
 NEIGHBORS = 20
 """Number of neighbours in the outlier test of a point."""
@@ -83,12 +83,12 @@ def object_points(
     samples = _seen(pipeline, objects, scale, f"points of {item.name}")
     # Splats are rendered at their training size. The share of rays through a NeRF's cells that end on the object is
     # known only after rendering: if it is small, larger images are rendered.
-    while pipeline.model.RENDERS_RAYS and 0 < len(samples) < num_points and scale < LARGEST:
-        scale = min(LARGEST, scale * math.sqrt(1.1 * num_points / len(samples)))
+    while pipeline.model.RENDERS_RAYS and 0 < len(samples) < num_points and scale < MAX_SCALE:
+        scale = min(MAX_SCALE, scale * math.sqrt(1.1 * num_points / len(samples)))
         samples = _seen(pipeline, objects, scale, f"more points of {item.name}")
     if len(samples) <= NEIGHBORS:
         raise SA3DError(f"no training view sees the object {item.name!r}: segment it again with another prompt.")
-    return _tidied(samples, torch.full((len(samples),), item.id), num_points)
+    return _without_outliers(samples, torch.full((len(samples),), item.id), num_points)
 
 
 @torch.no_grad()
@@ -105,7 +105,7 @@ def scene_points(pipeline: SA3DPipeline, objects: Sequence[ExportObject], num_po
     """
     model, threshold, cameras = pipeline.model, pipeline.config.threshold, _training_cameras(pipeline)
     pixels = sum(int(camera.height.max()) * int(camera.width.max()) for camera in cameras)
-    scale = min(LARGEST, math.sqrt(1.2 * num_points / pixels)) if model.RENDERS_RAYS else 1.0
+    scale = min(MAX_SCALE, math.sqrt(1.2 * num_points / pixels)) if model.RENDERS_RAYS else 1.0
     object_ids, batches, ids = torch.tensor([item.id for item in objects]), [], []
     for camera in track(cameras, "points of the scene", console=CONSOLE):
         camera.rescale_output_resolution(scale)
@@ -123,10 +123,10 @@ def scene_points(pipeline: SA3DPipeline, objects: Sequence[ExportObject], num_po
     finite = torch.isfinite(samples).all(-1)
     if int(finite.sum()) <= NEIGHBORS:
         raise SA3DError("the training views see nothing solid: train the base model for longer.")
-    return _tidied(samples[finite], labels[finite], num_points)
+    return _without_outliers(samples[finite], labels[finite], num_points)
 
 
-def _tidied(seen: Float[Tensor, "num 10"], ids: Int[Tensor, " num"], num_points: int) -> ObjectPoints:
+def _without_outliers(seen: Float[Tensor, "num 10"], ids: Int[Tensor, " num"], num_points: int) -> ObjectPoints:
     """Random subset of the points, without outliers, with normals."""
     drawn = torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:num_points]
     seen, ids = seen[drawn], ids[drawn]
@@ -160,7 +160,7 @@ def _scale(pipeline: SA3DPipeline, item: ExportObject, num_points: int) -> float
         camera.rescale_output_resolution(scale)
         rays = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
         pixels += float(item.field.hits(rays.origins, rays.directions, pipeline.config.threshold).sum()) / scale**2
-    return min(LARGEST, math.sqrt(ENOUGH * num_points / max(pixels, 1.0)))
+    return min(MAX_SCALE, math.sqrt(RAYS_PER_POINT * num_points / max(pixels, 1.0)))
 
 
 def _seen(pipeline: SA3DPipeline, objects: Sequence[ExportObject], scale: float, label: str) -> Float[Tensor, "num 10"]:

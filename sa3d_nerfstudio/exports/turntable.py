@@ -135,7 +135,7 @@ def render(
     return np.concatenate(images, axis=1)
 
 
-def shared_images(
+def images_from_ranks(
     rounds: Iterable[int], count: int, render_one: Callable[[int], NDArray[np.floating]], ranks: Ranks
 ) -> Iterator[NDArray[np.floating]]:
     """All images in order on rank 0, where each rank renders one image of each round; none on the other ranks.

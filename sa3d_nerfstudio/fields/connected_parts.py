@@ -16,8 +16,8 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 ROUNDS = 24
-"""Rounds of :func:`part_of_each`: in each, parts join their neighbours, and so grow at least as powers of two."""
-USUAL = 4
+"""Rounds of :func:`label_parts_on_device`: parts join their neighbours in each, so they at least double in size."""
+SPACING_NEIGHBOR = 4
 """Rank of the neighbour whose median distance is the usual spacing of a cloud of points."""
 LINK = 4.0
 """Largest distance between linked points, in usual spacings."""
@@ -33,7 +33,7 @@ def label_parts(region: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
     return labels
 
 
-def part_of_each(regions: Bool[Tensor, "*batch x y z"]) -> Int[Tensor, "*batch x y z"]:
+def label_parts_on_device(regions: Bool[Tensor, "*batch x y z"]) -> Int[Tensor, "*batch x y z"]:
     """Label the connected parts of several regions, without a wait for the device.
 
     Like :func:`label_parts`, for regions on a GPU. Parts hook onto their neighbours and point to their roots
@@ -75,9 +75,9 @@ def linked_parts(places: Float[np.ndarray, "num 3"]) -> Int[np.ndarray, " num"]:
     Returns:
         The number of the part that each point belongs to, from 0.
     """
-    if len(places) <= USUAL:
+    if len(places) <= SPACING_NEIGHBOR:
         return np.zeros(len(places), dtype=np.int32)
-    usual = max(float(np.median(KDTree(places).query(places, USUAL + 1)[0][:, USUAL])), 1e-9)
+    usual = max(float(np.median(KDTree(places).query(places, SPACING_NEIGHBOR + 1)[0][:, SPACING_NEIGHBOR])), 1e-9)
     # One point per small box suffices: in dense regions, each point has a great many neighbours.
     boxes = np.floor((places - places.min(axis=0)) / (usual / 2))
     _, first, box = np.unique(boxes, axis=0, return_index=True, return_inverse=True)

@@ -15,11 +15,11 @@ from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.connected_parts import large_parts
 from sa3d_nerfstudio.fields.trilinear import Fractions
 
-OUTSIDE = 0.25
+RIM_WIDTH = 0.25
 """Share of the box's half width that all of space outside is contracted into (see ``MaskGrid.contract``)."""
 REACH = 1.5
 """Largest distance from the box's centre that the object may reach, in half widths; cells beyond are too coarse."""
-MOSTLY_INSIDE = 0.05
+MAX_OUTSIDE = 0.05
 """Share of a prompted surface that may lie outside of the box before it is widened."""
 MIN_RESOLUTION = 16
 """Smallest number of vertices along each axis, however coarse the images are."""
@@ -39,7 +39,7 @@ SPECK = 0.05
 class MaskGrid(MaskField):
     """Voxels that store evidence at their vertices and are read trilinearly.
 
-    The grid is placed in a box of world space. The box takes 1 / (1 + ``OUTSIDE``) of the cells along each axis, and
+    The grid is placed in a box of world space. The box takes 1 / (1 + ``RIM_WIDTH``) of the cells along each axis, and
     the remaining rim covers all space outside of it, so that no evidence is lost. Memory layout is [z, y, x].
     """
 
@@ -69,7 +69,7 @@ class MaskGrid(MaskField):
     @property
     def cell_size(self) -> Float[Tensor, ""]:
         """Side of a cell within the box, along the box's longest side."""
-        return 2 * self.half_extent.max() * (1 + OUTSIDE) / (self.resolution - 1)
+        return 2 * self.half_extent.max() * (1 + RIM_WIDTH) / (self.resolution - 1)
 
     def place(self, center: Float[Tensor, "3"], half_extent: Float[Tensor, "3"]) -> None:
         """Place the box, and drop the evidence."""
@@ -95,7 +95,7 @@ class MaskGrid(MaskField):
         """
         low, high = robust_bounds(points, weights)
         half = ((high - low).max() / 2 * (1 + margin)).clamp(min=1e-6)
-        cells = 2 * float(half) * (1 + OUTSIDE) / spacing if spacing > 0 else torch.inf
+        cells = 2 * float(half) * (1 + RIM_WIDTH) / spacing if spacing > 0 else torch.inf
         resolution = int(min(max(cells + 1, MIN_RESOLUTION), self.max_resolution))
         self.hit = self.seen = self.hit.new_zeros(resolution**3)
         self.place((low + high) / 2, half.expand(3))
@@ -162,23 +162,24 @@ class MaskGrid(MaskField):
         """Map world positions to grid coordinates in (-1, 1).
 
         The contraction of mip-NeRF 360 (arXiv 2111.12077, eq. 10) in the maximum norm, with a rim of width
-        ``OUTSIDE`` instead of 1: x stays x inside the unit box, and becomes (1 + o (1 - 1 / (1 + (|x| - 1) / o))) x/|x|
-        outside it. Slope 1 on both sides of the border, so a cell there is as large as one inside.
+        ``RIM_WIDTH`` instead of 1: x stays x inside the unit box, and becomes
+        (1 + o (1 - 1 / (1 + (|x| - 1) / o))) x / |x| outside it. The slope is 1 on both sides of the border, so a cell
+        there is as large as one inside.
         """
         x = (positions - self.center) / self.half_extent
         norm = x.abs().amax(dim=-1, keepdim=True)
-        beyond = (norm - 1).clamp(min=0) / OUTSIDE
-        radius = norm.clamp(max=1) + OUTSIDE * (1 - 1 / (1 + beyond))
-        return x * (radius / norm.clamp(min=1e-9)) / (1 + OUTSIDE)
+        beyond = (norm - 1).clamp(min=0) / RIM_WIDTH
+        radius = norm.clamp(max=1) + RIM_WIDTH * (1 - 1 / (1 + beyond))
+        return x * (radius / norm.clamp(min=1e-9)) / (1 + RIM_WIDTH)
 
     def cell_positions(self) -> Float[Tensor, "num_cells 3"]:
         """World position of each vertex; those on the border, which represent infinity, are placed far out."""
         line = torch.linspace(-1, 1, self.resolution, device=self.hit.device)
         z, y, x = torch.meshgrid(line, line, line, indexing="ij")
-        u = torch.stack([x, y, z], dim=-1).reshape(-1, 3) * (1 + OUTSIDE)
+        u = torch.stack([x, y, z], dim=-1).reshape(-1, 3) * (1 + RIM_WIDTH)
         norm = u.abs().amax(dim=-1, keepdim=True)
-        beyond = ((norm - 1).clamp(min=0) / OUTSIDE).clamp(max=1 - 1e-3)
-        radius = norm.clamp(max=1) + OUTSIDE * (1 / (1 - beyond) - 1)
+        beyond = ((norm - 1).clamp(min=0) / RIM_WIDTH).clamp(max=1 - 1e-3)
+        radius = norm.clamp(max=1) + RIM_WIDTH * (1 / (1 - beyond) - 1)
         return self.center + u * (radius / norm.clamp(min=1e-9)) * self.half_extent
 
     def located(
@@ -196,7 +197,9 @@ class MaskGrid(MaskField):
         # must take no position beyond it.
         half = 0.5 * (r - 1) * (1 - 1e-6)
         norm = torch.maximum(torch.maximum(x.abs(), y.abs()), z.abs()).clamp_(min=1)
-        scale = (norm + (OUTSIDE - 1)).reciprocal_().mul_(-(OUTSIDE**2) * half / (1 + OUTSIDE)).add_(half).div_(norm)
+        scale = (
+            (norm + (RIM_WIDTH - 1)).reciprocal_().mul_(-(RIM_WIDTH**2) * half / (1 + RIM_WIDTH)).add_(half).div_(norm)
+        )
         u = [axis.mul_(scale).add_(0.5 * (r - 1)) for axis in (x, y, z)]
         first = [axis.floor() for axis in u]
         fx, fy, fz = (axis.sub_(low).reshape(-1) for axis, low in zip(u, first, strict=True))
@@ -229,14 +232,14 @@ class MaskGrid(MaskField):
 
         Farther out a cell is as large as the object, and rays that graze it leave blobs on the background.
         """
-        reach = (1 + OUTSIDE * (1 - 1 / (1 + (REACH - 1) / OUTSIDE))) / (1 + OUTSIDE)
+        reach = (1 + RIM_WIDTH * (1 - 1 / (1 + (REACH - 1) / RIM_WIDTH))) / (1 + RIM_WIDTH)
         near = torch.linspace(-1, 1, self.resolution, device=self.hit.device).abs() <= reach
         return (near[:, None, None] & near[:, None] & near).reshape(-1)
 
     def with_room_for(self, surface: Float[Tensor, "num_points 3"], spacing: float, num_views: int) -> MaskGrid:
         """The same evidence; in a wider box if the prompted surface lies beyond the fine cells of this one."""
         beyond = self._outside(surface)
-        if not bool(self.object_cells().any()) or beyond.float().mean() < MOSTLY_INSIDE:
+        if not bool(self.object_cells().any()) or beyond.float().mean() < MAX_OUTSIDE:
             return self
         wider = self.fresh()
         points = self.object_points()[0]
@@ -250,7 +253,7 @@ class MaskGrid(MaskField):
         return result
 
     def _outside(self, positions: Float[Tensor, "num 3"]) -> Bool[Tensor, " num"]:
-        return self.contract(positions).abs().amax(dim=-1) * (1 + OUTSIDE) > 1
+        return self.contract(positions).abs().amax(dim=-1) * (1 + RIM_WIDTH) > 1
 
     def object_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], Float[Tensor, " num"]]:
         """World positions of the vertices on the object, with the weight of the rays on the object."""
@@ -302,7 +305,7 @@ class MaskGrid(MaskField):
         main = torch.from_numpy(large_parts(volume, SPECK).reshape(-1)).to(on)
         main &= self.hit > FAINT * self.hit[main].median()
         # The object ends between the last vertex on it and the next one.
-        return self.cell_positions()[main], float(self.half_extent.max()) * (1 + OUTSIDE) / (self.resolution - 1)
+        return self.cell_positions()[main], float(self.half_extent.max()) * (1 + RIM_WIDTH) / (self.resolution - 1)
 
     def hits(
         self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5

@@ -17,7 +17,7 @@ NEIGHBORS_OF_STRAYS = 20
 """Number of neighbours whose mean distance decides whether a splat is stray."""
 NEIGHBORS = 5
 """Number of well-seen neighbours that determine the probability of a splat without firm evidence."""
-MOST = 0.95
+LIGHT_IN_RADIUS = 0.95
 """Share of the object's light that ends within the object's radius."""
 REACH = 2.0
 """Largest distance of an object's splats from its middle, in radii of the object."""
@@ -189,7 +189,7 @@ class SplatMask(MaskField):
             self.set_logits(other.logits.clone())
 
     def _near(self) -> Bool[Tensor, " num_cells"]:
-        """Splats within ``REACH`` radii of the object's middle, the radius being that of ``MOST`` of its light.
+        """Splats within ``REACH`` radii of the object's middle; the radius holds ``LIGHT_IN_RADIUS`` of its light.
 
         A splat that floats before a camera, or far behind the object, may be seen through the object's pixels only.
         """
@@ -204,7 +204,7 @@ class SplatMask(MaskField):
         if len(light) == 0:
             return torch.ones_like(self.seen, dtype=torch.bool)
         middle = torch.stack([_quantile(axis, light, 0.5) for axis in positions.T])
-        reach = REACH * _quantile((positions - middle).norm(dim=-1), light, MOST)
+        reach = REACH * _quantile((positions - middle).norm(dim=-1), light, LIGHT_IN_RADIUS)
         return ((self.positions - middle).norm(dim=-1) <= reach) | (light.sum() == 0)
 
     def logits_without_strays(self) -> Float[Tensor, " num_cells"] | None:

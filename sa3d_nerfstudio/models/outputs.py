@@ -90,7 +90,7 @@ class Observation:
 MASK_OUTPUTS = ("mask", "mask_overlay")
 OBJECT_OUTPUTS = ("object_rgb", "object_depth", "object_accumulation")
 BACKGROUND_OUTPUTS = ("background_rgb",)
-OF_THE_OBJECT = frozenset({"mask", "object_rgb", "object_accumulation"})
+OBJECT_ONLY_OUTPUTS = frozenset({"mask", "object_rgb", "object_accumulation"})
 """Outputs that are constant over the rays that pass through no object."""
 TINT = 0.6
 """Share of an object's colour in the pixels of ``mask_overlay`` that show it."""
@@ -219,8 +219,8 @@ class MaskOutputs(_Base):
         """Mask of the rays that :meth:`render_outputs` renders for outputs of these names: all rays."""
         return torch.ones(int(camera.height.max()), int(camera.width.max()), dtype=torch.bool)
 
-    def outputs_without_object(self, names: Collection[str], height: int, width: int) -> dict[str, Tensor]:
-        """Images of some outputs in :data:`OF_THE_OBJECT` with the values of rays that pass through no object."""
+    def empty_outputs(self, names: Collection[str], height: int, width: int) -> dict[str, Tensor]:
+        """Images of some outputs in :data:`OBJECT_ONLY_OUTPUTS` with the values of rays that pass through no object."""
         background = 1.0 if self.object_background == "white" else 0.0
         return {
             name: torch.full((height, width, 3), background, device=self.device)

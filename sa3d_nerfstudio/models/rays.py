@@ -26,8 +26,8 @@ from sa3d_nerfstudio.models.gating import Gate, gated_density, install_gates, on
 from sa3d_nerfstudio.models.outputs import (
     BACKGROUND_OUTPUTS,
     MASK_OUTPUTS,
+    OBJECT_ONLY_OUTPUTS,
     OBJECT_OUTPUTS,
-    OF_THE_OBJECT,
     SOLID,
     MaskOutputs,
     Observation,
@@ -234,17 +234,17 @@ class MaskedModel(MaskOutputs):
     @torch.no_grad()
     def render_outputs(self, camera: Cameras, names: Collection[str]) -> dict[str, Tensor]:
         """Render outputs for all pixels of a camera; for the object alone, only of rays that pass through it."""
-        if not OF_THE_OBJECT.issuperset(names):
+        if not OBJECT_ONLY_OUTPUTS.issuperset(names):
             return super().render_outputs(camera, names)
         rays = camera.to(self.device).generate_rays(camera_indices=0, keep_shape=True)
-        images = self.outputs_without_object(names, *rays.shape)
+        images = self.empty_outputs(names, *rays.shape)
         self._render_where(self.rays_for(camera, names), rays, self, images)
         return images
 
     @torch.no_grad()
     def rays_for(self, camera: Cameras, names: Collection[str]) -> Bool[Tensor, "height width"]:
         """Mask of the rays that :meth:`render_outputs` renders for outputs of these names."""
-        if not OF_THE_OBJECT.issuperset(names):
+        if not OBJECT_ONLY_OUTPUTS.issuperset(names):
             return super().rays_for(camera, names)
         rays = camera.to(self.device).generate_rays(camera_indices=0, keep_shape=True)
         shape = rays.origins.shape[:2]

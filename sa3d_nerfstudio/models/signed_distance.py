@@ -14,7 +14,7 @@ from nerfstudio.fields.sdf_field import SDFField
 from scipy import ndimage
 from torch import Tensor
 
-from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
+from sa3d_nerfstudio.fields.mask_grid import RIM_WIDTH, MaskGrid
 from sa3d_nerfstudio.scoped import scoped
 
 if TYPE_CHECKING:
@@ -54,11 +54,13 @@ class ObjectSDF(_Base):
         (model,) = self.sa3d_model
         model.require_object()
         fields = [cast(MaskGrid, field) for field in model.masks.shown]
-        outside = torch.stack([distance_to(field, inputs, model.mask_threshold) for field in fields]).amin(0)
+        outside = torch.stack([signed_distance_to(field, inputs, model.mask_threshold) for field in fields]).amin(0)
         return torch.cat([torch.maximum(outputs[..., :1], outside.to(outputs)), outputs[..., 1:]], dim=-1)
 
 
-def distance_to(grid: MaskGrid, positions: Float[Tensor, "*batch 3"], threshold: float) -> Float[Tensor, "*batch 1"]:
+def signed_distance_to(
+    grid: MaskGrid, positions: Float[Tensor, "*batch 3"], threshold: float
+) -> Float[Tensor, "*batch 1"]:
     """Approximate signed distance to the surface where a grid's probability equals the threshold; never much larger.
 
     Its sign is that of ``threshold - probability``. Marching cubes that refine only where a distance is small
@@ -73,7 +75,7 @@ def distance_to(grid: MaskGrid, positions: Float[Tensor, "*batch 3"], threshold:
         Distances in world units, negative inside the object.
     """
     r = grid.resolution
-    cell = 2 * float(grid.half_extent.max()) * (1 + OUTSIDE) / (r - 1)
+    cell = 2 * float(grid.half_extent.max()) * (1 + RIM_WIDTH) / (r - 1)
 
     def whole_cells() -> Tensor:
         inside = (grid.filled_probability(threshold) > threshold).reshape(r, r, r).cpu().numpy()

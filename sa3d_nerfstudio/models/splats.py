@@ -26,8 +26,8 @@ from sa3d_nerfstudio.models.outputs import (
     BACKGROUND_OUTPUTS,
     MASK_OUTPUTS,
     NO_OBJECT,
+    OBJECT_ONLY_OUTPUTS,
     OBJECT_OUTPUTS,
-    OF_THE_OBJECT,
     SOLID,
     MaskOutputs,
     Observation,
@@ -35,7 +35,7 @@ from sa3d_nerfstudio.models.outputs import (
 from sa3d_nerfstudio.scoped import scoped
 from sa3d_nerfstudio.traces.base import RayTrace, render_probability
 from sa3d_nerfstudio.traces.gaussians import (
-    SMALLER,
+    MEMORY_REMEDY,
     GaussianTrace,
     GaussianViewTrace,
     RenderedCells,
@@ -170,7 +170,7 @@ class MaskedSplatModel(MaskOutputs, _Base):
     def trace_view(self, camera: Cameras, lock: AbstractContextManager[Any] | None = None) -> GaussianViewTrace:
         """Trace all pixels of one camera."""
         with lock or nullcontext():
-            return within_memory(lambda: self._trace_view(camera), SMALLER)
+            return within_memory(lambda: self._trace_view(camera), MEMORY_REMEDY)
 
     def _trace_view(self, camera: Cameras) -> GaussianViewTrace:
         self.eval()
@@ -215,11 +215,11 @@ class MaskedSplatModel(MaskOutputs, _Base):
     @torch.no_grad()
     def render_outputs(self, camera: Cameras, names: Collection[str]) -> dict[str, Tensor]:
         """Render outputs for all pixels of a camera; for the object alone, only the window in which it may be."""
-        if not OF_THE_OBJECT.issuperset(names):
+        if not OBJECT_ONLY_OUTPUTS.issuperset(names):
             return super().render_outputs(camera, names)
         camera = camera.to(self.device)
         window = self._object_window(camera)
-        images = self.outputs_without_object(names, int(camera.height.max()), int(camera.width.max()))
+        images = self.empty_outputs(names, int(camera.height.max()), int(camera.width.max()))
         if window is not None:
             rendered = super().render_outputs(cropped(camera, window), names)
             for name, image in images.items():
@@ -230,7 +230,7 @@ class MaskedSplatModel(MaskOutputs, _Base):
     def rays_for(self, camera: Cameras, names: Collection[str]) -> Bool[Tensor, "height width"]:
         """Mask of the rays that :meth:`render_outputs` renders for outputs of these names."""
         rays = super().rays_for(camera, names)
-        if OF_THE_OBJECT.issuperset(names):
+        if OBJECT_ONLY_OUTPUTS.issuperset(names):
             window = self._object_window(camera.to(self.device))
             rays[:] = False
             if window is not None:
@@ -273,7 +273,7 @@ class MaskedSplatModel(MaskOutputs, _Base):
     def _base_outputs(self, camera: Cameras) -> dict[str, Any]:
         # A copy, because the model rescales its camera, and then scales it back.
         render = functools.partial(super().get_outputs, copy.deepcopy(camera))  # type: ignore[safe-super]
-        outputs = within_memory(lambda: scoped(_RENDERING, True, render), SMALLER)
+        outputs = within_memory(lambda: scoped(_RENDERING, True, render), MEMORY_REMEDY)
         # If its crop box is empty, splatfacto returns outputs on the CPU, whatever its device.
         return {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in outputs.items()}
 

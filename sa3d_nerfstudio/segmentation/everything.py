@@ -12,7 +12,7 @@ import torch
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.object_tree import ObjectTree, TreeBuilder
 from sa3d_nerfstudio.prompts.prompt import Prompt
-from sa3d_nerfstudio.segmentation.mask_depth import FoundMask, in_one_piece, pixel_spacing
+from sa3d_nerfstudio.segmentation.mask_depth import FoundMask, pixel_spacing, without_far_parts
 from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
 from sa3d_nerfstudio.segmentation.proposals import Proposal, ProposalPool, Rendered
 from sa3d_nerfstudio.segmentation.self_prompting import self_prompt
@@ -202,7 +202,7 @@ class SceneSegmentation:
         trace = self.views.trace(view)
         masks = found.masks.to(trace.depth.device)
         pieces = [FoundMask(trace, mask, pixel_spacing(trace, mask)) for mask in masks]
-        solid = in_one_piece(pieces, self.settings.part_gap)
+        solid = without_far_parts(pieces, self.settings.part_gap)
         return replace(found, masks=torch.stack(solid) if solid else masks)
 
     def _prompted(self, proposal: Proposal) -> SegmentationSession:
@@ -217,10 +217,10 @@ class SceneSegmentation:
         session = self._prompted(proposal)
         session.lift_prompts()
         rendered = self._rendered(session.grid)
-        self._ask_about(proposal, rendered)
+        self._add_witnesses(proposal, rendered)
         return self.pool.support_of(rendered, but=proposal.view)
 
-    def _ask_about(self, proposal: Proposal, rendered: Rendered) -> None:
+    def _add_witnesses(self, proposal: Proposal, rendered: Rendered) -> None:
         """Prompt the segmenter in views whose proposals may have missed the object because it is small."""
         for view in self.pool.overlooked(proposal, rendered) if self._asks else ():
             probability, known = (image.cpu() for image in rendered[view])
@@ -239,7 +239,7 @@ class SceneSegmentation:
         if not session.grid.holds_object(self.settings.threshold):
             return self._drop("empty")
         rendered = self._rendered(session.grid)
-        self._ask_about(proposal, rendered)
+        self._add_witnesses(proposal, rendered)
         support = self.pool.support_of(rendered)
         if support is None or support < self.settings.min_agreement:
             return self._drop("other views show something else there")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.segmentation.session_views import ViewKey
-from sa3d_nerfstudio.traces.base import KeepsAllRays, RayTrace, render_probability
+from sa3d_nerfstudio.traces.base import CachesAllRays, RayTrace, render_probability
 
 LiftingName = Literal["evidence", "gradient"]
 Weight = float | Float[Tensor, " num_rays"]
@@ -43,7 +43,7 @@ class EvidenceLifting:
     def add(self, trace: RayTrace, mask: Bool[Tensor, " num_rays"], weight: Weight = 1.0) -> None:
         """Lift the mask of one view; ``weight`` is that of each ray, or of all rays."""
         weights = torch.as_tensor(weight, dtype=torch.float32, device=mask.device).expand(mask.shape)
-        if isinstance(trace, KeepsAllRays) and trace.keeps_all_rays:
+        if isinstance(trace, CachesAllRays) and trace.keeps_all_rays:
             hit = trace.backproject(self.field, (weights * mask)[:, None])[:, 0]
             seen = self._seen(trace, trace.backproject_all(self.field), weight, weights)
         else:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sa3d_nerfstudio.fields.connected_parts import label_parts, part_of_each
+from sa3d_nerfstudio.fields.connected_parts import label_parts, label_parts_on_device
 from sa3d_nerfstudio.traces.base import ViewTrace
 
 
@@ -25,7 +25,7 @@ def pixel_spacing(trace: ViewTrace, mask: Bool[Tensor, "height width"]) -> float
     Of a pixel's right and lower neighbours the nearer one counts, so that slanted surfaces do not look coarse. If the
     trace lies on a GPU, so does the distance, and the host does not wait for it.
     """
-    window = window_of(mask, margin=1)
+    window = bounding_slices(mask, margin=1)
     points, mask = trace.surface_points().reshape(trace.height, trace.width, 3)[window], mask[window]
     right = (points[:-1, 1:] - points[:-1, :-1]).norm(dim=-1)
     down = (points[1:, :-1] - points[:-1, :-1]).norm(dim=-1)
@@ -36,7 +36,7 @@ def pixel_spacing(trace: ViewTrace, mask: Bool[Tensor, "height width"]) -> float
     return float(spacing.median()) if len(spacing) else 0.0
 
 
-def window_of(mask: Bool[Tensor, "height width"], margin: int) -> tuple[slice, slice]:
+def bounding_slices(mask: Bool[Tensor, "height width"], margin: int) -> tuple[slice, slice]:
     """Rows and columns of a mask's bounding box with a margin in pixels; none if the mask is empty.
 
     On a GPU all rows and columns: there it takes longer to read the bounding box than to work on all pixels.
@@ -113,7 +113,7 @@ class FoundMask:
         return known.reshape(-1).to(device)
 
 
-def in_one_piece(
+def without_far_parts(
     found: Sequence[FoundMask], gap: float, between: Callable[[], Float[Tensor, "num_places 3"]] | None = None
 ) -> list[Bool[Tensor, "height width"]]:
     """Masks without the parts that are far in space from the rest of the mask.
@@ -130,7 +130,7 @@ def in_one_piece(
     if gap <= 0 or not found:
         return [item.mask for item in found]
     if found[0].trace.depth.is_cuda:
-        return _in_one_piece(found, gap, between)
+        return _without_far_parts_on_device(found, gap, between)
     return [_parts_kept(item, gap, between) for item in found]
 
 
@@ -167,10 +167,10 @@ def _parts_kept(
     return solid.reshape(found.mask.shape)
 
 
-def _in_one_piece(
+def _without_far_parts_on_device(
     found: Sequence[FoundMask], gap: float, between: Callable[[], Float[Tensor, "num_places 3"]] | None
 ) -> list[Bool[Tensor, "height width"]]:
-    """:func:`in_one_piece` on a GPU: all pixels take part, the host reads no result, and the parts of all masks are
+    """:func:`without_far_parts` on a GPU: with all pixels, no result read by the host, and the parts of all masks
     labelled together."""
     side, num_cells = 2 * REACH + 1, (2 * REACH + 1) ** 3
     masks = [item.mask.reshape(-1).to(item.trace.depth.device) for item in found]
@@ -199,7 +199,7 @@ def _in_one_piece(
         near = (joining.floor().abs() <= REACH).all(-1).float()
         first_cells = torch.arange(len(found), device=cells.device)[:, None] * num_cells
         occupied.index_add_(0, (cells_of(joining) + first_cells).reshape(-1), near.reshape(-1))
-    part = part_of_each((occupied > 0).reshape(-1, side, side, side)).reshape(-1)[cells]
+    part = label_parts_on_device((occupied > 0).reshape(-1, side, side, side)).reshape(-1)[cells]
     meant = torch.cat([item.meant for item in found]) & on
     area, covered = (
         count.new_zeros(all_cells).index_add_(0, part, pixels.float()).reshape(-1, num_cells) for pixels in (on, meant)
@@ -214,7 +214,7 @@ def _in_one_piece(
     return [mask.reshape(item.mask.shape) for mask, item in zip(solid, found, strict=True)]
 
 
-def sees_past(
+def background_rim(
     trace: ViewTrace, mask: Bool[Tensor, "height width"], spacing: float | Tensor, long_side: int | None = None
 ) -> Bool[Tensor, "height width"]:
     """Pixels at a mask's outline that see the background instead of the object.
@@ -232,7 +232,7 @@ def sees_past(
     past = torch.zeros_like(mask)
     reach = max(RIM, round(RIM * (long_side or max(mask.shape)) / 256))
     # Most objects are small: only pixels around the mask are worked on.
-    window = window_of(mask, margin=3 * reach)
+    window = bounding_slices(mask, margin=3 * reach)
     depth, mask = trace.depth[..., 0][window], mask[window]
     if not len(mask):
         return past

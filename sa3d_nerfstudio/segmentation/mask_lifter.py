@@ -16,7 +16,13 @@ from sa3d_nerfstudio.distributed.ranks import Ranks
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, Weight
 from sa3d_nerfstudio.segmentation.likelihood import LikelihoodReport, MaskedView, MaskLikelihood
-from sa3d_nerfstudio.segmentation.mask_depth import FoundMask, in_one_piece, pixel_spacing, sees_past, surface_of
+from sa3d_nerfstudio.segmentation.mask_depth import (
+    FoundMask,
+    background_rim,
+    pixel_spacing,
+    surface_of,
+    without_far_parts,
+)
 from sa3d_nerfstudio.segmentation.session_views import PromptedMask, SessionViews, ViewKey
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.traces.window import Window
@@ -136,7 +142,7 @@ class MaskLifter:
             for view, (mask, known) in found:
                 trace = self.views.trace(view)
                 masks.append(FoundMask(trace, mask, pixel_spacing(trace, mask), known=known))
-            solid = in_one_piece(masks, self._gap, self._places)
+            solid = without_far_parts(masks, self._gap, self._places)
             return [CheckedMask(item.mask, pixels, item.spacing) for item, pixels in zip(masks, solid, strict=True)]
 
     def lift_self_prompted(self, lifting: Lifting, view: ViewKey, checked: CheckedMask) -> None:
@@ -198,7 +204,7 @@ class MaskLifter:
                 weights = weight = weight * self.views.ray_weight(view)
                 if self.settings.trim_outline:
                     side = None if window is None else max(window.size)
-                    weights = weight * ~sees_past(trace, mask, spacing, side).reshape(-1)
+                    weights = weight * ~background_rim(trace, mask, spacing, side).reshape(-1)
             lifting.add(trace, mask.reshape(-1), weights)
             # The fit needs the whole outline: without its pixels that see past the object, those beside it would move
             # it inwards.
@@ -211,9 +217,9 @@ class MaskLifter:
         trace = self.views.trace(view)
         spacing = pixel_spacing(trace, prompted.mask)
         points = prompted.prompt.positive.long()
-        return in_one_piece([FoundMask(trace, prompted.mask, spacing, points)], self._gap, self._places)[0]
+        return without_far_parts([FoundMask(trace, prompted.mask, spacing, points)], self._gap, self._places)[0]
 
     @property
     def _gap(self) -> float:
-        """Gap beyond which parts of masks are left out, see :func:`in_one_piece`; 0 for the published update."""
+        """Gap beyond which parts of masks are left out, see :func:`without_far_parts`; 0 for the published update."""
         return self.settings.part_gap if self.settings.lifting == "evidence" else 0.0

@@ -13,7 +13,7 @@ from sa3d_nerfstudio.traces.window import Window
 
 LARGEST_SHARE = 1 / 4
 """Longest window, as a share of the photo's longer side: a larger part is not worth a separate embedding."""
-ROOM = 2.0
+OBJECT_MARGIN = 2.0
 """Least length of a window of the photo, in lengths of the object's window: a network needs to see the surroundings."""
 STEPS = 4
 """Windows of photos begin at multiples of a quarter of their length, so that neighbouring objects share them."""
@@ -40,7 +40,7 @@ def photo_window(
     extent = max(window.height, window.width) / max(window.size)
     coarsest, share = frame(side), 1.0
     photo = coarsest
-    while ROOM * extent <= share / 2 and (larger := frame(2 * side / share)).scale > photo.scale:
+    while OBJECT_MARGIN * extent <= share / 2 and (larger := frame(2 * side / share)).scale > photo.scale:
         photo, share = larger, share / 2
     if share > LARGEST_SHARE or photo.scale < FINER * coarsest.scale:
         return None

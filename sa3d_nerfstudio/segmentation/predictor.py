@@ -74,7 +74,9 @@ class Prefetcher:
             job.result()
 
 
-SMALLER = "segment with a smaller --pipeline.segmenter, keep less in it (--pipeline.cache-gb), or close other programs"
+MEMORY_REMEDY = (
+    "segment with a smaller --pipeline.segmenter, keep less in it (--pipeline.cache-gb), or close other programs"
+)
 """Remedy for a segmenter that does not fit into the GPU's memory."""
 
 
@@ -161,8 +163,8 @@ class MaskPredictor:
             if key not in self._embeddings:
                 name, depth = self._views.name(view), self._views.trace(view).depth[..., 0]
                 image = SegmenterImage(closer.picture(), name, depth, window.shares)
-                (self._embeddings[key],) = within_memory(lambda: embed_all(self.segmenter, [image]), SMALLER)
-            answer = within_memory(lambda: self.segmenter.predict(self._embeddings[key], prompt), SMALLER)
+                (self._embeddings[key],) = within_memory(lambda: embed_all(self.segmenter, [image]), MEMORY_REMEDY)
+            answer = within_memory(lambda: self.segmenter.predict(self._embeddings[key], prompt), MEMORY_REMEDY)
             closer_candidates = candidates_between(answer, window, frame).to("cpu")
         mask = closer_candidates.masks[closer_candidates.most_like(prompted.mask)]
         if (mask & prompted.mask).sum() < SAME_OBJECT * (mask | prompted.mask).sum():
@@ -191,7 +193,7 @@ class MaskPredictor:
             questions.append((embedding, prompt.moved(*self._views.picture_size(view, self.side))))
             on_trace.append(partial(_resized, height=prompt.height, width=prompt.width, part=crop))
         with self._views.report.timed("segment"):
-            answers = within_memory(lambda: predict_all(self.segmenter, questions), SMALLER)
+            answers = within_memory(lambda: predict_all(self.segmenter, questions), MEMORY_REMEDY)
             return [move(answer) for move, answer in zip(on_trace, answers, strict=True)]
 
     def propose(self, view: ViewKey) -> Candidates:
@@ -199,7 +201,7 @@ class MaskPredictor:
         embedding, trace = self.embed(view), self._views.trace(view)
         with self._views.report.timed("segment"):
             size = self._views.picture_size(view, self.side)
-            proposals = within_memory(lambda: propose(self.segmenter, embedding, *size), SMALLER)
+            proposals = within_memory(lambda: propose(self.segmenter, embedding, *size), MEMORY_REMEDY)
         if len(proposals.masks) == 0:
             return no_proposals(trace.height, trace.width)
         return proposals.at(trace.height, trace.width)
@@ -238,7 +240,7 @@ class MaskPredictor:
 
     def _key(self, view: ViewKey) -> ViewKey | tuple[int, Window]:
         """Key of a view's embedding: the view itself, or the window that the segmenter sees of it."""
-        return self._views.shown(view, self.side)
+        return self._views.embedding_key(view, self.side)
 
     def _embed(self, views: Sequence[ViewKey]) -> None:
         images = []
@@ -253,7 +255,7 @@ class MaskPredictor:
                 if window is not None:
                     images[-1].window = window.shares
         with self._views.report.timed("segment"):
-            embeddings = within_memory(lambda: embed_all(self.segmenter, images), SMALLER)
+            embeddings = within_memory(lambda: embed_all(self.segmenter, images), MEMORY_REMEDY)
             # The first view's embedding is stored last, so that a small cache keeps it.
             for view, embedding in zip(reversed(views), reversed(embeddings), strict=True):
                 self._embeddings[self._key(view)] = embedding

@@ -13,7 +13,7 @@ from sa3d_nerfstudio.fields.mask_grid import robust_bounds
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.terminal import interruptible, say
 
-AT_ONCE = 3.0
+INTERRUPT_SECONDS = 3.0
 """Seconds within which several Ctrl-C count as one: that of the terminal, and copies from the processes' launcher."""
 
 
@@ -40,7 +40,7 @@ def run_with_progress(session: SegmentationSession, console: Console) -> bool:
     ranks = session.ranks
     with (
         Progress(*columns, console=console) as progress,
-        interruptible(ranks.stop, AT_ONCE if ranks.size > 1 else 0.0) as interrupted,
+        interruptible(ranks.stop, INTERRUPT_SECONDS if ranks.size > 1 else 0.0) as interrupted,
     ):
         task, number, counts = None, 0, Counter[str]()
         for record in session.steps():

@@ -21,7 +21,7 @@ CELLS = 96
 """Greatest number of cells along each side of the cube."""
 CELL = 2.0
 """Least side of a cell, in distances between the surface points of neighbouring pixels."""
-ROOM = 1.5
+BOX_MARGIN = 1.5
 """Width of the cube of cells, in widths of the object."""
 STRAY = 0.02
 """Share of the object's points beyond its bounds, at either end of each axis."""
@@ -66,7 +66,7 @@ class PromptedSurface:
         ordered = object_points.sort(dim=0).values
         first = int(STRAY * len(object_points))
         low, high = ordered[first], ordered[len(object_points) - 1 - first]
-        width = (ROOM * (high - low).max()).clamp(min=1e-6)
+        width = (BOX_MARGIN * (high - low).max()).clamp(min=1e-6)
         cell = (width / CELLS).clamp(min=CELL * spacing)
         side = int(width / cell) + 1
         surface = cls((low + high - side * cell) / 2, cell, side, *mask.new_zeros(2, side**3).unbind())

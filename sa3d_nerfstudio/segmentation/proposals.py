@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sa3d_nerfstudio.segmentation.mask_depth import window_of
+from sa3d_nerfstudio.segmentation.mask_depth import bounding_slices
 from sa3d_nerfstudio.segmenters.base import Candidates
 from sa3d_nerfstudio.segmenters.proposals import POINTS_PER_SIDE
 
@@ -128,7 +128,7 @@ class ProposalPool:
             area = int(mask.sum())
             if area < max(self.min_share * height * width, 1):
                 continue
-            window = window_of(mask, margin=0)
+            window = bounding_slices(mask, margin=0)
             score = min(max(float(candidates.scores[number]), 0.0), 1.0)
             new = int((mask & ~self._covered[view]).sum())
             part, key = mask[window].clone(), (view, first + number)

@@ -23,9 +23,9 @@ CLEARANCE = 3.5
 on the neighbouring object. The rendered mask's outline is a pixel or so from the true one."""
 CLEARANCE_SHARE = 0.7
 """Least clearance in narrower objects, as a share of their largest."""
-MOST_PLACES = 4096
+MAX_POINT_PIXELS = 4096
 """Pixels among which points are chosen, at most, spread over the mask: the host compares each pixel with all points."""
-APART = 2.5
+MIN_POINT_DISTANCE = 2.5
 """Pixels between points, at least: nearer points are redundant."""
 AGREEMENT_WEIGHT = 3.0
 """Weight of a candidate's agreement with the rendered mask, relative to its score."""
@@ -90,12 +90,12 @@ def spread_points(score: Float[Tensor, "height width"], num_points: int) -> list
     y, x = np.unravel_index(int(worth.argmax()), worth.shape)
     chosen = [(int(x), int(y))]
     eligible = np.argwhere(clearance >= min(CLEARANCE, CLEARANCE_SHARE * float(clearance.max())))
-    eligible = eligible[:: math.ceil(len(eligible) / MOST_PLACES)]
+    eligible = eligible[:: math.ceil(len(eligible) / MAX_POINT_PIXELS)]
     distance = np.full(len(eligible), np.inf)
     for _ in range(num_points - 1):
         distance = np.minimum(distance, np.linalg.norm(eligible - (chosen[-1][1], chosen[-1][0]), axis=1))
         farthest = int(distance.argmax())
-        if distance[farthest] <= APART:
+        if distance[farthest] <= MIN_POINT_DISTANCE:
             break
         chosen.append((int(eligible[farthest, 1]), int(eligible[farthest, 0])))
     return chosen

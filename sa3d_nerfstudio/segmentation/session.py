@@ -15,6 +15,7 @@ from sa3d_nerfstudio.distributed.ranks import Ranks, tell_as_data
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.segmentation.exchange import EvidenceExchange
 from sa3d_nerfstudio.segmentation.lifting import (
     EvidenceLifting,
     Lifting,
@@ -23,7 +24,6 @@ from sa3d_nerfstudio.segmentation.lifting import (
     make_lifting,
 )
 from sa3d_nerfstudio.segmentation.mask_lifter import MaskLifter
-from sa3d_nerfstudio.segmentation.meeting import Meeting
 from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
 from sa3d_nerfstudio.segmentation.prompted_surface import PromptedSurface, joint_surface
 from sa3d_nerfstudio.segmentation.report import SessionReport, ViewRecord
@@ -41,7 +41,14 @@ from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmentation.view_selection import Route, magnification
 from sa3d_nerfstudio.segmentation.views_around import RendersAnywhere, views_around
 from sa3d_nerfstudio.segmentation.visits import Visits
-from sa3d_nerfstudio.segmentation.windows import CloseViews, Masks, Places, enlargement, has_windows, on_same_pixels
+from sa3d_nerfstudio.segmentation.windows import (
+    CloseViews,
+    Masks,
+    Windows,
+    can_use_windows,
+    enlargement,
+    on_same_pixels,
+)
 from sa3d_nerfstudio.segmenters.base import CUDA_BATCH, Candidates, Segmenter, fits_prior
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.window import Window
@@ -135,7 +142,7 @@ class SegmentationSession:
         Raises:
             SA3DError: The prompt selects nothing.
         """
-        self._views.look_at_all_of(view)
+        self._views.use_whole_view(view)
         # Rank 0 segments the prompted views and shares the masks; the other ranks help to render.
         if self.ranks.size > 1 and isinstance(view, int) and isinstance(self.views, SharedViews):
             self.views.trace_together(view, self.ranks)
@@ -222,7 +229,7 @@ class SegmentationSession:
     def _choose_size(self) -> None:
         """Switch to windows of the views where these can be traced, or else to larger views for a small object."""
         training, settings = self.views, self.settings
-        if settings.windows and settings.lifting == "evidence" and has_windows(training, self.predictor.side):
+        if settings.windows and settings.lifting == "evidence" and can_use_windows(training, self.predictor.side):
             masks = (prompted.mask for prompted in self.prompted.values())
             factor = 1.0 if self._sized is None else enlargement(masks, max(training.frame(0).size))
             views = CloseViews(training, self.free, self.report, settings.threshold, factor, settings.close_photos)
@@ -270,7 +277,7 @@ class SegmentationSession:
             # The first pass fills the grid itself, view by view; later passes fill new fields, which the grid copies.
             guide, lifting = lifting, self.new_lifting(next_field)
 
-    def _change(self, masks: tuple[Masks, Places], before: MaskField, after: MaskField, coming: MaskField) -> float:
+    def _change(self, masks: tuple[Masks, Windows], before: MaskField, after: MaskField, coming: MaskField) -> float:
         """Change of a pass: relative L1 change of the lifted masks if it is below the tolerance, or else of the field.
 
         Args:
@@ -302,40 +309,40 @@ class SegmentationSession:
         """
         self._lifter.begin_pass(None if guide is lifting else guide.field)
         spacing = self._lifter.spacing()
-        negatives, surface = self.ranks.share(lambda: (self._marked_beside(), self._prompted_surface(spacing)))
+        negatives, surface = self.ranks.share(lambda: (self._negative_points(), self._prompted_surface(spacing)))
         surface = None if surface is None else surface.to(self.grid.hit.device)
-        meeting = Meeting(self.ranks, lifting, self.new_lifting)
+        exchange = EvidenceExchange(self.ranks, lifting, self.new_lifting)
         if self.ranks.is_first:
             for view, prompted in self.prompted.items():
-                self._lifter.lift_prompted(meeting.own, view, prompted)
-                yield meeting.note(ViewRecord(view, self.name(view), number, "prompt"))
+                self._lifter.lift_prompted(exchange.unsent, view, prompted)
+                yield exchange.note(ViewRecord(view, self.name(view), number, "prompt"))
         order = self.ranks.share(lambda: self._route.of(self.prompted, guide.field.center))
         self._order = [*self.prompted, *order]
         if guide is lifting:
-            yield from meeting.hold()
-            yield from meeting.settle()
+            yield from exchange.begin_next()
+            yield from exchange.settle()
         visits = Visits(
             self._views,
             self.predictor,
             self._lifter,
             self.settings,
-            self.choose_found,
-            meeting.own,
-            meeting.known if guide is lifting else guide,
+            self.choose_candidate,
+            exchange.unsent,
+            exchange.guide if guide is lifting else guide,
             negatives,
             surface,
         )
         with self.predictor.prefetching() as ahead:
-            outcomes = visits.of(self.ranks.own(order), 1 if guide is lifting else self._together, ahead.begin)
+            outcomes = visits.visit_all(self.ranks.own(order), 1 if guide is lifting else self._together, ahead.begin)
             for _ in range(self.ranks.rounds(order)):
                 if not self.ranks.is_stopping and (outcome := next(outcomes, None)) is not None:
-                    yield meeting.note(outcome.record(self.name(outcome.view), number))
+                    yield exchange.note(outcome.record(self.name(outcome.view), number))
                 if guide is lifting:
-                    yield from meeting.hold()
-                    if meeting.stopped:
+                    yield from exchange.begin_next()
+                    if exchange.stopped:
                         break
-        yield from meeting.settle()
-        if self.settings.views_around and not meeting.stopped:
+        yield from exchange.settle()
+        if self.settings.views_around and not exchange.stopped:
             # Rank 0 chooses the virtual views, and visits all of them.
             spacing = self._lifter.spacing()
             showing = [view for view, mask in self._lifter.masks.items() if mask.any()]
@@ -343,11 +350,11 @@ class SegmentationSession:
             self._around = self.ranks.share(lambda: self._look_around(guide, spacing, shown))
             self._order += self._around
             for view in self._around if self.ranks.is_first else ():
-                yield meeting.note(visits.at(view).record(view, number))
+                yield exchange.note(visits.visit_one(view).record(view, number))
         if guide is not lifting or self._around:
-            yield from meeting.hold()
-            yield from meeting.settle()
-        self.stopped = meeting.stopped
+            yield from exchange.begin_next()
+            yield from exchange.settle()
+        self.stopped = exchange.stopped
 
     def _look_around(self, guide: Lifting, spacing: float, shown: Sequence[ViewKey]) -> list[str]:
         """Choose virtual views around the object once, given the views that have ``shown`` it; returns their names."""
@@ -366,7 +373,7 @@ class SegmentationSession:
         """Views visited together: several if that saves waits for a GPU, or the segmenter answers several prompts."""
         return TOGETHER if self.grid.hit.is_cuda else min(TOGETHER, self.predictor.at_once)
 
-    def choose_found(self, candidates: Candidates, agreement: Agreement) -> int | None:
+    def choose_candidate(self, candidates: Candidates, agreement: Agreement) -> int | None:
         """Index of the candidate of a self-prompted view that is the object; None if none is.
 
         Args:
@@ -387,7 +394,7 @@ class SegmentationSession:
             masks.append(prompted.mask.reshape(-1).to(points[-1].device))
         return joint_surface(points, masks, spacing)
 
-    def _marked_beside(self) -> Float[Tensor, "num 3"] | None:
+    def _negative_points(self) -> Float[Tensor, "num 3"] | None:
         """Surface points under the user's negative points in all prompted views."""
         positions = []
         for view, prompted in self.prompted.items():

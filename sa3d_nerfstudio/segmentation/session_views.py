@@ -154,14 +154,14 @@ class SessionViews:
 
     # Methods that windows of views change, see :class:`sa3d_nerfstudio.segmentation.windows.CloseViews`.
 
-    def look_at_all_of(self, view: ViewKey) -> None:
+    def use_whole_view(self, view: ViewKey) -> None:
         """Use a whole view, without a window, from now on."""
 
     def window(self, view: ViewKey) -> Window | None:
         """Window of a view that is traced at full size; None for a whole view."""
         return None
 
-    def shown(self, view: ViewKey, side: int | None = None) -> ViewKey | tuple[int, Window]:
+    def embedding_key(self, view: ViewKey, side: int | None = None) -> ViewKey | tuple[int, Window]:
         """Key of :meth:`picture`: a view, or a window of it."""
         return view
 

@@ -16,8 +16,8 @@ from sa3d_nerfstudio.segmentation.predictor import MaskPredictor
 from sa3d_nerfstudio.segmentation.report import SessionReport
 from sa3d_nerfstudio.segmentation.session_views import SessionViews, Views
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
-from sa3d_nerfstudio.segmenters.proposals import distinct, no_proposals
-from sa3d_nerfstudio.segmenters.text import TextBox, TextOptions, choose_box, describe_boxes, find_boxes, gives_masks
+from sa3d_nerfstudio.segmenters.proposals import no_proposals, without_duplicates
+from sa3d_nerfstudio.segmenters.text import TextMatch, TextOptions, choose_box, describe_boxes, find_boxes, gives_masks
 from sa3d_nerfstudio.terminal import say
 
 NUM_VIEWS = 6
@@ -147,15 +147,15 @@ class TextFinder:
             return no_proposals(trace.height, trace.width)
         masks = torch.stack([self._mask(view, match, self._mask_predictor) for match in matches]).cpu()
         scores = torch.tensor([match.score for match in matches])
-        indices = distinct(masks, scores)
+        indices = without_duplicates(masks, scores)
         return Candidates(masks[indices], scores[indices])
 
-    def _matches(self, view: int, text: str) -> list[TextBox]:
+    def _matches(self, view: int, text: str) -> list[TextMatch]:
         """Matches of the words in a view, in pixels of its photo at up to :data:`LONGEST_SIDE`."""
         picture = self._training.picture(view, LONGEST_SIDE)
         return find_boxes(SegmenterImage(picture, self._training.name(view)), text, self._options)
 
-    def _mask(self, view: int, match: TextBox, predictor: MaskPredictor | None) -> Tensor:
+    def _mask(self, view: int, match: TextMatch, predictor: MaskPredictor | None) -> Tensor:
         """The mask of a match, on the pixels of the view's trace."""
         if match.mask is not None:
             trace = self._views.trace(view)

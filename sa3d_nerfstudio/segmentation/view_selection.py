@@ -14,7 +14,7 @@ from sa3d_nerfstudio.segmentation.settings import SessionSettings
 
 SHARE = 0.1
 """Share of the image's longer side to which the longer side of a small object's bounds is enlarged."""
-MOST = 2.0
+MAX_MAGNIFICATION = 2.0
 """Greatest enlargement of images along each side: their cost grows with its square."""
 
 
@@ -37,7 +37,7 @@ def magnification(masks: Iterable[Bool[Tensor, "height width"]]) -> float:
     if share == 0:
         return 1.0
     steps = math.ceil(2 * math.log2(max(SHARE / share, 1)) - 1e-6)
-    return min(2 ** (steps / 2), MOST)
+    return min(2 ** (steps / 2), MAX_MAGNIFICATION)
 
 
 IN_VIEW = 0.7

@@ -29,7 +29,7 @@ SIDES = (32, 256)
 class RendersAnywhere(Views, Protocol):
     """Training views whose scene can also be rendered from other poses."""
 
-    def look_from(self, pose: Float[Tensor, "3 4"], angle: float, side: int) -> ViewTrace:
+    def render_from(self, pose: Float[Tensor, "3 4"], angle: float, side: int) -> ViewTrace:
         """The trace of a square image of a pinhole camera.
 
         Args:
@@ -129,7 +129,7 @@ def views_around(
         half_angle = math.asin(min(radius / distance, 0.9))
         min_side, max_side = SIDES
         side = round(min(max(2 * radius / FILLED / max(spacing, 1e-9), min_side), max_side))
-        trace = views.look_from(pose, 2 * math.atan(math.tan(half_angle) / FILLED), side)
+        trace = views.render_from(pose, 2 * math.atan(math.tan(half_angle) / FILLED), side)
         free_views[f"around the object {digest([pose, side])[:8]}"] = FreeView(trace, pose)
     return free_views
 

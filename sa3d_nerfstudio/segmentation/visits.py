@@ -124,7 +124,7 @@ class Visits:
         self._beside = beside
         self._surface = surface
 
-    def of(self, order: Sequence[int], together: int, begin: Begin) -> Iterator[Outcome]:
+    def visit_all(self, order: Sequence[int], together: int, begin: Begin) -> Iterator[Outcome]:
         """Visit views; they are lifted in their order, each before its outcome is yielded.
 
         Args:
@@ -140,7 +140,7 @@ class Visits:
             begin(views, coming)
             yield from self._together(views, coming)
 
-    def at(self, view: ViewKey) -> Outcome:
+    def visit_one(self, view: ViewKey) -> Outcome:
         """Visit a view that is known to show the object, without a search for it."""
         answers = self._ask([view], ())
         return self._take(answers[0], ()) if answers else Outcome(view, "skipped", "object not in view")
@@ -198,7 +198,7 @@ class Visits:
             # Without windows there is no search, and the next view's rendered mask is read in the same wait.
             following = self._render(coming[:1]) if search.found is None else []
             reading = [numbers, likely, *[next_rendered.prior() for next_rendered in following]]
-            host = fetched(reading if search.found is None else [*reading, search.found])
+            host = to_host(reading if search.found is None else [*reading, search.found])
             answer = self._answer(current, candidates, host[0])
             outcome, chosen = self._judged(answer)
             if (
@@ -249,7 +249,7 @@ class Visits:
         showing = [rendered for rendered in self._prompted(self._render(views)) if rendered.prompt is not None]
         candidates = self._find(showing, coming)
         with self._views.report.timed("lift"):
-            numbers = fetched([self._compared(r, c) for r, c in zip(showing, candidates, strict=True)])
+            numbers = to_host([self._compared(r, c) for r, c in zip(showing, candidates, strict=True)])
         return [self._answer(*parts) for parts in zip(showing, candidates, numbers, strict=True)]
 
     def _find(self, shown: Sequence[_Rendered], coming: Sequence[int]) -> list[Candidates]:
@@ -272,7 +272,7 @@ class Visits:
     def _prompted(self, rendered: list[_Rendered], priors: Sequence[Tensor] | None = None) -> list[_Rendered]:
         """Set the self-prompts of rendered masks; ``priors`` are these masks on the host, if they have been read."""
         with self._views.report.timed("lift"):
-            priors = fetched([item.prior() for item in rendered]) if priors is None else priors
+            priors = to_host([item.prior() for item in rendered]) if priors is None else priors
             for item, prior in zip(rendered, priors, strict=True):
                 item.prompt = self._self_prompt(item, prior)
         return rendered
@@ -339,7 +339,7 @@ def _likely(numbers: Float[Tensor, "num_candidates 11"], by_prior: bool) -> Int[
     return merits_of(numbers[:, 9], certain, numbers[:, 10], by_prior).argmax(0, keepdim=True)
 
 
-def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
+def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copy tensors to the host in single precision, with one wait for all of them."""
     if not tensors:
         return []

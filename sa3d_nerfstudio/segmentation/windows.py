@@ -30,9 +30,9 @@ COARSE = 4
 """Factor by which the coarse images that locate the object are smaller than the working size."""
 SPAN = 128
 """Target number of pixels along the object's longer side in a window: about the number of a mask grid's cells there."""
-MOST = 4
+MAX_ENLARGEMENT = 4
 """Greatest enlargement of windows beyond the working size."""
-LARGEST = 1.5
+MAX_VIEW_AREA = 1.5
 """Greatest number of pixels of an enlarged window, relative to a whole view at the working size."""
 FEW_PIXELS = 4
 """Extent of an object, in pixels along each side of a coarse image, up to which the coarse rays may miss it."""
@@ -42,7 +42,7 @@ SHARE_KEPT = 1 / 16
 FALLBACK_KEPT = 64_000_000
 """Number of bytes for these traces where the amount of free memory is unknown."""
 Masks = Mapping[ViewKey, Bool[Tensor, " num_rays"]]
-Places = Mapping[ViewKey, Window]
+Windows = Mapping[ViewKey, Window]
 
 
 @runtime_checkable
@@ -80,7 +80,7 @@ class WindowedViews(Views, Protocol):
         ...
 
 
-def has_windows(views: Views, side: int | None = None) -> TypeGuard[WindowedViews]:
+def can_use_windows(views: Views, side: int | None = None) -> TypeGuard[WindowedViews]:
     """Whether windows of these views can be traced, and whether they save renders.
 
     Args:
@@ -112,7 +112,7 @@ def enlargement(masks: Iterable[Bool[Tensor, "height width"]], long_side: int) -
         shares = (min((side + margins) / length, 1) for side, length in zip((height, width), mask.shape, strict=True))
         area = max(area, math.prod(shares))
     factor = 1
-    while span > 0 and factor < MOST and factor * span < SPAN and (2 * factor) ** 2 * area <= LARGEST:
+    while span > 0 and factor < MAX_ENLARGEMENT and factor * span < SPAN and (2 * factor) ** 2 * area <= MAX_VIEW_AREA:
         factor *= 2
     return float(factor)
 
@@ -159,7 +159,7 @@ class CloseViews(SessionViews):
         """For each view, the object's window and the window of the photo chosen for it."""
         reclaim_from(self)
 
-    def look_at_all_of(self, view: ViewKey) -> None:
+    def use_whole_view(self, view: ViewKey) -> None:
         """Use a view whole, without a window, from now on."""
         self.placed.pop(view, None)
 
@@ -215,7 +215,7 @@ class CloseViews(SessionViews):
             return part.height, part.width
         return self._photographed(int(view), window).picture_size(int(view), side)
 
-    def shown(self, view: ViewKey, side: int | None = None) -> ViewKey | tuple[int, Window]:
+    def embedding_key(self, view: ViewKey, side: int | None = None) -> ViewKey | tuple[int, Window]:
         """Key of :meth:`picture`: the view, for its photo, which is the same for all objects; or a window of it."""
         window = self.placed.get(view)
         if window is None:
@@ -348,7 +348,7 @@ class CloseViews(SessionViews):
         return [None if box and max(box[2] - box[0], box[3] - box[1]) > FEW_PIXELS else box for box in boxes]
 
 
-def on_same_pixels(before: Masks, places: Places, after: Masks, new_places: Places) -> tuple[Masks, Masks]:
+def on_same_pixels(before: Masks, places: Windows, after: Masks, new_places: Windows) -> tuple[Masks, Masks]:
     """Bring the masks of two passes to the same pixels, view by view.
 
     Args:

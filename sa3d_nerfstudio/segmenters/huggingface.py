@@ -16,7 +16,7 @@ from torch import Tensor
 from sa3d_nerfstudio.files import to_bytes
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, check_prompt
-from sa3d_nerfstudio.segmenters.precision import encoded, encoder_dtype, halved
+from sa3d_nerfstudio.segmenters.precision import encoder_dtype, run_encoder, to_half
 from sa3d_nerfstudio.segmenters.pretrained import PretrainedKind, load_pretrained
 from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, box_of_prior, fingerprint_of, low_res_logits
 from sa3d_nerfstudio.segmenters.weights import CHECKPOINT_VARIABLE
@@ -100,7 +100,7 @@ class Sam2Segmenter:
         """Run the encoder once for several images of any sizes, all brought to the same square."""
         inputs = [self.processor.image_processor(to_bytes(image.rgb), return_tensors="pt") for image in images]
         pixels = torch.cat([prepared["pixel_values"] for prepared in inputs]).to(self.model.device)
-        features = encoded(lambda: self._features(pixels), pixels.device, self.dtype, self.NAME)
+        features = run_encoder(lambda: self._features(pixels), pixels.device, self.dtype, self.NAME)
         embeddings = []
         for index, (image, prepared) in enumerate(zip(images, inputs, strict=True)):
             image_features = {name: _of_one(levels, index) for name, levels in features.items()}
@@ -257,7 +257,7 @@ def _build(segmenter: type[AnySam], kind: PretrainedKind, options: SegmenterOpti
 
 def _of_one(levels: Tensor | list[Tensor], number: int) -> Tensor | list[Tensor]:
     """Features of one image of a batch, in half precision; copies, so that no embedding keeps the batch in memory."""
-    return _each(levels, lambda level: halved(level[number : number + 1].clone()))
+    return _each(levels, lambda level: to_half(level[number : number + 1].clone()))
 
 
 def _each(levels: Tensor | list[Tensor], change: Callable[[Tensor], Tensor]) -> Tensor | list[Tensor]:

@@ -16,7 +16,7 @@ from segment_anything.modeling import Sam
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.segmenters.base import SegmenterOptions
 from sa3d_nerfstudio.segmenters.sam import SamSegmenter
-from sa3d_nerfstudio.segmenters.weights import find_checkpoint, misfit, read_weights
+from sa3d_nerfstudio.segmenters.weights import find_checkpoint, read_weights, weights_error
 
 SIZE = "vit-t"
 
@@ -58,6 +58,6 @@ def _filled(architecture: Callable[[], Sam], path: Path) -> Sam:
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise misfit(path, SIZE, error) from error
+        raise weights_error(path, SIZE, error) from error
     # After loading: the encoder computes its attention biases from the weights when it enters this mode.
     return model.eval()

@@ -26,7 +26,7 @@ def encoder_dtype(device: torch.device | str) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float16
 
 
-def encoded(encode: Callable[[], Encoded], device: torch.device, dtype: torch.dtype, what: str) -> Encoded:
+def run_encoder(encode: Callable[[], Encoded], device: torch.device, dtype: torch.dtype, what: str) -> Encoded:
     """Run an encoder, and repeat it in single precision if its output is not finite.
 
     Args:
@@ -57,7 +57,7 @@ def is_finite(features: object) -> bool:
     return all(is_finite(value) for value in values)  # type: ignore[union-attr]
 
 
-def halved(value: Tensor) -> Tensor:
+def to_half(value: Tensor) -> Tensor:
     """A tensor in half precision; in single precision if it holds numbers too large for that."""
     half = value.half()
     return half if bool(half.isfinite().all()) else value.float()

@@ -62,7 +62,7 @@ def grid_proposals(
     if not masks:
         return no_proposals(height, width)
     stacked, confidences = torch.stack(masks), torch.tensor(scores)
-    indices = distinct(stacked, confidences)
+    indices = without_duplicates(stacked, confidences)
     return Candidates(stacked[indices], confidences[indices])
 
 
@@ -71,7 +71,7 @@ def no_proposals(height: int, width: int) -> Candidates:
     return Candidates(torch.zeros(0, height, width, dtype=torch.bool), torch.zeros(0))
 
 
-def distinct(
+def without_duplicates(
     masks: Bool[Tensor, "num height width"], scores: Float[Tensor, " num"], iou: float = DUPLICATE_IOU
 ) -> list[int]:
     """Non-maximum suppression: indices of the masks that are not empty and duplicate none with a higher score."""

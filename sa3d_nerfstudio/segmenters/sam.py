@@ -20,7 +20,7 @@ from torch import Tensor
 from sa3d_nerfstudio.files import digest, to_bytes
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, Segmenter, SegmenterImage, SegmenterOptions, check_prompt
-from sa3d_nerfstudio.segmenters.precision import encoded, encoder_dtype, halved
+from sa3d_nerfstudio.segmenters.precision import encoder_dtype, run_encoder, to_half
 from sa3d_nerfstudio.segmenters.proposals import no_proposals
 from sa3d_nerfstudio.segmenters.weights import find_checkpoint, load_sam
 
@@ -71,11 +71,11 @@ class SamSegmenter:
         pixels = [torch.as_tensor(resize.apply_image(to_bytes(image.rgb))).permute(2, 0, 1) for image in images]
         batch = torch.stack([model.preprocess(resized.to(model.device)) for resized in pixels])
         # The decoder determines single pixels and costs next to nothing, so it stays in single precision.
-        features = encoded(lambda: model.image_encoder(batch), model.device, self.dtype, "Segment Anything")
+        features = run_encoder(lambda: model.image_encoder(batch), model.device, self.dtype, "Segment Anything")
         return [
             # A copy, so that no embedding keeps the batch in memory.
             SamEmbedding(
-                halved(feature_map[None].clone()), (image.height, image.width), (resized.shape[1], resized.shape[2])
+                to_half(feature_map[None].clone()), (image.height, image.width), (resized.shape[1], resized.shape[2])
             )
             for feature_map, image, resized in zip(features, images, pixels, strict=True)
         ]

@@ -74,7 +74,7 @@ class TextOptions:
 
 
 @dataclass(frozen=True)
-class TextBox:
+class TextMatch:
     """Region of an image that matches the words."""
 
     box: tuple[float, float, float, float]
@@ -104,7 +104,7 @@ def gives_masks(options: TextOptions) -> bool:
         return False
 
 
-def find_boxes(image: SegmenterImage, text: str, options: TextOptions | None = None) -> list[TextBox]:
+def find_boxes(image: SegmenterImage, text: str, options: TextOptions | None = None) -> list[TextMatch]:
     """Detect the objects that the words name.
 
     The first call loads the model, which stays in memory.
@@ -146,10 +146,10 @@ def find_boxes(image: SegmenterImage, text: str, options: TextOptions | None = N
         index for index in nms(boxes, scores, SAME_BOX).tolist() if bool((boxes[index, 2:] > boxes[index, :2]).all())
     ]
     labels = [_label(label, processor.tokenizer.all_special_tokens) or words for label in detections["text_labels"]]
-    return [TextBox(tuple(boxes[index].tolist()), float(scores[index]), labels[index]) for index in indices]
+    return [TextMatch(tuple(boxes[index].tolist()), float(scores[index]), labels[index]) for index in indices]
 
 
-def _instances(image: SegmenterImage, words: str, model: Any, processor: Any, options: TextOptions) -> list[TextBox]:
+def _instances(image: SegmenterImage, words: str, model: Any, processor: Any, options: TextOptions) -> list[TextMatch]:
     """Instances that SAM 3 detects, from the best match to the worst."""
     inputs = processor(images=to_bytes(image.rgb), text=words, return_tensors="pt").to(options.device)
     with torch.no_grad():
@@ -163,11 +163,11 @@ def _instances(image: SegmenterImage, words: str, model: Any, processor: Any, op
         y, x = mask.nonzero(as_tuple=True)
         if len(x):
             box = (float(x.min()), float(y.min()), float(x.max() + 1), float(y.max() + 1))
-            matches.append(TextBox(box, float(instances["scores"][index]), words, mask))
+            matches.append(TextMatch(box, float(instances["scores"][index]), words, mask))
     return matches
 
 
-def choose_box(boxes: Sequence[TextBox], text: str, view: str, index: int | None = None) -> TextBox:
+def choose_box(boxes: Sequence[TextMatch], text: str, view: str, index: int | None = None) -> TextMatch:
     """Choose the box of an index, or the best.
 
     Args:
@@ -191,7 +191,7 @@ def choose_box(boxes: Sequence[TextBox], text: str, view: str, index: int | None
     )
 
 
-def describe_boxes(boxes: Sequence[TextBox], text: str, view: str) -> str:
+def describe_boxes(boxes: Sequence[TextMatch], text: str, view: str) -> str:
     """Describe the boxes in a view that match the words, as the beginning of a sentence."""
     listed = "; ".join(
         f"{number}: {match.label} {match.score:.2f} at {' '.join(f'{value:.0f}' for value in match.box)}"

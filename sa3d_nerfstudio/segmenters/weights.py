@@ -150,7 +150,7 @@ def load_sam(path: Path, size: str | None = None) -> Sam:
     try:
         return build_sam_from_state(state)
     except (KeyError, RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise misfit(path, size, error) from error
+        raise weights_error(path, size, error) from error
 
 
 def read_weights(path: Path, size: str | None = None) -> Mapping[str, Tensor]:
@@ -181,7 +181,7 @@ def read_weights(path: Path, size: str | None = None) -> Mapping[str, Tensor]:
     )
 
 
-def misfit(path: Path, size: str | None, error: Exception) -> SA3DError:
+def weights_error(path: Path, size: str | None, error: Exception) -> SA3DError:
     """Error for weights with missing or contradictory tensors."""
     return SA3DError(f"the weights in {path} do not fit together ({one_line(error)}): {_where_to_get(size)}.")
 

@@ -14,7 +14,7 @@ from sa3d_nerfstudio.splat_files.gaussians import Gaussians
 
 OPAQUE = 0.1
 """Opacity above which a Gaussian is considered."""
-MANY = 100_000
+MAX_GAUSSIANS = 100_000
 """Largest number of Gaussians considered, drawn at random."""
 CELLS = 96
 """Largest number of cells along the longest side."""
@@ -30,14 +30,14 @@ NEIGHBORS = 256
 """Largest number of points around a target that may hide it from close by."""
 NEIGHBORS_OF_NORMALS = 10
 """Number of points around a point that determine its surface normal."""
-WAYS = 64
+DIRECTIONS = 64
 """Number of directions in which a target may be hidden from close by."""
 MARGIN = 2
 """Free cells around the dense part, on each side."""
 
 
 def dense_part(gaussians: Gaussians) -> Int[ndarray, " num"]:
-    """Indices of opaque Gaussians of the scene's dense part, at most ``MANY``, drawn at random.
+    """Indices of opaque Gaussians of the scene's dense part, at most ``MAX_GAUSSIANS``, drawn at random.
 
     The dense part is a ball around the median of the positions. Its radius R maximises the share of the Gaussians in
     it over the fourth root of R, which leaves out stray Gaussians and a distant background, but not a floor that is
@@ -46,8 +46,8 @@ def dense_part(gaussians: Gaussians) -> Int[ndarray, " num"]:
     rows = np.flatnonzero(gaussians.alphas > OPAQUE)
     if not len(rows):
         rows = np.arange(len(gaussians))
-    if len(rows) > MANY:
-        rows = np.sort(np.random.default_rng(0).choice(rows, MANY, replace=False))
+    if len(rows) > MAX_GAUSSIANS:
+        rows = np.sort(np.random.default_rng(0).choice(rows, MAX_GAUSSIANS, replace=False))
     positions = gaussians.means[rows].astype(np.float64)
     distance = np.linalg.norm(positions - np.median(positions, axis=0), axis=1)
     shares = np.concatenate([np.arange(0.5, 0.99, 0.01), [0.99, 0.995, 0.998, 0.999, 0.9995, 1.0]])
@@ -159,8 +159,8 @@ class NearSurfaces:
     """
 
     def __init__(self, positions: Float[ndarray, "all 3"], targets: Float[ndarray, "num 3"], reach: float) -> None:
-        self.ways = sphere(WAYS).astype(np.float32)
-        self.hidden = np.zeros((len(targets), WAYS), bool)
+        self.ways = sphere(DIRECTIONS).astype(np.float32)
+        self.hidden = np.zeros((len(targets), DIRECTIONS), bool)
         # One point in each cell of a raster, to limit the number within reach.
         _, first = np.unique(np.floor(positions / (reach / 6)), axis=0, return_index=True)
         positions = positions[first]

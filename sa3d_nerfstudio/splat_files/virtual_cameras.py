@@ -26,13 +26,13 @@ SEVERAL = 3
 """Number of views wanted of each Gaussian."""
 FEWEST = 24
 """Least number of cameras, so that views can prompt each other."""
-MOST = 160
+MAX_CAMERAS = 160
 """Largest number of cameras."""
-ENOUGH = 0.999
+COVERED = 0.999
 """Share of the visible Gaussians with a view, from which on no cameras are added for first views."""
 ENOUGH_SEVERAL = 0.98
 """The same, for several views of each Gaussian."""
-LITTLE = 0.001
+MIN_GAIN = 0.001
 """Least share of the Gaussians to which a camera must add a wanted view."""
 ENCLOSED = 0.6
 """Share of directions that end on solid cells, from which on a position is walled in."""
@@ -256,13 +256,13 @@ def _choose(poses: ndarray, shows: ndarray, weights: ndarray) -> tuple[list[int]
     counts = np.zeros(shows.shape[1], int)
     possible = np.minimum((shows > 0).sum(axis=0), SEVERAL)
     available, chosen = np.ones(len(poses), bool), []
-    while len(chosen) < MOST and available.any():
-        if len(chosen) >= FEWEST and (counts > 0).mean() >= ENOUGH and (counts >= possible).mean() >= ENOUGH_SEVERAL:
+    while len(chosen) < MAX_CAMERAS and available.any():
+        if len(chosen) >= FEWEST and (counts > 0).mean() >= COVERED and (counts >= possible).mean() >= ENOUGH_SEVERAL:
             break
         wanted = np.array([1.0, 0.5, 0.25, 1e-4], np.float32)[np.minimum(counts, SEVERAL)]
         gain = np.where(available, (shows @ wanted) * weights, -1.0)
         best = int(np.argmax(gain))
-        if len(chosen) >= FEWEST and ((shows[best] > 0) & (counts < possible)).mean() < LITTLE:
+        if len(chosen) >= FEWEST and ((shows[best] > 0) & (counts < possible)).mean() < MIN_GAIN:
             break
         chosen.append(best)
         counts += shows[best] > 0

@@ -50,7 +50,7 @@ class RayTrace(Protocol):
 
 
 @runtime_checkable
-class KeepsAllRays(Protocol):
+class CachesAllRays(Protocol):
     """A trace that caches ``Aᵀ 1``, the weight of all its rays in each cell, which is the same for all masks."""
 
     @property

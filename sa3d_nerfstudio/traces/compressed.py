@@ -24,13 +24,13 @@ LEVELS = 255
 CPU_RAYS = 8192
 """Rays per chunk on a CPU: as many as its caches hold."""
 
-REMEMBERED = 1 << 24
+MAX_CACHED_ATOMS = 1 << 24
 """Largest number of atoms whose grid positions are cached: those of one view, or on CUDA of several."""
-REMEMBERED_VIEWS = 16
+MAX_CACHED_TRACES = 16
 """Largest number of traces in that cache on CUDA: the windows and coarse images of views visited together."""
 MANY_RAYS = 1 << 17
 """Largest number of rays of which CUDA lifts all: faster than a wait of the host for those that are not 0."""
-SHARE_OF_EVERY_RAY = 0.1
+SHARE_OF_ALL_RAYS_CACHE = 0.1
 """Largest share of the free memory for cached ``Aᵀ 1`` of traces."""
 
 Located = tuple[Part, Tensor, Tensor, trilinear.Fractions]
@@ -242,7 +242,7 @@ class CompressedTrace:
     def backproject_all(self, field: MaskGrid) -> Float[Tensor, " num_cells"]:
         """``Aᵀ 1``: the weight of all rays in each cell, cached until the field's cells move."""
         placement = field.placement()
-        return _EVERY_RAY.get(
+        return _ALL_RAYS_CACHE.get(
             self, placement, lambda: self.backproject(field, self.accumulation.new_ones(len(self.depths), 1))[:, 0]
         )
 
@@ -299,7 +299,7 @@ class CompressedTrace:
         chunks = _LOCATED.get(self, placement)
         if chunks is not None:
             yield from chunks
-        elif self.shares.numel() > REMEMBERED:
+        elif self.shares.numel() > MAX_CACHED_ATOMS:
             yield from self._along(field, None)
         else:
             # Old entries are evicted first to free their memory; chunks are used while the CPU's caches hold them.
@@ -342,10 +342,10 @@ class _LocatedAtoms:
 
     def make_room(self, trace: CompressedTrace) -> None:
         """Evict entries until another trace fits; for a CPU trace, all of them."""
-        views = REMEMBERED_VIEWS if trace.coverage.is_cuda else 1
+        views = MAX_CACHED_TRACES if trace.coverage.is_cuda else 1
         entries = {key: entry for key, entry in self._kept.items() if entry[0]() not in (None, trace)}
         sizes = {key: sum(located[1].numel() for located in entry[2]) for key, entry in entries.items()}
-        while entries and (len(entries) >= views or sum(sizes.values()) + trace.shares.numel() > REMEMBERED):
+        while entries and (len(entries) >= views or sum(sizes.values()) + trace.shares.numel() > MAX_CACHED_ATOMS):
             oldest = next(iter(entries))
             del entries[oldest], sizes[oldest]
         self._kept = entries
@@ -367,7 +367,7 @@ class _LocatedAtoms:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-class _EveryRay:
+class _AllRaysCache:
     """Cache of ``Aᵀ 1`` of traces for a placement of the grid, limited to a share of the free memory."""
 
     def __init__(self) -> None:
@@ -383,7 +383,7 @@ class _EveryRay:
         self._kept = {key: entry for key, entry in self._kept.items() if entry[0]() not in (None, trace)}
         value = compute()
         if self._budget is None:
-            self._budget = int((free_bytes(value.device) or 0) * SHARE_OF_EVERY_RAY)
+            self._budget = int((free_bytes(value.device) or 0) * SHARE_OF_ALL_RAYS_CACHE)
         if self.num_bytes + value.numel() * 4 > self._budget:
             self._kept = {
                 key: entry for key, entry in self._kept.items() if entry[0]() is not None and entry[1] == place
@@ -403,8 +403,8 @@ class _EveryRay:
         return num_bytes
 
 
-_LOCATED, _EVERY_RAY = _LocatedAtoms(), _EveryRay()
-for _holder in (_LOCATED, _EVERY_RAY):
+_LOCATED, _ALL_RAYS_CACHE = _LocatedAtoms(), _AllRaysCache()
+for _holder in (_LOCATED, _ALL_RAYS_CACHE):
     reclaim_from(_holder)
 
 

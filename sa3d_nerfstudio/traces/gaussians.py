@@ -24,7 +24,7 @@ from sa3d_nerfstudio.traces.base import PickedRows
 RASTERIZATION = "rasterization"
 """Name by which models call gsplat's function."""
 
-SMALLER = "work in smaller images (--pipeline.working-size), or close other programs that use it"
+MEMORY_REMEDY = "work in smaller images (--pipeline.working-size), or close other programs that use it"
 """Remedy for an image that does not fit into the GPU's memory."""
 
 Result = TypeVar("Result")
@@ -84,7 +84,7 @@ class GaussianTrace:
             return values.new_zeros(len(self.accumulation), values.shape[1])
         rasterization = self.rasterization
         with torch.no_grad():
-            return within_memory(lambda: rasterization(values), SMALLER)
+            return within_memory(lambda: rasterization(values), MEMORY_REMEDY)
 
     def backproject(
         self, field: SplatMask, image: Float[Tensor, "num_rays channels"]
@@ -93,7 +93,7 @@ class GaussianTrace:
         if self.rasterization is None:
             return image.new_zeros(field.num_cells, image.shape[1])
         rasterization = self.rasterization
-        return within_memory(lambda: rasterization.adjoint(image, field.num_cells), SMALLER)
+        return within_memory(lambda: rasterization.adjoint(image, field.num_cells), MEMORY_REMEDY)
 
     def rows(self, field: SplatMask, rays: Int[Tensor, " num_rows"]) -> PickedRows:
         """The rows of ``A`` of some rays; all rays are rasterised for them."""

@@ -18,7 +18,7 @@ MARGIN = 0.2
 """Margin of a window on each side of the object, as a share of the object's longer side in the image."""
 LEAST_MARGIN = 4
 """Smallest margin, in pixels of the window."""
-KEPT_AREA = 2.0
+MAX_AREA_RATIO = 2.0
 """A window that holds the object is kept until its area exceeds the needed one by more than this factor."""
 
 
@@ -171,7 +171,7 @@ class Window:
 
     def still_fits(self, needed: Window) -> bool:
         """Whether this window can stand in for a needed one: it contains it, and is not much larger."""
-        return self.contains(needed) and self.height * self.width <= KEPT_AREA * needed.height * needed.width
+        return self.contains(needed) and self.height * self.width <= MAX_AREA_RATIO * needed.height * needed.width
 
     def covers(self, other: Window, device: torch.device | str = "cpu") -> Bool[Tensor, "height width"]:
         """Which pixels of another window of the same view, of any size, have their centres in this one."""

@@ -267,7 +267,7 @@ class NerfstudioViewer:
         width = min(long_side * min(1.0, aspect), (long_side**2 / 1.5 * aspect) ** 0.5)
         return max(round(width / aspect), 1), max(round(width), 1)
 
-    def look_from(self, client: viser.ClientHandle, view: int) -> None:
+    def render_from(self, client: viser.ClientHandle, view: int) -> None:
         """Move a tab's camera to that of a training image."""
         dataset = self.viewer.pipeline.datamanager.train_dataset
         assert dataset is not None

@@ -51,7 +51,7 @@ class SegmentPanel(ViewerControl):
             scene = SceneSection(context)
             context.sections = [self._prompting, *wording, editing, segmenting, viewing, scene]
             context.sections += [NameSection(context), ExportSection(context, self._job)]
-        self.viser_server.on_client_connect(self._came)
+        self.viser_server.on_client_connect(self._on_connect)
         self.viser_server.on_client_disconnect(self._prompting.left)
         context.begin()
 
@@ -63,14 +63,14 @@ class SegmentPanel(ViewerControl):
         for thread in self._welcoming:
             thread.join(30)
 
-    def _came(self, client: viser.ClientHandle) -> None:
+    def _on_connect(self, client: viser.ClientHandle) -> None:
         """Move the camera of a new tab from amid the scene to that of the first training image.
 
         The first tab shows the overlay if the run came with objects.
         """
 
         def welcome() -> None:
-            self.nerfstudio_viewer.look_from(client, 0)
+            self.nerfstudio_viewer.render_from(client, 0)
             self.nerfstudio_viewer.hide_cameras()
             first, self._visited = not self._visited, True
             if first and self.context.editor.state.objects and self.nerfstudio_viewer.wait_for_output():

@@ -20,7 +20,7 @@ ENOUGH_VIEWS = 8
 
 def views_to_show(views: TrainingViews) -> list[int]:
     """Views rendered already, at least in part, if there are enough: a render takes seconds on a CPU. Else all."""
-    rendered = [view for view in range(len(views)) if views.is_looked_at(view)]
+    rendered = [view for view in range(len(views)) if views.is_partly_rendered(view)]
     return rendered if len(rendered) >= ENOUGH_VIEWS else list(range(len(views)))
 
 

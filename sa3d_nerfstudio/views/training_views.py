@@ -128,7 +128,7 @@ class TrainingViews:
             return trace
         tiles = self._tiles(view)
         if tiles is None:
-            trace = self.look(self.camera(view))
+            trace = self.render(self.camera(view))
         else:
             # Windows have rendered a part of the view before.
             trace = self._tiled(view, self.frame(view), tiles)
@@ -158,7 +158,7 @@ class TrainingViews:
         if len(numbers):
             empty = TiledTrace.empty(frame.size)
             pixels = empty.pixels_of(numbers)
-            trace = self.look(self.camera(view), Pixels(pixels, len(pixels), 1))
+            trace = self.render(self.camera(view), Pixels(pixels, len(pixels), 1))
             rendered = empty.added(numbers, trace) if isinstance(trace, CompressedTrace) else None
         for message in ranks.collect(None if rendered is None else (rendered.tensors(), rendered.numbers())):
             received = None if message is None else TiledTrace.restored(frame.size, *message)
@@ -192,7 +192,7 @@ class TrainingViews:
         """Whether the trace of the whole view is in the cache."""
         return self.known_trace(view) is not None
 
-    def is_looked_at(self, view: int) -> bool:
+    def is_partly_rendered(self, view: int) -> bool:
         """Whether the trace of the view or of a part of it is in the cache."""
         return self.is_rendered(view) or self._tiles(view) is not None
 
@@ -256,7 +256,7 @@ class TrainingViews:
         key = f"window-{self.window_key(view, window)}"
         trace = self.cache.get(key)
         if trace is None:
-            trace = self.look(cropped(self._host_camera(view), window))
+            trace = self.render(cropped(self._host_camera(view), window))
             self.cache.put(key, trace)
         return trace
 
@@ -279,10 +279,10 @@ class TrainingViews:
         missing = tiles.missing(window)
         if len(missing):
             camera, pixels = self.camera(view), tiles.pixels_of(missing)
-            rendered = self.look(camera, Pixels(pixels, len(pixels), 1))
+            rendered = self.render(camera, Pixels(pixels, len(pixels), 1))
             if not isinstance(rendered, CompressedTrace):
                 # Traces with samples off the rays cannot be compressed: they are cached window by window.
-                trace = self.look(camera, window.pixels())
+                trace = self.render(camera, window.pixels())
                 self.cache.put(key, trace)
                 return trace
             tiles = tiles.added(missing, rendered)
@@ -336,14 +336,14 @@ class TrainingViews:
         tensors = restored(lambda: {name: tensor.to(self.model.device) for name, tensor in tensors.items()})
         return CompressedTrace.restored(tensors, numbers, camera_rays(self.camera(view), self._directions))
 
-    def look(self, camera: Cameras, pixels: Pixels | None = None) -> ViewTrace:
+    def render(self, camera: Cameras, pixels: Pixels | None = None) -> ViewTrace:
         """Render the trace of any camera, or of some of its pixels, compressed if possible; not cached."""
         camera = camera.to(self.model.device)
         if pixels is None:
             return self.model.compressed_view(camera, self.lock, self._directions)
         return self.model.compressed_view(camera, self.lock, pixels=pixels)
 
-    def look_from(self, pose: Float[Tensor, "3 4"], angle: float, side: int) -> ViewTrace:
+    def render_from(self, pose: Float[Tensor, "3 4"], angle: float, side: int) -> ViewTrace:
         """Render the trace of a square image of a pinhole camera at any pose; not cached.
 
         Args:

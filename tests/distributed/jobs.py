@@ -16,7 +16,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.models.splatfacto import SplatfactoModel
 
 from sa3d_nerfstudio.distributed.ranks import Ranks
-from sa3d_nerfstudio.exports.turntable import shared_images
+from sa3d_nerfstudio.exports.turntable import images_from_ranks
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.fields.splat_mask import SplatMask
 from sa3d_nerfstudio.models.splats import MaskedSplatModel
@@ -134,7 +134,9 @@ def segment(ranks: Ranks) -> dict[str, Any]:
 def exchange(ranks: Ranks) -> dict[str, Any]:
     """What ranks tell each other, by each way."""
     large = torch.full((3_000_000,), float(ranks.rank))
-    images = shared_images(range(0, 5, ranks.size), 5, lambda index: torch.full((2, 2, 3), index / 10).numpy(), ranks)
+    images = images_from_ranks(
+        range(0, 5, ranks.size), 5, lambda index: torch.full((2, 2, 3), index / 10).numpy(), ranks
+    )
     return {
         "shared": ranks.share(lambda: f"by {ranks.rank}"),
         "gathered": [float(each.mean()) for each in ranks.gather(large)],

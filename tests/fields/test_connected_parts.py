@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sa3d_nerfstudio.fields.connected_parts import label_parts, linked_parts, part_of_each
+from sa3d_nerfstudio.fields.connected_parts import label_parts, label_parts_on_device, linked_parts
 
 
 def serpentine(side: int) -> Tensor:
@@ -24,7 +24,7 @@ def serpentine(side: int) -> Tensor:
 
 def assert_same_parts(region: Tensor) -> None:
     expected, count = label_parts(region.numpy())
-    found = part_of_each(region)
+    found = label_parts_on_device(region)
     pairs = np.unique(np.stack([expected[region], found.numpy()[region]]), axis=1)
     assert len(set(pairs[0])) == len(set(pairs[1])) == pairs.shape[1] == count
 
@@ -41,7 +41,7 @@ def test_a_long_thin_part_is_one() -> None:
 
 def test_nothing_and_everything() -> None:
     assert_same_parts(torch.ones(7, 7, 7, dtype=torch.bool))
-    assert torch.equal(part_of_each(torch.zeros(2, 2, 2, dtype=torch.bool)).reshape(-1), torch.arange(8))
+    assert torch.equal(label_parts_on_device(torch.zeros(2, 2, 2, dtype=torch.bool)).reshape(-1), torch.arange(8))
 
 
 def test_points_are_linked_as_near_as_neighbours_usually_lie() -> None:

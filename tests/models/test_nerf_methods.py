@@ -21,7 +21,7 @@ from trimesh.visual import ColorVisuals
 
 from sa3d_nerfstudio.base_run.checkpoint import checkpoints_in, load_checkpoint
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
-from sa3d_nerfstudio.models.signed_distance import distance_to
+from sa3d_nerfstudio.models.signed_distance import signed_distance_to
 from tests import scenes
 from tests.subprocesses import QUIET, nerfstudio, segmenting, training
 
@@ -231,7 +231,7 @@ def test_marching_cubes_find_the_surface_of_the_object_only(trained: Path):
     assert vertices.norm(dim=-1).max() < 1.3 * SDF_RADIUS
     grid = saved_grid(trained / "neus" / "data" / "sa3d" / "S")
     cell = float(grid.cell_positions()[:2].diff(dim=0).norm())
-    assert distance_to(grid, vertices, THRESHOLD).max() < 0.1 * cell
+    assert signed_distance_to(grid, vertices, THRESHOLD).max() < 0.1 * cell
     # The ball stands on one side; the scene's surface on the other side is not part of it.
     other_side = vertices @ torch.tensor([0.5, 0.5, 0.0]).sqrt()
     assert other_side.max() < 0.85 * SDF_RADIUS
@@ -247,7 +247,7 @@ def test_sa3d_exports_the_same_mesh(trained: Path):
     assert len(mesh.faces) > 500
     assert vertices.norm(dim=-1).max() < 1.3 * SDF_RADIUS
     cell = float(grid.cell_positions()[:2].diff(dim=0).norm())
-    assert distance_to(grid, vertices, THRESHOLD).max() < 0.1 * cell
+    assert signed_distance_to(grid, vertices, THRESHOLD).max() < 0.1 * cell
     assert isinstance(mesh.visual, ColorVisuals)
     assert mesh.visual.vertex_colors[:, :3].std() > 1
 

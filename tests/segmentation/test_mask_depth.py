@@ -13,7 +13,13 @@ from benchmarks.visits import counted
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
-from sa3d_nerfstudio.segmentation.mask_depth import FoundMask, _in_one_piece, in_one_piece, pixel_spacing, sees_past
+from sa3d_nerfstudio.segmentation.mask_depth import (
+    FoundMask,
+    _without_far_parts_on_device,
+    background_rim,
+    pixel_spacing,
+    without_far_parts,
+)
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates
@@ -44,7 +50,7 @@ def a_piece(views: BallViews, view: int, ball: int) -> Tensor:
 
 def piece(trace: Any, mask: Tensor, gap: float = GAP, between: Any = None, **said: Any) -> Tensor:
     """One mask, checked by depth."""
-    return in_one_piece([FoundMask(trace, mask, pixel_spacing(trace, mask), **said)], gap, between)[0]
+    return without_far_parts([FoundMask(trace, mask, pixel_spacing(trace, mask), **said)], gap, between)[0]
 
 
 @pytest.fixture
@@ -135,7 +141,7 @@ def test_masks_in_one_piece_stay_as_they_are(views: BallViews, mask: str):
     for gap in (0.0, GAP):
         solid = piece(trace, prompted, gap, points=torch.zeros(0, 2, dtype=torch.long))
         assert torch.equal(solid, prompted)
-    assert mask == "ball" or not sees_past(trace, prompted, pixel_spacing(trace, prompted)).any()
+    assert mask == "ball" or not background_rim(trace, prompted, pixel_spacing(trace, prompted)).any()
 
 
 def test_an_outline_that_is_too_wide_sees_past_the_object():
@@ -143,7 +149,7 @@ def test_an_outline_that_is_too_wide_sees_past_the_object():
     for view in range(len(views)):
         trace, ball = views.trace(view), views.ids(view) == 3
         mask = grown(ball, 2)
-        past = sees_past(trace, mask, pixel_spacing(trace, mask))
+        past = background_rim(trace, mask, pixel_spacing(trace, mask))
         assert not (past & ball).any(), "what the ball hides nothing of is the ball"
         # Where the floor goes on from the ball, nothing can be told.
         behind = mask & ~ball & (trace.depth[..., 0] > trace.depth[..., 0][ball].max() + 0.5)
@@ -157,7 +163,7 @@ def test_a_thin_thing_keeps_its_outline():
     views = BallViews(balls=rod, numbers=torch.ones(40, dtype=torch.long))
     trace, mask = views.trace(0), grown(views.ids(0) == 1, 1)
     assert mask.sum() > 40
-    assert not sees_past(trace, mask, pixel_spacing(trace, mask)).any()
+    assert not background_rim(trace, mask, pixel_spacing(trace, mask)).any()
 
 
 def test_rays_that_count_nothing_say_nothing(views: BallViews):
@@ -240,9 +246,9 @@ def test_a_gpu_finds_the_same_parts(views: BallViews, said: str, gap: float):
             known = (ids == ball) if said == "what is known" else None
             found.append(FoundMask(trace, mask, torch.tensor(pixel_spacing(trace, mask)), points, known))
         between = (lambda: views.balls[:2, :3]) if said == "what is known" else None
-        expected = [in_one_piece([each], gap, between)[0] for each in found]
+        expected = [without_far_parts([each], gap, between)[0] for each in found]
         left_out += sum(int((each.mask & ~solid).sum()) for each, solid in zip(found, expected, strict=True))
-        for solid, at_once in zip(expected, _in_one_piece(found, gap, between), strict=True):
+        for solid, at_once in zip(expected, _without_far_parts_on_device(found, gap, between), strict=True):
             assert torch.equal(at_once, solid)
     assert left_out > 0
 
@@ -250,14 +256,14 @@ def test_a_gpu_finds_the_same_parts(views: BallViews, said: str, gap: float):
 def test_nothing_is_waited_for_on_a_gpu(views: BallViews):
     trace, mask = views.trace(0), (views.ids(0) == 1) | a_piece(views, 0, 3)
     spacing = pixel_spacing(trace, mask)
-    solid, past = piece(trace, mask, known=views.ids(0) == 1), sees_past(trace, mask, spacing)
+    solid, past = piece(trace, mask, known=views.ids(0) == 1), background_rim(trace, mask, spacing)
     with a_cuda_device():
         moved = NerfViewTrace(**{name: _moved(value) for name, value in vars(trace).items()})
         mask, known = mask.cuda(), (views.ids(0) == 1).cuda()
         with counted() as count:
             there = pixel_spacing(moved, mask)
-            (solid_there,) = in_one_piece([FoundMask(moved, mask, there, known=known)], GAP)
-            past_there = sees_past(moved, mask, there)
+            (solid_there,) = without_far_parts([FoundMask(moved, mask, there, known=known)], GAP)
+            past_there = background_rim(moved, mask, there)
         assert count.operations > 50
         assert not count.waits
         assert float(there) == pytest.approx(float(spacing))

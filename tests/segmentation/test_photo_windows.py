@@ -144,7 +144,7 @@ def test_sam_is_asked_and_answers_in_the_windows_pixels():
     assert (answers.masks == (blocks > 0)).float().mean() > 0.999
     # The embedding is this window's, and all of the photo has another.
     assert list(predictor._embeddings) == [(3, part)]
-    close.look_at_all_of(3)
+    close.use_whole_view(3)
     predictor.embed(3)
     assert list(predictor._embeddings) == [(3, part), 3]
 
@@ -211,7 +211,7 @@ def test_views_that_are_shown_whole_stay_as_they_are():
     whole = close.training.frame(3)
     close.placed[3] = Window(40, 56, 16, 16, whole.size, whole.long_side, whole.scale)
     assert close.photo_window(3, 1024) is None
-    assert close.shown(3, 1024) == 3
+    assert close.embedding_key(3, 1024) == 3
     assert close.photo_window(3, None) is None
 
 

@@ -84,9 +84,9 @@ class FondOfParts(BallSegmenter):
 class Noting(SegmentationSession):
     """Keeps what it is told of candidates."""
 
-    def choose_found(self, candidates: Candidates, agreement: Agreement) -> int | None:
+    def choose_candidate(self, candidates: Candidates, agreement: Agreement) -> int | None:
         self.told = [*getattr(self, "told", []), agreement]
-        return super().choose_found(candidates, agreement)
+        return super().choose_candidate(candidates, agreement)
 
 
 @pytest.mark.parametrize("max_passes", [1, 2])

@@ -103,7 +103,7 @@ def test_spread_points_of_a_large_mask_reach_as_far(monkeypatch: pytest.MonkeyPa
     y, x = torch.meshgrid(torch.arange(600), torch.arange(900), indexing="ij")
     mask = ((y - 0.7 * x).abs() <= thickness).float()
     few = torch.tensor(spread_points(mask - 0.5, 5)).float()
-    monkeypatch.setattr(self_prompting, "MOST_PLACES", 1 << 30)
+    monkeypatch.setattr(self_prompting, "MAX_POINT_PIXELS", 1 << 30)
     every = torch.tensor(spread_points(mask - 0.5, 5)).float()
     assert len(few) == len(every) == 5
     apart = [float(torch.nn.functional.pdist(points).min()) for points in (few, every)]

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
+from sa3d_nerfstudio.fields.mask_grid import RIM_WIDTH, MaskGrid
 from sa3d_nerfstudio.prompts.prompt import CandidateName, Prompt
 from sa3d_nerfstudio.segmentation.progress import print_report
 from sa3d_nerfstudio.segmentation.self_prompting import Agreement
@@ -56,7 +56,7 @@ def test_one_click_finds_the_whole_ball(ball: int):
     assert isinstance(grid, MaskGrid)
     points, _ = grid.object_points()
     x, y, z, radius = BALLS[ball - 1].tolist()
-    cell = 2 * float(grid.half_extent.max()) * (1 + OUTSIDE) / (grid.resolution - 1)
+    cell = 2 * float(grid.half_extent.max()) * (1 + RIM_WIDTH) / (grid.resolution - 1)
     assert (points - torch.tensor([x, y, z])).norm(dim=-1).max() < radius + 1.8 * cell
 
 
@@ -307,10 +307,10 @@ def test_what_is_known_counts_once_where_scores_tell_of_it(kind: type[BallSegmen
     session = SegmentationSession(views, kind.of(views), MaskGrid(8), SessionSettings())
     session.prompt(0, point_on(views, 0, 1))
     candidates = Candidates(torch.zeros(2, 4, 4, dtype=torch.bool), torch.tensor([0.5, 0.55]))
-    assert session.choose_found(candidates, Agreement([0.9, 0.8], [0.9, 0.8], [0.5, 0.48])) == chosen
+    assert session.choose_candidate(candidates, Agreement([0.9, 0.8], [0.9, 0.8], [0.5, 0.48])) == chosen
     # What the user's view shows counts in any case, and what agrees with nothing is out of the question.
-    assert session.choose_found(candidates, Agreement([0.9, 0.8], [0.9, 0.8], [0.6, 0.5])) == 0
-    assert session.choose_found(candidates, Agreement([0.9, 0.2], [0.9, 0.2], [0.5, 0.48])) == 0
+    assert session.choose_candidate(candidates, Agreement([0.9, 0.8], [0.9, 0.8], [0.6, 0.5])) == 0
+    assert session.choose_candidate(candidates, Agreement([0.9, 0.2], [0.9, 0.2], [0.5, 0.48])) == 0
 
 
 class OnlyLarge(PartObjectWhole):

@@ -21,7 +21,7 @@ from tests.segmentation.test_session import iou_in_unseen_views, point_on
 class AnywhereBallViews(BallViews):
     """The same scene, rendered from anywhere."""
 
-    def look_from(self, pose: Tensor, angle: float, side: int) -> NerfViewTrace:
+    def render_from(self, pose: Tensor, angle: float, side: int) -> NerfViewTrace:
         views = BallViews(1, side, side, balls=self.balls, numbers=self.numbers)
         views.poses, views.focal = pose[None], side / (2 * math.tan(angle / 2))
         return views.trace(0)

@@ -14,7 +14,7 @@ from segment_anything.modeling import Sam
 from sa3d_nerfstudio.files import to_bytes
 from sa3d_nerfstudio.segmenters.base import SegmenterImage
 from sa3d_nerfstudio.segmenters.oracle import OracleSegmenter
-from sa3d_nerfstudio.segmenters.proposals import ProposalSegmenter, distinct, propose
+from sa3d_nerfstudio.segmenters.proposals import ProposalSegmenter, propose, without_duplicates
 from sa3d_nerfstudio.segmenters.sam import SamSegmenter
 from tests.tiny_sam import tiny_sam
 
@@ -71,4 +71,4 @@ def test_the_oracle_proposes_every_instance(tmp_path: Path):
 def test_of_masks_that_are_alike_the_surest_stays():
     masks = torch.zeros(4, 10, 10, dtype=torch.bool)
     masks[0, :5], masks[1, :6], masks[2, 7:] = True, True, True
-    assert distinct(masks, torch.tensor([0.7, 0.9, 0.8, 1.0])) == [1, 2]
+    assert without_duplicates(masks, torch.tensor([0.7, 0.9, 0.8, 1.0])) == [1, 2]

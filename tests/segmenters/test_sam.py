@@ -16,7 +16,7 @@ from sa3d_nerfstudio.files import to_bytes
 from sa3d_nerfstudio.gpu_memory import reclaim
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, embed_all
-from sa3d_nerfstudio.segmenters.precision import halved
+from sa3d_nerfstudio.segmenters.precision import to_half
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.sam import MAX_LOGIT, SamEmbedding, SamSegmenter, low_res_logits
 from tests.segmenters.prompts import HEIGHT, PRIOR, PROMPTS, WIDTH
@@ -308,8 +308,8 @@ def test_damaged_weights_end_in_a_sentence(segmenter: SamSegmenter, monkeypatch:
 
 
 def test_what_half_precision_cannot_hold_is_kept_as_it_is() -> None:
-    assert halved(torch.tensor([1.0, -2.0])).dtype == torch.float16
-    assert torch.equal(halved(torch.tensor([1e5, 1.0])), torch.tensor([1e5, 1.0]))
+    assert to_half(torch.tensor([1.0, -2.0])).dtype == torch.float16
+    assert torch.equal(to_half(torch.tensor([1e5, 1.0])), torch.tensor([1e5, 1.0]))
 
 
 def test_a_batch_too_large_for_the_gpu_is_halved(segmenter: SamSegmenter) -> None:

@@ -14,7 +14,7 @@ from sa3d_nerfstudio.segmenters import pretrained
 from sa3d_nerfstudio.segmenters.base import SegmenterImage
 from sa3d_nerfstudio.segmenters.text import (
     GROUNDING_DINO,
-    TextBox,
+    TextMatch,
     TextOptions,
     choose_box,
     describe_boxes,
@@ -101,7 +101,7 @@ def test_no_words(options: TextOptions, text: str):
         find_boxes(picture(), text, options)
 
 
-TWO = [TextBox((1, 2, 30, 40), 0.8, "mug"), TextBox((5.4, 6.5, 7.6, 8.7), 0.4, "red mug")]
+TWO = [TextMatch((1, 2, 30, 40), 0.8, "mug"), TextMatch((5.4, 6.5, 7.6, 8.7), 0.4, "red mug")]
 
 
 def test_the_only_box_is_meant():

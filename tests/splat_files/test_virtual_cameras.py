@@ -9,7 +9,7 @@ import pytest
 
 from sa3d_nerfstudio.splat_files.gaussians import Gaussians
 from sa3d_nerfstudio.splat_files.occupancy import OccupancyGrid, dense_part
-from sa3d_nerfstudio.splat_files.virtual_cameras import FEWEST, MOST, look_at, place_cameras
+from sa3d_nerfstudio.splat_files.virtual_cameras import FEWEST, MAX_CAMERAS, look_at, place_cameras
 from tests.splat_scenes import SCENES, flat_gaussians, single_object
 
 UP = np.array([0.0, 0.0, 1.0])
@@ -22,7 +22,7 @@ def test_nearly_all_splats_are_seen_by_several_cameras(name: str):
     views = np.sum([scene.seen(camera) for camera in placed.cameras], axis=0)[scene.seeable()]
     assert (views > 0).mean() >= 0.99
     assert (views >= 3).mean() >= 0.95
-    assert FEWEST <= len(placed.cameras) <= MOST
+    assert FEWEST <= len(placed.cameras) <= MAX_CAMERAS
     assert placed.inside == (name == "room")
     assert not any(scene.within_solid(camera.pose[:3, 3]) for camera in placed.cameras)
     # Upright, and named by number.

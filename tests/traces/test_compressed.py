@@ -108,7 +108,7 @@ def test_chunks_of_rays_do_not_matter(monkeypatch: pytest.MonkeyPatch):
     x, y = torch.rand(grid.num_cells, 2), torch.rand(48, 2)
     whole = trace.render(grid, x), trace.backproject(grid, y)
     monkeypatch.setattr(packed, "CPU_RAYS", 7)
-    monkeypatch.setattr(packed, "REMEMBERED", 0)
+    monkeypatch.setattr(packed, "MAX_CACHED_ATOMS", 0)
     assert torch.allclose(other.render(grid, x), whole[0], atol=1e-6)
     assert torch.allclose(other.backproject(grid, y), whole[1], atol=1e-5)
 
@@ -278,7 +278,7 @@ def test_rays_are_those_of_full_precision_whatever_products_of_matrices_are(monk
 
 
 def test_what_all_rays_give_a_grid_is_kept_until_it_moves(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(packed._EVERY_RAY, "_budget", None)  # none where memory has run out before
+    monkeypatch.setattr(packed._ALL_RAYS_CACHE, "_budget", None)  # none where memory has run out before
     model, grid = masked(small_model("nerfacto")), MaskGrid(12)
     trace = model.compressed_view(camera(12, 16))
     assert isinstance(trace, CompressedTrace)
@@ -304,5 +304,5 @@ def test_what_all_rays_give_a_grid_is_kept_until_it_moves(monkeypatch: pytest.Mo
     moved = grid.fresh()
     moved.place(torch.full((3,), 0.1), torch.ones(3))
     assert torch.allclose(trace.backproject_all(moved), trace.backproject(moved, torch.ones(192, 1))[:, 0])
-    assert packed._EVERY_RAY.reclaim() > 0
-    assert packed._EVERY_RAY.num_bytes == 0
+    assert packed._ALL_RAYS_CACHE.reclaim() > 0
+    assert packed._ALL_RAYS_CACHE.num_bytes == 0

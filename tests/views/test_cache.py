@@ -118,9 +118,9 @@ class Counted(TrainingViews):
 
     rendered = 0
 
-    def look(self, camera: Any) -> Any:
+    def render(self, camera: Any) -> Any:
         self.rendered += 1
-        return super().look(camera)
+        return super().render(camera)
 
 
 def views(folder: Path, budget: int = 1 << 20, size: int = 14) -> Counted:

@@ -78,7 +78,7 @@ def test_photo_and_render_lie_on_each_other_in_a_run_that_has_learnt_its_poses(t
     for view in range(len(views)):
         photo = views.picture(view)
         learnt.append(float((photo - views.trace(view).rgb).square().mean()))
-        as_given.append(float((photo - views.look(given[view : view + 1]).rgb).square().mean()))
+        as_given.append(float((photo - views.render(given[view : view + 1]).rgb).square().mean()))
     assert np.mean(learnt) < 0.6 * np.mean(as_given)
 
 

@@ -41,7 +41,7 @@ def test_points_are_traced_in_the_window_of_the_object(tmp_path: Path):
     manager = make(VanillaDataManagerConfig, write_scene(tmp_path / "scene", [(64, 48)] * 3, "OPENCV"))
     model, names = masked(small_model("nerfacto")), manager.train_dataset.image_filenames
     views = TrainingViews(model, manager.training_cameras(), names, 64)
-    center = views.look(views.camera(0)).surface_points()[24 * 64 + 32]
+    center = views.render(views.camera(0)).surface_points()[24 * 64 + 32]
     grid = MaskGrid(24)
     grid.place(center, torch.full((3,), 0.05))
     grid.set(torch.ones(grid.num_cells), torch.ones(grid.num_cells))

@@ -26,10 +26,10 @@ class Counted(TrainingViews):
 
     rendered: dict[str, int]
 
-    def look(self, camera: Any, pixels: Pixels | None = None) -> Any:
+    def render(self, camera: Any, pixels: Pixels | None = None) -> Any:
         whole = int(camera.height.max()) * int(camera.width.max())
         self.rendered["rays"] = self.rendered.get("rays", 0) + (whole if pixels is None else len(pixels.indices))
-        return super().look(camera, pixels)
+        return super().render(camera, pixels)
 
 
 def views(folder: Path | None = None, lens: Lens | None = None, method: str = "nerfacto") -> Counted:

@@ -154,7 +154,7 @@ def test_a_view_from_anywhere_is_that_of_a_pinhole_camera(tmp_path: Path):
     angle = 2 * math.atan(side / 2 / float(camera.fx))
     assert float(camera.fx) == pytest.approx(float(camera.fy))
     assert (float(camera.cx), float(camera.cy)) == (32, 24)
-    square = views.look_from(views.camera_to_worlds[1], angle, side)
+    square = views.render_from(views.camera_to_worlds[1], angle, side)
     assert (square.height, square.width) == (side, side)
     assert torch.allclose(square.rgb, whole.rgb[:, 8:56], atol=1e-4)
     middle = whole.surface_points().reshape(48, 64, 3)[:, 8:56]

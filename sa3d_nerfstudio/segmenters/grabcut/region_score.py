@@ -16,17 +16,17 @@ SMALLEST = 4
 """Regions of fewer pixels score 0."""
 COMPACTNESS, PRIOR_FIT, SPREAD_FIT = 0.5, 1.0, 0.25
 """Weights of these terms, relative to an edge all around."""
-FULL_MARKS = 6.0
+PERFECT_SUM = 6.0
 """Approximate sum of the terms for a perfect region, which scores 1."""
 
 
-def judge(cues: Cues, prompt: PlacedPrompt, regions: Regions) -> Float[np.ndarray, " num"]:
+def score_regions(cues: Cues, prompt: PlacedPrompt, regions: Regions) -> Float[np.ndarray, " num"]:
     """Score each region from 0 to about 1, by how much it looks like an object and fits the prompt."""
     overlaps = np.array([[iou(first, second) for second in regions] for first in regions])
     # A region to which several guesses led is less likely an accident.
     support = (overlaps.sum(axis=1) - 1) / max(len(regions) - 1, 1)
     looks = [_looks(cues, region) + _fits(prompt, region) for region in regions]
-    return np.maximum(looks + support, 0) * [region.sum() >= SMALLEST for region in regions] / FULL_MARKS
+    return np.maximum(looks + support, 0) * [region.sum() >= SMALLEST for region in regions] / PERFECT_SUM
 
 
 def iou(item: Region, other: Region) -> float:
@@ -35,7 +35,7 @@ def iou(item: Region, other: Region) -> float:
     return int((item & other).sum()) / union if union else 0.0
 
 
-def distinct(regions: Regions, scores: Float[np.ndarray, " num"], number: int) -> list[int]:
+def best_regions(regions: Regions, scores: Float[np.ndarray, " num"], number: int) -> list[int]:
     """Indices of the best regions, from small to large; near duplicates only if there are no others."""
     ranked = [int(index) for index in np.argsort(-scores, kind="stable")]
     chosen: list[int] = []

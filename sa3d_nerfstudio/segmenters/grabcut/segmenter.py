@@ -26,7 +26,7 @@ from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage, SegmenterOptions, check_prompt
 from sa3d_nerfstudio.segmenters.grabcut.image_cues import Cues, Map, see
 from sa3d_nerfstudio.segmenters.grabcut.placed_prompt import PlacedPrompt, place
-from sa3d_nerfstudio.segmenters.grabcut.region_score import Region, Regions, distinct, judge
+from sa3d_nerfstudio.segmenters.grabcut.region_score import Region, Regions, best_regions, score_regions
 from sa3d_nerfstudio.segmenters.grabcut.tv_cut import tv_cut
 
 COARSE, FINE = 160, 320
@@ -136,8 +136,8 @@ class GrabCutSegmenter:
         distance = _distance(embedding.coarse, coarse)
         reaches = _reaches(coarse, distance)
         regions = _cut_repeatedly(embedding.coarse, coarse, distance, reaches)
-        scores = judge(embedding.coarse, coarse, regions)
-        chosen = distinct(regions, scores, NUM_CANDIDATES)
+        scores = score_regions(embedding.coarse, coarse, regions)
+        chosen = best_regions(regions, scores, NUM_CANDIDATES)
         regions, scores, reaches = regions[chosen], scores[chosen], reaches[chosen]
         if embedding.fine is not embedding.coarse:
             fine = place(prompt, embedding.fine.shape)

@@ -8,7 +8,7 @@ import torch
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.grabcut.image_cues import see
 from sa3d_nerfstudio.segmenters.grabcut.placed_prompt import place
-from sa3d_nerfstudio.segmenters.grabcut.region_score import distinct, iou, judge
+from sa3d_nerfstudio.segmenters.grabcut.region_score import best_regions, iou, score_regions
 
 Y, X = np.indices((60, 80))
 
@@ -21,7 +21,7 @@ CUES = see(np.where(disc(12)[..., None], np.array([0.8, 0.2, 0.2]), np.array([0.
 
 
 def best(regions: list[np.ndarray], prompt: Prompt) -> int:
-    scores = judge(CUES, place(prompt, (60, 80)), np.stack(regions))
+    scores = score_regions(CUES, place(prompt, (60, 80)), np.stack(regions))
     assert ((scores >= 0) & np.isfinite(scores)).all()
     return int(scores.argmax())
 
@@ -37,7 +37,9 @@ def test_a_prior_decides_between_things_that_look_the_same() -> None:
     cues = see(np.where((things[0] | things[1])[..., None], 0.8, 0.3) * np.ones(3), None)
     for number, entry in enumerate(things):
         prior = torch.from_numpy(np.where(X[entry].max() - 5 > X, entry, np.nan)).float()
-        scores = judge(cues, place(Prompt.from_points(60, 80, [(1, 1)], prior=prior), (60, 80)), np.stack(things))
+        scores = score_regions(
+            cues, place(Prompt.from_points(60, 80, [(1, 1)], prior=prior), (60, 80)), np.stack(things)
+        )
         assert scores.argmax() == number
 
 
@@ -48,6 +50,6 @@ def test_a_box_is_filled() -> None:
 def test_distinct() -> None:
     regions = np.stack([disc(12), disc(12.1), disc(20), disc(5)])
     assert iou(regions[0], regions[1]) > 0.9
-    assert distinct(regions, np.array([0.9, 0.95, 0.5, 0.4]), 3) == [3, 1, 2]
-    assert distinct(regions[:2], np.array([0.9, 0.95]), 3) == [0, 1], "the same rather than fewer"
+    assert best_regions(regions, np.array([0.9, 0.95, 0.5, 0.4]), 3) == [3, 1, 2]
+    assert best_regions(regions[:2], np.array([0.9, 0.95]), 3) == [0, 1], "the same rather than fewer"
     assert iou(X < 0, X < 0) == 0

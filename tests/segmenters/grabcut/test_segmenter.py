@@ -225,7 +225,7 @@ def test_shared_scenes(shared_dir: Path, scene: str, least: float) -> None:
     assert np.mean(found) > least
 
 
-@pytest.mark.parametrize(("step", "what"), [("see", "embedded"), ("judge", "asked about")])
+@pytest.mark.parametrize(("step", "what"), [("see", "embedded"), ("score_regions", "asked about")])
 def test_several_images_are_worked_on_at_once(step: str, what: str, monkeypatch: pytest.MonkeyPatch):
     """Each waits for the others in the middle of its work, and what comes of it is what it is alone."""
     images = [SegmenterImage(colored().roll(shift, 1), f"{shift}.png", table_depth(DISC)) for shift in (0, 5, 10)]

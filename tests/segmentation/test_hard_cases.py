@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sa3d_nerfstudio.fields.mask_grid import OUTSIDE, MaskGrid
+from sa3d_nerfstudio.fields.mask_grid import RIM_WIDTH, MaskGrid
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
@@ -44,7 +44,7 @@ def object_points(session: SegmentationSession) -> tuple[Tensor, float]:
     """Positions of the object's cells, and their size."""
     grid = session.grid
     assert isinstance(grid, MaskGrid)
-    cell = 2 * float(grid.half_extent.max()) * (1 + OUTSIDE) / (grid.resolution - 1)
+    cell = 2 * float(grid.half_extent.max()) * (1 + RIM_WIDTH) / (grid.resolution - 1)
     return grid.object_points()[0], cell
 
 

@@ -13,7 +13,7 @@ from sa3d_nerfstudio.segmentation.lifting import Lifting
 from sa3d_nerfstudio.segmentation.report import ViewRecord
 
 
-class Meeting:
+class EvidenceExchange:
     """Exchanges of evidence between the ranks during a pass.
 
     Args:
@@ -25,9 +25,9 @@ class Meeting:
     def __init__(self, ranks: Ranks, lifting: Lifting, new_lifting: Callable[[MaskField], Lifting]) -> None:
         self.ranks = ranks
         self.lifting = lifting
-        self.own = lifting if ranks.size == 1 else new_lifting(lifting.field.fresh())
+        self.unsent = lifting if ranks.size == 1 else new_lifting(lifting.field.fresh())
         """Lifting of this rank's views since the last exchange began."""
-        self.known = lifting if ranks.size == 1 else new_lifting(lifting.field.fresh())
+        self.guide = lifting if ranks.size == 1 else new_lifting(lifting.field.fresh())
         """Evidence that guides this rank: the sum over all ranks, and its share of the exchange that has begun."""
         self.stopped = False
         """Whether any rank has been asked to stop."""
@@ -41,11 +41,11 @@ class Meeting:
         self._records.append(record)
         return record
 
-    def hold(self) -> Iterator[ViewRecord]:
+    def begin_next(self) -> Iterator[ViewRecord]:
         """Begin to sum the evidence lifted since the last exchange began, and :meth:`settle` that exchange."""
         if self.ranks.size == 1:
             return
-        field = self.own.field
+        field = self.unsent.field
         end = self.ranks.begin((self._records, self.ranks.is_stopping), field.hit, field.seen)
         self._records = []
         sent = field.hit, field.seen
@@ -53,7 +53,7 @@ class Meeting:
         yield from self.settle()
         self._end = end
         shared = self.lifting.field
-        self.known.field.set(shared.hit + sent[0], shared.seen + sent[1])
+        self.guide.field.set(shared.hit + sent[0], shared.seen + sent[1])
 
     def settle(self) -> Iterator[ViewRecord]:
         """End the exchange that has begun, and yield the outcomes of the other ranks' views."""
@@ -63,7 +63,7 @@ class Meeting:
         self.stopped = self.stopped or any(stopping for _, stopping in messages)
         shared = self.lifting.field
         shared.add(*sums)
-        self.known.field.set(shared.hit.clone(), shared.seen.clone())
+        self.guide.field.set(shared.hit.clone(), shared.seen.clone())
         for rank, (records, _) in enumerate(messages):
             if rank != self.ranks.rank:
                 yield from records

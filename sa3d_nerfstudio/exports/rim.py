@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from nerfstudio.cameras.cameras import Cameras
 from numpy import ndarray
 from scipy.spatial import KDTree
 from torch import Tensor
@@ -69,22 +70,19 @@ def clean_rim(
     cut_sizes = sorted({int((reach > limit).sum()) for limit in REACHES} - {0, len(rows)})
     if not cut_sizes:
         return CleanRim(keep, 0, None, None, "no splat reaches out of it")
+    reason = _cannot_render(pipeline, keep)
+    views = [] if reason else _views(pipeline, item, keep)
+    if not views:
+        return CleanRim(keep, 0, None, None, reason or "no training view shows it")
     order = np.argsort(-reach, kind="stable")
-    try:
-        views = _views(pipeline, item, keep)
-        if not views:
-            return CleanRim(keep, 0, None, None, "no training view shows it")
-        before = best = _fit(pipeline, views, keep)
-        result = keep
-        for count in cut_sizes:
-            remaining = keep.copy()
-            remaining[rows[order[:count]]] = False
-            fit = _fit(pipeline, views, remaining)
-            if fit > best + GAIN:
-                best, result = fit, remaining
-    except (AttributeError, AssertionError, NotImplementedError, RuntimeError) as error:
-        # gsplat renders on CUDA alone, and raises various errors elsewhere; an export should not fail because of them.
-        return CleanRim(keep, 0, None, None, f"splats cannot be rendered here ({one_line(error, 80)})")
+    before = best = _fit(pipeline, views, keep)
+    result = keep
+    for count in cut_sizes:
+        remaining = keep.copy()
+        remaining[rows[order[:count]]] = False
+        fit = _fit(pipeline, views, remaining)
+        if fit > best + GAIN:
+            best, result = fit, remaining
     return CleanRim(result, int(keep.sum() - result.sum()), before, best)
 
 
@@ -115,13 +113,33 @@ class _View:
     counts: Bool[Tensor, "height width"]
 
 
+def _cannot_render(pipeline: SA3DPipeline, keep: ndarray) -> str:
+    """Reason why splats cannot be rendered on this machine; empty if they can be."""
+    model = splat_model(pipeline)
+    if model.device.type != "cpu":
+        return ""
+    try:
+        model.render_splats(_small_camera(pipeline, 0), torch.from_numpy(keep))
+    except (AttributeError, AssertionError, NotImplementedError, RuntimeError) as error:
+        # gsplat has kernels for CUDA alone, and raises various errors elsewhere; exports should not fail because of it.
+        return f"splats cannot be rendered here ({one_line(error, 80)})"
+    return ""
+
+
+def _small_camera(pipeline: SA3DPipeline, index: int) -> Cameras:
+    """A training camera, at a size of at most ``SIZE`` pixels."""
+    cameras = cast(Filtered, pipeline.datamanager).training_cameras()
+    camera = copy.deepcopy(cameras[index : index + 1]).to(pipeline.device)
+    camera.rescale_output_resolution(min(1.0, SIZE / max(int(camera.height.max()), int(camera.width.max()))))
+    return camera
+
+
 def _views(pipeline: SA3DPipeline, item: ExportObject, keep: ndarray) -> list[_View]:
     model, threshold = splat_model(pipeline), pipeline.config.threshold
     cameras = cast(Filtered, pipeline.datamanager).training_cameras()
     views = []
     for index in np.unique(np.linspace(0, len(cameras) - 1, VIEWS).round().astype(int)):
-        camera = copy.deepcopy(cameras[int(index) : int(index) + 1]).to(model.device)
-        camera.rescale_output_resolution(min(1.0, SIZE / max(int(camera.height.max()), int(camera.width.max()))))
+        camera = _small_camera(pipeline, int(index))
         mask = (model.observe(camera, [item.field], threshold).probability[0] > threshold).float()
         if mask.sum() < FEWEST_PIXELS:
             continue

@@ -90,7 +90,7 @@ class Observation:
 MASK_OUTPUTS = ("mask", "mask_overlay")
 OBJECT_OUTPUTS = ("object_rgb", "object_depth", "object_accumulation")
 BACKGROUND_OUTPUTS = ("background_rgb",)
-OBJECT_ONLY_OUTPUTS = frozenset({"mask", "object_rgb", "object_accumulation"})
+OBJECT_ONLY_OUTPUTS = frozenset({"mask", "object_rgb", "object_depth", "object_accumulation"})
 """Outputs that are constant over the rays that pass through no object."""
 TINT = 0.6
 """Share of an object's colour in the pixels of ``mask_overlay`` that show it."""

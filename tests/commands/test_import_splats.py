@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import plyfile
@@ -223,6 +224,14 @@ def test_spikes_at_the_rim_are_left_out_where_the_mask_is_fitted_better(
     assert gone[spikes].sum() >= 5
     assert gone.sum() < 12
     assert not (gone & (scene.owner != BALL)).any()
+    # A fault of the measurement is not taken for splats that cannot be rendered.
+    with monkeypatch.context() as patch:
+        patch.setattr(rim, "_fit", mock.Mock(side_effect=RuntimeError("a fault")))
+        with pytest.raises(RuntimeError, match="a fault"):
+            clean_rim(loaded.pipeline, item, gaussians, on.numpy() > 0)
+    monkeypatch.setattr(type(model), "render_splats", mock.Mock(side_effect=AttributeError("no kernels")))
+    unmeasured = clean_rim(loaded.pipeline, item, gaussians, on.numpy() > 0)
+    assert unmeasured.removed == 0 and "cannot be rendered here (no kernels" in unmeasured.reason
 
 
 def test_reach_is_how_far_a_splat_stands_out_of_the_others():

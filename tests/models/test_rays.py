@@ -230,7 +230,7 @@ def test_outputs_of_the_object_need_the_rays_that_pass_it_alone(monkeypatch: pyt
     """Such images are those of a render of all rays, and it is said how many were spared."""
     model = masked(small_model("nerfacto"))
     model.masks["ball"] = ball(0.2)
-    names = ("object_rgb", "object_accumulation", "mask")
+    names = ("object_rgb", "object_depth", "object_accumulation", "mask")
     rendered: list[int] = []
     base = type(model)._base_outputs
     monkeypatch.setattr(

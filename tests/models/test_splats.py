@@ -232,7 +232,7 @@ def test_outputs_of_the_object_need_the_part_of_the_image_that_it_may_be_in():
     model = opaque()
     model.gauss_params["scales"].fill_(-2.5)
     select(model, [2])
-    names = ("object_rgb", "object_accumulation", "mask")
+    names = ("object_rgb", "object_depth", "object_accumulation", "mask")
     around, rendered = camera(200, 280), 0
     before = model.get_outputs_for_camera(around)
     base = type(model)._base_outputs

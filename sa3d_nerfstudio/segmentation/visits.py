@@ -75,6 +75,56 @@ class _Rendered:
 
 
 @dataclass
+class _Comparison:
+    """Comparison of candidates with a rendered mask, as one tensor, so that the host reads it in one wait."""
+
+    table: Float[Tensor, "num_candidates 11"]
+    """Columns: union and intersection with the rendered mask; the same with pixels weighted by certainty; whether the
+    candidate reaches each side of the window; whether it has any pixel; its score; its agreement with the surface that
+    the prompted views show."""
+
+    @classmethod
+    def of(
+        cls,
+        plain: Float[Tensor, "num_candidates 2"],
+        certain: Float[Tensor, "num_candidates 2"],
+        touched: Bool[Tensor, "num_candidates 4"],
+        has_pixels: Bool[Tensor, " num_candidates"],
+        scores: Float[Tensor, " num_candidates"],
+        prompted: Float[Tensor, " num_candidates"],
+    ) -> _Comparison:
+        """Join the columns, which are on one device."""
+        columns = [plain, certain, touched.float(), torch.stack([has_pixels.float(), scores.float(), prompted], dim=-1)]
+        return cls(torch.cat(columns, dim=-1))
+
+    @property
+    def scores(self) -> Float[Tensor, " num_candidates"]:
+        """Scores of the candidates."""
+        return self.table[:, 9]
+
+    @property
+    def agreement(self) -> Agreement:
+        """Agreement of the candidates with the rendered mask, for a table on the host."""
+        plain, certain = ([row[i + 1] / row[i] if row[i] else 0.0 for row in self.table.tolist()] for i in (0, 2))
+        return Agreement(plain, certain, self.table[:, 10].tolist())
+
+    @property
+    def touched(self) -> list[list[bool]]:
+        """Whether each candidate reaches each side of the window."""
+        return (self.table[:, 4:8] > 0).tolist()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no candidate has any pixel."""
+        return not bool(self.table[:, 8].any())
+
+    def likely(self, by_prior: bool) -> Int[Tensor, "1"]:
+        """Index of the candidate likeliest to be chosen, on the table's device; see :func:`merits_of`."""
+        certain = self.table[:, 3] / self.table[:, 2].clamp(min=1e-12)
+        return merits_of(self.scores, certain, self.table[:, 10], by_prior).argmax(0, keepdim=True)
+
+
+@dataclass
 class _Answer:
     """The segmenter's candidates for one view, and their agreement with the rendered mask."""
 
@@ -185,21 +235,21 @@ class Visits:
                 yield Outcome(view, "skipped", "object not in view")
                 continue
             (candidates,) = self._find([current], coming)
-            numbers = self._compared(current, candidates)
-            if not (coming and numbers.is_cuda and isinstance(self._lifting, EvidenceLifting)):
-                yield self._take(self._answer(current, candidates, numbers.cpu()), coming)
+            comparison = self._compare(current, candidates)
+            if not (coming and comparison.table.is_cuda and isinstance(self._lifting, EvidenceLifting)):
+                yield self._take(_answer(current, candidates, comparison.table.cpu()), coming)
                 continue
             field, state = self._lifting.field, self._lifter.state_of(view)
             before = field.hit.clone(), field.seen.clone()
-            likely = _likely(numbers, fits_prior(self._predictor.segmenter))
+            likely = comparison.likely(fits_prior(self._predictor.segmenter))
             self._lift(current, candidates.masks.index_select(0, likely)[0])
             begin(coming[:1], coming[1:])
             search = self._views.search(coming[:1], self._guide)
             # Without windows there is no search, and the next view's rendered mask is read in the same wait.
             following = self._render(coming[:1]) if search.found is None else []
-            reading = [numbers, likely, *[next_rendered.prior() for next_rendered in following]]
+            reading = [comparison.table, likely, *[next_rendered.prior() for next_rendered in following]]
             host = to_host(reading if search.found is None else [*reading, search.found])
-            answer = self._answer(current, candidates, host[0])
+            answer = _answer(current, candidates, host[0])
             outcome, chosen = self._judged(answer)
             if (
                 outcome.state == "used"
@@ -249,8 +299,8 @@ class Visits:
         showing = [rendered for rendered in self._prompted(self._render(views)) if rendered.prompt is not None]
         candidates = self._find(showing, coming)
         with self._views.report.timed("lift"):
-            numbers = to_host([self._compared(r, c) for r, c in zip(showing, candidates, strict=True)])
-        return [self._answer(*parts) for parts in zip(showing, candidates, numbers, strict=True)]
+            tables = to_host([self._compare(r, c).table for r, c in zip(showing, candidates, strict=True)])
+        return [_answer(*parts) for parts in zip(showing, candidates, tables, strict=True)]
 
     def _find(self, shown: Sequence[_Rendered], coming: Sequence[int]) -> list[Candidates]:
         """Candidates for the self-prompts of views, on the devices of the rendered masks."""
@@ -289,39 +339,19 @@ class Visits:
         position = self._views.pose(rendered.view)[:, 3]
         return prompt.avoiding(points_in_view(self._beside, trace, position, rendered.on(threshold)))
 
-    def _compared(self, rendered: _Rendered, candidates: Candidates) -> Float[Tensor, "num_candidates 11"]:
-        """Compare candidates with a rendered mask, on their device.
-
-        Columns: union and intersection with the rendered mask (0, 1); the same with pixels weighted by certainty
-        (2, 3); whether the candidate reaches each side of the window (4 to 7); whether it has any pixel (8); its score
-        (9); and its agreement with the surface that the prompted views show (10).
-        """
+    def _compare(self, rendered: _Rendered, candidates: Candidates) -> _Comparison:
+        """Compare candidates with a rendered mask, on their device."""
         masks, threshold = candidates.masks, self._settings.threshold
         arguments = (masks, rendered.probability, rendered.known, threshold)
         plain = certain = overlaps(*arguments)
-        prompted = plain.new_zeros(len(masks), 1)
+        prompted = plain.new_zeros(len(masks))
         if len(masks) > 1:
             on = rendered.on(threshold)
             certain = overlaps(*arguments, certainty_of(rendered.trace, self._guide.field, on))
             if self._surface is not None:
-                prompted = self._surface.agreement(masks, rendered.trace, on)[:, None]
-        has_pixels = masks.flatten(1).any(1, keepdim=True)
-        scores = candidates.scores[:, None].float()
-        return torch.cat([plain, certain, touched_sides(masks).float(), has_pixels.float(), scores, prompted], dim=-1)
-
-    def _answer(self, rendered: _Rendered, candidates: Candidates, numbers: Tensor) -> _Answer:
-        rows = numbers.tolist()
-        return _Answer(
-            rendered,
-            replace(candidates, scores=numbers[:, 9]),
-            agreement=Agreement(
-                plain=[row[1] / row[0] if row[0] else 0.0 for row in rows],
-                certain=[row[3] / row[2] if row[2] else 0.0 for row in rows],
-                prompted=[row[10] for row in rows],
-            ),
-            touched=[[side > 0 for side in row[4:8]] for row in rows],
-            is_empty=not any(row[8] for row in rows),
-        )
+                prompted = self._surface.agreement(masks, rendered.trace, on)
+        has_pixels = masks.flatten(1).any(1)
+        return _Comparison.of(plain, certain, touched_sides(masks), has_pixels, candidates.scores, prompted)
 
     def _shows(self, view: int) -> bool:
         """Whether the rendered mask of a view has any pixel, by the evidence so far."""
@@ -333,10 +363,11 @@ class Visits:
             return bool((known & (probability > self._settings.threshold)).any())
 
 
-def _likely(numbers: Float[Tensor, "num_candidates 11"], by_prior: bool) -> Int[Tensor, "1"]:
-    """Index of the candidate likeliest to be chosen, from the columns of :meth:`Visits._compared`, on their device."""
-    certain = numbers[:, 3] / numbers[:, 2].clamp(min=1e-12)
-    return merits_of(numbers[:, 9], certain, numbers[:, 10], by_prior).argmax(0, keepdim=True)
+def _answer(rendered: _Rendered, candidates: Candidates, table: Float[Tensor, "num_candidates 11"]) -> _Answer:
+    """The answer for one view, from the table of its :class:`_Comparison` on the host."""
+    comparison = _Comparison(table)
+    candidates = replace(candidates, scores=comparison.scores)
+    return _Answer(rendered, candidates, comparison.agreement, comparison.touched, comparison.is_empty)
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:

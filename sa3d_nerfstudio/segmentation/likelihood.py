@@ -1,14 +1,14 @@
-"""Likelihood lifting: the field whose renders explain the masks best.
+"""Likelihood lifting: fits a mask field to all masks by logistic regression.
 
-Rendering a mask is linear in the field, so a mask is explained by logistic regression whose design matrix is the trace.
-With a logit ``v`` in each cell, a ray has the logit ``M = (A v + l light) / known`` of
-:func:`sa3d_nerfstudio.traces.base.render_probability` and the probability ``σ(M)``, and the masks m the negative log
-likelihood
+Rendering a mask is linear in the field, so the trace is the design matrix of a logistic regression. With a logit ``v``
+in each cell, a ray has the logit ``M = (A v + l light) / known`` of
+:func:`sa3d_nerfstudio.traces.base.render_probability` and the probability ``σ(M)``, and the masks m have the negative
+log likelihood
 
     L(v) = Σ w (log(1 + exp M) - m M),    ∇L = Aᵀ w (σ(M) - m) / known,
 
-which is convex. ``hit / seen`` averages over rays and blurs where rays that end on the object share cells with rays
-that pass it; the likelihood has no bounds to v, and puts the outline where most pixels agree with it.
+which is convex. The averages ``hit / seen`` blur where rays that end on the object share cells with rays that pass it.
+Logits have no bounds, so that the fit can put the outline where most pixels of the masks have it.
 
 Steps divide the gradient by ``seen / 4`` cell by cell: the curvature of a logistic loss is at most 1/4 (D. Böhning,
 B. Lindsay, "Monotonicity of quadratic-approximation algorithms", Ann. Inst. Statist. Math. 40, 1988), and a row of A
@@ -17,15 +17,15 @@ J. Fessler, "Ordered subsets algorithms for transmission tomography", Phys. Med.
 Nesterov's acceleration restarts where it would climb (B. O'Donoghue, E. Candès, "Adaptive restart for accelerated
 gradient schemes", Found. Comput. Math. 15, 2015).
 
-The steps begin at the averages, and end before the field learns the masks' noise by heart: with every fifth view left
-out, as many are taken as explain the views left out; exact outlines bear some fifteen, those that wobble from view to
-view a few. Then as many are taken with all views, from the averages again; or, where views are so many that those left
-out say little that is new, a few from there on.
+Descent starts from the averages and stops before the field fits the noise of the masks: every fifth view is held out,
+and the number of steps is the one that explains the held-out views; about fifteen for exact outlines, a few for
+outlines that differ from view to view. All views are then fitted with as many steps from the averages; with many views,
+where the held-out ones add little, by a few more steps from the logits reached without them.
 
-Views err: the segmenter takes another object there, or a part of it. Before some of the steps each view is weighed
-anew by how much of its mask the renders leave unexplained, with a redescending weight as in robust regression
-(P. Holland, R. Welsch, "Robust regression using iteratively reweighted least-squares", Commun. Stat. 6, 1977), of whole
-views instead of single observations: within a view, errors come together. The scale is the median over the views.
+Some masks are wrong: the segmenter takes another object, or a part. Before some of the steps, each view is weighted by
+how well the renders explain its mask, with a redescending weight as in robust regression (P. Holland, R. Welsch,
+"Robust regression using iteratively reweighted least-squares", Commun. Stat. 6, 1977), but of whole views instead of
+single observations, since the errors within a mask are correlated. The scale is the median over the views.
 """
 
 from __future__ import annotations
@@ -49,102 +49,103 @@ from sa3d_nerfstudio.traces.atoms import AtomRows
 from sa3d_nerfstudio.traces.base import MIN_KNOWN, TraceRows, ViewTrace
 
 OPEN = 0.1
-"""Difference of a ray's averaged probability from its mask above which its answer is open."""
+"""Difference between a ray's average probability and its mask from which on the ray takes part in the fit."""
 NEIGHBORS = 3
-"""Pixels around open rays that take part as well."""
+"""Pixels around such a ray that take part as well."""
 MARGIN = 8
-"""Pixels on either side of a mask's outline that take part, in an image of 160."""
-WEIGHED = (0, 5, 10)
-"""Steps before which the views are weighed."""
+"""Pixels on either side of a mask's outline that take part, in an image of 160 pixels."""
+WEIGHTED_BEFORE = (0, 5, 10)
+"""Steps before which the views are weighted."""
 TOLERATED = 3.0
-"""How many times as much as the median view a view may leave unexplained until it has lost half of its weight."""
+"""Misfit of a view that has lost half of its weight, relative to the median misfit."""
 LEAST_MISFIT = 0.02
-"""Median misfit below which it is taken for this: where renders are exact, all views are trusted."""
+"""Least value of the median misfit: where renders are exact, all views are trusted."""
 FEW_PIXELS = 4.0
-"""Views in which mask and render together have no more pixels than this say too little to be weighed."""
+"""Pixels of mask and render together up to which a view keeps its weight: too few to measure a misfit."""
 HELD_OUT = 5
-"""Of so many views one is left out to tell how many steps to take."""
+"""One view of so many is held out to choose the number of steps."""
 FEWEST_VIEWS = 8
-"""Views that there must be for that; where there are fewer, ``UNCHECKED`` steps are taken."""
+"""Least number of views for that; with fewer, the number of steps is ``UNCHECKED``."""
 UNCHECKED = 8
 GOOD_ENOUGH = 1.01
-"""The least steps are taken after which the loss in the views left out is no more than so many times the lowest."""
+"""The number of steps is the least with a held-out loss of at most so many times the lowest."""
 PATIENCE = 3
-"""Steps that are taken in search of a lower loss."""
+"""Number of steps over which the held-out loss must fall."""
 HARDLY_LESS = 1.003
-"""The search ends where so many steps have not made it lower by this factor."""
+"""Factor by which it must fall over them for the search to go on."""
 MANY_VIEWS = 32
-"""Views from which on the steps with all views go on from those without the views left out."""
+"""Number of views from which on the fit of all views continues from the fit without the held-out views."""
 FURTHER = 6
-"""Steps that are taken then; all views bear more than fewer do."""
+"""Number of steps of that continuation."""
 CPU_ATOMS, CUDA_ATOMS = 1 << 15, 1 << 22
-"""Atoms whose rows are worked on together, about."""
+"""Approximate number of atoms whose rows are multiplied together."""
 DAMPING = 0.05
-"""Evidence that every cell is taken to have besides its own, as a share of the median: cells seen least move least."""
+"""Evidence added to that of each cell in step lengths, as a share of the median: cells with little move less."""
 
 
 @dataclass
 class MaskedView:
-    """The mask of one view, which the field is to explain: all of what the segmenter has found.
+    """The whole mask of one view, for the fit.
 
-    What depth leaves out of a mask before it is lifted is the object here. It is left out so that views do not lead
-    each other astray; once they agree, what most of them show is explained, and a slip of one view is outvoted.
+    The depth check leaves out pixels before masks are lifted, so that an error does not spread from view to view. They
+    are part of the mask here: once the views agree, errors of single views are outvoted.
     """
 
     trace: ViewTrace
     mask: Bool[Tensor, " num_rays"]
     weight: Float[Tensor, " num_rays"] | float = 1.0
-    """What its rays count, as when they were lifted."""
+    """Weight of its rays, as in lifting."""
     prompted: bool = False
-    """Whether the user has prompted it: then it keeps its weight, however little the field explains it."""
+    """Whether the user has prompted the view, which then keeps its weight."""
     lifted: Bool[Tensor, " num_rays"] | None = None
-    """What of the mask is in the field's evidence; all of it by default."""
+    """Pixels of the mask that are in the field's evidence; all of them by default."""
 
 
 @dataclass
 class LikelihoodReport:
-    """How a fit went."""
+    """Report of a fit."""
 
     steps: int
-    """With all views."""
+    """Number of steps with all views."""
     num_rays: int
-    """Rays that took part."""
+    """Number of rays that took part."""
     losses: list[float]
     """Negative log likelihood before each step with all views, and after the last."""
     trust: list[float] = field(default_factory=list)
-    """Share of its weight that each view has kept."""
+    """Share of its weight that each view keeps."""
     held_out: list[float] = field(default_factory=list)
-    """Loss in views left out, before the first step and after each, of a fit without them; empty if there was none."""
+    """Loss of the held-out views before the first step and after each, of a fit without them; empty without held-out
+    views."""
     begun: int = 0
-    """Of its steps, those that were enough."""
+    """Number of its steps that was chosen."""
 
 
 @dataclass
 class _Equations:
-    """The rays of one view that take part, or of several."""
+    """Equations of the rays of one view or of several."""
 
     rows: TraceRows
     mask: Float[Tensor, " num"]
     light: Float[Tensor, " num"]
-    """Logit of the light that passes everything, times its share of the ray."""
+    """Logit of the light that passes the whole scene, times its share of the ray."""
     known: Float[Tensor, " num"]
-    """Share of the ray's weight that lies in cells with evidence, light that passes everything included."""
+    """Share of the ray's weight that lies in cells with evidence or passes the whole scene."""
     weight: Float[Tensor, " num"]
     view: Int[Tensor, " num"]
-    """Number of the ray's view among those that were added."""
+    """Index of the ray's view, in the order in which views were added."""
     held_out: bool = False
-    """Whether they are left out to tell how many steps to take."""
+    """Whether their views are held out."""
     trusted: Float[Tensor, " num"] = field(init=False)
-    """Their weight as far as their view is trusted."""
+    """Weight of each ray, times the share that its view keeps."""
     _newest: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
-    """The cells that were rendered last, and the logits of the rays: views are weighed where a step is taken."""
+    """The cells that were rendered last, and the rays' logits: weighting and step render the same cells."""
 
     def __post_init__(self) -> None:
         self.trusted = self.weight
 
     @classmethod
     def joined(cls, parts: Sequence[_Equations]) -> _Equations:
-        """Those of several views, which are either all left out or all not."""
+        """Join the equations of several views, either all of them held out or none."""
         if len(parts) == 1:
             return parts[0]
         names = ("mask", "light", "known", "weight", "view")
@@ -153,19 +154,19 @@ class _Equations:
         return cls(rows, *columns, held_out=parts[0].held_out)
 
     def logits(self, cells: Float[Tensor, " num_cells"]) -> Float[Tensor, " num"]:
-        """Of the rays; the cells must not be changed in place."""
+        """Logits of the rays, from those of the cells, which must not be changed in place afterwards."""
         if self._newest is None or self._newest[0] is not cells:
             self._newest = cells, (self.rows.render(cells) + self.light) / self.known
         return self._newest[1]
 
     def loss(self, rays: Float[Tensor, " num"]) -> Float[Tensor, ""]:
-        """Of the rays' logits."""
+        """Negative log likelihood of the masks, from the rays' logits."""
         return F.binary_cross_entropy_with_logits(rays, self.mask, self.trusted, reduction="sum")
 
 
 def _joined(equations: list[_Equations]) -> list[_Equations]:
-    """Equations of several views as one, where their rows are kept as atoms: few large sums take less than many small
-    ones. On a CPU as many as its caches hold. Takes them out of the list, so that no memory holds them twice."""
+    """Join equations whose rows are atoms: a few large products take less time than many small ones, on a CPU as long
+    as they fit into its caches. Empties the list, so that no memory holds equations twice."""
     groups: dict[Any, list[_Equations]] = {}
     atoms: Counter[bool] = Counter()
     for number, each in enumerate(equations):
@@ -181,11 +182,12 @@ def _joined(equations: list[_Equations]) -> list[_Equations]:
 class MaskLikelihood:
     """The likelihood of masks as a function of a field's logits.
 
+    The rays near a mask's outline take part, and those near pixels where the averages and the mask differ.
+
     Args:
-        field: Holds the evidence of these views; it is left alone until :meth:`fit`.
-        views: The masks. Of their rays, those take part whose answer is open by the evidence or that pass near the
-            object.
-        ranks: The processes that have other views of it; losses, gradients and weights are of all of them.
+        field: Field with the evidence of these views, changed by :meth:`fit` alone.
+        views: The masks.
+        ranks: The processes that have other views of the object; losses, gradients and weights are sums over all.
     """
 
     def __init__(self, field: MaskField, views: Iterable[MaskedView] = (), ranks: Ranks | None = None) -> None:
@@ -195,22 +197,22 @@ class MaskLikelihood:
         self._cells = torch.stack([self.start, field.known().float()]).T
         own = field.hit.clone(), field.seen.clone()
         self._hit, self._seen = own if self._ranks.is_first else [torch.zeros_like(part) for part in own]
-        """Evidence of the views that are not left out: the sum over all ranks."""
+        """Evidence of the views that are not held out; the sum over the ranks is that of all."""
         self._equations: list[_Equations] = []
         self._prompted: list[bool] = []
-        """Of each view, whether the user has prompted it."""
+        """Whether the user has prompted each view."""
         self._num_held_out = 0
         self._trust = field.hit.new_ones(0)
-        """Of each view, the share of its weight that it keeps."""
+        """Share of its weight that each view keeps."""
         for view in views:
             self.add(view)
 
     def add(self, view: MaskedView, number: int | None = None) -> None:
-        """Let a view take part.
+        """Add the mask of a view.
 
         Args:
             view: The view.
-            number: Which one it is, counted from 0 over all ranks; by default the next.
+            number: Its index over all ranks; by default the next.
         """
         equations = self._of(view)
         number = len(self._prompted) if number is None else number
@@ -237,8 +239,8 @@ class MaskLikelihood:
         mask = view.mask.to(total)
         image = view.mask.reshape(trace.height, trace.width)
         margin = round(MARGIN * max(max(image.shape) / 160, 1))
-        near = _widened(((average - mask).abs() > OPEN).reshape(image.shape), NEIGHBORS)
-        near |= _widened(image, margin) & _widened(~image, margin)
+        near = _dilated(((average - mask).abs() > OPEN).reshape(image.shape), NEIGHBORS)
+        near |= _dilated(image, margin) & _dilated(~image, margin)
         counted = counted.expand(mask.shape)
         rays = (near.reshape(-1) & (known > MIN_KNOWN) & (counted > 0)).nonzero()[:, 0]
         rows, number = trace.rows(self.field, rays), torch.full_like(rays, len(self._prompted))
@@ -246,7 +248,7 @@ class MaskLikelihood:
 
     @property
     def num_rays(self) -> int:
-        """How many rays take part."""
+        """Number of rays that take part."""
         return sum(self._ranks.gather(sum(len(equations.mask) for equations in self._equations)))
 
     def loss(self, logits: Float[Tensor, " num_cells"]) -> float:
@@ -254,7 +256,7 @@ class MaskLikelihood:
         return self._loss(self._equations, logits)
 
     def gradient(self, logits: Float[Tensor, " num_cells"]) -> Float[Tensor, " num_cells"]:
-        """Derivative of the loss: the adjoint of what the renders have too much of the masks."""
+        """Gradient of the loss: the adjoint, applied to the difference between renders and masks."""
         return self._gradient(self._equations, logits)[1]
 
     def _loss(self, used: Sequence[_Equations], logits: Float[Tensor, " num_cells"]) -> float:
@@ -273,15 +275,15 @@ class MaskLikelihood:
         loss, gradient = self._ranks.sum(loss, gradient)
         return float(loss), gradient
 
-    def weigh(self, logits: Float[Tensor, " num_cells"], held_out: bool = True) -> None:
-        """Trust each view as far as renders of the logits explain its mask: ``1 / (1 + (misfit / tolerated)^4)``.
+    def weight_views(self, logits: Float[Tensor, " num_cells"], held_out: bool = True) -> None:
+        """Weight each view by how well renders of the logits explain its mask: ``1 / (1 + (misfit / tolerated)^4)``.
 
-        The misfit is what render and mask have apart, over what they have in common. Views that the user has prompted
-        are trusted: what they say, the user has seen.
+        The misfit is the symmetric difference of render and mask over their intersection. Prompted views keep their
+        weight: the user has seen their masks.
 
         Args:
-            logits: Of the cells.
-            held_out: Whether to weigh views that are left out, too.
+            logits: Logit of each cell.
+            held_out: Whether to weight held-out views, too.
         """
         sums = logits.new_zeros(len(self._prompted), 2)
         for equations in self._equations:
@@ -307,9 +309,9 @@ class MaskLikelihood:
                 equations.trusted = equations.weight * trust[equations.view]
 
     def fit(self, most_steps: int) -> LikelihoodReport:
-        """Descend for at most so many steps, and give the field the logits."""
+        """Fit the logits with at most so many steps, and set those of the field."""
         self._equations = _joined(self._equations)
-        held_out, begun, logits = self._fit_without_some(most_steps)
+        held_out, begun, logits = self._fit_without_held_out(most_steps)
         if held_out and sum(self._ranks.gather(len(self._prompted))) >= MANY_VIEWS:
             start, steps = logits, FURTHER
         else:
@@ -321,18 +323,18 @@ class MaskLikelihood:
             if step == steps:
                 break
         self.field.set_logits(logits)
-        # Rank 0 says so for all: on other hardware, logits round otherwise. What it says comes from the host.
+        # Rank 0 decides for all, since logits round differently on other hardware. Its tensor is received on the host.
         tidied = self._ranks.share(self.field.logits_without_strays)
         self.field.set_logits(logits if tidied is None else tidied.to(logits))
         trust = [share for part in self._ranks.gather(self._trust.tolist()) for share in part]
         return LikelihoodReport(steps, self.num_rays, losses, trust, held_out, begun)
 
-    def _fit_without_some(self, most_steps: int) -> tuple[list[float], int, Float[Tensor, " num_cells"]]:
-        """Descend without the views that are left out.
+    def _fit_without_held_out(self, most_steps: int) -> tuple[list[float], int, Float[Tensor, " num_cells"]]:
+        """Fit all views but the held-out ones.
 
         Returns:
-            Loss in these views after each step; none if there are too few views. How many steps are enough, and the
-            logits after them; ``UNCHECKED`` and the averages then.
+            The loss of the held-out views after each step, the number of steps chosen by it, and the logits after these
+            steps. With too few views: no losses, ``UNCHECKED``, and the averages.
         """
         rest = [equations for equations in self._equations if not equations.held_out]
         out = [equations for equations in self._equations if equations.held_out]
@@ -342,39 +344,39 @@ class MaskLikelihood:
             return [], UNCHECKED, self.start
         evidence = self.field.fresh()
         hit, seen = self._ranks.sum(self._hit, self._seen)
-        # What has been lifted may lack a pixel here and there that takes part.
+        # Lifting leaves out some pixels that take part here, so less than no evidence may remain.
         seen = torch.where(seen > MIN_EVIDENCE, seen, 0.0)
         evidence.set(hit.clamp(min=0).minimum(seen), seen)
         losses: list[float] = []
-        kept: dict[int, Tensor] = {}  # after steps that may be enough yet
+        candidates: dict[int, Tensor] = {}  # logits by the number of steps that may still be chosen
         for step, (_, logits) in enumerate(self._descent(evidence, rest, evidence.start_logits())):
             losses.append(self._loss(out, logits))
-            kept[step] = logits
+            candidates[step] = logits
             most = GOOD_ENOUGH * min(losses)
-            kept = {number: kept[number] for number in kept if losses[number] <= most}
+            candidates = {number: candidates[number] for number in candidates if losses[number] <= most}
             before = losses[max(step - PATIENCE, 0)]
             if step == most_steps or (step >= PATIENCE and before < HARDLY_LESS * min(losses[-PATIENCE:])):
                 break
-        enough, logits = next(iter(kept.items()))
-        # Of what only views left out have seen, the averages know more; and of all, where no step has been enough.
-        return losses, enough, torch.where(evidence.known(), logits, self.start) if enough else self.start
+        chosen, logits = next(iter(candidates.items()))
+        # Cells that only held-out views have seen keep their averages; so do all cells if no step is chosen.
+        return losses, chosen, torch.where(evidence.known(), logits, self.start) if chosen else self.start
 
     def _descent(
         self, evidence: MaskField, used: Sequence[_Equations], start: Float[Tensor, " num_cells"]
     ) -> Iterator[tuple[float, Float[Tensor, " num_cells"]]]:
-        """Losses and logits after 0, 1, ... steps from a start; the losses are those of the point ahead."""
+        """Losses and logits after 0, 1, ... steps from a start; the losses are those of the extrapolated logits."""
         known = evidence.known()
         typical = evidence.seen[known].median() if bool(known.any()) else evidence.seen.new_tensor(MIN_EVIDENCE)
         length = torch.where(known, 4 / (evidence.seen + DAMPING * typical), 0.0)
         logits = ahead = start
         momentum = 1.0
         for step in itertools.count():
-            if step in WEIGHED:
-                self.weigh(ahead, held_out=step == 0 or used is self._equations)
+            if step in WEIGHTED_BEFORE:
+                self.weight_views(ahead, held_out=step == 0 or used is self._equations)
             loss, gradient = self._gradient(used, ahead)
             yield loss, logits
             new = torch.where(known, evidence.bounded(ahead - length * gradient), 0.0)
-            # Rank 0 says so for all: on other hardware, sums round otherwise.
+            # Rank 0 decides for all, since sums round differently on other hardware.
             if self._ranks.share(partial(_climbs, ahead - new, new - logits)):
                 momentum = 1.0
             following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
@@ -383,12 +385,12 @@ class MaskLikelihood:
 
 
 def _climbs(up: Float[Tensor, " num_cells"], step: Float[Tensor, " num_cells"]) -> bool:
-    """Whether a step leads to where the loss is higher."""
+    """Whether the loss rises along a step, ``up`` being a multiple of the gradient."""
     return float((up * step).sum()) > 0
 
 
-def _widened(mask: Bool[Tensor, "height width"], pixels: int) -> Bool[Tensor, "height width"]:
-    """The pixels of a mask, and those around."""
+def _dilated(mask: Bool[Tensor, "height width"], pixels: int) -> Bool[Tensor, "height width"]:
+    """A mask, dilated by a number of pixels."""
     wide, side = mask[None].float(), 2 * pixels + 1
     for kernel, padding in (((side, 1), (pixels, 0)), ((1, side), (0, pixels))):
         wide = F.max_pool2d(wide, kernel, stride=1, padding=padding)

@@ -170,7 +170,7 @@ def _prompts(scene: str, solids: Sequence[Solid], train: Sequence[View]) -> dict
         scores = [_suitability(view, solid, number) for view in train]
         best = int(np.argmax(scores))
         if scores[best] <= 0:
-            raise SA3DError(f"No training view shows the object {solid.name}: use larger images or more views.")
+            raise SA3DError(f"no training view shows the object {solid.name}: use larger images or more views.")
         view, mask = train[best], train[best].ids == number
         negative, negative_on = prompts.negative_point(view.ids, number)
         entries.append(

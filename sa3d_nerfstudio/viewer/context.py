@@ -117,10 +117,15 @@ class PanelContext:
         """Show the initial state, and faults of saved prompts."""
         self.refresh()
         self.say(self.hint)
-        if self.editor.masks.troubles:
-            self.complain(" ".join(self.editor.masks.troubles))
-            for trouble in self.editor.masks.troubles:
-                say(f"warning: {trouble}")
+        self._report_faults()
+
+    def _report_faults(self) -> None:
+        """Show faults of prompts that have been read since the last call."""
+        faults, self.editor.masks.faults = self.editor.masks.faults, []
+        if faults:
+            self.complain(" ".join(faults))
+        for fault in faults:
+            say(f"warning: {fault}")
 
     def close(self) -> None:
         """Wait for the worker's current action, and cancel all others."""
@@ -169,6 +174,7 @@ class PanelContext:
         try:
             self.editor.adopt()
             action(*args)
+            self._report_faults()
         except SA3DError as error:
             self.complain(str(error))
         except Exception as error:

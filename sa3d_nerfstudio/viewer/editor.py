@@ -38,7 +38,7 @@ class SceneMasks:
         self.resolution = resolution
         self.changes = 0
         """Number of changes of the model's masks."""
-        self.troubles: list[str] = []
+        self.faults: list[str] = []
         """Sentences about faulty prompts saved in the run."""
         self._published: dict[str, MaskField] = {}
 
@@ -66,7 +66,7 @@ class SceneMasks:
         try:
             prompts, segmented = read_prompts(name, masks.prompts.get(name), self.free_views)
         except SA3DError as error:
-            self.troubles.append(str(error))
+            self.faults.append(str(error))
             prompts, segmented = (), True
         if not prompts:
             return replace(entry, evidence=field)

@@ -440,7 +440,7 @@ def test_damaged_prompts_are_told_and_the_mask_is_there(views: ViewsOfBalls, pat
         at = at[step]
     at[("object", *path)[-1]] = value
     again = bench_on(views, masks=state)
-    assert len(again.masks.troubles) == 1 and "object are damaged" in again.masks.troubles[0]
+    assert len(again.masks.faults) == 1 and "object are damaged" in again.masks.faults[0]
     assert again.state.objects[0].prompts == ()
     assert iou(again, views.elsewhere, 0, [1]) > 0.95
 

@@ -130,7 +130,7 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     save_base: bool = True
     """Store the base model's weights in the checkpoint; else refer to the base run, which must then stay in place."""
     everything: bool = False
-    """Take the whole scene apart: segment all objects that the segmenter proposes in some views."""
+    """Segment the whole scene: all objects that the segmenter proposes in some views."""
     everything_views: int = SceneSettings.num_views
     """Views whose masks are the proposals."""
     everything_min_share: float = SceneSettings.min_share

@@ -41,8 +41,8 @@ class SessionSettings:
     likelihood_steps: int = 25
     """Steps towards the field that explains all masks best, at most; 0 keeps averages ('evidence' lifting only)."""
     windows: bool = True
-    """Whether each view is traced at full size only in a window around the object, and coarsely elsewhere; not for
-    splats, whose images are rendered as a whole ('evidence' lifting only)."""
+    """Whether each view is traced at full size only in a window around the object, and coarsely elsewhere ('evidence'
+    lifting only)."""
     close_photos: bool = True
     """Whether networks are shown windows of photos in which the object is small, where the photos have more pixels than
     networks see; each window is embedded by itself."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sa3d_nerfstudio.segmentation.session_views import SessionViews, ViewKey
@@ -113,7 +113,7 @@ def view_order(
     nearest = cost[start].amin(dim=0)
     nearest[start] = torch.inf
     order: list[int] = []
-    done: Int[Tensor, " num_views"] = torch.zeros(len(cost), dtype=torch.bool, device=cost.device)
+    done: Bool[Tensor, " num_views"] = torch.zeros(len(cost), dtype=torch.bool, device=cost.device)
     done[start] = True
     while not bool(done.all()):
         view = int(torch.where(done, torch.inf, nearest).argmin())

@@ -56,7 +56,7 @@ class DiskStore:
         """
         held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         data = save(held, metadata={"key": key, "numbers": json.dumps(dict(numbers))})
-        if not self._has_room_for(len(MAGIC) + DIGEST_BYTES + len(data)):
+        if not self._has_room_for(self.path(key), len(MAGIC) + DIGEST_BYTES + len(data)):
             say_once(
                 f"the cache of views in {self.folder.parent} is full: further views are not kept on disk "
                 "(--pipeline.cache-disk-gb)"
@@ -66,12 +66,14 @@ class DiskStore:
         with atomic_path(self.path(key), sync=False) as path:
             path.write_bytes(MAGIC + hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest() + data)
 
-    def _has_room_for(self, num_bytes: int) -> bool:
+    def _has_room_for(self, path: Path, num_bytes: int) -> bool:
         """Whether an entry may be written, once the oldest entries of other runs have been deleted if need be."""
         if self.max_bytes is None:
             return True
         if self._taken is None:
             self._taken = sum(size for _, size, _ in _entries(self.folder.parent))
+        with suppress(OSError):  # there is no entry to replace
+            num_bytes -= path.stat().st_size
         self._taken += num_bytes
         if self._taken <= self.max_bytes:
             return True
@@ -79,10 +81,10 @@ class DiskStore:
         self._taken = num_bytes + sum(size for _, size, _ in entries)
         used = {folder: max(time for path, _, time in entries if path.parent == folder) for folder in _folders(entries)}
         evictable = [entry for entry in entries if entry[0].parent != self.folder]
-        for path, size, _ in sorted(evictable, key=lambda entry: (used[entry[0].parent], entry[2])):
+        for oldest, size, _ in sorted(evictable, key=lambda entry: (used[entry[0].parent], entry[2])):
             if self._taken <= self.max_bytes:
                 break
-            path.unlink(missing_ok=True)
+            oldest.unlink(missing_ok=True)
             self._taken -= size
         fits = self._taken <= self.max_bytes
         self._taken -= 0 if fits else num_bytes

@@ -294,6 +294,16 @@ def test_the_disk_is_bounded_and_older_runs_leave_first(tmp_path: Path, capsys: 
     assert disk.read("a") is not None
 
 
+def test_an_entry_that_is_written_again_takes_its_room_once(tmp_path: Path):
+    size = len(safetensors_entry(tmp_path / "probe"))
+    disk = DiskStore(lambda: tmp_path / "cache" / "own", max_bytes=2 * size + size // 2)
+    for _ in range(5):
+        disk.write("a", TENSORS, NUMBERS)
+    disk.write("b", TENSORS, NUMBERS)
+    assert disk.read("b") is not None
+    assert disk._taken == 2 * size
+
+
 def test_a_run_whose_entries_are_read_is_in_use(tmp_path: Path):
     """Of two other runs, the one that was written first but read since keeps its entries."""
     size = len(safetensors_entry(tmp_path / "probe"))

@@ -1,4 +1,4 @@
-"""Connected parts of a region, on a CPU and as a GPU finds them."""
+"""Connected parts of a region, by the implementations for CPU and GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sa3d_nerfstudio.fields.connected_parts import label_parts, label_parts_on_d
 
 
 def serpentine(side: int) -> Tensor:
-    """A region of one part that winds through a cube: as long as a part can be."""
+    """Region of one part that winds through a cube, as long as a part can be."""
     region = torch.zeros(side, side, side, dtype=torch.bool)
     region[::2, ::2] = True
     for z in range(0, side, 2):
@@ -24,8 +24,8 @@ def serpentine(side: int) -> Tensor:
 
 def assert_same_parts(region: Tensor) -> None:
     expected, count = label_parts(region.numpy())
-    found = label_parts_on_device(region)
-    pairs = np.unique(np.stack([expected[region], found.numpy()[region]]), axis=1)
+    labels = label_parts_on_device(region)
+    pairs = np.unique(np.stack([expected[region], labels.numpy()[region]]), axis=1)
     assert len(set(pairs[0])) == len(set(pairs[1])) == pairs.shape[1] == count
 
 
@@ -47,13 +47,13 @@ def test_nothing_and_everything() -> None:
 def test_points_are_linked_as_near_as_neighbours_usually_lie() -> None:
     chance = np.random.default_rng(0)
     sheet = np.stack([*(chance.uniform(0, 1, (2, 900))), np.zeros(900)], axis=1)
-    # Each a twentieth of a side from the sheet, or from the one before: neighbours lie half as far apart.
+    # Each point is a twentieth of a side from the sheet or the point before: neighbours lie half as far apart.
     stem = np.stack([np.full(10, 0.5), np.full(10, 0.5), 0.05 * np.arange(1, 11)], axis=1)
     dense = [0.2, 0.2, 0.04] + 1e-4 * chance.normal(size=(200, 3))
     apart = [0.5, 0.5, 2.0] + 0.02 * chance.normal(size=(5, 3))
-    places = np.concatenate([sheet, stem, dense, apart])
+    points = np.concatenate([sheet, stem, dense, apart])
     for scale in (1e-3, 1.0, 1e3):
-        parts = linked_parts(scale * places + 7 * scale)
+        parts = linked_parts(scale * points + 7 * scale)
         assert len(np.unique(parts[:-5])) == 1 and len(np.unique(parts[-5:])) == 1
         assert parts.max() == 1
 

@@ -21,7 +21,7 @@ def placed_grid(resolution: int = 9) -> MaskGrid:
 
 
 def trilinear_by_hand(grid: MaskGrid, values: torch.Tensor, position: torch.Tensor) -> float:
-    """Eight corners, one at a time."""
+    """Trilinear interpolation of eight corners, one at a time."""
     r = grid.resolution
     u = (grid.contract(position[None])[0] + 1) / 2 * (r - 1)
     total = 0.0
@@ -69,7 +69,7 @@ def test_cell_positions_invert_the_contraction():
     grid = placed_grid(11)
     line = torch.linspace(-1, 1, 11)
     u = grid.contract(grid.cell_positions()).reshape(11, 11, 11, 3)
-    # The rim stands for infinity, so it is only met up to the finite distance that takes its place.
+    # The border represents infinity by a finite distance, which limits the accuracy.
     assert torch.allclose(u[5, 5, :, 0], line, atol=1e-3)
     assert torch.allclose(u[:, 5, 5, 2], line, atol=1e-3)
 
@@ -115,7 +115,7 @@ def test_the_tails_of_rays_far_behind_are_not_the_object():
 
 
 def test_masks_end_where_cells_are_too_large_to_say():
-    # What has been blamed on a coarse cell behind the object must not show as a blob on the wall.
+    # Evidence in a coarse cell behind the object must not be rendered as a blob on the wall.
     grid = MaskGrid(32)
     grid.add(torch.full((grid.num_cells,), 5.0), torch.full((grid.num_cells,), 5.0))
     rendered = grid.gather(grid.cells(), torch.tensor([[0.0, 0.0, 1.05], [0.0, 0.0, 3.0], [0.0, 0.0, 50.0]]))
@@ -149,7 +149,7 @@ def test_hits_finds_every_ray_through_the_object_and_few_others():
 
 
 def test_rays_that_may_show_the_object_are_few_and_all():
-    """A ray shows a ball or not by how its weight is spread, which here is as rough as chance makes it."""
+    """Whether a ray shows a ball depends on the distribution of its weight, which is random and rough here."""
     torch.manual_seed(0)
     grid = MaskGrid(24)
     grid.place(torch.zeros(3), torch.ones(3))
@@ -200,10 +200,10 @@ def test_a_grid_of_another_resolution_loads():
 def test_resampling_in_the_same_place_changes_nothing():
     saved = placed_grid(9)
     saved.add(torch.rand(729), torch.ones(729))
-    again = saved.resampled(saved.fresh())
+    resampled = saved.resampled(saved.fresh())
     inner = torch.ones(9, 9, 9, dtype=torch.bool)
     inner[[0, -1]] = inner[:, [0, -1]] = inner[:, :, [0, -1]] = False
-    assert torch.allclose(again.probability()[inner.reshape(-1)], saved.probability()[inner.reshape(-1)], atol=1e-4)
+    assert torch.allclose(resampled.probability()[inner.reshape(-1)], saved.probability()[inner.reshape(-1)], atol=1e-4)
 
 
 def with_logits(resolution: int = 7) -> MaskGrid:
@@ -235,11 +235,11 @@ def test_everything_is_read_from_logits_until_there_is_new_evidence():
     assert copy.logits is None
     copy.copy_from(grid)
     assert torch.equal(copy.cells(), grid.cells())
-    again = grid.resampled(grid.fresh())
+    resampled = grid.resampled(grid.fresh())
     inner = torch.zeros(7, 7, 7, dtype=torch.bool)
     inner[1:-1, 1:-1, 1:-1] = True
-    assert again.logits is not None
-    assert torch.allclose(again.logits[inner.reshape(-1)], grid.logits[inner.reshape(-1)], atol=1e-3)
+    assert resampled.logits is not None
+    assert torch.allclose(resampled.logits[inner.reshape(-1)], grid.logits[inner.reshape(-1)], atol=1e-3)
     grid.add(torch.zeros(343), torch.ones(343))
     assert grid.logits is None and torch.equal(grid.probability(), grid.average())
 
@@ -275,16 +275,16 @@ def test_a_gpu_is_not_waited_for_to_tell_which_rays_pass_the_object():
     expected, shown = (test(grid, origins, directions) for test in (passing, may_show))
     assert 100 < int(expected.sum()) < 400
     with a_cuda_device():
-        there = grid.fresh().cuda()
-        there.place(grid.center.cuda(), grid.half_extent.cuda())
-        there.set(grid.hit.cuda(), grid.seen.cuda())
+        grid_on_gpu = grid.fresh().cuda()
+        grid_on_gpu.place(grid.center.cuda(), grid.half_extent.cuda())
+        grid_on_gpu.set(grid.hit.cuda(), grid.seen.cuda())
         rays = origins.cuda(), directions.cuda()
         with counted() as count:
-            found = passing(there, *rays)
+            passing_on_gpu = passing(grid_on_gpu, *rays)
         assert count.operations > 10
         assert not count.waits
-        assert torch.equal(found.cpu(), expected)
-        assert torch.equal(may_show(there, *rays).cpu(), shown)
-        assert float(there.firm_evidence()) == pytest.approx(float(grid.firm_evidence()))
-        there.set(there.hit * 0, there.seen)
-        assert not passing(there, *rays).any()
+        assert torch.equal(passing_on_gpu.cpu(), expected)
+        assert torch.equal(may_show(grid_on_gpu, *rays).cpu(), shown)
+        assert float(grid_on_gpu.firm_evidence()) == pytest.approx(float(grid.firm_evidence()))
+        grid_on_gpu.set(grid_on_gpu.hit * 0, grid_on_gpu.seen)
+        assert not passing(grid_on_gpu, *rays).any()

@@ -1,4 +1,4 @@
-"""The tree of a scene's objects, and the level at which the scene falls into them."""
+"""The tree of a scene's objects, and the level at which the scene is divided into them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sa3d_nerfstudio.fields.splat_mask import SplatMask
 
 
 def ball(x: float, radius: float, resolution: int = 40) -> MaskGrid:
-    """A ball at (x, 0, 0), in a grid of its own."""
+    """Grid with a ball at (x, 0, 0)."""
     grid = MaskGrid(resolution)
     grid.place(torch.tensor([x, 0.0, 0.0]), torch.full((3,), 1.3 * radius))
     on = (grid.cell_positions() - grid.center).norm(dim=-1) < radius
@@ -71,10 +71,10 @@ def test_splats_at_rest_are_compared_without_unpacking_them():
         fields[name].add(seen * (positions[:, 0] < reach), seen)
         builder.add(name, fields[name])
         fields[name].rest()
-    again, other = SplatMask(positions), SplatMask(positions)
-    again.add(seen * (positions[:, 0] < 0.21), seen)
+    same_part, other = SplatMask(positions), SplatMask(positions)
+    same_part.add(seen * (positions[:, 0] < 0.21), seen)
     other.add(seen * (positions[:, 0] > 0.6), seen)
-    assert builder.same(again) == "part"
+    assert builder.same(same_part) == "part"
     assert builder.same(other) is None
     builder.add("other", other)
     assert builder.tree().parents == {"whole": None, "part": "whole", "other": None}

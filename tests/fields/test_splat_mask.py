@@ -40,7 +40,7 @@ def test_an_unseen_splat_goes_with_those_around_it():
     on = torch.zeros(20)
     on[:10] = 1.0
     field.add(on * seen, seen)
-    # 5 and 8 lie between splats of the object; 15 lies beyond its bounds, and is no part of it.
+    # 5 and 8 lie between splats of the object; 15 lies beyond its bounds and does not belong to it.
     assert field.selected().nonzero()[:, 0].tolist() == list(range(10))
 
 
@@ -56,7 +56,7 @@ def test_a_hardly_seen_splat_does_not_count_by_itself():
 
 
 def test_splats_far_from_the_object_are_not_of_it():
-    """Such as float before a camera, and are seen through the object's pixels alone, though well."""
+    """Floating splats before a camera are seen well, but through the object's pixels alone."""
     generator = torch.Generator().manual_seed(0)
     ball = torch.nn.functional.normalize(torch.randn(200, 3, generator=generator), dim=-1)
     far = torch.tensor([[3.0, 0, 0], [0, -5.0, 0], [0, 0, 40.0]])
@@ -129,7 +129,7 @@ def test_positions_are_not_saved_again():
 
 
 def touched_few(num: int = 4000, fitted: bool = True) -> SplatMask:
-    """A field of many splats in a cube, of which the object's rays touch some; a corner has not been seen."""
+    """Field of many splats in a cube, some of them touched by the object's rays; one side has hardly been seen."""
     chance = torch.Generator().manual_seed(0)
     field = SplatMask(torch.rand(num, 3, generator=chance))
     near = (field.positions - 0.5).norm(dim=-1)
@@ -160,7 +160,7 @@ def test_a_field_at_rest_takes_little_and_is_the_same_again(fitted: bool):
     touched = before.hit > 0
     assert torch.equal(field.seen[touched], before.seen[touched])
     assert torch.allclose(field.seen, before.seen, rtol=0.05)
-    # Selected anew, without what was remembered of it.
+    # Selected anew, without the cached selection.
     field.forget_derived()
     assert torch.equal(field.selected(), before.selected())
 
@@ -194,17 +194,17 @@ def test_packed_fields_are_saved_and_restored_as_they_are(packed: bool):
         field.rest()
     stored = io.BytesIO()
     torch.save(masks.state_dict(), stored)
-    again = MaskObjects(lambda cells: SplatMask(touched_few().positions[:cells]))
-    # Whatever was there before.
-    again["mug"] = SplatMask(touched_few().positions)
+    loaded = MaskObjects(lambda cells: SplatMask(touched_few().positions[:cells]))
+    # Loading replaces an earlier field.
+    loaded["mug"] = SplatMask(touched_few().positions)
     stored.seek(0)
-    again.load_state_dict(torch.load(stored, weights_only=True))
-    restored = again["mug"]
+    loaded.load_state_dict(torch.load(stored, weights_only=True))
+    restored = loaded["mug"]
     assert isinstance(restored, SplatMask)
     assert restored.is_packed == packed
-    assert again.names == ["mug", "plate"]
+    assert loaded.names == ["mug", "plate"]
     assert torch.equal(restored.cells(), touched_few().cells())
-    assert torch.equal(again["plate"].cells(), touched_few(fitted=False).cells())
+    assert torch.equal(loaded["plate"].cells(), touched_few(fitted=False).cells())
 
 
 def test_what_floats_beside_an_object_in_little_light_is_not_of_it():
@@ -215,7 +215,7 @@ def test_what_floats_beside_an_object_in_little_light_is_not_of_it():
     background = torch.tensor([0.0, 0.0, 3.0]) + torch.randn(50, 3, generator=chance)
     groups = (ball, floating, small_part, background)
     field = SplatMask(torch.cat(groups))
-    ball_at, floating_at, part_at, background_at = torch.arange(field.num_cells).split([len(each) for each in groups])
+    ball_at, floating_at, part_at, background_at = torch.arange(field.num_cells).split([len(group) for group in groups])
     hit, seen = torch.zeros(field.num_cells), torch.full((field.num_cells,), 20.0)
     hit[ball_at], hit[floating_at], hit[part_at] = 20.0, 0.4, 20.0
     seen[floating_at] = 0.4
@@ -226,9 +226,9 @@ def test_what_floats_beside_an_object_in_little_light_is_not_of_it():
     cut = field.logits_without_strays()
     assert cut is not None
     assert torch.equal(cut[floating_at], torch.full((4,), FAR_LOGIT))
-    for kept in (ball_at, part_at, background_at):
-        assert torch.equal(cut[kept], logits[kept])
-    held = field.logits
-    assert held is not None and torch.equal(held, logits), "left as it is"
+    for rows in (ball_at, part_at, background_at):
+        assert torch.equal(cut[rows], logits[rows])
+    stored = field.logits
+    assert stored is not None and torch.equal(stored, logits), "left as it is"
     field.set_logits(cut)
     assert torch.equal(field.object_cells().nonzero()[:, 0], torch.cat([ball_at, part_at]))

@@ -1,4 +1,4 @@
-"""Sparse trilinear sums against the mask grid's plain ones."""
+"""Sparse trilinear sums, compared with the mask grid's."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def located(grid: MaskGrid, positions: torch.Tensor):
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**31), spread=st.floats(0.01, 100), resolution=st.integers(2, 12), steps=st.integers(0, 3))
 def test_reads_what_grid_sample_reads(seed: int, spread: float, resolution: int, steps: int):
-    """Also of values of which many are equal, where one vertex is read for eight."""
+    """Values of which many are equal are read as well, from one vertex instead of eight."""
     generator, grid = torch.Generator().manual_seed(seed), placed(resolution)
     values = torch.rand(grid.num_cells, generator=generator)
     values = (values * steps).round() if steps else values
     positions = torch.randn(64, 3, generator=generator) * spread
     index, fractions = located(grid, positions)
     expected = grid.gather(values[:, None], positions)[:, 0]
-    found = trilinear.read(values, index, fractions, resolution)
-    assert torch.allclose(found, expected, atol=1e-4 * max(steps, 1))
-    weights, told = torch.rand(4, 16, generator=generator), single_valued(values, resolution)
-    (sums,) = trilinear.read_sums([values], [told], weights, index, fractions, resolution)
+    actual = trilinear.read(values, index, fractions, resolution)
+    assert torch.allclose(actual, expected, atol=1e-4 * max(steps, 1))
+    weights, single = torch.rand(4, 16, generator=generator), single_valued(values, resolution)
+    (sums,) = trilinear.read_sums([values], [single], weights, index, fractions, resolution)
     assert torch.allclose(sums, (expected.reshape(4, 16) * weights).sum(0), atol=4e-4 * max(steps, 1))
     both = torch.stack([values, 1 - values], dim=-1)
     together = trilinear.read_all(both, weights, index, fractions, grid.corner_offsets())
@@ -56,7 +56,7 @@ def test_adds_what_scatter_adds(seed: int, spread: float, resolution: int):
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**31), spread=st.floats(0.01, 100), resolution=st.integers(2, 12))
 def test_all_corners_at_once_are_adjoint(seed: int, spread: float, resolution: int):
-    """``<A x, y> == <x, Aᵀ y>`` for the ways that are taken on a GPU."""
+    """``<A x, y> == <x, Aᵀ y>`` for the functions that a GPU uses."""
     generator, grid = torch.Generator().manual_seed(seed), placed(resolution)
     atoms = located(grid, torch.randn(64, 3, generator=generator) * spread)
     values, image = (torch.rand(count, 2, generator=generator) for count in (grid.num_cells, 16))
@@ -76,15 +76,15 @@ def test_corners_follow_a_grid_that_is_placed_anew():
 
 @pytest.mark.parametrize("step", [1.0, 1e-3, 1e-30, 1e-44])
 def test_one_tells_what_eight_have_in_common(step: float):
-    """However little they differ, if they do."""
+    """Eight values that differ, however little, are distinguished from equal ones."""
     torch.manual_seed(0)
     volume = (torch.rand(6, 6, 6) < 0.85).float() * step
-    found = single_valued(volume.reshape(-1), 6).reshape(6, 6, 6)
+    single = single_valued(volume.reshape(-1), 6).reshape(6, 6, 6)
     uniform = 0
     for z, y, x in torch.cartesian_prod(*[torch.arange(5)] * 3).tolist():
         block = volume[z : z + 2, y : y + 2, x : x + 2]
         same = bool((block == block[0, 0, 0]).all())
-        assert float(found[z, y, x]) == (float(volume[z, y, x]) if same else float("inf"))
+        assert float(single[z, y, x]) == (float(volume[z, y, x]) if same else float("inf"))
         uniform += same
     assert 0 < uniform < 125
 

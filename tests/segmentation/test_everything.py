@@ -1,4 +1,4 @@
-"""Taking a whole scene apart, on a scene whose answer is known exactly."""
+"""Segmentation of every object in a scene with an exact ground truth."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.analytic import BallSegmenter, BallViews
 
 @dataclass
 class ProposingSegmenter(BallSegmenter):
-    """Proposes every ball of a view, and what else it is told to."""
+    """Proposes every ball of a view, and the further masks in ``more``."""
 
     more: dict[int, list[Tensor]] = field(default_factory=dict)
 
@@ -40,7 +40,7 @@ class ProposingSegmenter(BallSegmenter):
 def scene_of(
     views: BallViews, more: dict[int, list[Tensor]] | None = None, **settings
 ) -> tuple[SceneSegmentation, list[SegmentationSession]]:
-    """A scene to be taken apart, and the sessions that it has begun."""
+    """Segmentation of a whole scene, and the list of the sessions that it has begun."""
     segmenter = ProposingSegmenter(views, {}, [], [], more or {})
     sessions: list[SegmentationSession] = []
 
@@ -53,16 +53,16 @@ def scene_of(
 
 
 def balls_of(fields: Iterable[MaskField]) -> dict[int, float]:
-    """For each ball that is some object's best match in an unseen view, the IoU of the two."""
+    """Map each ball that best matches an object in an unseen view to the highest IoU of such an object."""
     views = BallViews(count=5, distance=2.6)
     ids = views.ids(1)
-    found: dict[int, float] = {}
+    ious_of_balls: dict[int, float] = {}
     for mask_field in fields:
         mask = render_probability(views.trace(1), mask_field)[0].reshape(ids.shape) > 0.5
         ious = {ball: float((mask & (ids == ball)).sum() / (mask | (ids == ball)).sum()) for ball in (1, 2, 3)}
-        best = max(ious, key=ious.__getitem__)
-        found[best] = max(found.get(best, 0.0), ious[best])
-    return found
+        best_ball = max(ious, key=ious.__getitem__)
+        ious_of_balls[best_ball] = max(ious_of_balls.get(best_ball, 0.0), ious[best_ball])
+    return ious_of_balls
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +74,9 @@ def taken_apart() -> SceneSegmentation:
 
 def test_every_ball_is_found_once(taken_apart: SceneSegmentation):
     assert list(taken_apart.objects) == ["object 1", "object 2", "object 3"]
-    found = balls_of(item.field for item in taken_apart.objects.values())
-    assert sorted(found) == [1, 2, 3]
-    assert min(found.values()) > 0.9
+    ious_of_balls = balls_of(item.field for item in taken_apart.objects.values())
+    assert sorted(ious_of_balls) == [1, 2, 3]
+    assert min(ious_of_balls.values()) > 0.9
     assert taken_apart.report.sessions == 3
     assert taken_apart.report.ending == "nothing is left"
     assert taken_apart.pool.explained > 0.95
@@ -98,33 +98,33 @@ def test_what_was_stopped_goes_on(taken_apart: SceneSegmentation):
     first, _ = scene_of(BallViews())
     steps = first.steps()
     next(progress for progress in steps if progress.found is not None)
-    for _ in range(5):  # in the middle of the second one
+    for _ in range(5):  # in the middle of the second object's session
         next(steps)
     steps.close()
     assert list(first.objects) == ["object 1"]
-    again, _ = scene_of(BallViews())
-    again.resume({"object 1": first.objects["object 1"].field}, first.tried)
-    report = again.run()
+    resumed, _ = scene_of(BallViews())
+    resumed.resume({"object 1": first.objects["object 1"].field}, first.tried)
+    report = resumed.run()
     assert report.sessions == 2
-    assert list(again.objects) == ["object 1", "object 2", "object 3"]
-    for name, item in again.objects.items():
+    assert list(resumed.objects) == ["object 1", "object 2", "object 3"]
+    for name, item in resumed.objects.items():
         assert item.area == pytest.approx(taken_apart.objects[name].area, rel=0.02)
 
 
 def test_what_one_view_alone_calls_an_object_is_none():
     views = BallViews()
     ids = {view: views.ids(view) for view in range(len(views))}
-    # In one view two balls that are not one are proposed as one, and it is the largest proposal of all.
+    # One view proposes two separate balls as one object, and this is the largest proposal of all.
     scene, _ = scene_of(views, more={0: [(ids[0] == 1) | (ids[0] == 3)]})
     scene.run()
-    found = balls_of(scene.objects[name].field for name in scene.cut)
-    assert sorted(found) == [1, 2, 3]
-    assert min(found.values()) > 0.9
+    ious_of_balls = balls_of(scene.objects[name].field for name in scene.cut)
+    assert sorted(ious_of_balls) == [1, 2, 3]
+    assert min(ious_of_balls.values()) > 0.9
     assert len(scene.cut) == 3
 
 
 class Overlooking(ProposingSegmenter):
-    """Proposes what is small in one view alone, as a grid of points may; asked for it, it finds it in all."""
+    """Proposes small balls in one view only, as a grid of points may, but finds them in all views when prompted."""
 
     def propose(self, embedding: int) -> Candidates:
         ids = self.views.ids(embedding)
@@ -149,14 +149,14 @@ def test_what_proposals_overlook_is_asked_for():
     assert len(scene.cut) == 2
     assert scene.objects["object 2"].support > 0.8
     assert scene.report.sessions == 2, "answers to what is asked are no proposals"
-    # What is proposed from elsewhere, such as words, is all there is.
+    # Proposals from another source, such as words, are complete: the segmenter is not prompted for more.
     words = SceneSegmentation(views, predictor, new_session, SceneSettings(num_views=4), predictor.propose)
     words.run()
     assert len(words.objects) == 1
 
 
 class Levels(ProposingSegmenter):
-    """Proposes the two balls that touch as one thing, too, and answers with what is shaped like the prior."""
+    """Also proposes the two touching balls as one object; answers with the proposal most like the prior."""
 
     def propose(self, embedding: int) -> Candidates:
         ids = self.views.ids(embedding)
@@ -187,19 +187,19 @@ def test_parts_and_wholes_make_a_tree():
     whole = next(name for name in tree if tree.children(name))
     assert len(tree.children(whole)) == 2
     assert len(tree.roots) == 2
-    found = balls_of(scene.objects[name].field for name in tree.children(whole))
-    assert sorted(found) == [1, 2]
-    # Either the whole or its two parts, and never both.
+    ious_of_balls = balls_of(scene.objects[name].field for name in tree.children(whole))
+    assert sorted(ious_of_balls) == [1, 2]
+    # The cut holds either the whole or its two parts.
     assert sorted(scene.cut) in (sorted(tree.roots), sorted({*tree.children(whole), *tree.roots} - {whole}))
 
 
 def test_a_segmenter_without_proposals_is_asked_at_a_grid_of_points():
     views = BallViews()
     segmenter = BallSegmenter.of(views)
-    found = grid_proposals(segmenter, 0, views.height, views.width)
+    proposals = grid_proposals(segmenter, 0, views.height, views.width)
     ids = views.ids(0)
     truth = [ids == number for number in ids.unique().tolist() if number > 0]
-    assert sorted(int(mask.sum()) for mask in found.masks) == sorted(int(mask.sum()) for mask in truth)
+    assert sorted(int(mask.sum()) for mask in proposals.masks) == sorted(int(mask.sum()) for mask in truth)
 
 
 def test_cameras_in_a_ring_look_at_its_middle():

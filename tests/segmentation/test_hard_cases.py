@@ -1,4 +1,4 @@
-"""What spoils lifted masks in practice, one scene each."""
+"""Common causes of wrong lifted masks, with one scene for each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.analytic import BALLS, BallSegmenter, BallViews
 
 
 def segmented(views: BallViews, number: int, view: int = 0, segmenter: BallSegmenter | None = None):
-    """One click on an object, and the loop."""
+    """Session after a click on an object and a run of the loop."""
     session = SegmentationSession(views, segmenter or BallSegmenter.of(views), MaskGrid(96), SessionSettings())
     y, x = (views.ids(view) == number).nonzero().float().mean(0).round().tolist()
     session.prompt(view, Prompt.from_points(views.height, views.width, [(x, y)]))
@@ -27,7 +27,7 @@ def segmented(views: BallViews, number: int, view: int = 0, segmenter: BallSegme
 
 
 def masks_in_unseen_views(session: SegmentationSession, views: BallViews, number: int) -> list[tuple[Tensor, Tensor]]:
-    """Rendered and true masks from nearer by, in between the cameras."""
+    """Rendered and true masks of views nearer to the object, between the training cameras."""
     unseen = BallViews(7, 72, 96, 2.6, views.balls, views.numbers, noise=views.noise, floater=views.floater)
     pairs = []
     for view in range(len(unseen)):
@@ -41,7 +41,7 @@ def mean_iou(pairs: list[tuple[Tensor, Tensor]]) -> float:
 
 
 def object_points(session: SegmentationSession) -> tuple[Tensor, float]:
-    """Positions of the object's cells, and their size."""
+    """Positions of the object's cells, and the side of a cell."""
     grid = session.grid
     assert isinstance(grid, MaskGrid)
     cell = 2 * float(grid.half_extent.max()) * (1 + RIM_WIDTH) / (grid.resolution - 1)
@@ -49,7 +49,7 @@ def object_points(session: SegmentationSession) -> tuple[Tensor, float]:
 
 
 def test_speckle() -> None:
-    # Rays end up to a pixel's width before or behind the surface, and differently in every view.
+    # Rays end up to a pixel's width before or behind the surface, by another distance in every view.
     views = BallViews(24, noise=0.02)
     session = segmented(views, 3)
     pairs = masks_in_unseen_views(session, views, 3)
@@ -61,7 +61,7 @@ def test_speckle() -> None:
 
 
 def test_thin_parts() -> None:
-    # A rod as thick as 1.3 pixels are wide at the cameras' distance.
+    # A rod as thick as 1.3 pixels at the cameras' distance.
     rod = torch.stack([torch.tensor([0.0, 0.3, 0.1 + 0.02 * step, 0.03]) for step in range(40)])
     balls = torch.cat([BALLS[2:], rod])
     views = BallViews(24, balls=balls, numbers=torch.tensor([1, *[2] * 40]))
@@ -73,21 +73,21 @@ def test_thin_parts() -> None:
 def test_touching_look_alikes() -> None:
     session = segmented(BallViews(), 1)
     points, cell = object_points(session)
-    other = BALLS[1]
-    assert float((points - other[:3]).norm(dim=-1).min()) > float(other[3]) - 2 * cell
+    neighbour = BALLS[1]
+    assert float((points - neighbour[:3]).norm(dim=-1).min()) > float(neighbour[3]) - 2 * cell
 
 
 def test_half_hidden_in_the_prompted_view() -> None:
     views = BallViews(24)
-    shown = torch.tensor([float((views.ids(view) == 2).sum()) for view in range(len(views))])
-    share = shown / shown.max()
-    half = int((share - 0.5).abs().argmin())
-    assert 0.3 < share[half] < 0.75
-    assert mean_iou(masks_in_unseen_views(segmented(views, 2, half), views, 2)) > 0.93
+    num_pixels = torch.tensor([float((views.ids(view) == 2).sum()) for view in range(len(views))])
+    share = num_pixels / num_pixels.max()
+    half_hidden = int((share - 0.5).abs().argmin())
+    assert 0.3 < share[half_hidden] < 0.75
+    assert mean_iou(masks_in_unseen_views(segmented(views, 2, half_hidden), views, 2)) > 0.93
 
 
 def test_views_that_see_only_the_back() -> None:
-    # Half of the views have seen nothing of what the click shows; none may be prompted beside the object.
+    # Half of the views show none of the clicked surface; no self-prompt may lie beside the object.
     views = BallViews()
     segmenter = BallSegmenter.of(views)
     session = segmented(views, 3, segmenter=segmenter)
@@ -98,7 +98,7 @@ def test_views_that_see_only_the_back() -> None:
 
 
 class UpperHalf(BallSegmenter):
-    """Answers the upper half of a ball: a part, as the user has pointed at one."""
+    """Answers with the upper half of a ball, as if the user had pointed at a part."""
 
     def predict(self, embedding: int, prompt: Prompt) -> Candidates:
         candidates = super().predict(embedding, prompt)
@@ -117,7 +117,7 @@ def test_a_part_stays_a_part() -> None:
 
 
 def test_floaters() -> None:
-    # Haze between the first cameras and the ball. Some of its rays go on to the ball: the haze is not the ball.
+    # Haze between the first cameras and the ball. Some rays pass through it to the ball, but it is not the object.
     floater = torch.tensor([0.2, 0.35, 0.55, 0.15])
     views = BallViews(24, floater=floater)
     session = segmented(views, 3)
@@ -133,7 +133,7 @@ def test_no_leak_to_the_floor_it_stands_on(number: int) -> None:
     ball = BALLS[number - 1]
     on_the_floor = points[points[:, 2] < 2 * cell]
     reach = (on_the_floor[:, :2] - ball[:2]).norm(dim=-1)
-    # At the height of two cells the ball itself is this wide.
-    width = float((ball[3] ** 2 - (ball[3] - 2 * cell) ** 2).sqrt())
-    assert len(on_the_floor) == 0 or float(reach.max()) < width + 2 * cell
+    # Radius of the ball at a height of two cells.
+    radius = float((ball[3] ** 2 - (ball[3] - 2 * cell) ** 2).sqrt())
+    assert len(on_the_floor) == 0 or float(reach.max()) < radius + 2 * cell
     assert float(points[:, 2].min()) > -2 * cell

@@ -1,4 +1,4 @@
-"""Instances that were found view by view, matched in 3D."""
+"""Matching of the instances of single views in 3D."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def balls() -> BallViews:
 
 
 def found_in(balls: BallViews, view: int, numbers: tuple[int, ...] = (1, 2, 3)) -> list[tuple[Tensor, float]]:
-    """The balls in a view, in an order of its own."""
+    """Masks and scores of the balls in a view, in an order that depends on the view."""
     ids = balls.ids(view)
-    turned = [numbers[(place + view) % len(numbers)] for place in range(len(numbers))]
-    return [(ids == number, 0.5 + number / 10) for number in turned if (ids == number).any()]
+    ordered = [numbers[(index + view) % len(numbers)] for index in range(len(numbers))]
+    return [(ids == number, 0.5 + number / 10) for number in ordered if (ids == number).any()]
 
 
 def matched(balls: BallViews, found: dict[int, list[tuple[Tensor, float]]]) -> list[ObjectInstance]:
@@ -32,7 +32,7 @@ def matched(balls: BallViews, found: dict[int, list[tuple[Tensor, float]]]) -> l
 
 
 def ball_of(balls: BallViews, instance: ObjectInstance) -> int:
-    """Which ball all of its masks are of."""
+    """Number of the ball that all masks of an instance show."""
     numbers = {int(balls.ids(view)[mask].unique().item()) for view, mask in instance.masks.items()}
     assert len(numbers) == 1, "different things in different views"
     return numbers.pop()
@@ -40,25 +40,25 @@ def ball_of(balls: BallViews, instance: ObjectInstance) -> int:
 
 def test_each_ball_is_one_object_in_all_views(balls: BallViews):
     objects = matched(balls, {view: found_in(balls, view) for view in VIEWS})
-    assert sorted(ball_of(balls, each) for each in objects) == [1, 2, 3]
-    for each in objects:
-        assert len(each.masks) >= 5
-    assert [each.score for each in objects] == sorted((each.score for each in objects), reverse=True)
+    assert sorted(ball_of(balls, instance) for instance in objects) == [1, 2, 3]
+    for instance in objects:
+        assert len(instance.masks) >= 5
+    assert [instance.score for instance in objects] == sorted((instance.score for instance in objects), reverse=True)
 
 
 def test_what_is_missing_or_too_much_in_a_view_misleads_nobody(balls: BallViews):
-    found = {view: found_in(balls, view) for view in VIEWS}
-    found[4] = found_in(balls, 4, (1, 3))
-    # The floor, which is no ball.
-    found[6].append((balls.ids(6) == 0, 0.4))
-    objects = matched(balls, found)
-    assert [len(each.masks) for each in objects[:3]] >= [5, 4, 4]
-    assert sorted(ball_of(balls, each) for each in objects[:3]) == [1, 2, 3]
+    masks = {view: found_in(balls, view) for view in VIEWS}
+    masks[4] = found_in(balls, 4, (1, 3))
+    # A mask of the floor in one view.
+    masks[6].append((balls.ids(6) == 0, 0.4))
+    objects = matched(balls, masks)
+    assert [len(instance.masks) for instance in objects[:3]] >= [5, 4, 4]
+    assert sorted(ball_of(balls, instance) for instance in objects[:3]) == [1, 2, 3]
     assert len(objects) == 4 and list(objects[3].masks) == [6]
 
 
 def test_front_and_back_are_joined(balls: BallViews):
-    """Opposite views share next to nothing; a third one, that sees both sides, does not make two objects of one."""
+    """Opposite views share almost no surface; with views that see both sides, the ball is one object, not two."""
     objects = matched(balls, {view: found_in(balls, view, (3,)) for view in (0, 6, 3, 9)})
     assert len(objects) == 1
     assert sorted(objects[0].masks) == [0, 3, 6, 9]

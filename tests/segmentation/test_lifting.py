@@ -1,4 +1,4 @@
-"""What a pass has changed."""
+"""Change of masks and field by a pass."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_no_field_changes_by_more_than_the_masks_that_make_it(seed: int):
         mask = (views.ids(view) == 1).reshape(-1)
         masks[0][view] = mask
         masks[1][view] = mask ^ (torch.rand(len(mask), generator=generator) < 0.02)
-        for field, chosen in ((first, masks[0]), (second, masks[1])):
-            EvidenceLifting(field).add(views.trace(view), chosen[view])
+        for field, masks_of_field in ((first, masks[0]), (second, masks[1])):
+            EvidenceLifting(field).add(views.trace(view), masks_of_field[view])
     changed, total = changed_pixels(masks[0], masks[1])
     assert 0 < float((first.hit - second.hit).abs().sum()) <= changed * (1 + 1e-5)
     assert 0 < changed < total

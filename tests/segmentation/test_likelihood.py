@@ -1,4 +1,4 @@
-"""The likelihood: its gradient, its descent, whom it trusts, and the field that it leaves behind."""
+"""The likelihood: its gradient, its descent, the weights of views, and the fitted field."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ IDS = [VIEWS.ids(view) for view in range(len(VIEWS))]
 
 
 def lifted_ball(ball: int, spoilt: dict[int, torch.Tensor] | None = None) -> tuple[MaskGrid, list[MaskedView]]:
-    """A grid too coarse for the ball, with the masks of all views lifted to it, and these."""
+    """Grid that is too coarse for the ball, with the masks of all views lifted into it, and the views."""
     masks = {view: ids == ball for view, ids in enumerate(IDS)}
-    shown = [view for view, mask in masks.items() if mask.any()]
+    visible = [view for view, mask in masks.items() if mask.any()]
     grid = MaskGrid(32)
-    places = [surface_of(TRACES[view], masks[view], VIEWS.camera_to_worlds[view][:, 3]) for view in shown]
-    grid.prepare(torch.cat(places), 2 * float(pixel_spacing(TRACES[shown[0]], masks[shown[0]])))
+    points = [surface_of(TRACES[view], masks[view], VIEWS.camera_to_worlds[view][:, 3]) for view in visible]
+    grid.prepare(torch.cat(points), 2 * float(pixel_spacing(TRACES[visible[0]], masks[visible[0]])))
     masks |= spoilt or {}
     views = [MaskedView(TRACES[view], mask.reshape(-1)) for view, mask in masks.items()]
     for view in views:
@@ -41,7 +41,7 @@ def lifted_ball(ball: int, spoilt: dict[int, torch.Tensor] | None = None) -> tup
 
 
 def wrong_mask(view: int) -> torch.Tensor:
-    """Another ball, where the first is asked for."""
+    """Mask of another ball, instead of the prompted one."""
     return IDS[view] == 3
 
 
@@ -65,8 +65,8 @@ def test_the_loss_is_convex(seed: int):
     grid, views = lifted_ball(1)
     likelihood = MaskLikelihood(grid, views)
     generator = torch.Generator().manual_seed(seed)
-    one, other = (torch.randn(grid.num_cells, generator=generator) * 4 for _ in range(2))
-    assert likelihood.loss((one + other) / 2) <= (likelihood.loss(one) + likelihood.loss(other)) / 2 + 1e-3
+    first, second = (torch.randn(grid.num_cells, generator=generator) * 4 for _ in range(2))
+    assert likelihood.loss((first + second) / 2) <= (likelihood.loss(first) + likelihood.loss(second)) / 2 + 1e-3
 
 
 @pytest.mark.parametrize("ball", range(1, len(BALLS) + 1))
@@ -101,23 +101,23 @@ def test_unseen_views_are_explained_better_than_by_averages(ball: int):
 
 @pytest.mark.parametrize("ball", range(1, len(BALLS) + 1))
 def test_of_many_views_those_left_out_need_a_few_steps_more_only(ball: int, monkeypatch: pytest.MonkeyPatch):
-    """From the averages it is as many again."""
-    every = BallViews(count=40, height=36, width=48, noise=0.03)
+    """The fit of all views takes ``FURTHER`` steps then; from the averages, it takes the chosen number again."""
+    all_views = BallViews(count=40, height=36, width=48, noise=0.03)
     grid, _ = lifted_ball(ball)
     views = []
     field = grid.fresh()
-    for view in range(len(every)):
-        mask = every.ids(view).reshape(-1) == ball
-        EvidenceLifting(field).add(every.trace(view), mask)
-        views.append(MaskedView(every.trace(view), mask))
-    again = field.fresh()
-    again.copy_from(field)
+    for view in range(len(all_views)):
+        mask = all_views.ids(view).reshape(-1) == ball
+        EvidenceLifting(field).add(all_views.trace(view), mask)
+        views.append(MaskedView(all_views.trace(view), mask))
+    same_field = field.fresh()
+    same_field.copy_from(field)
     report = MaskLikelihood(field, views).fit(25)
     monkeypatch.setattr(likelihood, "MANY_VIEWS", len(views) + 1)
-    other = MaskLikelihood(again, views).fit(25)
-    assert report.held_out == other.held_out and report.begun == other.begun
-    assert report.steps == likelihood.FURTHER < other.steps == other.begun
-    assert report.losses[-1] < 1.1 * other.losses[-1] < 0.5 * other.losses[0]
+    from_averages = MaskLikelihood(same_field, views).fit(25)
+    assert report.held_out == from_averages.held_out and report.begun == from_averages.begun
+    assert report.steps == likelihood.FURTHER < from_averages.steps == from_averages.begun
+    assert report.losses[-1] < 1.1 * from_averages.losses[-1] < 0.5 * from_averages.losses[0]
 
 
 def test_outlines_that_wobble_are_not_learnt_by_heart():
@@ -132,30 +132,30 @@ def test_outlines_that_wobble_are_not_learnt_by_heart():
 
 
 def test_what_depth_left_out_is_the_object_where_all_views_together_say_so():
-    """In every third view half of the ball by mistake, and another ball with good reason."""
-    lifted, found = {}, {}
+    """In every third view, depth wrongly leaves out half of the ball, and rightly leaves out another ball."""
+    lifted, full_masks = {}, {}
     for view in range(0, len(IDS), 3):
         ids = IDS[view]
         half = torch.arange(ids.shape[1]) < (ids == 1).nonzero()[:, 1].float().mean()
         lifted[view] = (ids == 1) & half
-        found[view] = ((ids == 1) | (ids == 3)).reshape(-1)
+        full_masks[view] = ((ids == 1) | (ids == 3)).reshape(-1)
 
     def explained(whole: bool) -> tuple[float, float]:
         grid, views = lifted_ball(1, lifted)
-        for view, mask in found.items():
+        for view, mask in full_masks.items():
             views[view].lifted = views[view].mask
             views[view].mask = mask if whole else views[view].mask
         MaskLikelihood(grid, views).fit(15)
-        own, other = [], []
-        for view in found:
+        half_shares, other_shares = [], []
+        for view in full_masks:
             on = render_probability(TRACES[view], grid)[0] > 0.5
-            own.append(float(on[(lifted[view].logical_not() & (IDS[view] == 1)).reshape(-1)].float().mean()))
-            other.append(float(on[(IDS[view] == 3).reshape(-1)].float().mean()))
-        return sum(own) / len(own), max(other)
+            half_shares.append(float(on[(lifted[view].logical_not() & (IDS[view] == 1)).reshape(-1)].float().mean()))
+            other_shares.append(float(on[(IDS[view] == 3).reshape(-1)].float().mean()))
+        return sum(half_shares) / len(half_shares), max(other_shares)
 
-    own, other = explained(whole=True)
-    assert own > 0.97 and other == 0
-    assert own > explained(whole=False)[0]
+    half_share, other_share = explained(whole=True)
+    assert half_share > 0.97 and other_share == 0
+    assert half_share > explained(whole=False)[0]
 
 
 def test_few_views_are_all_used():
@@ -169,33 +169,33 @@ def test_few_views_are_all_used():
 
 def test_the_order_of_views_and_the_size_of_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch):
     grid, views = lifted_ball(2)
-    other = grid.fresh()
-    other.copy_from(grid)
+    same_grid = grid.fresh()
+    same_grid.copy_from(grid)
     MaskLikelihood(grid, views[:7]).fit(5)
     monkeypatch.setattr(compressed, "CPU_RAYS", 100)
     compressed.forget()
-    MaskLikelihood(other, reversed(views[:7])).fit(5)
-    assert grid.logits is not None and other.logits is not None
-    assert torch.allclose(grid.logits, other.logits, atol=1e-3)
+    MaskLikelihood(same_grid, reversed(views[:7])).fit(5)
+    assert grid.logits is not None and same_grid.logits is not None
+    assert torch.allclose(grid.logits, same_grid.logits, atol=1e-3)
 
 
 def test_how_many_views_are_worked_on_together_does_not_matter(monkeypatch: pytest.MonkeyPatch):
-    """Nor are views weighed as one, or left out, because their rows are."""
+    """Views are weighted and held out one by one even if their rows are joined."""
     grid, views = lifted_ball(1, {2: wrong_mask(2)})
-    other = grid.fresh()
-    other.copy_from(grid)
+    same_grid = grid.fresh()
+    same_grid.copy_from(grid)
     together = MaskLikelihood(grid, views)
     report = together.fit(12)
     assert len(together._equations) == 2, "those that are left out, and those that are not"
     monkeypatch.setattr(likelihood, "CPU_ATOMS", 1)
-    each = MaskLikelihood(other, views)
-    again = each.fit(12)
-    assert len(each._equations) == len(views)
-    assert grid.logits is not None and other.logits is not None
-    assert torch.allclose(grid.logits, other.logits, atol=1e-3)
-    assert (report.begun, report.steps) == (again.begun, again.steps)
-    assert report.trust == pytest.approx(again.trust, abs=1e-3)
-    assert report.held_out == pytest.approx(again.held_out, rel=1e-3)
+    one_by_one = MaskLikelihood(same_grid, views)
+    other_report = one_by_one.fit(12)
+    assert len(one_by_one._equations) == len(views)
+    assert grid.logits is not None and same_grid.logits is not None
+    assert torch.allclose(grid.logits, same_grid.logits, atol=1e-3)
+    assert (report.begun, report.steps) == (other_report.begun, other_report.steps)
+    assert report.trust == pytest.approx(other_report.trust, abs=1e-3)
+    assert report.held_out == pytest.approx(other_report.held_out, rel=1e-3)
 
 
 def test_a_view_that_counts_thrice_is_one_that_is_there_three_times():
@@ -204,7 +204,7 @@ def test_a_view_that_counts_thrice_is_one_that_is_there_three_times():
     thrice.copy_from(once)
     EvidenceLifting(once).add(views[0].trace, views[0].mask, 2.0)
     EvidenceLifting(thrice).add(views[0].trace, views[0].mask, 2.0)
-    # All trusted alike, for what is tolerated is a median over views.
+    # Prompted views keep their weight; otherwise the tolerated misfit, a median over views, would differ.
     alike = [MaskedView(view.trace, view.mask, prompted=True) for view in views[:5]]
     heavy = MaskedView(views[0].trace, views[0].mask, 3.0, prompted=True)
     MaskLikelihood(once, [*alike[1:], heavy]).fit(6)
@@ -215,14 +215,16 @@ def test_a_view_that_counts_thrice_is_one_that_is_there_three_times():
 
 def test_views_that_err_lose_their_weight_unless_the_user_prompted_them():
     wrong = {view: wrong_mask(view) for view in (2, 7)}
-    clean, right = lifted_ball(1)
+    clean, clean_views = lifted_ball(1)
     grid, views = lifted_ball(1, wrong)
     report = MaskLikelihood(grid, views).fit(12)
     trust = torch.tensor(report.trust)
     assert (trust[[2, 7]] < 0.05).all() and trust[[view for view in range(12) if view not in wrong]].min() > 0.5
-    MaskLikelihood(clean, right).fit(12)
-    shown = [[render_probability(trace, field)[0] > 0.5 for trace in TRACES] for field in (grid, clean)]
-    agreements = [float((mask & other).sum() / (mask | other).sum()) for mask, other in zip(*shown, strict=True)]
+    MaskLikelihood(clean, clean_views).fit(12)
+    renders = [[render_probability(trace, field)[0] > 0.5 for trace in TRACES] for field in (grid, clean)]
+    agreements = [
+        float((mask & clean_mask).sum() / (mask | clean_mask).sum()) for mask, clean_mask in zip(*renders, strict=True)
+    ]
     assert min(agreements) > 0.85 and sum(agreements) / len(agreements) > 0.95
     views[2].prompted = True
     assert MaskLikelihood(grid, views).fit(12).trust[2] == 1

@@ -1,4 +1,4 @@
-"""What depth says of masks, on a scene whose answer is known exactly."""
+"""Checks of masks by depth, on a scene with an exact ground truth."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def middle(mask: Tensor) -> Tensor:
 
 
 def a_piece(views: BallViews, view: int, ball: int) -> Tensor:
-    """The middle of a ball, as a segmenter may add it by mistake."""
+    """Pixels in the middle of a ball, as a segmenter may add them by mistake."""
     x, y = middle(views.ids(view) == ball)[0].tolist()
     piece = torch.zeros(views.height, views.width, dtype=torch.bool)
     piece[y - 1 : y + 2, x - 1 : x + 2] = True
@@ -49,7 +49,7 @@ def a_piece(views: BallViews, view: int, ball: int) -> Tensor:
 
 
 def piece(trace: Any, mask: Tensor, gap: float = GAP, between: Any = None, **said: Any) -> Tensor:
-    """One mask, checked by depth."""
+    """Solid part of one mask, after the check by depth."""
     return without_far_parts([FoundMask(trace, mask, pixel_spacing(trace, mask), **said)], gap, between)[0]
 
 
@@ -76,7 +76,7 @@ def test_both_are_kept_where_the_user_points_at_both(views: BallViews):
 
 
 def test_most_of_a_mask_is_never_left_out(views: BallViews):
-    # The point lies on the small part: then depth is not to be trusted.
+    # The point lies on the small part, so depth is not trusted.
     trace, ball = views.trace(0), views.ids(0) == 1
     mask = ball | a_piece(views, 0, 3)
     points = middle(mask & ~ball)
@@ -84,7 +84,7 @@ def test_most_of_a_mask_is_never_left_out(views: BallViews):
 
 
 def rod_behind_a_ball() -> BallViews:
-    """Views of a rod that is seen on both sides of a ball, which is number 2, from view 0."""
+    """Views of a rod, number 1; view 0 shows it on both sides of a ball, number 2."""
     y = torch.linspace(-0.8, 0.8, 80)
     rod = torch.stack([0 * y - 0.5, y, 0 * y + 0.3, 0 * y + 0.08], dim=-1)
     balls = torch.cat([rod, torch.tensor([[0.9, 0.0, 0.78, 0.3]])])
@@ -94,8 +94,8 @@ def rod_behind_a_ball() -> BallViews:
 def test_what_joins_two_parts_out_of_sight_is_one_thing_with_them():
     views = rod_behind_a_ball()
     trace, mask = views.trace(0), views.ids(0) == 1
-    hidden = views.ids(0) == 2
-    left = mask & (torch.arange(views.width) < int(hidden.any(0).nonzero().float().mean()))
+    ball = views.ids(0) == 2
+    left = mask & (torch.arange(views.width) < int(ball.any(0).nonzero().float().mean()))
     assert left.any() and (mask & ~left).any()
 
     def solid(places: Tensor) -> Tensor:
@@ -126,8 +126,8 @@ def test_a_thing_that_is_seen_on_both_sides_of_another_is_found_whole():
     points = session.grid.object_points()[0]
     assert points[:, 1].min() < -0.8 and points[:, 1].max() > 0.8
     probability, known = render_probability(views.trace(0), session.grid)
-    shown = ((probability > 0.5) & known).reshape(mask.shape)
-    assert float((shown & mask).sum() / (shown | mask).sum()) > 0.95
+    rendered = ((probability > 0.5) & known).reshape(mask.shape)
+    assert float((rendered & mask).sum() / (rendered | mask).sum()) > 0.95
 
 
 @pytest.mark.parametrize("mask", ["ball", "nothing", "one pixel"])
@@ -151,14 +151,14 @@ def test_an_outline_that_is_too_wide_sees_past_the_object():
         mask = grown(ball, 2)
         past = background_rim(trace, mask, pixel_spacing(trace, mask))
         assert not (past & ball).any(), "what the ball hides nothing of is the ball"
-        # Where the floor goes on from the ball, nothing can be told.
+        # Where the floor adjoins the ball, depth does not separate them.
         behind = mask & ~ball & (trace.depth[..., 0] > trace.depth[..., 0][ball].max() + 0.5)
         assert past[behind].all()
         assert behind.sum() > 20
 
 
 def test_a_thin_thing_keeps_its_outline():
-    # A rod of three pixels' width, in masks that are exact: much of what they show sees past it in a real field.
+    # A rod three pixels wide, with an exact mask: in a real field, many of its pixels see past the rod.
     rod = torch.stack([torch.tensor([0.0, 0.3, 0.1 + 0.02 * step, 0.05]) for step in range(40)])
     views = BallViews(balls=rod, numbers=torch.ones(40, dtype=torch.long))
     trace, mask = views.trace(0), grown(views.ids(0) == 1, 1)
@@ -175,14 +175,14 @@ def test_rays_that_count_nothing_say_nothing(views: BallViews):
         EvidenceLifting(field).add(trace, mask, weights)
     assert torch.allclose(fields[0].seen, 2 * fields[1].seen, atol=1e-6)
     assert not fields[2].seen.any() and not fields[2].hit.any()
-    whole, ones = MaskGrid(32), MaskGrid(32)
-    EvidenceLifting(whole).add(trace, mask, 2.0)
-    EvidenceLifting(ones).add(trace, mask, torch.full_like(weight, 2.0))
-    assert torch.equal(whole.hit, ones.hit) and torch.equal(whole.seen, ones.seen)
+    by_number, by_ray = MaskGrid(32), MaskGrid(32)
+    EvidenceLifting(by_number).add(trace, mask, 2.0)
+    EvidenceLifting(by_ray).add(trace, mask, torch.full_like(weight, 2.0))
+    assert torch.equal(by_number.hit, by_ray.hit) and torch.equal(by_number.seen, by_ray.seen)
 
 
 class Careless(BallSegmenter):
-    """Asked by a user, it draws outlines two pixels too wide, and takes a piece of another ball along."""
+    """Answers a user's prompt with an outline two pixels too wide, and with a piece of another ball."""
 
     def predict(self, embedding: int, prompt: Prompt) -> Candidates:
         answer = super().predict(embedding, prompt)
@@ -192,14 +192,14 @@ class Careless(BallSegmenter):
 
 
 def beside_the_ball(views: BallViews, **settings: object) -> int:
-    """Pixels of the other views that are lit up beside the ball by a click on it, before the loop."""
+    """Number of rendered object pixels beside the ball in the other views, after a click on it, before the loop."""
     session = SegmentationSession(views, Careless.of(views), MaskGrid(64), SessionSettings(**settings))  # type: ignore[arg-type]
     session.prompt(0, Prompt.from_points(views.height, views.width, middle(views.ids(0) == 3).tolist()))
     session.lift_prompts()
     count = 0
     for view in range(1, len(views)):
-        lit = render_probability(views.trace(view), session.grid)[0].reshape(views.height, views.width) > 0.5
-        count += int((lit & ~grown(views.ids(view) == 3, 1)).sum())
+        rendered = render_probability(views.trace(view), session.grid)[0].reshape(views.height, views.width) > 0.5
+        count += int((rendered & ~grown(views.ids(view) == 3, 1)).sum())
     return count
 
 
@@ -228,28 +228,28 @@ def test_a_mask_that_the_user_gives_is_taken_as_it_is(views: BallViews):
     session = SegmentationSession(views, BallSegmenter.of(views), grid, SessionSettings())
     session.prompt(0, Prompt(views.height, views.width, mask=mask))
     session.lift_prompts()
-    place = views.trace(0).surface_points()[(mask & (views.ids(0) == 3)).reshape(-1)]
-    assert (grid.probability_at(place) > 0.1).all()
+    points = views.trace(0).surface_points()[(mask & (views.ids(0) == 3)).reshape(-1)]
+    assert (grid.probability_at(points) > 0.1).all()
 
 
 @pytest.mark.parametrize("said", ["nothing", "a point", "what is known"])
 @pytest.mark.parametrize("gap", [GAP, 0.02])
 def test_a_gpu_finds_the_same_parts(views: BallViews, said: str, gap: float):
-    """As it goes about it, all views at once, and on what lies on the CPU here."""
+    """The GPU's implementation, which takes all views at once, on tensors of the CPU."""
     left_out = 0
     for ball in range(1, 4):
-        found = []
+        masks = []
         for view in range(0, len(views), 3):
             trace, ids = views.trace(view), views.ids(view)
             mask = (ids == ball) | a_piece(views, view, 1 + ball % 3) if (ids == ball).any() else ids == ball
             points = middle(ids == ball) if said == "a point" and mask.any() else None
             known = (ids == ball) if said == "what is known" else None
-            found.append(FoundMask(trace, mask, torch.tensor(pixel_spacing(trace, mask)), points, known))
+            masks.append(FoundMask(trace, mask, torch.tensor(pixel_spacing(trace, mask)), points, known))
         between = (lambda: views.balls[:2, :3]) if said == "what is known" else None
-        expected = [without_far_parts([each], gap, between)[0] for each in found]
-        left_out += sum(int((each.mask & ~solid).sum()) for each, solid in zip(found, expected, strict=True))
-        for solid, at_once in zip(expected, _without_far_parts_on_device(found, gap, between), strict=True):
-            assert torch.equal(at_once, solid)
+        expected = [without_far_parts([item], gap, between)[0] for item in masks]
+        left_out += sum(int((item.mask & ~solid).sum()) for item, solid in zip(masks, expected, strict=True))
+        for solid, on_device in zip(expected, _without_far_parts_on_device(masks, gap, between), strict=True):
+            assert torch.equal(on_device, solid)
     assert left_out > 0
 
 
@@ -261,17 +261,17 @@ def test_nothing_is_waited_for_on_a_gpu(views: BallViews):
         moved = NerfViewTrace(**{name: _moved(value) for name, value in vars(trace).items()})
         mask, known = mask.cuda(), (views.ids(0) == 1).cuda()
         with counted() as count:
-            there = pixel_spacing(moved, mask)
-            (solid_there,) = without_far_parts([FoundMask(moved, mask, there, known=known)], GAP)
-            past_there = background_rim(moved, mask, there)
+            spacing_on_gpu = pixel_spacing(moved, mask)
+            (solid_on_gpu,) = without_far_parts([FoundMask(moved, mask, spacing_on_gpu, known=known)], GAP)
+            past_on_gpu = background_rim(moved, mask, spacing_on_gpu)
         assert count.operations > 50
         assert not count.waits
-        assert float(there) == pytest.approx(float(spacing))
-        assert torch.equal(solid_there.cpu(), solid)
-        assert torch.equal(past_there.cpu(), past)
+        assert float(spacing_on_gpu) == pytest.approx(float(spacing))
+        assert torch.equal(solid_on_gpu.cpu(), solid)
+        assert torch.equal(past_on_gpu.cpu(), past)
 
 
 def _moved(value: Any) -> Any:
     if isinstance(value, WeightedSamples):
-        return WeightedSamples(**{name: _moved(each) for name, each in vars(value).items()})
+        return WeightedSamples(**{name: _moved(field) for name, field in vars(value).items()})
     return value.cuda() if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""Networks that are shown windows of photos: what is asked and answered there comes back to the right pixels."""
+"""Windows of photos as images of a network: prompts and masks are mapped to the right pixels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LargePhotos(WindowedBallViews):
         super().__init__(most=8, **options)
 
     def photo(self, view: int, frame: Window) -> Tensor:
-        """Balls in their numbers' shades, with stripes, so that networks see something."""
+        """Balls in shades by their numbers, with stripes as texture for networks."""
         ids = self.at(frame).ids(view).float()
         y, x = torch.meshgrid(*(torch.arange(side) / frame.scale for side in frame.size), indexing="ij")
         return torch.stack([ids / 3, torch.sin(x * 2) / 2 + 0.5, torch.cos(y) / 2 + 0.5], dim=-1)
@@ -53,12 +53,12 @@ class LargePhotos(WindowedBallViews):
 
 
 def frame_of(size: tuple[int, int], long_side: int) -> Window:
-    """All of a view whose camera has 1024 pixels along its longer side."""
+    """Window of a whole view whose camera has 1024 pixels along its longer side."""
     return Window.whole(size, long_side, long_side / 1024)
 
 
 def frames(length: float) -> Window:
-    """Images of a photo of 1024 x 768."""
+    """Window of a whole photo of 1024 x 768 pixels, at a length of at most 1024."""
     side = min(round(length), 1024)
     return frame_of((side * 3 // 4, side), side)
 
@@ -75,13 +75,13 @@ def test_a_small_object_gets_a_window_of_the_photo_around_it(where: tuple[int, i
     assert max(part.height, part.width) <= 256 + 16
     assert part.scale >= 2 * 256 / 1024
     y0, x0, y1, x1 = (a * b for a, b in zip(window.shares, (*part.size, *part.size), strict=True))
-    # The object's window lies within, with room around it wherever the photo goes on.
+    # The object's window lies within it, with room on each side that is not the photo's border.
     room = max(part.height, part.width) / 8 - 8
     assert part.top == 0 or y0 - part.top >= room
     assert part.left == 0 or x0 - part.left >= room
     assert part.bottom == part.size[0] or part.bottom - y1 >= room
     assert part.right == part.size[1] or part.right - x1 >= room
-    # It stays when the object's window moves a little, and neighbours share it.
+    # It stays when the object's window moves a little, so that neighbouring objects share it.
     moved = Window(where[0] + 1, where[1] + 1, size, size, whole.size, whole.long_side, whole.scale)
     assert photo_window(moved, 256, frames, part) == part
 
@@ -101,48 +101,49 @@ def test_a_priors_unknown_stays_unknown():
     part = Window(48, 112, 96, 96, fine.size, fine.long_side, fine.scale)
     prior = torch.full((16, 16), torch.nan)
     prior[4:12, 4:12] = 0.75
-    there = prompt_between(Prompt.from_points(16, 16, [(7, 9)], box=(4, 4, 12, 12), prior=prior), window, part)
-    assert (there.height, there.width) == (96, 96)
-    assert there.points.tolist() == [[7.5 * 4 + 32 * 4 - 112 - 0.5, 9.5 * 4 + 16 * 4 - 48 - 0.5]]
-    assert there.box is not None
-    assert there.box.tolist() == [32, 32, 64, 64]
-    assert there.prior is not None
-    known = there.prior.isfinite()
+    prompt = prompt_between(Prompt.from_points(16, 16, [(7, 9)], box=(4, 4, 12, 12), prior=prior), window, part)
+    assert (prompt.height, prompt.width) == (96, 96)
+    assert prompt.points.tolist() == [[7.5 * 4 + 32 * 4 - 112 - 0.5, 9.5 * 4 + 16 * 4 - 48 - 0.5]]
+    assert prompt.box is not None
+    assert prompt.box.tolist() == [32, 32, 64, 64]
+    assert prompt.prior is not None
+    known = prompt.prior.isfinite()
     assert known[34:62, 34:62].all()
-    assert torch.allclose(there.prior[known], torch.tensor(0.75), atol=1e-6)
-    # All but the four corners.
+    assert torch.allclose(prompt.prior[known], torch.tensor(0.75), atol=1e-6)
+    # All pixels of the prior but the four corners.
     assert int(known.sum()) == 32 * 32 - 4
 
 
 def test_sam_is_asked_and_answers_in_the_windows_pixels():
-    """Against SAM itself, asked by hand about the part of the photo that it is shown."""
+    """Compare with SAM, prompted by hand on the same part of the photo."""
     views = LargePhotos(height=96, width=128)
     segmenter = SamSegmenter(tiny_sam())
     close = CloseViews(views, {}, SessionReport(), 0.5)
     whole = views.frame(3)
     close.placed[3] = Window(40, 56, 16, 16, whole.size, whole.long_side, whole.scale)
     predictor = MaskPredictor(segmenter, close)
-    asked = Prompt.from_points(16, 16, [(5, 7), (10, 3)], [(1, 14)])
-    answers = predictor.predict(3, asked)
+    window_prompt = Prompt.from_points(16, 16, [(5, 7), (10, 3)], [(1, 14)])
+    candidates = predictor.predict(3, window_prompt)
     part = close.photo_window(3, segmenter.input_side)
     assert part is not None
     assert part.scale == 8
     assert predictor.segmenter is segmenter
 
     photo = views.photo(3, part.frame)[part.top : part.bottom, part.left : part.right]
-    by_hand = [
-        ((x + 56 + 0.5) * 8 - part.left - 0.5, (y + 40 + 0.5) * 8 - part.top - 0.5) for x, y in asked.points.tolist()
+    points = [
+        ((x + 56 + 0.5) * 8 - part.left - 0.5, (y + 40 + 0.5) * 8 - part.top - 0.5)
+        for x, y in window_prompt.points.tolist()
     ]
-    prompt = Prompt.from_points(part.height, part.width, by_hand[:2], by_hand[2:])
+    prompt = Prompt.from_points(part.height, part.width, points[:2], points[2:])
     expected = segmenter.predict(segmenter.embed(SegmenterImage(photo, "003.png")), prompt)
     assert expected.logits is not None
     top, left = 40 * 8 - part.top, 56 * 8 - part.left
     blocks = expected.logits[:, top : top + 128, left : left + 128].reshape(-1, 16, 8, 16, 8).mean((2, 4))
-    assert len(answers.masks) == 4
-    assert answers.single == 3
-    assert torch.allclose(answers.scores, expected.scores, atol=1e-5)
-    assert (answers.masks == (blocks > 0)).float().mean() > 0.999
-    # The embedding is this window's, and all of the photo has another.
+    assert len(candidates.masks) == 4
+    assert candidates.single == 3
+    assert torch.allclose(candidates.scores, expected.scores, atol=1e-5)
+    assert (candidates.masks == (blocks > 0)).float().mean() > 0.999
+    # The embedding is that of this window; the whole photo has another.
     assert list(predictor._embeddings) == [(3, part)]
     close.use_whole_view(3)
     predictor.embed(3)
@@ -150,17 +151,17 @@ def test_sam_is_asked_and_answers_in_the_windows_pixels():
 
 
 def test_images_between_sizes_that_do_not_divide():
-    """A plane stays the same plane, to 0.002 of the larger pixels, and nothing is known beyond the window."""
+    """A plane stays the same to 0.002 of the larger pixels; pixels beyond the window have the fill value."""
     coarse, fine = Window.whole((75, 100), 100, 0.1), Window.whole((226, 301), 301, 0.301)
     for first, second in ((coarse, fine), (fine, coarse)):
         whole = torch.stack(torch.meshgrid(*(torch.arange(n) + 0.5 for n in first.size), indexing="ij")).double()
         images = whole[:, first.rows, first.columns] / first.scale
         y0, x0, y1, x1 = (side * second.scale / 0.1 for side in (20, 30, 45, 62))
         window = second.snapped((y0, x0, y1, x1))
-        found = window.drawn_from(first, images)
+        plane = window.drawn_from(first, images)
         y, x = ((torch.arange(n).double() + 0.5) / second.scale for n in second.size)
-        assert torch.allclose(found[0], y[window.rows, None].expand(found[0].shape), atol=0.02)
-        assert torch.allclose(found[1], x[window.columns].expand(found[1].shape), atol=0.02)
+        assert torch.allclose(plane[0], y[window.rows, None].expand(plane[0].shape), atol=0.02)
+        assert torch.allclose(plane[1], x[window.columns].expand(plane[1].shape), atol=0.02)
     inner = fine.snapped((48, 48, 96, 96))
     drawn = coarse.drawn_from(inner, torch.ones(1, inner.height, inner.width), -1.0)[0]
     covered = inner.covers(coarse)
@@ -184,7 +185,7 @@ def iou_of_small_ball(session: SegmentationSession) -> float:
 
 
 def test_the_loop_is_sharper_for_it():
-    """A network of 64 pixels and photos of 1024: a ball of some five pixels at the working size."""
+    """A ball of about five pixels at the working size, with a network of 64 pixels and photos of 1024."""
     outcomes = {}
     for close in (True, False):
         views = LargePhotos(height=96, width=128, balls=SMALL_BALLS)
@@ -195,7 +196,7 @@ def test_the_loop_is_sharper_for_it():
         session.prompt(0, point_on(views, 0, 4))
         session.run()
         outcomes[close] = iou_of_small_ball(session)
-        # One embedding a view, though the windows move from pass to pass; the prompted one is shown whole, then closer.
+        # One embedding a view, although windows move between passes; the prompted view is shown whole, then closer.
         assert len(segmenter.embedded) <= len(set(segmenter.embedded)) + 2 + close
         kinds = {isinstance(key, tuple) for key in session.predictor._embeddings}
         assert kinds == ({True, False} if close else {False})
@@ -204,7 +205,7 @@ def test_the_loop_is_sharper_for_it():
 
 
 def test_views_that_are_shown_whole_stay_as_they_are():
-    """Where photos are no larger than what the network sees, one embedding serves all objects."""
+    """Where photos are no larger than the network's images, one embedding serves all objects."""
     views = BallViews()
     assert np.prod(views.picture_size(0)) == views.height * views.width
     close = CloseViews(LargePhotos(height=96, width=128), {}, SessionReport(), 0.5)
@@ -216,7 +217,7 @@ def test_views_that_are_shown_whole_stay_as_they_are():
 
 
 def test_the_users_view_is_looked_at_closely_as_well():
-    """Once segmentation begins: a click is answered from all of the photo, at once."""
+    """A click is answered from the whole photo; the closer look follows when segmentation begins."""
     masks = {}
     for close in (True, False):
         views = LargePhotos(height=96, width=128, balls=SMALL_BALLS)
@@ -242,17 +243,19 @@ def test_the_users_view_stays_as_it_was_where_a_closer_look_shows_something_else
     close = CloseViews(views, {}, SessionReport(), 0.5)
     predictor = MaskPredictor(segmenter, close)
     prompted = predictor.answer(0, point_on(views, 0, 4))
-    # A mask beside what the point is on.
-    other = prompted.mask.roll(12, 1)
-    assert not (other & prompted.mask).any()
-    beside = replace(prompted, candidates=Candidates(other[None], torch.ones(1)))
+    # A mask beside the object under the point.
+    other_mask = prompted.mask.roll(12, 1)
+    assert not (other_mask & prompted.mask).any()
+    beside = replace(prompted, candidates=Candidates(other_mask[None], torch.ones(1)))
     assert predictor.look_closer(0, beside) is beside
-    # A mask that the user has given stays as it is, and a point far away is none of the window's business.
-    given = predictor.answer(0, Prompt(96, 128, mask=prompted.mask))
-    assert predictor.look_closer(0, given) is given
-    asked = prompted.prompt
-    far = Prompt.from_points(96, 128, asked.positive.numpy(), [(127, 95)])
-    near = predictor.look_closer(0, predictor.answer(0, asked))
+    # A mask that the user has given stays as it is, and a point far away does not change the window.
+    given_mask = predictor.answer(0, Prompt(96, 128, mask=prompted.mask))
+    assert predictor.look_closer(0, given_mask) is given_mask
+    prompt = prompted.prompt
+    far = Prompt.from_points(96, 128, prompt.positive.numpy(), [(127, 95)])
+    near = predictor.look_closer(0, predictor.answer(0, prompt))
     assert torch.equal(predictor.look_closer(0, predictor.answer(0, far)).mask, near.mask)
-    apart = replace(prompted, prompt=Prompt.from_points(96, 128, [*asked.positive.tolist(), (127, 95)]), original=None)
-    assert predictor.look_closer(0, apart) is apart
+    two_points = replace(
+        prompted, prompt=Prompt.from_points(96, 128, [*prompt.positive.tolist(), (127, 95)]), original=None
+    )
+    assert predictor.look_closer(0, two_points) is two_points

@@ -1,4 +1,4 @@
-"""What is prepared on another thread: in order, never too far ahead, told if it fails, and left when one stops."""
+"""Preparation of views on another thread: in order, not too far ahead, with errors raised, and ended on a stop."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def test_views_are_ready_when_they_are_come_to():
     done: list[tuple[int, str]] = []
     views = [4, 2, 7, 1, 3]
     with Prefetcher(lambda view: done.append((view, threading.current_thread().name)), count=2) as ahead:
-        for place, view in enumerate(views):
-            ahead.begin([view], views[place + 1 :])
+        for index, view in enumerate(views):
+            ahead.begin([view], views[index + 1 :])
             ahead.check(view)
             prepared = [item for item, _ in done]
-            assert place == 0 or view in prepared
-            assert len(prepared) <= place + 2
+            assert index == 0 or view in prepared
+            assert len(prepared) <= index + 2
     assert [view for view, _ in done] == views[1:]
     assert all(name.startswith("sa3d-ahead") for _, name in done)
     assert threads() == []
@@ -69,7 +69,7 @@ def test_ctrl_c_leaves_what_has_not_begun():
 
 @dataclass
 class Batches(BallSegmenter):
-    """Embeds several views at once, and notes which."""
+    """Embeds several views at once, and records their names."""
 
     batches: list[list[str]] = field(default_factory=list)
 

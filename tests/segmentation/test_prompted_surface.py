@@ -1,4 +1,4 @@
-"""What the user's views show decides which of a segmenter's candidates is meant where other views see the same."""
+"""The surface of the prompted views decides between candidates in other views that see the same surface."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def views() -> BallViews:
 
 
 def lower_half(views: BallViews, view: int, ball: int) -> Tensor:
-    """The part of a ball that lies below its middle, in an image."""
+    """Pixels of a view that show the lower half of a ball."""
     height = views.trace(view).surface_points()[:, 2].reshape(views.height, views.width)
     return (views.ids(view) == ball) & (height < views.balls[ball - 1, 2])
 
@@ -42,9 +42,9 @@ def test_a_part_and_more_than_the_object_agree_less_where_the_same_is_seen(views
     for view in (0, 1, 11):
         ids, trace = views.ids(view), views.trace(view)
         masks = torch.stack([ids == 1, lower_half(views, view, 1), (ids == 1) | (ids == 3), torch.ones_like(ids) > 0])
-        own, part, two, everything = surface.agreement(masks, trace, ids == 1).tolist()
-        assert own > 0.7 and own > part + 0.2 and own > everything + 0.2
-        assert own >= two
+        ball, part, two_balls, everything = surface.agreement(masks, trace, ids == 1).tolist()
+        assert ball > 0.7 and ball > part + 0.2 and ball > everything + 0.2
+        assert ball >= two_balls
 
 
 def test_the_other_side_says_nothing(views: BallViews):
@@ -60,19 +60,19 @@ def test_rays_that_end_nowhere_and_masks_of_nothing(views: BallViews):
     spacing = float(pixel_spacing(views.trace(0), views.ids(0) == 1))
     assert PromptedSurface.of(points, mask & ~mask, spacing) is None
     assert joint_surface([], [], spacing) is None
-    whole = PromptedSurface.of(points, mask, spacing)
+    with_others = PromptedSurface.of(points, mask, spacing)
     points[~mask] = torch.tensor([torch.nan, torch.inf, -torch.inf])
-    alone = PromptedSurface.of(points, mask, spacing)
-    assert whole is not None and alone is not None
-    assert torch.equal(whole.corner, alone.corner) and not alone.off.any() and whole.off.any()
-    one = torch.zeros_like(mask)
-    one[int(mask.nonzero()[0])] = True
-    single = PromptedSurface.of(points, one, 0.0)
+    object_only = PromptedSurface.of(points, mask, spacing)
+    assert with_others is not None and object_only is not None
+    assert torch.equal(with_others.corner, object_only.corner) and not object_only.off.any() and with_others.off.any()
+    one_pixel = torch.zeros_like(mask)
+    one_pixel[int(mask.nonzero()[0])] = True
+    single = PromptedSurface.of(points, one_pixel, 0.0)
     assert single is not None and single.on.any()
 
 
 class FondOfParts(BallSegmenter):
-    """Three masks, of which the half below is its favourite; the user's view apart, where the ball is."""
+    """Answers with three masks and prefers the lower half, except in the user's view, where it prefers the ball."""
 
     def predict(self, embedding: int, prompt: Prompt) -> Candidates:
         ids = self.views.ids(embedding)
@@ -82,7 +82,7 @@ class FondOfParts(BallSegmenter):
 
 
 class Noting(SegmentationSession):
-    """Keeps what it is told of candidates."""
+    """Records the agreement of candidates."""
 
     def choose_candidate(self, candidates: Candidates, agreement: Agreement) -> int | None:
         self.told = [*getattr(self, "told", []), agreement]
@@ -106,7 +106,7 @@ def test_the_loop_ranks_by_it_in_every_pass(views: BallViews, max_passes: int):
 
 
 def test_where_nothing_else_decides_the_users_view_does():
-    """Equal scores, and a field that has shrunk to a part."""
-    field = [0.9, 0.7]
-    assert best_agreeing(torch.tensor([0.8, 0.8]), Agreement(field, field, [0.0, 0.0]), 0.5) == 0
-    assert best_agreeing(torch.tensor([0.8, 0.8]), Agreement(field, field, [0.5, 0.7]), 0.5) == 1
+    """The scores are equal, and the field has shrunk to a part."""
+    with_field = [0.9, 0.7]
+    assert best_agreeing(torch.tensor([0.8, 0.8]), Agreement(with_field, with_field, [0.0, 0.0]), 0.5) == 0
+    assert best_agreeing(torch.tensor([0.8, 0.8]), Agreement(with_field, with_field, [0.5, 0.7]), 0.5) == 1

@@ -1,4 +1,4 @@
-"""Which proposals objects explain, and which comes next."""
+"""Proposals that objects explain, and the choice of the next proposal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sa3d_nerfstudio.segmenters.base import Candidates
 
 
 def mask(left: int, right: int) -> Tensor:
-    """Columns of an image of 10 x 20."""
+    """Mask of the columns [left, right) of an image of 10 x 20."""
     image = torch.zeros(10, 20, dtype=torch.bool)
     image[:, left:right] = True
     return image
@@ -44,9 +44,9 @@ def test_what_other_views_contradict_comes_last_or_not_at_all(pool: ProposalPool
     first = pool.next(lambda proposal: 0.6 if proposal.key == (0, 2) else 0.9)
     assert first is not None and first.key == (0, 3)
     pool.next(lambda proposal: 0.3 if proposal.key == (0, 2) else 0.9)
-    left = [item.key for item in pool.proposals if not item.tried]
-    assert len(left) == 6
-    assert pool.next(lambda proposal: 0.1) is not None  # those that were asked keep their answers
+    untried = [item.key for item in pool.proposals if not item.tried]
+    assert len(untried) == 6
+    assert pool.next(lambda proposal: 0.1) is not None  # support is computed once for each proposal
 
 
 def test_an_object_explains_the_proposal_that_fits_it_best(pool: ProposalPool):
@@ -67,7 +67,7 @@ def test_support_is_the_mean_over_the_views_that_show_it(pool: ProposalPool):
 
 
 def test_views_overlook_what_is_small_and_like_nothing_that_they_propose():
-    """In images of 32 x 32, of which points of a grid are two pixels apart."""
+    """In images of 32 x 32, the grid points are two pixels apart."""
 
     def dot(*places: tuple[int, int]) -> Tensor:
         image = torch.zeros(32, 32, dtype=torch.bool)
@@ -98,7 +98,7 @@ def test_confidence_prefers_the_level_whose_masks_the_segmenter_scores_higher():
     left, right, both = (pool.confidence_of(rendered(item, item)) for item in (mask(0, 4), mask(4, 8), mask(0, 8)))
     assert left == right == pytest.approx(0.9**4)
     assert both == pytest.approx(0.7**4)
-    # As sums over pixels, which the tree is cut by: without scores they would be the same.
+    # The tree is cut by these sums over pixels, which would be equal without scores.
     assert 40 * left + 40 * right > 80 * both
     assert pool.confidence_of(rendered(mask(0, 0), mask(0, 0))) == 0.0
     assert pool.confidence_of(rendered(mask(10, 15), mask(10, 15))) == 0.0

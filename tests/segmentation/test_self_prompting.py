@@ -1,4 +1,4 @@
-"""Where a rendered mask prompts, whether a mask agrees with it, and in which order views are visited."""
+"""Self-prompts from rendered masks, agreement of masks with them, and the order of visits."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def test_further_published_points_stay_near_in_depth():
     near = self_prompt(mask, EVERYWHERE, torch.ones(20, 30), num_points=2, rule="published")
     far = self_prompt(mask, EVERYWHERE, depth, num_points=2, rule="published")
     assert near is not None and far is not None
-    # 0.45 - d 0.5 at the other blob against 0.4 - d 0.5 next door: only the depth tells them apart.
+    # 0.45 - d 0.5 at the other blob against 0.4 - d 0.5 beside the first point: the depth decides.
     assert far.positive[1, 0] < 15
-    # By hand: the chosen point maximises M - 0.5 - d(p, q) (M(q) - 0.5) over what is left.
+    # By hand: the chosen point maximises M - 0.5 - d(p, q) (M(q) - 0.5) over the remaining pixels.
     score = mask - 0.5
     y, x = torch.meshgrid(torch.arange(20.0), torch.arange(30.0), indexing="ij")
     distance = (((y - 7) / 20) ** 2 + ((x - 5) / 30) ** 2).sqrt()
@@ -83,7 +83,7 @@ def test_points_lie_on_the_mask_and_apart(seed: int, number: int, rule: SelfProm
 
 
 def test_spread_points_reach_all_over_the_inside():
-    # A bar that is surest at its upper left corner, where evidence has saturated: the published rule begins there.
+    # A bar whose probability is saturated at its upper left corner, where the published rule begins.
     mask = torch.zeros(40, 80)
     mask[10:26, 8:72] = 0.9
     mask[10:14, 8:20] = 1.0
@@ -99,16 +99,16 @@ def test_spread_points_reach_all_over_the_inside():
 
 @pytest.mark.parametrize("thickness", [1, 9, 200])
 def test_spread_points_of_a_large_mask_reach_as_far(monkeypatch: pytest.MonkeyPatch, thickness: int):
-    """Though not all pixels are compared; along a diagonal, which no raster favours."""
+    """Not all pixels of a large mask are compared; a diagonal is favoured by no raster."""
     y, x = torch.meshgrid(torch.arange(600), torch.arange(900), indexing="ij")
     mask = ((y - 0.7 * x).abs() <= thickness).float()
-    few = torch.tensor(spread_points(mask - 0.5, 5)).float()
+    sampled = torch.tensor(spread_points(mask - 0.5, 5)).float()
     monkeypatch.setattr(self_prompting, "MAX_POINT_PIXELS", 1 << 30)
-    every = torch.tensor(spread_points(mask - 0.5, 5)).float()
-    assert len(few) == len(every) == 5
-    apart = [float(torch.nn.functional.pdist(points).min()) for points in (few, every)]
+    exact = torch.tensor(spread_points(mask - 0.5, 5)).float()
+    assert len(sampled) == len(exact) == 5
+    apart = [float(torch.nn.functional.pdist(points).min()) for points in (sampled, exact)]
     assert apart[0] > 0.9 * apart[1]
-    assert bool((mask[few[:, 1].long(), few[:, 0].long()] > 0).all())
+    assert bool((mask[sampled[:, 1].long(), sampled[:, 0].long()] > 0).all())
 
 
 def test_spread_points_in_what_is_thin():
@@ -131,56 +131,56 @@ def test_points_in_space_are_found_where_they_are_seen():
     cells = trace.surface_points().reshape(views.height, views.width, 3)
     ids = views.ids(0)
     y, x = (ids == 2).nonzero()[(ids == 2).sum() // 2].tolist()
-    place = cells[y, x][None]
-    nowhere = torch.zeros(views.height, views.width, dtype=torch.bool)
-    seen = points_in_view(place, trace, views.camera_to_worlds[0][:, 3], nowhere)
+    point = cells[y, x][None]
+    empty = torch.zeros(views.height, views.width, dtype=torch.bool)
+    seen = points_in_view(point, trace, views.camera_to_worlds[0][:, 3], empty)
     assert seen.tolist() == [[x, y]]
-    counts = 0
+    num_visible = 0
     for view in range(len(views)):
         trace, camera = views.trace(view), views.camera_to_worlds[view][:, 3]
-        offset = place[0] - camera
-        found = points_in_view(place, trace, camera, nowhere)
-        # By hand: whether anything stands before it on the way.
+        offset = point[0] - camera
+        pixels = points_in_view(point, trace, camera, empty)
+        # By hand: the point is visible if the ray towards it ends there.
         cosine = torch.nn.functional.normalize(trace.surface_points() - camera, dim=-1) @ (offset / offset.norm())
         depth = trace.depth.reshape(-1)[int(cosine.argmax())]
-        assert len(found) == (abs(float(depth / offset.norm()) - 1) < 0.02)
-        counts += len(found)
-        if len(found):
-            assert views.ids(view)[int(found[0, 1]), int(found[0, 0])] == 2
-    assert 1 < counts < len(views)
+        assert len(pixels) == (abs(float(depth / offset.norm()) - 1) < 0.02)
+        num_visible += len(pixels)
+        if len(pixels):
+            assert views.ids(view)[int(pixels[0, 1]), int(pixels[0, 0])] == 2
+    assert 1 < num_visible < len(views)
 
 
 def test_points_beyond_the_border_or_at_the_outline_are_left_out():
     views = BallViews()
     trace, camera = views.trace(0), views.camera_to_worlds[0]
     cells = trace.surface_points().reshape(views.height, views.width, 3)
-    nowhere = torch.zeros(views.height, views.width, dtype=torch.bool)
-    # As far beyond the right border as ten pixels are wide, at the same distance.
+    empty = torch.zeros(views.height, views.width, dtype=torch.bool)
+    # Ten pixels beyond the right border, at the same distance.
     beyond = cells[40, -1] + 10 * (cells[40, -1] - cells[40, -2])
-    assert len(points_in_view(beyond[None], trace, camera[:, 3], nowhere)) == 0
-    mask = nowhere.clone()
+    assert len(points_in_view(beyond[None], trace, camera[:, 3], empty)) == 0
+    mask = empty.clone()
     mask[30:40, 10:20] = True
-    places = torch.stack([cells[35, 21], cells[35, 30]])
-    assert points_in_view(places, trace, camera[:, 3], mask).tolist() == [[30, 35]]
+    points = torch.stack([cells[35, 21], cells[35, 30]])
+    assert points_in_view(points, trace, camera[:, 3], mask).tolist() == [[30, 35]]
 
 
 def test_the_best_candidate_has_score_and_agreement():
     def best(scores: list[float], agreements: list[float], prompted: tuple[float, ...] = ()) -> int | None:
-        known = Agreement(agreements, agreements, list(prompted) or [0.0] * len(scores))
-        return best_agreeing(torch.tensor(scores), known, 0.5)
+        agreement_of_each = Agreement(agreements, agreements, list(prompted) or [0.0] * len(scores))
+        return best_agreeing(torch.tensor(scores), agreement_of_each, 0.5)
 
     assert best([0.9, 0.7, 0.8], [0.3, 0.9, 0.6]) == 1
     assert best([0.9, 0.7, 0.8], [0.6, 0.65, 0.62]) == 0
     assert best([0.9, 0.7, 0.8], [0.6, 0.7, 0.62]) == 1
     assert best([0.9, 0.7, 0.8], [0.49, 0.1, 0.2]) is None
-    # Scores that are no IoUs cannot outvote the agreement.
+    # Scores beyond the range of an IoU cannot outvote the agreement.
     assert best([30.0, 1.0], [0.6, 0.9]) == 1
-    # What the user's views show outvotes both.
+    # Agreement with the prompted views outvotes both.
     assert best([0.9, 0.7], [0.85, 0.8], (0.6, 0.9)) == 1
 
 
 def test_what_little_is_known_of_does_not_count_as_disagreement():
-    # The left half of a square has been seen; rays have grazed the right half, and passed it.
+    # Views have seen the left half of a square; rays have grazed the right half and passed it.
     square, seen = torch.zeros(20, 30, dtype=torch.bool), torch.zeros(20, 30)
     square[5:15, 5:15] = True
     seen[5:15, 5:10] = 1.0

@@ -1,4 +1,4 @@
-"""The loop over views, on a scene whose answer is known exactly."""
+"""The loop over views, on a scene with an exact ground truth."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.analytic import BALLS, BallSegmenter, BallViews
 def session_on(
     ball: int, views: BallViews | None = None, wrong: dict[int, torch.Tensor] | None = None, **settings
 ) -> SegmentationSession:
-    """A session that has been prompted on one ball in view 0."""
+    """Session with a prompt on one ball in view 0."""
     views = views or BallViews()
     session = SegmentationSession(views, BallSegmenter.of(views, wrong), MaskGrid(64), SessionSettings(**settings))
     session.prompt(0, point_on(views, 0, ball))
@@ -79,7 +79,7 @@ def test_a_view_is_embedded_once_and_visited_every_pass():
 
 
 def test_the_same_masks_again_are_the_end_of_it():
-    # The grid moves after the first pass, from what the prompted view has shown to the whole ball.
+    # The grid moves after the first pass, from the surface in the prompted view to the whole ball.
     session = session_on(2)
     report = session.run()
     assert report.changes == [0.0]
@@ -87,7 +87,7 @@ def test_the_same_masks_again_are_the_end_of_it():
 
 
 def test_the_same_masks_are_not_the_end_while_the_object_outgrows_its_cells():
-    # A rod, of which the user has painted one end, while the segmenter finds all of it in each of the other views.
+    # The user has painted one end of a rod; the segmenter finds the whole rod in each of the other views.
     x = torch.linspace(-0.9, 0.9, 60)
     rod = torch.stack([x, 0 * x, 0 * x + 0.3, 0 * x + 0.08], dim=-1)
     views = BallViews(24, balls=rod, numbers=torch.ones(len(x), dtype=torch.long))
@@ -104,8 +104,8 @@ def test_the_same_masks_are_not_the_end_while_the_object_outgrows_its_cells():
 
 def test_a_view_that_disagrees_is_rejected_and_told():
     views = BallViews()
-    other = views.ids(4) == 3
-    session = session_on(1, views, {4: other})
+    other_ball = views.ids(4) == 3
+    session = session_on(1, views, {4: other_ball})
     report = session.run()
     record = report.last()[4]
     assert record.state == "rejected"
@@ -116,10 +116,10 @@ def test_a_view_that_disagrees_is_rejected_and_told():
 def test_without_rejection_the_same_view_does_harm():
     views = BallViews()
     wrong = {view: views.ids(view) == 3 for view in (2, 4, 6, 8, 10)}
-    guarded, open_to_all = session_on(1, views, wrong), session_on(1, views, wrong, min_agreement=0.0)
+    guarded, unguarded = session_on(1, views, wrong), session_on(1, views, wrong, min_agreement=0.0)
     guarded.run()
-    open_to_all.run()
-    assert iou_in_unseen_views(guarded, 1) > iou_in_unseen_views(open_to_all, 1) + 0.005
+    unguarded.run()
+    assert iou_in_unseen_views(guarded, 1) > iou_in_unseen_views(unguarded, 1) + 0.005
 
 
 @pytest.mark.parametrize(("views_that_disagree", "told"), [(3, False), (8, True)])
@@ -208,25 +208,25 @@ def test_segmenters_see_pictures_of_training_views_and_renders_of_others():
     class Recording(BallSegmenter):
         def embed(self, image: SegmenterImage) -> int:
             self.embedded.append(image.name)
-            seen.append(image)
+            images.append(image)
             return 0
 
-    seen: list[SegmenterImage] = []
+    images: list[SegmenterImage] = []
     views = Photographed()
     session = SegmentationSession(views, Recording(views, {}, [], []), MaskGrid(8), SessionSettings())
     trace = views.trace(0)
     session.free["mine"] = FreeView(trace, views.camera_to_worlds[0])
     for view in (0, "mine"):
         session.predictor.embed(view)
-    assert (seen[0].rgb == 0.25).all()
-    assert torch.equal(seen[1].rgb, trace.rgb)
-    for image in seen:
+    assert (images[0].rgb == 0.25).all()
+    assert torch.equal(images[1].rgb, trace.rgb)
+    for image in images:
         assert image.depth is not None
         assert torch.equal(image.depth, trace.depth[..., 0])
 
 
 class PartObjectWhole(BallSegmenter):
-    """Answers the ball's upper half, the ball, and the two balls that touch; it is surest of the last."""
+    """Answers with the ball's upper half, the ball, and the two touching balls, and scores the last highest."""
 
     def predict(self, embedding: int, prompt: Prompt) -> Candidates:
         ball = super().predict(embedding, prompt).masks[0]
@@ -269,15 +269,15 @@ def test_a_candidate_is_named_by_its_size(name: CandidateName, candidate: int):
 
 
 class Shuffled(PartObjectWhole):
-    """The same three with the largest first, and the single-mask answer last, which is the whole."""
+    """Answers with the same three masks, the largest first; the single-mask answer, the largest, comes last."""
 
     def predict(self, embedding: int, prompt: Prompt) -> Candidates:
-        three = super().predict(embedding, prompt)
-        return Candidates(three.masks[[2, 0, 1, 2]], torch.tensor([0.5, 0.9, 0.8, 0.7]), single=3)
+        candidates = super().predict(embedding, prompt)
+        return Candidates(candidates.masks[[2, 0, 1, 2]], torch.tensor([0.5, 0.9, 0.8, 0.7]), single=3)
 
 
 class Fickle(PartObjectWhole):
-    """Prefers part, object and whole in turns, from view to view, but for the one that the user looks at."""
+    """Prefers part, object and whole in turn from view to view, and the object in the prompted view."""
 
     def predict(self, embedding: int, prompt: Prompt) -> Candidates:
         scores = torch.tensor([0.7, 0.75, 0.7])
@@ -295,26 +295,26 @@ def test_a_fickle_favourite_does_not_mislead_the_loop():
 
 
 class FittingPriors(BallSegmenter):
-    """One whose scores tell how well masks fit the prior."""
+    """Segmenter whose scores measure how well masks fit the prior."""
 
     fits_prior = True
 
 
 @pytest.mark.parametrize(("kind", "chosen"), [(BallSegmenter, 0), (FittingPriors, 1)])
 def test_what_is_known_counts_once_where_scores_tell_of_it(kind: type[BallSegmenter], chosen: int):
-    """Otherwise what is too much in the rendered mask grows from view to view."""
+    """If the rendered mask counted twice, any excess of it would grow from view to view."""
     views = BallViews()
     session = SegmentationSession(views, kind.of(views), MaskGrid(8), SessionSettings())
     session.prompt(0, point_on(views, 0, 1))
     candidates = Candidates(torch.zeros(2, 4, 4, dtype=torch.bool), torch.tensor([0.5, 0.55]))
     assert session.choose_candidate(candidates, Agreement([0.9, 0.8], [0.9, 0.8], [0.5, 0.48])) == chosen
-    # What the user's view shows counts in any case, and what agrees with nothing is out of the question.
+    # Agreement with the prompted view counts in any case; candidates below the least agreement are excluded.
     assert session.choose_candidate(candidates, Agreement([0.9, 0.8], [0.9, 0.8], [0.6, 0.5])) == 0
     assert session.choose_candidate(candidates, Agreement([0.9, 0.2], [0.9, 0.2], [0.5, 0.48])) == 0
 
 
 class OnlyLarge(PartObjectWhole):
-    """Answers in another order where images are larger."""
+    """Answers in reverse order in larger images."""
 
     def predict(self, embedding: int, prompt: Prompt) -> Candidates:
         answer = super().predict(embedding, prompt)
@@ -343,13 +343,13 @@ def test_points_beside_the_object_go_along():
     on, beside = point_on(views, 0, 1).points, point_on(views, 0, 2).points
     session.prompt(0, Prompt.from_points(views.height, views.width, on, beside))
     session.run()
-    seen = 0
+    num_points = 0
     for name, prompt in segmenter.prompts[1:]:
         ids = views.ids(int(name.removesuffix(".png")))
         for x, y in prompt.negative.long().tolist():
             assert ids[y, x] == 2, f"a point on the other ball is somewhere else in {name}"
-            seen += 1
-    assert 3 < seen < len(views)
+            num_points += 1
+    assert 3 < num_points < len(views)
 
 
 @pytest.mark.parametrize("method", ["embed", "predict"])

@@ -1,4 +1,4 @@
-"""Views chosen by what they add."""
+"""Choice of views that differ most from those chosen before."""
 
 from __future__ import annotations
 

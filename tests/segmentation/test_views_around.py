@@ -1,4 +1,4 @@
-"""Virtual views around an object, where the visited ones show it from one side."""
+"""Virtual views around an object whose visited views show it from one side."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.segmentation.test_session import iou_in_unseen_views, point_on
 
 
 class AnywhereBallViews(BallViews):
-    """The same scene, rendered from anywhere."""
+    """The same scene, rendered from any pose."""
 
     def render_from(self, pose: Tensor, angle: float, side: int) -> NerfViewTrace:
         views = BallViews(1, side, side, balls=self.balls, numbers=self.numbers)
@@ -28,7 +28,7 @@ class AnywhereBallViews(BallViews):
 
 
 class ShadeSegmenter:
-    """Tells balls apart by their shades, in any image."""
+    """Distinguishes balls by their shades, in any image."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -55,7 +55,7 @@ def test_directions_are_new_and_near_to_training_cameras():
         return torch.rad2deg(torch.arccos((ways @ offsets.T).clamp(-1, 1)))
 
     assert (degrees(views.camera_to_worlds, chosen).amin(1) < REACH).all()
-    # The first is where nobody has been, and no two are neighbours.
+    # The first is far from the visited views, and no two are neighbours.
     assert degrees(visited, chosen)[0].min() > 90
     between = torch.rad2deg(torch.arccos((chosen @ chosen.T).clamp(-1, 1))) + 180 * torch.eye(6)
     assert between.min() > 25
@@ -97,7 +97,7 @@ def test_few_views_and_virtual_ones_show_more_than_few_views():
         trace = around.trace(name)
         mask = (trace.rgb[..., 0] * 3).round() == 3
         y, x = (mask.nonzero().float().mean(0) / trace.height).tolist()
-        # As good as in the middle of an image that is no larger than a window around it.
+        # The object lies near the middle of an image no larger than a window around it.
         assert abs(x - 0.5) < 0.2
         assert abs(y - 0.5) < 0.2
         assert 0.1 < mask.float().mean() < 0.7
@@ -111,7 +111,7 @@ def test_there_are_none_unless_they_are_asked_for():
     session = session_on(1)
     report = session.run()
     assert all(isinstance(view, int) for view in report.last())
-    # Nor where the scene cannot be rendered from elsewhere.
+    # Nor where the scene cannot be rendered from other poses.
     views = BallViews()
     session = SegmentationSession(views, ShadeSegmenter(), MaskGrid(32), SessionSettings(views_around=4))
     session.prompt(0, point_on(views, 0, 1))

@@ -1,4 +1,4 @@
-"""Views of later passes are visited together: the same object, for fewer waits, and asked about at once."""
+"""Joint visits of views in later passes: the same object, with fewer waits and with joint prompts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.segmentation.test_session import point_on
 
 @dataclass
 class AskedTogether(BallSegmenter):
-    """Answers several prompts at once, with two candidates each, and notes how many."""
+    """Answers several prompts at once, with two candidates each, and records the number of prompts."""
 
     at_once: int = 4
     asked: list[int] = field(default_factory=list)
@@ -34,8 +34,8 @@ class AskedTogether(BallSegmenter):
         return [self.predict(*question) for question in questions]
 
     def predict(self, embedding: Any, prompt: Prompt) -> Candidates:
-        found = super().predict(embedding, prompt)
-        return Candidates(torch.cat([found.masks, torch.ones_like(found.masks)]), torch.tensor([0.8, 0.9]))
+        candidates = super().predict(embedding, prompt)
+        return Candidates(torch.cat([candidates.masks, torch.ones_like(candidates.masks)]), torch.tensor([0.8, 0.9]))
 
 
 def session_of(at_once: int, views: BallViews) -> tuple[SegmentationSession, AskedTogether]:
@@ -51,7 +51,7 @@ def test_views_of_later_passes_are_asked_about_together():
         session, segmenter = session_of(at_once, BallViews(count=12))
         report = session.run()
         results.append((report.records, report.changes, session.grid.hit, session.grid.seen))
-        # The user's prompt, eleven visits of the first pass one by one; of the later ones, four, four and three.
+        # The user's prompt and the eleven visits of the first pass one by one; later visits by four, four and three.
         assert segmenter.asked[:12] == [1] * 12
         assert segmenter.asked[12:15] == ([1, 1, 1] if at_once == 1 else [4, 4, 3])
     one_by_one, together = results
@@ -69,7 +69,7 @@ def test_a_pass_may_be_left_between_views_that_are_visited_together():
 
 
 class ViewsOnCuda(BallViews):
-    """Compressed traces that lie on the device."""
+    """Views with compressed traces on the device."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -83,19 +83,19 @@ class ViewsOnCuda(BallViews):
             atoms = atoms_of(exact.samples, origins, directions, 1 / self.width)
             accumulation = exact.samples.accumulation
             packed = CompressedTrace.pack(*atoms, accumulation, exact.rgb, exact.depth.clamp(max=20), rays)
-            there = {name: tensor.cuda() for name, tensor in packed.tensors().items()}
+            tensors = {name: tensor.cuda() for name, tensor in packed.tensors().items()}
             rays = replace(rays, origins=rays.origins.cuda(), local=rays.local.cuda(), rotation=rays.rotation.cuda())
-            self.kept[view] = CompressedTrace(**there, **packed.numbers(), rays=rays)
+            self.kept[view] = CompressedTrace(**tensors, **packed.numbers(), rays=rays)
         return self.kept[view]
 
 
 def test_the_host_waits_for_a_gpu_once_a_visit():
-    """Once in the first pass, where a view's rendered mask is read with what candidates of the one before have in
-    common with theirs, unless one has to be taken back; in later passes eight views wait together."""
+    """In the first pass, a view's rendered mask is read together with the overlaps of the previous view's candidates
+    with theirs, unless a mask has to be taken back; in later passes, eight views share a wait."""
     size: dict[str, Any] = {"count": 10, "height": 24, "width": 32}
     settings = SessionSettings(max_passes=2, likelihood_steps=0, part_gap=0.0, view_order="file")
     views = BallViews(**size)
-    # In one view, the segmenter takes another ball.
+    # In one view, the segmenter answers with another ball.
     segmenters = [BallSegmenter.of(views, {4: views.ids(4) == 3}) for _ in range(2)]
     expected = SegmentationSession(views, segmenters[0], MaskGrid(24), settings)
     expected.prompt(0, point_on(views, 0, 1))
@@ -106,13 +106,13 @@ def test_the_host_waits_for_a_gpu_once_a_visit():
         costs = costs_of(session)
         first, later = costs["first pass"], costs["later passes"]
         assert (first.steps, later.steps) == (9, 9)
-        # One for the first mask; and one more for each view after one that has been taken back.
+        # One for the first mask, and one more for each view after a mask that has been taken back.
         rejected = sum(record.state == "rejected" for record in session.report.records[:10])
         assert 0 < rejected < 9
         assert first.waits.total() <= 9 + 1 + rejected, first.waits
         assert later.waits.total() <= 2 * 2 + 1, later.waits
         session.grid.cpu()
-    states = [[(record.view, record.state) for record in each.report.records] for each in (session, expected)]
+    states = [[(record.view, record.state) for record in finished.report.records] for finished in (session, expected)]
     assert states[0] == states[1]
     assert (4, "rejected") in states[0]
     agree = (session.grid.probability() > 0.5) == (expected.grid.probability() > 0.5)

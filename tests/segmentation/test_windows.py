@@ -1,4 +1,4 @@
-"""Sessions that look at windows: the same object for a fraction of the rays, on a scene that is known exactly."""
+"""Sessions that trace windows: the same object for a fraction of the rays, on a scene with an exact ground truth."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.segmentation.test_session import iou_in_unseen_views, point_on
 
 
 class WindowedBallViews(BallViews):
-    """The same views, of which parts are traced at any size; ``most`` times as large at most."""
+    """The same views, with windows traced at any size up to ``most`` times the working size."""
 
     has_windows, has_photos = True, False
 
@@ -32,7 +32,7 @@ class WindowedBallViews(BallViews):
         super().__init__(**options)
         self.most = most
         self.rays = 0
-        """Traced in windows and coarse views; each tile of a view once."""
+        """Number of rays traced in windows and coarse views; each pixel of a view at one size counts once."""
         self._seen: dict[tuple[int, int], Tensor] = {}
 
     def is_rendered(self, view: int) -> bool:
@@ -63,7 +63,7 @@ class WindowedBallViews(BallViews):
 
 
 class PhotographedBallViews(WindowedBallViews):
-    """Views with photos, for which nothing is traced."""
+    """Views with photos, which need no trace."""
 
     def picture(self, view: int, side: int | None = None) -> Tensor:
         return self.ids(view)[..., None].expand(self.height, self.width, 3) / 3.0
@@ -74,9 +74,9 @@ def part_of(trace: NerfViewTrace, window: Window) -> NerfViewTrace:
     pixels, samples = window.pixels().indices, trace.samples
     number = torch.full((len(samples.accumulation),), -1)
     number[pixels] = torch.arange(len(pixels))
-    kept = number[samples.ray_indices] >= 0
-    rays = number[samples.ray_indices[kept]]
-    parts = WeightedSamples(samples.positions[kept], samples.weights[kept], rays, samples.accumulation[pixels])
+    inside = number[samples.ray_indices] >= 0
+    rays = number[samples.ray_indices[inside]]
+    parts = WeightedSamples(samples.positions[inside], samples.weights[inside], rays, samples.accumulation[pixels])
     rows, columns = window.rows, window.columns
     return NerfViewTrace(
         parts, window.height, window.width, trace.rgb[rows, columns], trace.depth[rows, columns],
@@ -85,16 +85,16 @@ def part_of(trace: NerfViewTrace, window: Window) -> NerfViewTrace:
 
 
 class WindowedBallSegmenter(BallSegmenter):
-    """Answers the ball under the first point, and sees no more than the window that it is shown."""
+    """Answers with the ball under the first point, within the window that it is shown."""
 
     def embed(self, image: SegmenterImage) -> Any:
         view = super().embed(image)
         y0, x0, y1, x1 = image.window or (0.0, 0.0, 1.0, 1.0)
         height, width = round(image.height / (y1 - y0)), round(image.width / (x1 - x0))
-        whole = copy.copy(self.views)
-        whole.height, whole.width = height, width
+        whole_views = copy.copy(self.views)
+        whole_views.height, whole_views.width = height, width
         top, left = round(y0 * height), round(x0 * width)
-        return whole.ids(view)[top : top + image.height, left : left + image.width]
+        return whole_views.ids(view)[top : top + image.height, left : left + image.width]
 
     def predict(self, embedding: Any, prompt: Prompt) -> Candidates:
         x, y = prompt.positive[0].long().tolist()
@@ -117,10 +117,10 @@ def test_the_same_object_for_fewer_rays(ball: int):
     report = session.run()
     assert report.converged
     assert iou_in_unseen_views(session, ball) > iou_in_unseen_views(expected, ball) - 0.005
-    # The coarse views are a sixteenth, and the prompted view is looked at as a whole.
+    # The coarse views have a sixteenth of the rays, and the prompted view is traced whole.
     assert views.rays < 0.35 * 12 * 96 * 128
     assert set(views.traced) == {0}
-    # A view's evidence counts the same as that of a whole one.
+    # Evidence from a window counts the same as that from a whole view.
     assert float(session.grid.seen.sum()) == pytest.approx(float(expected.grid.seen.sum()), rel=0.1)
 
 
@@ -128,8 +128,8 @@ def test_a_further_run_traces_nothing():
     views = WindowedBallViews(height=96, width=128)
     session_on(views, 1).run()
     before = views.rays
-    again = session_on(views, 1)
-    again.run()
+    session = session_on(views, 1)
+    session.run()
     assert views.rays == before
 
 
@@ -155,14 +155,14 @@ def test_traces_of_windows_are_kept_from_pass_to_pass_where_there_is_room(monkey
     assert made[1] < 0.7 * made[0]
     assert torch.equal(*fields)
     assert held == [TOGETHER, len(views) - 1], "beside the prompted view, which has no window"
-    # Where memory runs out, they go first, and no more are kept: there is nothing to be had from them again.
+    # Where memory runs out, they are dropped first and no more are kept, so that a second call frees nothing.
     assert close.reclaim() > 0 and close.reclaim() == 0
     session.run()
     assert len(close._newest) <= TOGETHER
 
 
 def test_networks_see_whole_photos_once_whatever_the_window():
-    """Their prompts and masks go from the window to the photo and back; without photos, whole views are rendered."""
+    """Prompts and masks are mapped from the window to the photo and back; without photos, whole views are rendered."""
     views = PhotographedBallViews(height=96, width=128)
     segmenter = BallSegmenter.of(views)
     segmenter.input_side = 128  # type: ignore[attr-defined]
@@ -179,7 +179,7 @@ def test_networks_see_whole_photos_once_whatever_the_window():
 
 
 def test_windows_follow_an_object_that_the_prompted_view_shows_little_of():
-    # A rod, of which the user has painted one end, while the segmenter finds all that is in the window.
+    # The user has painted one end of a rod; the segmenter finds all of the rod that is in the window.
     x = torch.linspace(-0.9, 0.9, 60)
     rod = torch.stack([x, 0 * x, 0 * x + 0.3, 0 * x + 0.08], dim=-1)
     views = WindowedBallViews(count=24, height=96, width=128, balls=rod, numbers=torch.ones(len(x), dtype=torch.long))

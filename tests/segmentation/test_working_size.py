@@ -1,4 +1,4 @@
-"""Small objects are segmented in larger images, in steps, and nothing else changes."""
+"""Larger images for small objects, in steps, with everything else unchanged."""
 
 from __future__ import annotations
 
@@ -39,12 +39,16 @@ def test_the_view_that_shows_most_decides_at_any_size():
 
 @pytest.mark.parametrize("lifting", ["evidence", "gradient"])
 def test_a_small_object_is_segmented_in_larger_views(lifting: str):
-    """Its prompt is asked again there, evidence counts as that of the usual size, and a further run stays there."""
-    small, large, asked = BallViews(height=24, width=32, distance=9.0), BallViews(height=48, width=64, distance=9.0), []
+    """The prompt is repeated at that size, evidence weighs as at the usual size, and a further run keeps the size."""
+    small, large, called_with = (
+        BallViews(height=24, width=32, distance=9.0),
+        BallViews(height=48, width=64, distance=9.0),
+        [],
+    )
     segmenter, embedded = BallSegmenter.of(small), {}
 
     def sized(factor: float):
-        asked.append(factor)
+        called_with.append(factor)
         segmenter.views = large if factor > 1 else small
         return segmenter.views, embedded
 
@@ -52,10 +56,10 @@ def test_a_small_object_is_segmented_in_larger_views(lifting: str):
     session = SegmentationSession(small, segmenter, MaskGrid(24), settings, sized=sized)
     session.prompt(0, point_on(small, 0, 3))
     assert session.mask_of(0).shape == (24, 32)
-    before = magnification([session.mask_of(0)])
-    assert before > 1
+    enlargement = magnification([session.mask_of(0)])
+    assert enlargement > 1
     session.run()
-    assert asked == [before]
+    assert called_with == [enlargement]
     assert session.views is large
     assert session.mask_of(0).shape == (48, 64)
     assert set(large.traced) >= set(range(12))
@@ -74,7 +78,7 @@ def test_free_views_keep_their_size_and_their_weight():
     answers = segmenter.predict
 
     def predict(embedding: int, prompt: Prompt) -> Candidates:
-        """In the free view, at its own size."""
+        """Answer in the free view at that view's size."""
         used, segmenter.views = segmenter.views, small if prompt.height == 24 else segmenter.views
         try:
             return answers(embedding, prompt)

@@ -1,4 +1,4 @@
-"""Packed traces: a linear map of their own, and close to what was packed."""
+"""Packed traces: linear maps with exact adjoints, close to the traces that were packed."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_rows_are_those_of_the_trace(seed: int, on: float):
 
 
 def test_render_and_splat_are_those_of_the_atoms():
-    """Against the plain trace with the same atoms as samples, in chunks and in another place remembered before."""
+    """Compare with the plain trace of the same atoms, also after the trace has cached another place of the grid."""
     trace = pack(foggy(3))
     everything = slice(None)
     distances, weights = trace._decoded(trace.distances), trace._weights(everything)
@@ -124,14 +124,14 @@ def test_errors_are_within_what_is_stated(seed: int):
     assert torch.allclose(weights.sum(0), trace.accumulation, atol=1e-5)
     assert (trace.depth / view.depth - 1).abs().max() <= trace.distance_error
     assert (trace.rgb - view.rgb).abs().max() <= 1 / 510 + 1e-6
-    # A pixel of an image of 1008 pixels over 60 degrees sees 0.001 of a distance.
+    # A pixel of an image of 1008 pixels over 60 degrees is 0.001 of the distance wide.
     assert trace.distance_error < 0.1 * 0.001
     angle = pixel_angle(view.directions.reshape(6, 8, 3))
     distances, masses = atoms_of(view.samples, view.origins, view.directions, angle)
-    there = trace.shares > 0
-    assert (trace._decoded(trace.distances)[there] / distances[there] - 1).abs().max() <= trace.distance_error
-    upto = weights.cumsum(0) / trace.accumulation - masses.cumsum(0) / view.samples.accumulation
-    assert upto.abs().max() <= 1 / 510 + 1e-4
+    occupied = trace.shares > 0
+    assert (trace._decoded(trace.distances)[occupied] / distances[occupied] - 1).abs().max() <= trace.distance_error
+    cumulative_error = weights.cumsum(0) / trace.accumulation - masses.cumsum(0) / view.samples.accumulation
+    assert cumulative_error.abs().max() <= 1 / 510 + 1e-4
 
 
 def test_atoms_lose_no_weight_and_keep_its_mean():
@@ -145,19 +145,19 @@ def test_atoms_lose_no_weight_and_keep_its_mean():
 
 
 def test_few_samples_stay_as_they_are():
-    """A ray of no more samples than a surface has is told exactly: they are not mixed with one far behind."""
+    """A ray with no more samples than a surface has keeps them: none is mixed with a sample far behind."""
     rays = camera(1, 1).generate_rays(camera_indices=0, keep_shape=True).flatten()
     distances = torch.tensor([2.0, 2.01, 9.0])
     positions = rays.origins + rays.directions * distances[:, None]
     samples = WeightedSamples(positions, torch.tensor([0.5, 0.3, 0.2]), torch.zeros(3).long(), torch.ones(1))
-    found, weights = atoms_of(samples, rays.origins, rays.directions, 0.01)
-    assert found[weights > 0].tolist()[-1] == pytest.approx(9.0)
+    atom_distances, weights = atoms_of(samples, rays.origins, rays.directions, 0.01)
+    assert atom_distances[weights > 0].tolist()[-1] == pytest.approx(9.0)
     assert weights[weights > 0].tolist()[-1] == pytest.approx(0.2)
 
 
 def test_rays_without_samples_and_samples_out_of_order():
     view = foggy(6)
-    kept = view.samples.ray_indices % 5 != 0
+    selected = view.samples.ray_indices % 5 != 0
     order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
     shuffled = (torch.arange(48)[:, None] * 24 + order).reshape(-1)
 
@@ -167,8 +167,8 @@ def test_rays_without_samples_and_samples_out_of_order():
             samples.positions[keep], samples.weights[keep], samples.ray_indices[keep], samples.accumulation
         )
 
-    inorder = atoms_of(some(kept.nonzero()[:, 0]), view.origins, view.directions, 0.01)
-    mixed = atoms_of(some(shuffled[kept[shuffled]]), view.origins, view.directions, 0.01)
+    inorder = atoms_of(some(selected.nonzero()[:, 0]), view.origins, view.directions, 0.01)
+    mixed = atoms_of(some(shuffled[selected[shuffled]]), view.origins, view.directions, 0.01)
     assert torch.allclose(inorder[1], mixed[1], atol=1e-5)
     assert inorder[1][:, ::5].sum() == 0
     nothing = atoms_of(some(torch.zeros(0).long()), view.origins, view.directions, 0.01)
@@ -192,9 +192,9 @@ def test_the_masks_of_surfaces_are_the_same():
         grid.add(hit, seen)
     for view in range(6):
         truth = views.trace(view)
-        expected, found = render_probability(truth, grid)[0], render_probability(pack(truth), grid)[0]
-        assert (expected - found).abs().mean() < 1e-3
-        assert ((expected > 0.5) != (found > 0.5)).sum() <= 2
+        expected, actual = render_probability(truth, grid)[0], render_probability(pack(truth), grid)[0]
+        assert (expected - actual).abs().mean() < 1e-3
+        assert ((expected > 0.5) != (actual > 0.5)).sum() <= 2
         assert torch.allclose(pack(truth).surface_points()[truth.depth.reshape(-1) < 100],
                               truth.surface_points()[truth.depth.reshape(-1) < 100], atol=2e-3)  # fmt: skip
 
@@ -211,31 +211,35 @@ def test_every_method_packs(method: str):
     assert torch.allclose(trace.rgb, plain.rgb.clamp(0, 1), atol=0.003)
     grid = MaskGrid(8)
     x = grid.cell_positions().clamp(-2, 2) + 3
-    # Coarse cells see little of where exactly weight lies; the plain trace leaves out what is lighter than MIN_WEIGHT.
+    # Coarse cells depend little on the exact position of weight; the plain trace drops weights below MIN_WEIGHT.
     difference = (trace.render(grid, x) - plain.render(grid, x)).abs()
     assert difference.mean() < 0.05 * float(plain.render(grid, x).mean()) + 1e-3
 
 
 def test_views_of_one_lens_share_their_directions():
-    known: list[torch.Tensor] = []
+    shared_directions: list[torch.Tensor] = []
     turned = camera()
     turned.camera_to_worlds = torch.cat([torch.tensor([[[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]]]), torch.ones(1, 3, 1)], -1)
-    item, two, three = camera_rays(camera(), known), camera_rays(turned, known), camera_rays(camera(8, 9), known)
-    assert item.local is two.local
-    assert len(known) == 2
-    assert three.local.shape == (72, 3)
+    first, second, third = (
+        camera_rays(camera(), shared_directions),
+        camera_rays(turned, shared_directions),
+        camera_rays(camera(8, 9), shared_directions),
+    )
+    assert first.local is second.local
+    assert len(shared_directions) == 2
+    assert third.local.shape == (72, 3)
     bundle = turned.generate_rays(camera_indices=0, keep_shape=True).flatten()
-    assert torch.allclose(two.directions_of(slice(None)), bundle.directions, atol=1e-6)
-    assert torch.allclose(two.origins_of(slice(None)).expand(140, 3), bundle.origins)
+    assert torch.allclose(second.directions_of(slice(None)), bundle.directions, atol=1e-6)
+    assert torch.allclose(second.origins_of(slice(None)).expand(140, 3), bundle.origins)
 
 
 def test_what_goes_to_disk_comes_back():
     trace = pack(foggy(8))
-    again = CompressedTrace.restored(trace.tensors(), trace.numbers(), trace.rays)
+    restored = CompressedTrace.restored(trace.tensors(), trace.numbers(), trace.rays)
     grid = MaskGrid(5)
     values = torch.rand(125, 2)
-    assert torch.equal(again.render(grid, values), trace.render(grid, values))
-    assert torch.equal(again.depth, trace.depth)
+    assert torch.equal(restored.render(grid, values), trace.render(grid, values))
+    assert torch.equal(restored.depth, trace.depth)
     with pytest.raises(ValueError, match="rays"):
         CompressedTrace.restored(trace.tensors(), {**trace.numbers(), "height": 7}, trace.rays)
     with pytest.raises(TypeError):
@@ -243,20 +247,20 @@ def test_what_goes_to_disk_comes_back():
 
 
 def test_views_of_one_lens_share_their_directions_and_others_count_their_own():
-    known: list[torch.Tensor] = []
+    shared_directions: list[torch.Tensor] = []
     zooms = [1.0, 1.0, *(1 + 0.1 * number for number in range(1, 10))]
     views = []
     for zoom in zooms:
-        item = camera(6, 8)
-        item.fx = item.fx * zoom
-        views.append(camera_rays(item, known))
+        view = camera(6, 8)
+        view.fx = view.fx * zoom
+        views.append(camera_rays(view, shared_directions))
     assert views[0].local is views[1].local
-    assert len(known) == view_rays.LENSES
+    assert len(shared_directions) == view_rays.LENSES
     assert [rays.num_bytes for rays in views] == [0] * 9 + [6 * 8 * 3 * 4] * 2
 
 
 def test_rays_are_those_of_full_precision_whatever_products_of_matrices_are(monkeypatch: pytest.MonkeyPatch):
-    """As in containers that allow TF32, where products of matrices have 10 bits."""
+    """As in containers that allow TF32, where matrix products have 10 bits."""
     model, view = masked(small_model("nerfacto")), camera(12, 16)
     view.camera_to_worlds[0, :, :3] = torch.linalg.qr(torch.rand(3, 3, generator=torch.Generator().manual_seed(0)))[0]
     trace = model.compressed_view(view)
@@ -278,12 +282,12 @@ def test_rays_are_those_of_full_precision_whatever_products_of_matrices_are(monk
 
 
 def test_what_all_rays_give_a_grid_is_kept_until_it_moves(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(packed._ALL_RAYS_CACHE, "_budget", None)  # none where memory has run out before
+    monkeypatch.setattr(packed._ALL_RAYS_CACHE, "_budget", None)  # none where memory has run out in an earlier test
     model, grid = masked(small_model("nerfacto")), MaskGrid(12)
     trace = model.compressed_view(camera(12, 16))
     assert isinstance(trace, CompressedTrace)
-    mask, counted = torch.rand(192) > 0.7, torch.where(torch.rand(192) > 0.1, 3.0, 0.0)
-    expected = trace.backproject(grid, torch.stack([counted * mask, counted], dim=-1))
+    mask, weights = torch.rand(192) > 0.7, torch.where(torch.rand(192) > 0.1, 3.0, 0.0)
+    expected = trace.backproject(grid, torch.stack([weights * mask, weights], dim=-1))
     lifted = 0
     original = trilinear.add
 
@@ -293,14 +297,14 @@ def test_what_all_rays_give_a_grid_is_kept_until_it_moves(monkeypatch: pytest.Mo
         original(out, values, *rest)
 
     monkeypatch.setattr(trilinear, "add", add)
-    numbers = []
+    num_lifted = []
     for _ in range(2):
         lifting, lifted = EvidenceLifting(grid.fresh()), 0
-        lifting.add(trace, mask, counted)
-        numbers.append(lifted)
+        lifting.add(trace, mask, weights)
+        num_lifted.append(lifted)
         assert torch.allclose(lifting.field.hit, expected[:, 0], atol=1e-5)
         assert torch.allclose(lifting.field.seen, expected[:, 1], atol=1e-4)
-    assert numbers[0] - numbers[1] == 192 * ATOMS
+    assert num_lifted[0] - num_lifted[1] == 192 * ATOMS
     moved = grid.fresh()
     moved.place(torch.full((3,), 0.1), torch.ones(3))
     assert torch.allclose(trace.backproject_all(moved), trace.backproject(moved, torch.ones(192, 1))[:, 0])

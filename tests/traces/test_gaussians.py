@@ -43,7 +43,7 @@ def traced(device: str, **config: Any) -> tuple[dict, GaussianTrace, MaskedSplat
 
 
 def weights(trace: GaussianTrace, model: SplatfactoModel) -> torch.Tensor:
-    """The matrix A, a column at a time."""
+    """The matrix A, column by column."""
     num_splats = len(model.gauss_params["means"])
     eye = torch.eye(num_splats, device=model.device)
     field = SplatMask(model.gauss_params["means"])
@@ -88,8 +88,8 @@ def test_the_trace_explains_the_image(device: str, settings: dict):
 def test_splat_agrees_with_the_matrix(device: str):
     _, trace, model = traced(device)
     matrix, image = weights(trace, model), torch.rand(140, 3).to(device)
-    got = trace.backproject(SplatMask(model.gauss_params["means"]), image)
-    assert torch.allclose(got, matrix.T @ image, atol=1e-4)
+    actual = trace.backproject(SplatMask(model.gauss_params["means"]), image)
+    assert torch.allclose(actual, matrix.T @ image, atol=1e-4)
 
 
 def test_order_of_splats_does_not_matter(device: str):
@@ -140,7 +140,7 @@ def test_an_empty_crop_is_no_object(device: str):
 
 
 def test_a_view_gives_distances_along_its_rays(device: str):
-    """One small opaque splat: what is seen there is the splat."""
+    """The surface points of one small opaque splat lie on the splat."""
     model = masked_splats(4).to(device)
     splats = model.gauss_params
     splats["means"].copy_(torch.tensor([[0.4, 0.2, -1.0], [9.0, 9, 9], [9, 9, 9], [9, 9, 9]]))
@@ -179,7 +179,7 @@ def test_probability_of_a_lone_object(device: str):
 
 
 def test_splats_are_fitted_to_masks(device: str):
-    """As the dense matrix says: its rows, and the gradient of their likelihood."""
+    """Rows and their adjoint agree with the dense matrix, and the fit lowers the loss."""
     model = masked_splats().to(device)
     with torch.no_grad():
         view = model.trace_view(camera().to(device))
@@ -206,10 +206,10 @@ def trace_sums(view: GaussianTrace, field: SplatMask, mask: torch.Tensor) -> tup
 
 
 class Derived(SplatfactoModel):
-    """A third party's model, with a setting of its own."""
+    """A third party's model that renders splats with half of their opacity."""
 
     def get_outputs(self, camera):
-        """Everything half as opaque."""
+        """Outputs with halved opacities."""
         with torch.no_grad():
             opacities = self.gauss_params["opacities"].clone()
             self.gauss_params["opacities"].copy_(torch.logit(torch.sigmoid(opacities) / 2))
@@ -232,10 +232,10 @@ def test_a_derived_class_keeps_its_settings(device: str):
 
 
 class Wide(SplatfactoModel):
-    """A third party's model that hands gsplat its lens; splatfacto itself takes every camera for a pinhole."""
+    """A third party's model that passes its lens to gsplat; splatfacto itself takes every camera for a pinhole."""
 
     def get_outputs(self, camera):
-        """Through a fisheye lens."""
+        """Outputs through a fisheye lens."""
         with pytest.MonkeyPatch.context() as patch:
             call = functools.partial(vars(splatfacto)["rasterization"], camera_model="fisheye")
             patch.setattr(splatfacto, "rasterization", call)
@@ -260,18 +260,18 @@ def test_a_derived_class_keeps_its_lens(device: str):
 
 @pytest.mark.parametrize("kind", [CameraType.FISHEYE, CameraType.EQUIRECTANGULAR])
 def test_splatfacto_takes_every_camera_for_a_pinhole(device: str, kind: CameraType):
-    """As the base model does; the trace is that of its image, whatever the camera says it is."""
-    model, other = masked_splats().to(device), camera().to(device)
-    other.camera_type = torch.full_like(other.camera_type, kind.value)
+    """The base model does so, and the trace is that of its image, whatever the camera's type."""
+    model, view = masked_splats().to(device), camera().to(device)
+    view.camera_type = torch.full_like(view.camera_type, kind.value)
     with torch.no_grad():
-        outputs, trace = model.trace(other)
+        outputs, trace = model.trace(view)
         plain = model.trace(camera().to(device))[0]
     assert torch.equal(outputs["rgb"], plain["rgb"])
     assert torch.allclose(trace.accumulation, outputs["accumulation"].reshape(-1))
 
 
 def test_channels_and_parts_of_an_image_do_not_matter(device: str):
-    """Many channels are composited as each by itself; a part of an image splats what it would in the whole."""
+    """Many channels are composited like single ones; parts of an image splat the same as in the whole image."""
     _, trace, model = traced(device)
     field, values = SplatMask(model.gauss_params["means"]), torch.rand(40, 37).to(device)
     single = torch.cat([trace.render(field, values[:, i : i + 1]) for i in range(37)], dim=-1)
@@ -283,10 +283,10 @@ def test_channels_and_parts_of_an_image_do_not_matter(device: str):
 
 
 class Foreign(SplatfactoModel):
-    """A third party's model that renders in another way."""
+    """A third party's model that does not rasterise."""
 
     def get_outputs(self, camera):
-        """A picture of nothing."""
+        """Outputs of an empty image."""
         return self.get_empty_outputs(14, 10, torch.zeros(3))
 
 
@@ -308,6 +308,6 @@ def test_gsplat_renders_as_the_reference(monkeypatch: pytest.MonkeyPatch):
         splats_on_cpu(monkeypatch)
         reference = model.to("cpu").get_outputs_for_camera(camera(40, 56))
     for name in ("rgb", "accumulation"):
-        # gsplat leaves out what lies outside three standard deviations, a tile at a time.
+        # gsplat cuts splats off at three standard deviations, tile by tile.
         assert torch.allclose(real[name].cpu(), reference[name], atol=0.03), name
         assert (real[name].cpu() - reference[name]).abs().mean() < 2e-3, name

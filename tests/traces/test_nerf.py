@@ -19,12 +19,12 @@ from tests.small_models import CONFIGS, NEEDING_STAND_INS, camera, masked, rays,
 from tests.stand_ins import no_diffusion, occupancy_on_cpu, sdf_on_cpu
 
 METHODS = sorted(CONFIGS | NEEDING_STAND_INS)
-"""Where tiny-cuda-nn is installed, those that nerfstudio builds with it run on it."""
+"""NeRF methods; those that nerfstudio builds with tiny-cuda-nn run on it where it is installed."""
 
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
-    """The device, which is the CPU in tests that do not ask."""
+    """The device; tests without this fixture run on the CPU."""
     return request.param
 
 
@@ -64,25 +64,25 @@ def test_weights_of_a_ray_add_up_to_its_accumulation(method: str, device: str):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_trace_explains_the_rendered_depth(method: str):
-    """Σ w t / Σ w over the traced samples is what nerfstudio's own expected depth gives for the same weights."""
+    """Σ w t / Σ w over the traced samples equals nerfstudio's expected depth for the same weights."""
     bundle = rays()
-    seen = []
+    calls = []
     model = masked(small_model(method))
     for module in model.modules():
         if isinstance(module, DepthRenderer):
-            module.register_forward_hook(lambda m, a, k, o: seen.append((a, k)), with_kwargs=True)
+            module.register_forward_hook(lambda m, a, k, o: calls.append((a, k)), with_kwargs=True)
     with torch.no_grad():
         _, samples = model.trace(bundle)
-        args, kwargs = seen[-1] if method in ("vanilla-nerf", "mipnerf", "tensorf") else seen[0]
+        args, kwargs = calls[-1] if method in ("vanilla-nerf", "mipnerf", "tensorf") else calls[0]
         prompted = {**dict(zip(("weights", "ray_samples"), args, strict=False)), **kwargs}
         expected = DepthRenderer(method="expected")(**prompted)
     distance = ((samples.positions - bundle.origins[samples.ray_indices]) * bundle.directions[samples.ray_indices]).sum(
         -1
     )
-    mine = samples.composite(distance[:, None])[:, 0] / samples.accumulation
+    depth = samples.composite(distance[:, None])[:, 0] / samples.accumulation
     solid = samples.accumulation > 1e-3
     assert solid.sum() > 10
-    assert torch.allclose(mine[solid], expected[solid, 0], atol=1e-3)
+    assert torch.allclose(depth[solid], expected[solid, 0], atol=1e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -131,17 +131,17 @@ def test_order_and_chunks_of_rays_do_not_matter(method: str, device: str):
 
 def test_pruning_loses_no_more_than_it_says():
     _, samples = traced("nerfacto")
-    cut = float(samples.weights.median())
-    kept = samples.pruned(cut)
-    lost = samples.accumulation - torch.zeros(140).index_add_(0, kept.ray_indices, kept.weights)
-    assert len(kept.weights) < len(samples.weights)
-    assert 0 < lost.max() <= cut * 12
-    assert torch.equal(kept.accumulation, samples.accumulation)
+    threshold = float(samples.weights.median())
+    pruned = samples.pruned(threshold)
+    lost = samples.accumulation - torch.zeros(140).index_add_(0, pruned.ray_indices, pruned.weights)
+    assert len(pruned.weights) < len(samples.weights)
+    assert 0 < lost.max() <= threshold * 12
+    assert torch.equal(pruned.accumulation, samples.accumulation)
 
 
 @pytest.mark.parametrize("method", ["instant-ngp", "instant-ngp-bounded"])
 def test_packed_samples_are_read_as_they_come(method: str, device: str):
-    """The form in which instant-ngp hands over its samples: rays of different length, one after the other."""
+    """instant-ngp returns packed samples: rays with different numbers of samples, one after the other."""
     outputs, packed = traced(method, device=device)
     counts = torch.bincount(packed.ray_indices, minlength=140)
     assert torch.equal(counts, outputs["num_samples_per_ray"])
@@ -177,7 +177,7 @@ def test_probability_counts_only_what_is_known():
     near = (grid.cell_positions().norm(dim=-1) < 0.4).float()
     grid.add(near, near)
     probability, known = render_probability(NerfTrace(samples), grid)
-    # Half of the first ray is unknown, and says nothing; half of the second passes, and says no.
+    # Half of the first ray is unknown and is ignored; half of the second passes the scene and counts as background.
     assert probability.tolist() == pytest.approx([1.0, 0.5, 0.0], abs=1e-4)
     assert known.tolist() == [True, True, True]
 
@@ -191,10 +191,10 @@ def test_a_model_without_depth_renderers_is_named():
 
 
 class ThirdParty(NerfactoModel):
-    """A third party's method on nerfstudio's parts, which makes something else of the depth that it has rendered."""
+    """A third party's method on nerfstudio's parts that changes the depth after rendering it."""
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict:
-        """Depth in other units."""
+        """Outputs with depth in other units."""
         outputs = super().get_outputs(ray_bundle)
         return outputs | {name: outputs[name] * 1000 for name in ("depth", "expected_depth")}
 
@@ -213,7 +213,7 @@ class Elsewhere(ThirdParty):
     """A third party's method whose image is not made by nerfstudio's renderers."""
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict:
-        """Half of everything."""
+        """Outputs with half of the accumulation."""
         outputs = super().get_outputs(ray_bundle)
         return outputs | {"accumulation": outputs["accumulation"] * 0.5}
 

@@ -1,6 +1,6 @@
-"""Cameras of every kind that a NeRF renders: what is traced is where the lens shows it, and so is what is clicked on.
+"""Cameras of every kind that a NeRF renders: traces and clicks follow the projection of the lens.
 
-Lenses are told by OpenCV's own projections, and by hand for panoramas; nerfstudio's rays are not asked.
+The expected projections are OpenCV's and, for panoramas, written by hand; nerfstudio's rays are not used for them.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from tests.small_models import camera, masked, small_model
 from tests.stand_ins import sdf_on_cpu
 
 OBJECT, OTHER, RADIUS = torch.tensor([0.45, 0.3, 0.1]), torch.tensor([-0.6, -0.35, 0.2]), 0.3
-"""Two balls, away from the middle of the image, where lenses differ."""
+"""Centres and radius of two balls, away from the middle of the image, where lenses differ."""
 
 
 @dataclass(frozen=True)
 class Lens:
-    """A kind of camera: as nerfstudio takes it, and how it projects."""
+    """A kind of camera: its parameters in nerfstudio, and its projection."""
 
     kind: CameraType
     focal: float
     distortion: tuple[float, ...] = (0.0,) * 6
     """k1, k2, k3, k4, p1, p2."""
     distance: float = 2.2
-    """How far it stands from the middle between the balls."""
+    """Distance from the middle between the balls."""
     height: int = 36
     width: int = 48
 
@@ -84,7 +84,7 @@ class Lens:
         return cv2.projectPoints(local, np.zeros(3), np.zeros(3), matrix, np.array([k1, k2, p1, p2, k3]))[0][:, 0]
 
     def silhouette(self, center: Tensor, pose: Tensor) -> Tensor:
-        """The pixels [height, width] that show a ball, but for those that it barely touches."""
+        """Pixels [height, width] that show a ball, except those that it barely touches."""
         generator = torch.Generator().manual_seed(1)
         directions = torch.nn.functional.normalize(torch.randn(20000, 3, generator=generator), dim=-1)
         x, y = np.floor(self.project(center + 0.93 * RADIUS * directions, pose)).astype(int).T
@@ -109,17 +109,17 @@ def overlap(a: Tensor, b: Tensor) -> float:
 
 @pytest.fixture
 def balls() -> Iterator[MaskedModel]:
-    """A nerfacto that has density in the two balls alone."""
+    """A nerfacto with density in the two balls alone."""
     model: Any = small_model("nerfacto")
     model.config.eval_num_rays_per_chunk = 1000
     model.collider.near_plane, model.collider.far_plane = 0.2, 4.5
-    # As fine as the silhouettes are compared.
+    # Samples as fine as the comparison of silhouettes needs.
     sampler = model.proposal_sampler
     sampler.num_proposal_samples_per_ray, sampler.num_nerf_samples_per_ray = (64, 32), 24
 
     def gate(positions: Tensor) -> Tensor:
         nearest = torch.stack([(positions - center).norm(dim=-1, keepdim=True) for center in (OBJECT, OTHER)]).amin(0)
-        # Nerfacto's density is that of fog, and there is none outside of the balls.
+        # Nerfacto's density is that of fog; the gate increases it in the balls and removes it elsewhere.
         return 20.0 * (nearest < RADIUS)
 
     token = gating._GATE.set(gate)
@@ -146,7 +146,7 @@ def test_a_view_is_traced_through_its_lens(name: str, balls: MaskedModel):
 
 @dataclass
 class Silhouettes:
-    """A segmenter that knows the balls: it answers the one under the first point."""
+    """A segmenter that answers with the silhouette of the ball under the first point."""
 
     lens: Lens
     poses: Tensor
@@ -188,16 +188,16 @@ def test_a_click_in_an_image_of_any_lens_selects_what_is_there(name: str, balls:
     assert (points.mean(0) - OBJECT).norm() < 0.15 * RADIUS
     assert ((points - OBJECT).norm(dim=-1) < 1.3 * RADIUS).float().mean() > 0.95
     balls.masks["ball"] = grid
-    for other in ("perspective", name):
-        pose = LENSES[other].ring(7)[3]
-        view = balls.trace_view(LENSES[other].cameras(pose[None]))
+    for other_name in ("perspective", name):
+        pose = LENSES[other_name].ring(7)[3]
+        view = balls.trace_view(LENSES[other_name].cameras(pose[None]))
         mask = balls.render_mask(view).reshape(view.height, view.width) > 0.5
-        hidden, truth = (LENSES[other].silhouette(center, pose) for center in (OTHER, OBJECT))
-        assert overlap(mask & ~hidden, truth & ~hidden) > 0.6, other
+        hidden, truth = (LENSES[other_name].silhouette(center, pose) for center in (OTHER, OBJECT))
+        assert overlap(mask & ~hidden, truth & ~hidden) > 0.6, other_name
 
 
 def test_the_middle_of_a_fisheye_lens_does_no_harm(balls: MaskedModel):
-    """nerfstudio divides by zero there if a pixel lies exactly on the axis; nothing of that goes into the trace."""
+    """nerfstudio divides by zero there if a pixel lies exactly on the axis; the trace stays finite."""
     pose = LENSES["fisheye"].ring(3)[:1]
     fisheye = Cameras(pose, 50.0, 50.0, 32.5, 24.5, 65, 49, camera_type=CameraType.FISHEYE)
     assert fisheye.generate_rays(camera_indices=0).directions.isnan().any()
@@ -208,17 +208,17 @@ def test_the_middle_of_a_fisheye_lens_does_no_harm(balls: MaskedModel):
 
 
 def test_evaluation_is_without_camera_corrections_and_with_the_models_choice_of_appearance():
-    """As the base model has it: poses as they are, and the mean appearance embedding or none."""
+    """As in the base model: uncorrected poses, and the mean appearance embedding or none."""
 
     def rendered(masks: bool, average: bool) -> Tensor:
         model = small_model("nerfacto", masked=masks)
-        parts: Any = model
-        assert parts.camera_optimizer.config.mode != "off"
+        nerf: Any = model
+        assert nerf.camera_optimizer.config.mode != "off"
         torch.manual_seed(5)
         with torch.no_grad():
-            parts.camera_optimizer.pose_adjustment.normal_(0, 0.3)
-            parts.field.embedding_appearance.embedding.weight.normal_(2, 1)
-        parts.field.use_average_appearance_embedding = average
+            nerf.camera_optimizer.pose_adjustment.normal_(0, 0.3)
+            nerf.field.embedding_appearance.embedding.weight.normal_(2, 1)
+        nerf.field.use_average_appearance_embedding = average
         return model.trace_view(camera()).rgb if masks else model.get_outputs_for_camera(camera())["rgb"]  # type: ignore[arg-type]
 
     assert torch.allclose(rendered(True, True), rendered(False, True), atol=1e-6)

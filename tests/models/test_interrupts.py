@@ -1,4 +1,4 @@
-"""nerfstudio's viewer interrupts renders by an exception at any line of Python: nothing of ours may stay behind."""
+"""nerfstudio's viewer interrupts renders by an exception at any line of Python: no state may stay behind."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from tests.small_models import camera, small_model, small_splats
 from tests.stand_ins import occupancy_on_cpu, splats_on_cpu
 
 ALL_OF = ("sa3d_nerfstudio", "contextlib.py", "renderers.py")
-"""Files each of whose lines a render is interrupted at, when it comes there first and last; others at random."""
+"""Parts of the paths of files in which each line is interrupted at its first and last visit; others at random."""
 BETWEEN = 60
-"""So many of these lines when it comes there in between: with another chunk or object under way."""
+"""Number of these lines that are also interrupted at a visit in between, during another chunk or object."""
 ELSEWHERE = 40
-"""So many places in all other files."""
+"""Number of line events in any file that are interrupted as well."""
 
 
 class Interrupt(Exception):
-    """As nerfstudio's ``IOChangeException``."""
+    """Stand-in for nerfstudio's ``IOChangeException``."""
 
 
 def run_traced(render: Callable[[], Any], at_line: Callable[[FrameType], None]) -> None:
@@ -54,29 +54,29 @@ def run_traced(render: Callable[[], Any], at_line: Callable[[FrameType], None]) 
 
 
 def interrupted_everywhere(render: Callable[[], Any]) -> Iterator[str]:
-    """Render again and again, each time interrupted at another line event; tells where."""
+    """Render repeatedly, each time interrupted at another line event; yields its file and line."""
     lines: list[tuple[str, int]] = []
     run_traced(render, lambda frame: lines.append((frame.f_code.co_filename, frame.f_lineno)))
-    ours = [number for number, (file, _) in enumerate(lines) if any(part in Path(file).parts for part in ALL_OF)]
+    line_events = [number for number, (file, _) in enumerate(lines) if any(part in Path(file).parts for part in ALL_OF)]
     visits: dict[tuple[str, int], list[int]] = {}
-    for number in ours:
+    for number in line_events:
         visits.setdefault(lines[number], []).append(number)
     draw = random.Random(0)
     between = [draw.choice(numbers[1:-1]) for numbers in visits.values() if len(numbers) > 2]
     chosen = {number for numbers in visits.values() for number in (numbers[0], numbers[-1])}
     chosen |= {*draw.sample(between, min(BETWEEN, len(between))), *draw.sample(range(len(lines)), ELSEWHERE)}
     for number in sorted(chosen):
-        place = ""
+        location = ""
         numbers = count()
 
         def interrupt(frame: FrameType, number: int = number, numbers: Iterator[int] = numbers) -> None:
-            nonlocal place
+            nonlocal location
             if next(numbers) == number:
-                place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                location = f"{frame.f_code.co_filename}:{frame.f_lineno}"
                 raise Interrupt
 
         run_traced(render, interrupt)
-        yield place
+        yield location
 
 
 def outputs(model: Model) -> dict[str, Tensor]:
@@ -116,14 +116,16 @@ def test_an_interrupt_leaves_nothing_behind(method: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(threading, "Lock", lock)
     monkeypatch.setattr(threading, "RLock", lock)
-    for number, place in enumerate(interrupted_everywhere(lambda: outputs(model))):
-        assert nerf._CALLS.get() is None, place
+    for number, location in enumerate(interrupted_everywhere(lambda: outputs(model))):
+        assert nerf._CALLS.get() is None, location
         if number % 10 == 0:
-            again = outputs(model)
+            after = outputs(model)
             for name in before:
-                assert torch.equal(again[name], before[name]), f"{name}, after an interrupt at {place} or just before"
-    again = outputs(model)
-    assert all(torch.equal(again[name], image) for name, image in (before | plain).items())
+                assert torch.equal(after[name], before[name]), (
+                    f"{name}, after an interrupt at {location} or just before"
+                )
+    after = outputs(model)
+    assert all(torch.equal(after[name], image) for name, image in (before | plain).items())
     assert [dict(module._forward_hooks) for module in renderers] == hooks
     assert [type(module) for module in model.modules()] == classes
     assert {id(module): set(vars(module)) for module in model.modules()} == values

@@ -1,4 +1,4 @@
-"""splatfacto, its larger kind, and nerfacto: trained by ns-train, segmented, rendered and exported, start to end."""
+"""splatfacto, its larger kind, and nerfacto: trained by ns-train, segmented, rendered and exported, end to end."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.subprocesses import nerfstudio, run_nerfstudio, segmenting, training
 pytestmark = pytest.mark.slow
 
 SPLAT_METHODS: dict[str, tuple[int, float]] = {"splatfacto": (60, 0.1), "splatfacto-big": (100, 0.2)}
-"""Steps, and the learning rate of opacities: those of the larger kind begin at a hundredth instead of a tenth."""
+"""Number of steps, and learning rate of opacities: those of the larger kind start at 0.01 instead of 0.1."""
 
 
 def share_in_object(points: np.ndarray, scene: Path, name: str) -> float:
-    """Which share of points lies within an object's box, widened by half of its size: the models are barely trained."""
+    """Share of points within an object's box, widened by half of its size, since the models are barely trained."""
     objects = json.loads((scene / "objects.json").read_text())["objects"]
     box = next(entry for entry in objects if entry["name"] == name)
     low, high = np.array(box["aabb_min"]), np.array(box["aabb_max"])
@@ -30,7 +30,7 @@ def share_in_object(points: np.ndarray, scene: Path, name: str) -> float:
 
 
 def to_scene(points: np.ndarray, run: Path) -> np.ndarray:
-    """From nerfstudio's frame back to the data set's."""
+    """Transform points from nerfstudio's frame back to the data set's."""
     transform = json.loads((run / "dataparser_transforms.json").read_text())
     matrix, scale = np.array(transform["transform"]), transform["scale"]
     return (points / scale - matrix[:, 3]) @ matrix[:, :3]
@@ -40,10 +40,10 @@ def to_scene(points: np.ndarray, run: Path) -> np.ndarray:
 def trained_splats(
     tiny_scene: Path, tiny_prompt: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Path, str]]:
-    """By method, a segmented run, and what its segmentation printed; its splats lie in the folder "exported" in it."""
+    """Segmented run and output of its segmentation, by method; the run's folder "exported" holds its splats."""
     folder = tmp_path_factory.mktemp("splats")
     scene = with_points(tiny_scene, folder / "scene")
-    words: list[object] = []
+    arguments: list[object] = []
     runs = {method: folder / method / scene.name / "sa3d" / "S" for method in SPLAT_METHODS}
     for method, run in runs.items():
         train = training(
@@ -55,11 +55,11 @@ def trained_splats(
         base = folder / method / scene.name / "splatfacto" / "T"
         segment = segmenting(base, scene, folder / method, tiny_prompt)
         export = ["ns-export", "gaussian-splat", "--load-config", run / "config.yml", "--output-dir", run / "exported"]
-        words += [*train, "--then", *segment, "--then", *export, "--then"]
-    printed = nerfstudio(*words[:-1])
-    parts = printed.split("views used")
-    assert len(parts) == 1 + len(runs)
-    return {method: (run, part) for (method, run), part in zip(runs.items(), parts[1:], strict=True)}
+        arguments += [*train, "--then", *segment, "--then", *export, "--then"]
+    printed = nerfstudio(*arguments[:-1])
+    outputs = printed.split("views used")
+    assert len(outputs) == 1 + len(runs)
+    return {method: (run, output) for (method, run), output in zip(runs.items(), outputs[1:], strict=True)}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_splats_are_segmented_and_only_the_object_is_exported(
     assert printed.split("\n")[0].strip() == "10 of 10"
     assert "ns-export gaussian-splat" in printed
     points = np.asarray(open3d.io.read_point_cloud(folder / "exported" / "splat.ply").points)
-    # The ball began as 150 points of the 1500.
+    # The ball began as 150 of the 1500 points.
     assert 100 < len(points) < 250
     assert share_in_object(to_scene(points, folder), tiny_scene, tiny_prompt["name"]) > 0.9
 
@@ -88,9 +88,11 @@ def test_splatfacto_renders_whole_and_object(splats: Path, tmp_path: Path):
     )  # fmt: skip
     images = sorted(path.relative_to(tmp_path / "test").parts[0] for path in tmp_path.rglob("*.png"))
     assert images == ["mask", "mask", "object_rgb", "object_rgb", "rgb", "rgb"]
-    alone, whole = (open3d.io.read_image(next((tmp_path / "test" / name).rglob("*.png"))) for name in images[2::2])
-    assert (np.asarray(alone) == 255).all(-1).mean() > 0.4
-    assert (np.asarray(whole) == 255).all(-1).mean() < 0.2
+    object_image, scene_image = (
+        open3d.io.read_image(next((tmp_path / "test" / name).rglob("*.png"))) for name in images[2::2]
+    )
+    assert (np.asarray(object_image) == 255).all(-1).mean() > 0.4
+    assert (np.asarray(scene_image) == 255).all(-1).mean() < 0.2
 
 
 def test_splatfacto_is_exported_by_sa3d(splats: Path, tiny_scene: Path, tiny_prompt: dict, tmp_path: Path):
@@ -102,7 +104,7 @@ def test_splatfacto_is_exported_by_sa3d(splats: Path, tiny_scene: Path, tiny_pro
         "--then", "sa3d", "masks", *config, "--output-dir", tmp_path / "masks", "--split", "all",
         "--then", "sa3d", "turntable", *config, "--output-path", tmp_path / "t.mp4", "--frames", 2, "--size", 32, 32,
     )  # fmt: skip
-    # The very splats that nerfstudio's own command writes, under the same names.
+    # The same splats that nerfstudio's command writes, under the same names.
     ours, theirs = (
         plyfile.PlyData.read(str(path))["vertex"].data
         for path in (tmp_path / "splats" / "object.ply", folder / "exported" / "splat.ply")
@@ -116,23 +118,23 @@ def test_splatfacto_is_exported_by_sa3d(splats: Path, tiny_scene: Path, tiny_pro
     number = next(entry["id"] for entry in objects if entry["name"] == name)
     for path in sorted((tmp_path / "masks" / "masks").iterdir()):
         mask = np.asarray(open3d.io.read_image(path)) > 0
-        true = np.asarray(open3d.io.read_image(tiny_scene / "instances" / path.name)) == number
-        assert (mask & true).sum() > 0.4 * (mask | true).sum()
-    # A data set without lens distortion is given with its masks, as for any other method.
+        truth = np.asarray(open3d.io.read_image(tiny_scene / "instances" / path.name)) == number
+        assert (mask & truth).sum() > 0.4 * (mask | truth).sum()
+    # The masks come with a data set without lens distortion, as for any other method.
     frames = json.loads((tmp_path / "masks" / "transforms.json").read_text())["frames"]
     assert all(Path(tmp_path / "masks" / frame["mask_path"]).is_file() for frame in frames)
     assert (tmp_path / "t.mp4").stat().st_size > 500
 
 
 def test_splatfacto_without_an_object_is_not_exported(splats: Path, tmp_path: Path):
-    """A threshold that no splat reaches: the mask is empty."""
+    """With a threshold that no splat reaches, the mask is empty."""
     config = tmp_path / "config.yml"
     config.write_text((splats / "config.yml").read_text().replace("threshold: 0.5", "threshold: 1.0"))
     text = config.read_text()
     assert "threshold: 1.0" in text
-    done = run_nerfstudio("ns-export", "gaussian-splat", "--load-config", config, "--output-dir", tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: this run has no object to export")
+    process = run_nerfstudio("ns-export", "gaussian-splat", "--load-config", config, "--output-dir", tmp_path)
+    assert process.returncode == 1
+    assert process.stderr.strip().splitlines()[-1].startswith("error: this run has no object to export")
 
 
 def test_nerfacto_is_exported_as_meshes(
@@ -140,7 +142,7 @@ def test_nerfacto_is_exported_as_meshes(
 ):
     nerf = tiny_segmented[0]
     config = ["--load-config", nerf / "config.yml"]
-    # The object's box; beyond what the cameras see, nerfstudio's TSDF takes space for solid.
+    # The object's box, because nerfstudio's TSDF takes space that no camera sees for solid.
     truth = json.loads((tiny_scene / "objects.json").read_text())["objects"]
     box = next(entry for entry in truth if entry["name"] == tiny_prompt["name"])
     transform = json.loads((nerf / "dataparser_transforms.json").read_text())
@@ -163,5 +165,5 @@ def test_nerfacto_is_exported_as_meshes(
         assert texture.std() > 1, name
     tsdf = open3d.io.read_triangle_mesh(tmp_path / "tsdf/tsdf_mesh.ply")
     size = np.ptp(to_scene(np.asarray(tsdf.vertices), nerf), axis=0)
-    # Not the whole of the box, as it would be if the space around the object had stayed solid.
+    # Smaller than the box, which it would fill if the space around the object had stayed solid.
     assert (size < 1.6 * (np.array(box["aabb_max"]) - np.array(box["aabb_min"]))).all()

@@ -15,7 +15,7 @@ from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipelineConfig
 
 
 class Moving(VanillaDataManager):
-    """Data with times."""
+    """Data manager of data with times."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,7 +1,7 @@
-"""Every NeRF method that a CPU can train: by ns-train for a moment, then segmented and exported by real commands.
+"""Every NeRF method that a CPU can train: briefly by ns-train, then segmented and exported by real commands.
 
-nerfacto itself is in test_methods.py. CUDA libraries have their stand-ins (tests/stand_ins.py). What is found in the
-fog of so short a training does not matter, only that something is, and that it can be exported.
+nerfacto is in test_methods.py. CUDA libraries have stand-ins (tests/stand_ins.py). So short a training leaves a fog:
+any object that is found and can be exported will do.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from tests.subprocesses import QUIET, nerfstudio, segmenting, training
 pytestmark = pytest.mark.slow
 
 SDF_CENTER, SDF_RADIUS = (-0.1, -0.1, 0.17), 0.3
-"""The ball that fields of signed distances begin as; it holds the object, the scene's ball, on one side."""
+"""Initial ball of fields of signed distances; it contains the object, the scene's ball, on one side."""
 THRESHOLD = 0.25
-"""Of the mask: few rays end in such a fog, and light that passes is not the object."""
+"""Threshold of the mask: few rays end in such a fog, and light that passes is not the object."""
 
 _NEAR_AND_FAR = ["--pipeline.model.collider-params", "near_plane", 0.1, "far_plane", 3.0]
 _FEW_SAMPLES = ["--pipeline.model.num-coarse-samples", 16, "--pipeline.model.num-importance-samples", 16]
@@ -61,18 +61,18 @@ _SDF = [
 
 @dataclass(frozen=True)
 class Method:
-    """How a method is trained on the tiny scene."""
+    """Training of a method on the tiny scene."""
 
     options: Sequence[object]
-    """Make it small."""
+    """Options that make it small."""
     data: Sequence[object] = ("nerfstudio-data",)
     """Data parser, and its options."""
     form: Callable[[Path, Path], Path] | None = None
     """Rewrites the scene into the form that the data parser reads."""
     suffix: str = ""
-    """Of the names of its outputs."""
+    """Suffix of the names of its outputs."""
     trained_as: str | None = None
-    """What its runs call it, if that is another method of which it is a larger kind."""
+    """Name of the method in its runs, if it is a larger kind of another method."""
     steps: int = 60
     rays: int = 128
 
@@ -102,7 +102,7 @@ METHODS = {
     "nerfacto-huge": Method(_NERFACTO, steps=25, trained_as="nerfacto"),
     "depth-nerfacto": Method(_NERFACTO, form=scenes.with_depths, rays=256),
     "phototourism": Method(_NERFACTO, ["phototourism-data"], scenes.as_phototourism, rays=256),
-    # Nor can those of this.
+    # Its proposal networks cannot be made smaller either.
     "semantic-nerfw": Method(
         _SMALL_NERFACTO, ["sitcoms3d-data", "--downscale-factor", 1], scenes.as_sitcoms
     ),
@@ -130,7 +130,7 @@ METHODS = {
 
 
 def commands(name: str, scene: Path, output: Path, prompt: dict[str, Any]) -> list[object]:
-    """Train, segment, and export points to ``output / name / "points"``."""
+    """Commands that train, segment, and export points to ``output / name / "points"``."""
     method = METHODS[name]
     data = scene if method.form is None else method.form(scene, output / name / "data")
     output = output / name
@@ -143,7 +143,7 @@ def commands(name: str, scene: Path, output: Path, prompt: dict[str, Any]) -> li
 
 
 def exporting(run: Path, output: Path, suffix: str = "") -> list[object]:
-    """Write a hundred points or more of a segmented run."""
+    """Command that writes a hundred points or more of a segmented run."""
     return [
         "ns-export", "pointcloud", "--load-config", run / "config.yml", "--output-dir", output,
         "--num-points", 100, "--num-rays-per-batch", 256, "--normal-method", "open3d", "--remove-outliers", False,
@@ -152,7 +152,7 @@ def exporting(run: Path, output: Path, suffix: str = "") -> list[object]:
 
 
 def generating(output: Path) -> list[object]:
-    """generfacto has no images: what it is to make is said in words, and its views have numbers."""
+    """Commands for generfacto, which has a text prompt instead of images, and numbers as names of views."""
     train = training(
         "generfacto", None, output, "--experiment-name", "made", "--prompt", "a ball",
         "--pipeline.datamanager.train-resolution", 16, "--pipeline.datamanager.num-eval-angles", 12,
@@ -179,20 +179,20 @@ def generating(output: Path) -> list[object]:
 def trained(tiny_scene: Path, tiny_prompt: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a folder for each method. One process runs all commands: nerfstudio takes long to import."""
     output = tmp_path_factory.mktemp("methods")
-    words: list[object] = []
+    arguments: list[object] = []
     for name in METHODS:
-        words += [*commands(name, tiny_scene, output, tiny_prompt), "--then"]
+        arguments += [*commands(name, tiny_scene, output, tiny_prompt), "--then"]
     (output / "generfacto").mkdir()
-    words += [*generating(output / "generfacto"), "--then"]
+    arguments += [*generating(output / "generfacto"), "--then"]
     neus = output / "neus" / "data" / "sa3d" / "S" / "config.yml"
-    words += [
+    arguments += [
         "ns-export", "marching-cubes", "--load-config", neus, "--output-dir", output / "neus" / "mesh",
         "--resolution", 512, "--bounding-box-min", -0.4, -0.4, -0.4, "--bounding-box-max", 0.4, 0.4, 0.4,
         "--target-num-faces", 300, "--num-pixels-per-side", 32, "--then",
         "sa3d", "export", "mesh", "--method", "marching-cubes", "--load-config", neus, "--num-points", 200,
         "--output-dir", output / "neus" / "sa3d",
     ]  # fmt: skip
-    nerfstudio(*words)
+    nerfstudio(*arguments)
     return output
 
 
@@ -206,7 +206,7 @@ def test_a_barely_trained_nerf_goes_all_the_way(name: str, trained: Path):
 def test_what_generfacto_made_is_taken_out_of_its_blob(trained: Path):
     points = np.asarray(open3d.io.read_point_cloud(trained / "generfacto" / "points" / "point_cloud.ply").points)
     assert len(points) >= 100
-    # In the sphere that it is made in, and near the middle of it, where the mask was drawn.
+    # In the sphere in which it is generated, and near its middle, where the mask was drawn.
     assert np.linalg.norm(points, axis=-1).max() < 1.01
     assert np.median(np.linalg.norm(points, axis=-1)) < 0.7
     mesh = open3d.io.read_triangle_mesh(trained / "generfacto" / "tsdf" / "tsdf_mesh.ply")
@@ -227,7 +227,7 @@ def test_marching_cubes_find_the_surface_of_the_object_only(trained: Path):
     mesh = open3d.io.read_triangle_mesh(trained / "neus" / "mesh" / "sdf_marching_cubes_mesh.ply")
     vertices = torch.from_numpy(np.asarray(mesh.vertices)).float()
     assert len(mesh.triangles) > 500
-    # On the scene's surface, or on the walls of the object's space within it, and nowhere else.
+    # Only on the scene's surface, or within it on the boundary of the object's space.
     assert vertices.norm(dim=-1).max() < 1.3 * SDF_RADIUS
     grid = saved_grid(trained / "neus" / "data" / "sa3d" / "S")
     cell = float(grid.cell_positions()[:2].diff(dim=0).norm())
@@ -253,7 +253,7 @@ def test_sa3d_exports_the_same_mesh(trained: Path):
 
 
 def saved_grid(run: Path) -> MaskGrid:
-    """The mask of a run's only object, as its checkpoint holds it."""
+    """Mask grid of a run's only object, from its checkpoint."""
     (checkpoint,) = checkpoints_in(run / "nerfstudio_models").values()
     prefix = "_model.masks.fields.object:object."
     state = {

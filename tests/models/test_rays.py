@@ -1,4 +1,4 @@
-"""The base model with masks: its own outputs unchanged, the object alone, the object removed."""
+"""The base model with masks: unchanged outputs, the object alone, the object removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sa3d_nerfstudio.traces.nerf import WeightedSamples
 from tests.small_models import CONFIGS, NEEDING_STAND_INS, camera, masked, rays, small_model
 from tests.stand_ins import occupancy_on_cpu, sdf_on_cpu
 
-# generfacto paints a background of its own behind what its densities leave over, and calls that background_rgb.
+# generfacto has an output background_rgb already: the background behind its densities.
 METHODS = sorted(set(CONFIGS | NEEDING_STAND_INS) - {"generfacto"})
 ADDED = {"mask", "mask_overlay", "object_rgb", "object_depth", "object_accumulation", "background_rgb"}
 
@@ -27,7 +27,7 @@ def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ball(radius: float = 0.5, center: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> MaskGrid:
-    """Evidence that a ball is the object, and that all else is not."""
+    """Grid with evidence that a ball is the object, and that everything else is not."""
     grid = MaskGrid(48)
     grid.place(torch.tensor(center), torch.full((3,), radius * 1.2))
     on = (grid.cell_positions() - torch.tensor(center)).norm(dim=-1) < radius
@@ -52,9 +52,9 @@ def test_object_and_background_share_the_scene(method: str):
     model.masks["ball"] = ball()
     with torch.no_grad():
         outputs = model.get_outputs_for_camera(camera(20, 28))
-    alone = outputs["object_accumulation"][..., 0]
-    assert alone[10, 14] > 1e-4
-    assert alone[0, 0] == 0
+    accumulation = outputs["object_accumulation"][..., 0]
+    assert accumulation[10, 14] > 1e-4
+    assert accumulation[0, 0] == 0
     assert outputs["object_rgb"][0, 0].tolist() == [1.0, 1.0, 1.0]
     assert outputs["object_depth"][0, 0] == 0
     rgb = outputs["rgb" if "rgb" in outputs else "rgb_fine"]
@@ -69,10 +69,10 @@ def test_gating_all_or_nothing(method: str):
     name = "accumulation" if method not in ("vanilla-nerf", "mipnerf") else "accumulation_fine"
     with torch.no_grad():
         before = model.trace(bundle)[0][name]
-        everything = gated_density(lambda x: torch.ones_like(x[..., :1]), lambda: model.trace(bundle)[0][name])
-        assert torch.allclose(everything, before, atol=1e-6)
-        nothing = gated_density(lambda x: torch.zeros_like(x[..., :1]), lambda: model.trace(bundle)[0][name])
-        assert nothing.abs().max() < 1e-6
+        open_gate = gated_density(lambda x: torch.ones_like(x[..., :1]), lambda: model.trace(bundle)[0][name])
+        assert torch.allclose(open_gate, before, atol=1e-6)
+        closed_gate = gated_density(lambda x: torch.zeros_like(x[..., :1]), lambda: model.trace(bundle)[0][name])
+        assert closed_gate.abs().max() < 1e-6
         assert torch.allclose(model.trace(bundle)[0][name], before, atol=1e-6)
 
 
@@ -86,15 +86,15 @@ def test_gates_within_gates_multiply():
         return model.trace(position)[1]
 
     with torch.no_grad():
-        outer, both, again = gated_density(half(0), lambda: (trace(), gated_density(half(1), trace), trace()))
+        outer, both, outer_again = gated_density(half(0), lambda: (trace(), gated_density(half(1), trace), trace()))
     assert outer.positions[outer.weights > 1e-6][:, 0].min() > 0
     assert outer.positions[outer.weights > 1e-6][:, 1].min() < 0
     assert both.positions[both.weights > 1e-6][:, :2].min() > 0
-    assert torch.equal(again.weights, outer.weights)
+    assert torch.equal(outer_again.weights, outer.weights)
 
 
 def test_an_occluder_is_gone_from_the_object():
-    """Everything in front of the ball is dense; the object alone is seen all the same."""
+    """The object alone is visible although everything in front of the ball is dense."""
     model = masked(small_model("nerfacto"))
     model.masks["ball"] = ball(0.5, (0.0, 0.0, -1.0))
     bundle = rays()
@@ -102,8 +102,8 @@ def test_an_occluder_is_gone_from_the_object():
         middle = bundle[5 * 14 + 7 : 5 * 14 + 8]
         outputs = model.get_outputs(middle)
         assert outputs["object_depth"][0, 0] == 0 or outputs["object_depth"][0, 0] >= 3.4
-        inside = model._gated(middle, lambda p: p > 0.5)
-    distances = inside["expected_depth"]
+        gated = model._gated(middle, lambda p: p > 0.5)
+    distances = gated["expected_depth"]
     assert 3.4 <= float(distances) <= 4.6
 
 
@@ -112,11 +112,11 @@ def test_alpha_is_the_mask_with_its_threshold_at_a_half():
     model.masks["ball"] = ball()
     model.mask_threshold = 0.2
     outputs = {"rgb": torch.rand(5, 3), "mask": torch.tensor([[0.0], [0.1], [0.2], [0.3], [1.0]])}
-    told: list[list[bool]] = []
-    model.on_exported = lambda shown: told.append(shown.tolist())
+    exported: list[list[bool]] = []
+    model.on_exported = lambda shown: exported.append(shown.tolist())
     alpha = model.get_rgba_image(outputs)[:, 3]
     assert alpha.tolist() == pytest.approx([0.0, 0.25, 0.5, 0.5625, 1.0])
-    assert told == [[False, False, False, True, True]]
+    assert exported == [[False, False, False, True, True]]
 
 
 def test_an_exporter_of_points_does_not_wait_forever():
@@ -227,7 +227,7 @@ def test_masks_are_rendered_for_who_reads_them(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_outputs_of_the_object_need_the_rays_that_pass_it_alone(monkeypatch: pytest.MonkeyPatch):
-    """Such images are those of a render of all rays, and it is said how many were spared."""
+    """These images equal those of a render of all rays, and the rendered rays are counted."""
     model = masked(small_model("nerfacto"))
     model.masks["ball"] = ball(0.2)
     names = ("object_rgb", "object_depth", "object_accumulation", "mask")
@@ -238,20 +238,20 @@ def test_outputs_of_the_object_need_the_rays_that_pass_it_alone(monkeypatch: pyt
     )
     with torch.no_grad():
         images = model.render_outputs(camera(20, 28), names)
-        spared = sum(rendered)
-        everything = model.get_outputs_for_camera(camera(20, 28))
+        num_rendered = sum(rendered)
+        full_outputs = model.get_outputs_for_camera(camera(20, 28))
         passing = model.rays_for(camera(20, 28), names)
     assert set(images) == set(names)
-    shown = everything["mask"] > model.mask_threshold
+    shown = full_outputs["mask"] > model.mask_threshold
     for name, image in images.items():
-        assert image.shape == everything[name].shape, name
+        assert image.shape == full_outputs[name].shape, name
         if name != "mask":
-            assert torch.allclose(image, everything[name], atol=1e-5), name
-    # A ray that passes no cell above the threshold may have a probability, and none above it.
+            assert torch.allclose(image, full_outputs[name], atol=1e-5), name
+    # A ray that passes no cell above the threshold may have a probability, but none above the threshold.
     assert torch.equal(images["mask"] > model.mask_threshold, shown)
     assert 0 < int(passing.sum()) < 0.5 * 20 * 28
     # Once for the image with its mask, and once for the object alone.
-    assert spared == 2 * int(passing.sum())
+    assert num_rendered == 2 * int(passing.sum())
     assert bool(model.rays_for(camera(20, 28), ("rgb", "mask")).all())
     tally = RenderedRays()
     tally.add(passing)

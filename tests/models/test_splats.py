@@ -1,4 +1,4 @@
-"""splatfacto with masks: its own outputs unchanged, the object alone, the object removed, the object exported."""
+"""splatfacto with masks: unchanged outputs, the object alone, the object removed, the object exported."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def opaque() -> MaskedSplatModel:
 
 
 def select(model: MaskedSplatModel, splats: list[int], name: str = "object") -> None:
-    """Evidence that some splats are an object, and the others are not."""
+    """Add evidence that some splats are an object, and the others are not."""
     field = model.new_field(0)
     on = torch.zeros(field.num_cells)
     on[splats] = 1
@@ -51,7 +51,7 @@ def select(model: MaskedSplatModel, splats: list[int], name: str = "object") -> 
 
 
 def render(model: SplatfactoModel) -> dict[str, torch.Tensor]:
-    """The image of 21 x 29 pixels; the middle one looks at the origin."""
+    """Outputs of 21 x 29 pixels; the middle pixel shows the origin."""
     return model.get_outputs_for_camera(camera(21, 29))
 
 
@@ -209,7 +209,7 @@ def test_all_objects_are_rendered_in_one_rasterisation(monkeypatch: pytest.Monke
 def test_who_looks_at_the_image_alone_waits_for_nothing_else(monkeypatch: pytest.MonkeyPatch):
     model = masked_splats()
     field = model.new_field(0)
-    # Some splats have not been seen, so that their neighbours are to be asked.
+    # Some splats have not been seen, so that their selection needs a search for neighbours.
     field.add(torch.ones(40) * (torch.arange(40) % 3 == 0), torch.ones(40) * (torch.arange(40) % 3 < 2))
     model.masks["object"] = field
     searched = []
@@ -233,8 +233,8 @@ def test_outputs_of_the_object_need_the_part_of_the_image_that_it_may_be_in():
     model.gauss_params["scales"].fill_(-2.5)
     select(model, [2])
     names = ("object_rgb", "object_depth", "object_accumulation", "mask")
-    around, rendered = camera(200, 280), 0
-    before = model.get_outputs_for_camera(around)
+    full_view, rendered = camera(200, 280), 0
+    before = model.get_outputs_for_camera(full_view)
     base = type(model)._base_outputs
 
     def counted(self: MaskedSplatModel, part: Any) -> dict[str, Any]:
@@ -243,17 +243,17 @@ def test_outputs_of_the_object_need_the_part_of_the_image_that_it_may_be_in():
         return base(self, part)
 
     with mock.patch.object(type(model), "_base_outputs", counted):
-        images = model.render_outputs(around, names)
-        passing = model.rays_for(around, names)
+        images = model.render_outputs(full_view, names)
+        passing = model.rays_for(full_view, names)
     assert set(images) == set(names)
     for name, image in images.items():
         assert image.shape == before[name].shape, name
-        # gsplat draws splats at the border of an image a little otherwise than the same in its middle.
+        # gsplat renders splats at the border of an image slightly differently from the same in its middle.
         assert torch.allclose(image, before[name], atol=0.01), name
     assert 0 < int(passing.sum()) < 0.1 * 200 * 280
     # Once for the image with its mask, and once for the object alone.
     assert rendered == 2 * int(passing.sum())
-    assert bool(model.rays_for(around, ("rgb", "mask")).all())
+    assert bool(model.rays_for(full_view, ("rgb", "mask")).all())
 
 
 @pytest.mark.parametrize("splats", [[0], [2], [0, 2], [3, 4], []])
@@ -265,15 +265,15 @@ def test_a_camera_sees_the_same_in_a_part_of_its_image(splats: list[int]):
     on = torch.zeros(5)
     on[splats] = 1
     field.add(on, torch.ones(5))
-    around = camera(100, 140)
-    seen = model.observe(around, [field], 0.5)
+    full_view = camera(100, 140)
+    seen = model.observe(full_view, [field], 0.5)
     with mock.patch.object(type(model), "_window", lambda self, view, rows: Window.whole((100, 140), 140, 1.0)):
-        whole = model.observe(around, [field], 0.5)
+        whole = model.observe(full_view, [field], 0.5)
     assert bool(whole.passing.all()) and not bool(seen.passing.all())
     assert torch.equal(seen.probability > 0.5, whole.probability > 0.5)
     assert torch.equal(seen.directions, whole.directions)
     assert bool((seen.probability > 0.5).any()) == (splats in [[0], [2], [0, 2]])
     assert torch.allclose(seen.rgb[seen.passing], whole.rgb[seen.passing], atol=0.01)
-    on_it = seen.probability[0] > 0.5
-    assert torch.allclose(seen.points[on_it], whole.points[on_it], atol=0.01)
+    object_pixels = seen.probability[0] > 0.5
+    assert torch.allclose(seen.points[object_pixels], whole.points[object_pixels], atol=0.01)
     assert not bool(seen.rgb[~seen.passing].any())

@@ -1,4 +1,4 @@
-"""The cache of views: budget, disk, and what is done about damage."""
+"""The cache of views: budget, disk, and repair of damage."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def test_what_is_written_is_read(tmp_path: Path):
     disk = store(tmp_path / "new" / "folder")
     assert disk.read("key") is None
     disk.write("key", TENSORS, NUMBERS)
-    found = disk.read("key")
-    assert found is not None
-    assert found[1] == NUMBERS
-    assert all(torch.equal(found[0][name], TENSORS[name]) for name in TENSORS)
+    entry = disk.read("key")
+    assert entry is not None
+    assert entry[1] == NUMBERS
+    assert all(torch.equal(entry[0][name], TENSORS[name]) for name in TENSORS)
     assert [path.name for path in disk.folder.iterdir()] == ["key.view"]
 
 
@@ -88,9 +88,9 @@ def test_what_leaves_memory_is_found_on_disk(tmp_path: Path):
     for name, value in (("a", 1.0), ("b", 2.0)):
         cache.put(name, torch.full((10,), value), lambda value=value: ({"x": torch.full((10,), value)}, {}))
     assert not (tmp_path / "b.view").exists()
-    found = cache.get("a", lambda tensors, _: tensors["x"])
-    assert found is not None
-    assert found.tolist() == [1.0] * 10
+    entry = cache.get("a", lambda tensors, _: tensors["x"])
+    assert entry is not None
+    assert entry.tolist() == [1.0] * 10
     cache.flush()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.view", "b.view"]
     assert cache.get("b", lambda tensors, _: tensors["y"]) is None
@@ -146,11 +146,11 @@ def test_views_are_rendered_once_ever(tmp_path: Path):
     second = views(tmp_path, budget=1)
     for _ in range(2):
         for view, trace in enumerate(traces):
-            found = second.trace(view)
-            assert isinstance(found, CompressedTrace)
+            restored = second.trace(view)
+            assert isinstance(restored, CompressedTrace)
             assert isinstance(trace, CompressedTrace)
-            assert torch.equal(found.distances, trace.distances)
-            assert torch.allclose(found.surface_points(), trace.surface_points(), atol=1e-5)
+            assert torch.equal(restored.distances, trace.distances)
+            assert torch.allclose(restored.surface_points(), trace.surface_points(), atol=1e-5)
     assert second.rendered == 0
     assert views(tmp_path, size=7).key(0) != first.key(0)
     assert len({first.key(view) for view in range(3)}) == 3
@@ -182,17 +182,19 @@ def test_embeddings_are_kept_with_their_weights_and_view(tmp_path: Path):
     assert list(embeddings) == [0, "viewer 1", (0, window)]
     cache.flush()
     assert len(list(tmp_path.iterdir())) == 2
-    again = Embeddings(ViewCache(1 << 24, store(tmp_path)), segmenter, lambda view: f"camera{view}")
-    assert 1 not in again
-    assert (0, window) in again
-    assert (0, replace(window, top=0)) not in again
-    assert torch.equal(again[0].features, embeddings[0].features)
-    assert again[0].original_size == (20, 30)
-    assert again[0].input_size == embeddings[0].input_size
+    restored = Embeddings(ViewCache(1 << 24, store(tmp_path)), segmenter, lambda view: f"camera{view}")
+    assert 1 not in restored
+    assert (0, window) in restored
+    assert (0, replace(window, top=0)) not in restored
+    assert torch.equal(restored[0].features, embeddings[0].features)
+    assert restored[0].original_size == (20, 30)
+    assert restored[0].input_size == embeddings[0].input_size
     torch.manual_seed(5)
-    other = tiny_sam()
-    torch.nn.init.normal_(next(other.parameters()))
-    assert 0 not in Embeddings(ViewCache(1 << 24, store(tmp_path)), SamSegmenter(other), lambda view: f"camera{view}")
+    other_sam = tiny_sam()
+    torch.nn.init.normal_(next(other_sam.parameters()))
+    assert 0 not in Embeddings(
+        ViewCache(1 << 24, store(tmp_path)), SamSegmenter(other_sam), lambda view: f"camera{view}"
+    )
     del embeddings["viewer 1"]
     assert list(embeddings) == [0, (0, window)]
 
@@ -206,7 +208,7 @@ def test_passes_over_more_views_than_there_is_room_for_keep_what_fits(room: int,
         for view in range(number):
             if cache.get(f"trace-{view}") is None:
                 cache.put(f"trace-{view}", torch.zeros(10))
-            # A view is asked for again while it is worked on.
+            # A view is requested again during its visit.
             assert cache.get(f"trace-{view}") is not None
         hits = number - (cache.computed - before)
     assert hits >= least_hits
@@ -214,7 +216,7 @@ def test_passes_over_more_views_than_there_is_room_for_keep_what_fits(room: int,
 
 
 def test_a_gpu_of_4_gb_segments_300_views_without_losing_what_fits(tmp_path: Path):
-    """Traces of 1008 x 756 pixels, as far as the cache can tell: 300 take 8.5 GB, and the budget 4."""
+    """Stand-ins for traces of 1008 x 756 pixels: 300 take 8.5 GB, and the budget is 4."""
 
     class Trace:
         num_bytes = 37 * 1008 * 756
@@ -247,22 +249,22 @@ def test_what_no_pass_uses_any_more_leaves_first():
 
 
 def test_a_view_from_disk_is_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    disk, read = store(tmp_path), []
+    disk, references = store(tmp_path), []
     disk.write("key", TENSORS, NUMBERS)
     original = disk.read
 
     def watched(key: str) -> Any:
-        found = original(key)
-        assert found is not None
-        read.append(weakref.ref(found[0]["a"]))
-        return found
+        entry = original(key)
+        assert entry is not None
+        references.append(weakref.ref(entry[0]["a"]))
+        return entry
 
     monkeypatch.setattr(disk, "read", watched)
     cache = ViewCache(1000, disk)
-    # As a move to the GPU does, this makes a copy.
+    # This makes a copy, as a move to the GPU does.
     assert cache.get("key", lambda tensors, _: tensors["a"].clone()) is not None
     gc.collect()
-    assert read[0]() is None, "what was read from disk is kept beside what was made from it"
+    assert references[0]() is None, "what was read from disk is kept beside what was made from it"
     cache.flush()
 
 
@@ -282,14 +284,14 @@ def test_the_disk_is_bounded_and_older_runs_leave_first(tmp_path: Path, capsys: 
             os.utime(disk.path(key), (1e9 - age * 1000, 1e9 - age * 1000))
     disk = DiskStore(lambda: tmp_path / "cache" / "own", max_bytes=4 * size + size // 2)
     disk.write("a", TENSORS, NUMBERS)
-    left = sorted(str(path.relative_to(tmp_path / "cache")) for path in (tmp_path / "cache").rglob("*.view"))
-    assert len(left) == 4
-    assert left[:3] == ["newer/a.view", "newer/b.view", "older/b.view"] or "older/a.view" in left
-    assert {"newer/a.view", "newer/b.view", "own/a.view"} <= set(left)
+    remaining = sorted(str(path.relative_to(tmp_path / "cache")) for path in (tmp_path / "cache").rglob("*.view"))
+    assert len(remaining) == 4
+    assert remaining[:3] == ["newer/a.view", "newer/b.view", "older/b.view"] or "older/a.view" in remaining
+    assert {"newer/a.view", "newer/b.view", "own/a.view"} <= set(remaining)
     for key in "bcdefg":
         disk.write(key, TENSORS, NUMBERS)
-    left = sorted(str(path.relative_to(tmp_path / "cache")) for path in (tmp_path / "cache").rglob("*.view"))
-    assert left == [f"own/{key}.view" for key in "abcd"]
+    remaining = sorted(str(path.relative_to(tmp_path / "cache")) for path in (tmp_path / "cache").rglob("*.view"))
+    assert remaining == [f"own/{key}.view" for key in "abcd"]
     assert capsys.readouterr().out.count("is full") <= 1
     assert disk.read("a") is not None
 
@@ -305,7 +307,7 @@ def test_an_entry_that_is_written_again_takes_its_room_once(tmp_path: Path):
 
 
 def test_a_run_whose_entries_are_read_is_in_use(tmp_path: Path):
-    """Of two other runs, the one that was written first but read since keeps its entries."""
+    """The run that was written first but read since keeps its entries, not the other one."""
     size = len(safetensors_entry(tmp_path / "probe"))
     stores = {run: DiskStore(lambda run=run: tmp_path / "cache" / run) for run in ("read", "written")}
     for age, disk in enumerate(reversed(stores.values())):
@@ -313,8 +315,8 @@ def test_a_run_whose_entries_are_read_is_in_use(tmp_path: Path):
         os.utime(disk.path("a"), (1e9 - age * 1000, 1e9 - age * 1000))
     assert stores["read"].read("a") is not None
     DiskStore(lambda: tmp_path / "cache" / "own", max_bytes=2 * size + size // 2).write("a", TENSORS, NUMBERS)
-    left = {path.parent.name for path in (tmp_path / "cache").rglob("*.view")}
-    assert left == {"read", "own"}
+    remaining_runs = {path.parent.name for path in (tmp_path / "cache").rglob("*.view")}
+    assert remaining_runs == {"read", "own"}
 
 
 def safetensors_entry(folder: Path) -> bytes:
@@ -324,14 +326,14 @@ def safetensors_entry(folder: Path) -> bytes:
 
 
 def test_photos_do_not_count_as_renders(tmp_path: Path):
-    """Photos that are read ahead of views that are passed over do not fill the cache of traces."""
-    seen = views(tmp_path)
-    seen.photos = Photos(lambda view: torch.full((10, 14, 3), view / 10))
+    """Photos that are read ahead for views that are then skipped do not fill the cache of traces."""
+    training_views = views(tmp_path)
+    training_views.photos = Photos(lambda view: torch.full((10, 14, 3), view / 10))
     for view in range(3):
-        seen.trace(view)
-    before = seen.cache.num_bytes
+        training_views.trace(view)
+    before = training_views.cache.num_bytes
     for _ in range(4):
         for view in range(3):
-            seen.preload(view, picture=True)
-    assert seen.cache.num_bytes == before
-    assert torch.allclose(seen.picture(2), torch.tensor(0.2))
+            training_views.preload(view, picture=True)
+    assert training_views.cache.num_bytes == before
+    assert torch.allclose(training_views.picture(2), torch.tensor(0.2))

@@ -1,4 +1,4 @@
-"""Views from where the base run's camera optimiser has moved the cameras to; a script that trains such a run."""
+"""Views at the poses that the base run's camera optimiser has learnt; as a script, trains such a run."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def test_cameras_are_moved_as_rays_are_while_training(mode: str):
     assert learnt_poses(model, cameras) is cameras, "nothing has been learnt yet"
     with torch.no_grad():
         optimizer.pose_adjustment.normal_(0, 0.2)
-    given = cameras.camera_to_worlds.clone()
+    original_poses = cameras.camera_to_worlds.clone()
     moved = learnt_poses(model, cameras)
-    assert torch.equal(cameras.camera_to_worlds, given)
+    assert torch.equal(cameras.camera_to_worlds, original_poses)
     for view in range(3):
         expected = cameras.generate_rays(camera_indices=view, keep_shape=True).flatten()
         optimizer.apply_to_raybundle(expected)
-        found = moved.generate_rays(camera_indices=view, keep_shape=True).flatten()
-        assert torch.allclose(found.origins, expected.origins, atol=1e-5)
-        assert torch.allclose(found.directions, expected.directions, atol=1e-5)
+        actual = moved.generate_rays(camera_indices=view, keep_shape=True).flatten()
+        assert torch.allclose(actual.origins, expected.origins, atol=1e-5)
+        assert torch.allclose(actual.directions, expected.directions, atol=1e-5)
 
 
 def test_without_an_optimiser_cameras_stay(monkeypatch: pytest.MonkeyPatch):
@@ -47,7 +47,7 @@ def test_without_an_optimiser_cameras_stay(monkeypatch: pytest.MonkeyPatch):
     cameras = camera(6, 8)[torch.zeros(3, dtype=torch.long)]
     with torch.no_grad():
         model.camera_optimizer.pose_adjustment.normal_(0, 0.2)
-    # Another data set's: its numbers stand for other cameras.
+    # Cameras of another data set: their indices stand for other cameras.
     assert learnt_poses(model, cameras[:2]) is not None
     assert torch.equal(learnt_poses(model, cameras[:2]).camera_to_worlds, cameras[:2].camera_to_worlds)
     model.camera_optimizer.config.mode = "off"
@@ -56,7 +56,7 @@ def test_without_an_optimiser_cameras_stay(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.slow
 def test_photo_and_render_lie_on_each_other_in_a_run_that_has_learnt_its_poses(tiny_scene: Path, tmp_path: Path):
-    """Poses are wrong by some two degrees and 4 % of the distance in the data set, each in its own way."""
+    """The data set's poses are wrong by some two degrees and 4 % of the distance, each by another error."""
     scene = tmp_path / "perturbed"
     shutil.copytree(tiny_scene, scene)
     transforms = json.loads((scene / "transforms.json").read_text())
@@ -72,18 +72,18 @@ def test_photo_and_render_lie_on_each_other_in_a_run_that_has_learnt_its_poses(t
         tmp_path / "runs" / scene.name / "nerfacto" / "T", segmenter="grabcut", working_size=32
     ).pipeline
     views = pipeline.views
-    given = pipeline.datamanager.train_dataset.cameras  # type: ignore[union-attr]
-    assert not torch.allclose(views.camera_to_worlds, given.camera_to_worlds, atol=1e-3)
-    learnt, as_given = [], []
+    original_cameras = pipeline.datamanager.train_dataset.cameras  # type: ignore[union-attr]
+    assert not torch.allclose(views.camera_to_worlds, original_cameras.camera_to_worlds, atol=1e-3)
+    learnt, original = [], []
     for view in range(len(views)):
         photo = views.picture(view)
         learnt.append(float((photo - views.trace(view).rgb).square().mean()))
-        as_given.append(float((photo - views.render(given[view : view + 1]).rgb).square().mean()))
-    assert np.mean(learnt) < 0.6 * np.mean(as_given)
+        original.append(float((photo - views.render(original_cameras[view : view + 1]).rgb).square().mean()))
+    assert np.mean(learnt) < 0.6 * np.mean(original)
 
 
 def train(data: Path, output_dir: Path) -> None:
-    """Train the tiny nerfacto on with its camera optimiser on: what it has learnt was seen from other poses."""
+    """Continue to train the tiny nerfacto, with its camera optimiser: it was trained from other poses before."""
     config = tiny_nerfacto(data, output_dir, STEPS)
     model: Any = config.pipeline.model
     model.camera_optimizer.mode = "SO3xR3"

@@ -1,4 +1,4 @@
-"""Training views by what users type."""
+"""Search for training views by the names and numbers that users type."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sa3d_nerfstudio.views.names import find_view
         (["frame_2.png", "frame_0.png"], "frame_0", 1),
         (["frame_2.png", "frame_0.png"], "0", 0),
         (["frame_2.png", "frame_0.png"], 1, 1),
-        # A number that an image has for its name is its name, and no index; an integer of Python or JSON is one.
+        # A number that is the name of an image is not an index; an integer of Python or JSON is one.
         (["3.png", "1.png", "0.png"], "0", 2),
         (["3.png", "1.png", "0.png"], "1.png", 1),
         (["3.png", "1.png", "0.png"], 0, 0),
@@ -37,7 +37,7 @@ def test_a_view_is_found_by_its_name(names: list[str], view: str | int, found: i
 @pytest.mark.parametrize(
     ("names", "view", "why"),
     [
-        # Held out for evaluation, and not the training view of that index.
+        # An image held out for evaluation, not the training view of that index.
         (["0000.png", "0002.png"], "1", "named 1: did you mean 0000.png, 0002.png"),
         (["0.png", "2.png"], "1", "named 1: did you mean"),
         (["left/1.png", "right/1.png"], "1.png", "2 training images go by 1.png: say which, as in left/1.png, right"),

@@ -1,4 +1,4 @@
-"""Photos of training views: read ahead, dropped, and cut to the pixels of renders."""
+"""Photos of training views: read ahead, dropped, and resampled to the pixels of renders."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from sa3d_nerfstudio.views.photos import MOST_AHEAD, Photos, on_pixels
 
 @pytest.mark.parametrize("have", [(90, 120), (45, 60), (31, 41)])
 def test_photos_of_other_sizes_are_stretched(have: tuple[int, int]):
-    """Whatever size the data set gives images in, they are the camera's whole view."""
+    """Images of any size in the data set show the camera's whole view."""
     rows, columns = torch.arange(have[0]) + 0.5, torch.arange(have[1]) + 0.5
     ramp = torch.stack(torch.meshgrid(rows / have[0], columns / have[1], indexing="ij"), dim=-1)
     photo = torch.cat([ramp, ramp[..., :1]], dim=-1)
-    # A camera of 60 x 45 at a long side of 25 is 25 x 18, and not 18.75 pixels high.
-    seen = on_pixels(photo, (45, 60), (18, 25), 25)
+    # A camera of 60 x 45 at a long side of 25 has 25 x 18 pixels, instead of a height of 18.75.
+    resampled = on_pixels(photo, (45, 60), (18, 25), 25)
     expected = (torch.arange(18) + 0.5) / 18.75
-    assert (seen[:, 12, 0] - expected)[1:-1].abs().max() < 0.012
-    assert seen.shape == (18, 25, 3)
+    assert (resampled[:, 12, 0] - expected)[1:-1].abs().max() < 0.012
+    assert resampled.shape == (18, 25, 3)
 
 
 def test_photos_that_are_read_ahead_are_few_and_used_once():

@@ -1,6 +1,6 @@
-"""Windows of views of splats: a camera that shows no more than that renders the same pixels.
+"""Windows of views of splats: a camera cropped to the window renders the same pixels, but for small differences.
 
-But for a little: how splats are flattened that lie outside of the image, and reach into it, depends on where it ends.
+The projection of splats that lie outside of the image and reach into it depends on the image's bounds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def test_a_window_is_that_part_of_the_view(factor: float, views: TrainingViews):
     field = model.new_field(0)
     values = torch.rand(field.num_cells, 2, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(part.render(field, values), whole.render(field, values)[inside], atol=0.01)
-    # What is outside of the window has no part in the adjoint.
+    # Pixels outside of the window contribute nothing to the adjoint.
     image = torch.zeros(len(whole.surface_points()), 1)
     image[inside] = torch.rand(len(inside), 1, generator=torch.Generator().manual_seed(1))
     sums, expected = part.backproject(field, image[inside]), whole.backproject(field, image)

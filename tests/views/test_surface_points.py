@@ -1,4 +1,4 @@
-"""The views from which an object's points are written at a press of a button."""
+"""Views from which the viewer's button writes an object's points."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from tests.test_datamanager import make, write_scene
 
 
 def test_views_that_have_been_rendered_are_enough(tmp_path: Path):
-    """Or the button would take minutes on a CPU, where an object was segmented in some of the views only."""
+    """Rendering all views would take minutes on a CPU, where an object was segmented in some of them only."""
     manager = make(VanillaDataManagerConfig, write_scene(tmp_path / "scene", [(8, 6)] * (ENOUGH_VIEWS + 4), "OPENCV"))
     model, names = masked(small_model("nerfacto")), manager.train_dataset.image_filenames
     store = DiskStore(lambda: tmp_path / "cache")
     views = TrainingViews(model, manager.training_cameras(), names, 8, cache=ViewCache(1 << 30, store))
-    everything = list(range(len(names)))
-    assert views_to_show(views) == everything
+    all_indices = list(range(len(names)))
+    assert views_to_show(views) == all_indices
     for view in range(1, ENOUGH_VIEWS):
         views.trace(view)
-    assert views_to_show(views) == everything, "too few to show it from all around"
+    assert views_to_show(views) == all_indices, "too few to show it from all around"
     views.trace(0)
     computed = views.cache.computed
-    assert views_to_show(views) == everything[:ENOUGH_VIEWS]
+    assert views_to_show(views) == all_indices[:ENOUGH_VIEWS]
     assert views.cache.computed == computed, "looking renders nothing"
-    # What lies on disk counts as well.
+    # Views on disk count as well.
     views.cache.flush()
-    again = TrainingViews(model, manager.training_cameras(), names, 8, cache=ViewCache(1 << 30, store))
-    assert views_to_show(again) == everything[:ENOUGH_VIEWS]
+    restarted = TrainingViews(model, manager.training_cameras(), names, 8, cache=ViewCache(1 << 30, store))
+    assert views_to_show(restarted) == all_indices[:ENOUGH_VIEWS]
 
 
 def test_points_are_traced_in_the_window_of_the_object(tmp_path: Path):
@@ -52,7 +52,7 @@ def test_points_are_traced_in_the_window_of_the_object(tmp_path: Path):
     positions, colors = next(iter(view_points(views, [0], grid, 0.01)))
     assert len(positions) == len(colors) > 0
     assert (positions - center).abs().max() < 0.2
-    # An object behind the camera is in no window.
+    # An object behind the camera has no window.
     grid.place(2 * views.camera_to_worlds[0][:, 3] - center, torch.full((3,), 0.05))
     grid.set(torch.ones(grid.num_cells), torch.ones(grid.num_cells))
     assert views.object_trace(0, grid, 0.5) is None

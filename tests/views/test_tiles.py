@@ -1,4 +1,4 @@
-"""Windows of views: traced as the whole view is, rendered once whoever asks, and mended where the disk is not."""
+"""Windows of views: the same traces as the whole view, rendered once, and rendered again if damaged on disk."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def views(folder: Path | None = None, lens: Lens | None = None, method: str = "n
     cameras = lens.cameras(lens.ring(3))
     disk = None if folder is None else DiskStore(lambda: folder)
     names = [Path(f"{number}.png") for number in range(3)]
-    found = Counted(
+    training_views = Counted(
         masked(small_model(method)), cameras, names, max(lens.height, lens.width), cache=ViewCache(1 << 24, disk)
     )
-    found.rendered = {}
-    return found
+    training_views.rendered = {}
+    return training_views
 
 
 def part(frame: Window, top: int, left: int, bottom: int, right: int) -> Window:
@@ -63,8 +63,8 @@ def assert_same(trace: Any, whole: Any, window: Window) -> None:
     expected = whole.render(grid, values).reshape(shape)[rows, columns].reshape(-1)
     assert torch.allclose(trace.render(grid, values)[:, 0], expected, atol=0.02)
     image = torch.rand(len(expected), 1, generator=torch.Generator().manual_seed(2))
-    there, back = (trace.render(grid, values) * image).sum(), (trace.backproject(grid, image) * values).sum()
-    assert torch.allclose(there, back, rtol=1e-4)
+    forward, adjoint = (trace.render(grid, values) * image).sum(), (trace.backproject(grid, image) * values).sum()
+    assert torch.allclose(forward, adjoint, rtol=1e-4)
 
 
 @pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
@@ -74,7 +74,7 @@ def test_a_window_is_a_part_of_the_view_through_any_lens(lens: Lens):
     assert not window.is_whole
     assert_same(apart.window_trace(1, window), together.trace(1), window)
     assert apart.rendered["rays"] == window.height * window.width
-    # Where the whole view is there, nothing is rendered for its windows.
+    # Where the whole view is cached, nothing is rendered for its windows.
     before = together.rendered["rays"]
     assert_same(together.window_trace(1, window), together.trace(1), window)
     assert together.rendered["rays"] == before
@@ -100,14 +100,14 @@ def test_only_what_is_missing_is_rendered_and_the_union_is_the_whole_view():
 
 
 def test_windows_of_other_sizes_are_of_the_same_view():
-    found = views()
-    fine, coarse = found.frame(0), found.frame(0, 0.6)
+    training_views = views()
+    fine, coarse = training_views.frame(0), training_views.frame(0, 0.6)
     assert coarse.size == (12, 18)
-    assert found.frame(0, 2).size == SIZE
-    assert found.frame(0, 0.1).size == (11, 16)
-    assert_same(found.window_trace(0, coarse), found.sized(18).trace(0), coarse)
+    assert training_views.frame(0, 2).size == SIZE
+    assert training_views.frame(0, 0.1).size == (11, 16)
+    assert_same(training_views.window_trace(0, coarse), training_views.sized(18).trace(0), coarse)
     inside = part(fine, 0, 0, 8, 16).covers(coarse)
-    # Their centres are 0.8, 2.5 and so on up to 7.5 rows down, and up to 15.8 columns.
+    # The centres of these coarse pixels are at rows 0.8, 2.5 and so on up to 7.5, and at columns up to 15.8.
     assert inside[:5, :10].all()
     assert int(inside.sum()) == 50
 
@@ -118,8 +118,8 @@ def test_tiles_on_disk_are_read_and_damaged_ones_made_again(tmp_path: Path):
     expected = first.window_trace(1, window)
     first.cache.flush()
     second = views(tmp_path)
-    found = second.window_trace(1, window)
-    assert torch.equal(found.depth, expected.depth)
+    trace = second.window_trace(1, window)
+    assert torch.equal(trace.depth, expected.depth)
     assert second.rendered == {}
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-1])
@@ -129,34 +129,34 @@ def test_tiles_on_disk_are_read_and_damaged_ones_made_again(tmp_path: Path):
 
 
 def test_tiles_of_another_image_are_refused():
-    found = views()
-    found.window_trace(0, part(found.frame(0), 0, 0, 16, 30))
-    tiles = found._tiles(0)
+    training_views = views()
+    training_views.window_trace(0, part(training_views.frame(0), 0, 0, 16, 30))
+    tiles = training_views._tiles(0)
     assert tiles is not None
-    again = TiledTrace.restored(SIZE, tiles.tensors(), tiles.numbers())
-    assert torch.equal(again.tiles, tiles.tiles)
+    restored = TiledTrace.restored(SIZE, tiles.tensors(), tiles.numbers())
+    assert torch.equal(restored.tiles, tiles.tiles)
     with pytest.raises(ValueError, match="not of this image"):
         TiledTrace.restored((16, 24), tiles.tensors(), tiles.numbers())
-    twice = tiles.tensors() | {"tiles": torch.zeros_like(tiles.tiles)}
+    repeated = tiles.tensors() | {"tiles": torch.zeros_like(tiles.tiles)}
     with pytest.raises(ValueError, match="not of this image"):
-        TiledTrace.restored(SIZE, twice, tiles.numbers())
+        TiledTrace.restored(SIZE, repeated, tiles.numbers())
 
 
 def test_a_ray_takes_no_more_than_in_a_whole_view():
-    found = views()
-    found.window_trace(0, part(found.frame(0), 0, 0, 16, 30))
-    tiles, whole = found._tiles(0), views().trace(0)
+    training_views = views()
+    training_views.window_trace(0, part(training_views.frame(0), 0, 0, 16, 30))
+    tiles, whole = training_views._tiles(0), views().trace(0)
     assert tiles is not None
     assert isinstance(whole, CompressedTrace)
     assert tiles.num_bytes / tiles.num_rays < 1.01 * whole.num_bytes / (SIZE[0] * SIZE[1]) + 4 / TILE**2
 
 
 def test_a_whole_view_made_of_tiles_takes_no_more_than_one_that_was_rendered_at_once():
-    """Its rays' directions are those of all views with its lens, and held once."""
+    """The directions of its rays are shared by all views with its lens, and held once."""
     apart, together = views(), views()
     apart.window_trace(1, part(apart.frame(1), 5, 9, 17, 20))
-    for other in (apart, together):
-        other.trace(0)
+    for training_views in (apart, together):
+        training_views.trace(0)
     tiled, whole = apart.trace(1), together.trace(1)
     assert isinstance(tiled, CompressedTrace)
     assert isinstance(whole, CompressedTrace)

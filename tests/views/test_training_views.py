@@ -1,4 +1,4 @@
-"""What segmenters see of a training view: the render, or the photo on exactly the render's pixels."""
+"""Images of training views for segmenters: the render, or the photo on exactly the render's pixels."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ CONFIGS = [VanillaDataManagerConfig, ParallelDataManagerConfig, FullImageDataman
 
 
 def sky(directions: Tensor) -> Tensor:
-    """The colour in each direction: waves, so that each is told from its neighbours."""
+    """Colour of each direction: waves, so that neighbouring directions differ."""
     return 0.5 + 0.5 * torch.sin(8 * directions)
 
 
 def photographed(folder: Path, size: tuple[int, int], **lens: float) -> Path:
-    """A data set of photographs of the sky, each pixel as its camera's rays see it, lens and all."""
+    """Write a data set of photos of the sky; pixels follow the rays of their camera, including its lens."""
     scene = write_scene(folder, [size] * 3, "OPENCV", **lens)
     cameras = make(VanillaDataManagerConfig, scene).train_dataset.cameras
     for index in range(len(cameras)):
@@ -41,7 +41,7 @@ def photographed(folder: Path, size: tuple[int, int], **lens: float) -> Path:
 
 
 def looked_at(datamanager: Any, long_side: int, photo: bool = True) -> TrainingViews:
-    """The data manager's views, of an untrained model."""
+    """Views of an untrained model at the data manager's cameras."""
     cameras = datamanager.training_cameras()
     photos = Photos(datamanager.training_photo) if photo else None
     model = masked(small_model("nerfacto"))
@@ -52,10 +52,10 @@ def looked_at(datamanager: Any, long_side: int, photo: bool = True) -> TrainingV
 @pytest.mark.parametrize("lens", [{}, {"k1": 0.1, "k2": 0.02, "p1": 0.01}], ids=["pinhole", "distorted"])
 @pytest.mark.parametrize("long_side", [31, 300])
 def test_photo_and_render_share_their_pixels(config: type, lens: dict[str, float], long_side: int, tmp_path: Path):
-    """Where the render looks, the photo shows what lies there: at full size, and at one that does not divide it."""
+    """Photo pixels match the directions of rays: at full size, and at a size that does not divide it."""
     views = looked_at(make(config, photographed(tmp_path / "sky", (82, 63), **lens)), long_side)
     picture, camera = views.picture(1), views.camera(1)
-    # Models of full images rasterise without the lens, which nerfstudio has taken out of the images.
+    # Models of full images rasterise without lens distortion, which nerfstudio has removed from the images.
     pinhole = config is FullImageDatamanagerConfig
     rays = camera.generate_rays(camera_indices=0, keep_shape=True, disable_distortion=pinhole)
     expected = sky(rays.directions)
@@ -63,7 +63,7 @@ def test_photo_and_render_share_their_pixels(config: type, lens: dict[str, float
     error = (picture - expected).abs()
     shifted = (picture[:, 1:] - expected[:, :-1]).abs()
     assert error.mean() < 0.12 * shifted.mean()
-    # No drift towards the borders either, where interpolation has less to go by.
+    # No drift towards the borders either, where interpolation has fewer pixels.
     assert error[-3:].mean() < 0.3 * shifted.mean()
     assert error[:, -3:].mean() < 0.3 * shifted.mean()
 
@@ -73,7 +73,7 @@ def test_photo_and_render_share_their_pixels(config: type, lens: dict[str, float
 def test_networks_see_photos_at_up_to_their_own_size(
     config: type, long_side: int, side: int, size: tuple[int, int], tmp_path: Path
 ):
-    """Whatever the size of the renders; and they show the same part of the scene."""
+    """Their size does not depend on that of renders, and both show the same part of the scene."""
     views = looked_at(make(config, photographed(tmp_path / "sky", (82, 63))), long_side)
     picture = views.picture(1, side)
     assert picture.shape[:2] == views.picture_size(1, side)
@@ -114,22 +114,22 @@ def test_what_is_preloaded_is_the_same_and_taken_once(tmp_path: Path):
     views = looked_at(make(VanillaDataManagerConfig, photographed(tmp_path / "sky", (82, 63))), 31)
     expected, photos = views.picture(1), views.photos
     assert photos is not None
-    asked: list[int] = []
+    calls: list[int] = []
 
     def counted(view: int) -> Tensor:
-        asked.append(view)
+        calls.append(view)
         return photos.photo(view)
 
     views.photos = Photos(counted)
     views.preload(1, picture=False)
-    assert asked == []
+    assert calls == []
     for _ in range(2):
         views.preload(1, picture=True)
-    assert asked == [1]
+    assert calls == [1]
     assert torch.equal(views.picture(1), expected)
-    assert asked == [1]
+    assert calls == [1]
     assert torch.equal(views.picture(1), expected)
-    assert asked == [1, 1]
+    assert calls == [1, 1]
 
 
 def test_what_is_on_disk_is_preloaded_and_nothing_is_rendered(tmp_path: Path):
@@ -147,7 +147,7 @@ def test_what_is_on_disk_is_preloaded_and_nothing_is_rendered(tmp_path: Path):
 
 
 def test_a_view_from_anywhere_is_that_of_a_pinhole_camera(tmp_path: Path):
-    """From where a training camera is, with its angle, it shows what the middle of that camera's view does."""
+    """At the pose of a training camera, with its angle, it shows the middle of that camera's view."""
     views = looked_at(make(VanillaDataManagerConfig, write_scene(tmp_path / "scene", [(64, 48)] * 3)), 64)
     camera, whole = views.camera(1), views.trace(1)
     side = 48

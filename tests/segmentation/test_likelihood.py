@@ -101,7 +101,7 @@ def test_unseen_views_are_explained_better_than_by_averages(ball: int):
 
 @pytest.mark.parametrize("ball", range(1, len(BALLS) + 1))
 def test_of_many_views_those_left_out_need_a_few_steps_more_only(ball: int, monkeypatch: pytest.MonkeyPatch):
-    """The fit of all views takes ``FURTHER`` steps then; from the averages, it takes the chosen number again."""
+    """A fit of many views takes ``FURTHER`` steps; from the averages, it takes the chosen number again."""
     all_views = BallViews(count=40, height=36, width=48, noise=0.03)
     grid, _ = lifted_ball(ball)
     views = []

@@ -158,7 +158,7 @@ def test_an_outline_that_is_too_wide_sees_past_the_object():
 
 
 def test_a_thin_thing_keeps_its_outline():
-    # A rod three pixels wide, with an exact mask: in a real field, many of its pixels see past the rod.
+    # A rod about three pixels wide: in a real field, many pixels of an exact mask see past it.
     rod = torch.stack([torch.tensor([0.0, 0.3, 0.1 + 0.02 * step, 0.05]) for step in range(40)])
     views = BallViews(balls=rod, numbers=torch.ones(40, dtype=torch.long))
     trace, mask = views.trace(0), grown(views.ids(0) == 1, 1)

@@ -1,4 +1,4 @@
-"""Preparation of views on another thread: in order, not too far ahead, with errors raised, and ended on a stop."""
+"""Preparation of views on another thread: order, distance ahead, errors, and the end of the thread on a stop."""
 
 from __future__ import annotations
 

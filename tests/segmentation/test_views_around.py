@@ -111,7 +111,7 @@ def test_there_are_none_unless_they_are_asked_for():
     session = session_on(1)
     report = session.run()
     assert all(isinstance(view, int) for view in report.last())
-    # Nor where the scene cannot be rendered from other poses.
+    # There are none either where the scene cannot be rendered from other poses.
     views = BallViews()
     session = SegmentationSession(views, ShadeSegmenter(), MaskGrid(32), SessionSettings(views_around=4))
     session.prompt(0, point_on(views, 0, 1))

@@ -39,7 +39,7 @@ def test_the_view_that_shows_most_decides_at_any_size():
 
 @pytest.mark.parametrize("lifting", ["evidence", "gradient"])
 def test_a_small_object_is_segmented_in_larger_views(lifting: str):
-    """The prompt is repeated at that size, evidence weighs as at the usual size, and a further run keeps the size."""
+    """The prompt is repeated in these, evidence weighs as at the usual size, and a further run keeps their size."""
     small, large, called_with = (
         BallViews(height=24, width=32, distance=9.0),
         BallViews(height=48, width=64, distance=9.0),

@@ -87,9 +87,9 @@ def test_rows_are_those_of_the_trace(seed: int, on: float):
 def test_render_and_splat_are_those_of_the_atoms():
     """Compare with the plain trace of the same atoms, also after the trace has cached another place of the grid."""
     trace = pack(foggy(3))
-    everything = slice(None)
-    distances, weights = trace._decoded(trace.distances), trace._weights(everything)
-    positions = trace.rays.origins_of(everything) + trace.rays.directions_of(everything) * distances[..., None]
+    all_rays = slice(None)
+    distances, weights = trace._decoded(trace.distances), trace._weights(all_rays)
+    positions = trace.rays.origins_of(all_rays) + trace.rays.directions_of(all_rays) * distances[..., None]
     ray = torch.arange(48).expand(ATOMS, 48).reshape(-1)
     plain = NerfTrace(WeightedSamples(positions.reshape(-1, 3), weights.reshape(-1), ray, trace.accumulation))
     for center in (0.0, 0.3):
@@ -118,8 +118,8 @@ def test_chunks_of_rays_do_not_matter(monkeypatch: pytest.MonkeyPatch):
 def test_errors_are_within_what_is_stated(seed: int):
     view = foggy(seed)
     trace = pack(view)
-    everything = slice(None)
-    weights = trace._weights(everything)
+    all_rays = slice(None)
+    weights = trace._weights(all_rays)
     assert (trace.accumulation - view.samples.accumulation).abs().max() <= 2**-17 + 1e-6
     assert torch.allclose(weights.sum(0), trace.accumulation, atol=1e-5)
     assert (trace.depth / view.depth - 1).abs().max() <= trace.distance_error
@@ -260,7 +260,7 @@ def test_views_of_one_lens_share_their_directions_and_others_count_their_own():
 
 
 def test_rays_are_those_of_full_precision_whatever_products_of_matrices_are(monkeypatch: pytest.MonkeyPatch):
-    """As in containers that allow TF32, where matrix products have 10 bits."""
+    """Containers may allow TF32, in which matrix products have 10 bits."""
     model, view = masked(small_model("nerfacto")), camera(12, 16)
     view.camera_to_worlds[0, :, :3] = torch.linalg.qr(torch.rand(3, 3, generator=torch.Generator().manual_seed(0)))[0]
     trace = model.compressed_view(view)

@@ -260,7 +260,7 @@ def test_a_derived_class_keeps_its_lens(device: str):
 
 @pytest.mark.parametrize("kind", [CameraType.FISHEYE, CameraType.EQUIRECTANGULAR])
 def test_splatfacto_takes_every_camera_for_a_pinhole(device: str, kind: CameraType):
-    """The base model does so, and the trace is that of its image, whatever the camera's type."""
+    """The base model ignores the camera's type, and the trace is that of its image."""
     model, view = masked_splats().to(device), camera().to(device)
     view.camera_type = torch.full_like(view.camera_type, kind.value)
     with torch.no_grad():

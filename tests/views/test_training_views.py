@@ -73,7 +73,7 @@ def test_photo_and_render_share_their_pixels(config: type, lens: dict[str, float
 def test_networks_see_photos_at_up_to_their_own_size(
     config: type, long_side: int, side: int, size: tuple[int, int], tmp_path: Path
 ):
-    """Their size does not depend on that of renders, and both show the same part of the scene."""
+    """The size of photos does not depend on that of renders, and both show the same part of the scene."""
     views = looked_at(make(config, photographed(tmp_path / "sky", (82, 63))), long_side)
     picture = views.picture(1, side)
     assert picture.shape[:2] == views.picture_size(1, side)

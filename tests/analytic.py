@@ -12,18 +12,18 @@ from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
 from sa3d_nerfstudio.traces.nerf import NerfViewTrace, WeightedSamples
 
-# x, y, z, radius: two that touch, one apart.
+# x, y, z and radius of three balls: two that touch, one apart.
 BALLS = torch.tensor([[0.0, 0.0, 0.3, 0.3], [0.5, 0.0, 0.2, 0.2], [-0.8, 0.5, 0.25, 0.25]])
 FLOOR = 0.0
 HAZE = 1 / 3
-"""What a floater takes of each ray."""
+"""Weight of the floater on each ray that meets it."""
 
 
 class BallViews:
-    """Cameras in a ring that look at the balls; every ray ends on the first surface, with all its weight."""
+    """Ring of cameras around the balls; every ray ends on the first surface, with all its weight."""
 
     focal: float | None = None
-    """In pixels; the width of the images if not given."""
+    """Focal length in pixels; the width of the images by default."""
 
     def __init__(
         self,
@@ -36,17 +36,17 @@ class BallViews:
         noise: float = 0.0,
         floater: Tensor | None = None,
     ) -> None:
-        """Set the scene up.
+        """Set up the scene.
 
         Args:
-            count: Of the cameras.
-            height: Of the images.
-            width: Of the images.
-            distance: Of the cameras from the axis of their ring.
-            balls: x, y, z, radius of each.
-            numbers: Which object each ball belongs to; one each if not given, counted from 1.
-            noise: Standard deviation of the depth at which rays end, as radiance fields have it.
-            floater: x, y, z, radius of a ball of haze that belongs to nothing, and takes a third of each ray.
+            count: Number of cameras.
+            height: Height of the images in pixels.
+            width: Width of the images in pixels.
+            distance: Distance of the cameras from the axis of their ring.
+            balls: x, y, z and radius of each ball.
+            numbers: Object of each ball, counted from 1; by default, each ball is an object.
+            noise: Standard deviation of the depth at which rays end, as in radiance fields.
+            floater: x, y, z and radius of a ball of haze outside all objects, with a third of each ray's weight.
         """
         self.height, self.width = height, width
         self.balls, self.noise, self.floater = balls, noise, floater
@@ -67,7 +67,7 @@ class BallViews:
         return f"{view:03d}.png"
 
     def ids(self, view: int) -> Tensor:
-        """Which ball each pixel sees, counted from 1; 0 is the floor or nothing."""
+        """Object that each pixel sees, [height, width], counted from 1; 0 is the floor or background."""
         return self._cast(view)[1].reshape(self.height, self.width)
 
     def trace(self, view: int) -> NerfViewTrace:
@@ -125,7 +125,7 @@ class BallViews:
 
 
 def _enter(ball: Tensor, origins: Tensor, directions: Tensor) -> Tensor:
-    """Where each ray enters a ball; infinity where it does not."""
+    """Distance at which each ray enters a ball; infinity for rays that miss it."""
     offset = origins - ball[:3]
     b = (offset * directions).sum(-1)
     root = b * b - (offset * offset).sum(-1) + ball[3] ** 2
@@ -142,7 +142,7 @@ def _look_at_middle(angle: float, distance: float) -> Tensor:
 
 @dataclass
 class BallSegmenter:
-    """Answers the ball that the first positive point lies on, except in the views in which it is told to err."""
+    """Segmenter that returns the ball under the first positive point, or in some views a given wrong mask."""
 
     views: BallViews
     wrong: dict[int, Tensor]

@@ -17,12 +17,12 @@ from sa3d_nerfstudio.demo.scene import write_scene
 from tests.scenes import TINY
 from tests.subprocesses import segmenting, succeed
 
-# No test may fetch gigabytes of weights because it named none.
+# A test that names no weights would otherwise download gigabytes of them.
 os.environ.setdefault("SA3D_NO_DOWNLOAD", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that train first, so that the workers end at about the same time; those that wait for one training last."""
+    """Run slow files first, so that workers end together, and in each group last the files that need the tiny run."""
 
     def key(item: pytest.Item) -> tuple[bool, bool]:
         return item.path not in slow, item.path in waiting
@@ -34,9 +34,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """Makes a folder that all workers share: ``made_once(name, make)`` calls ``make(folder)`` in one of them only."""
-    own = tmp_path_factory.getbasetemp()
-    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    """Function that makes a folder for all workers: ``made_once(name, make)`` calls ``make(folder)`` in one of them."""
+    base_temp = tmp_path_factory.getbasetemp()
+    shared = (base_temp.parent if "PYTEST_XDIST_WORKER" in os.environ else base_temp) / "shared"
     shared.mkdir(exist_ok=True)
 
     def once(name: str, make: Callable[[Path], object]) -> Path:
@@ -68,7 +68,7 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_scene: Path, made_once: Callable[..., Path]) -> Path:
-    """Folder of a nerfacto run of the tiny scene: by nerfstudio's trainer, with weights learnt before. Read-only."""
+    """Folder of a nerfacto run of the tiny scene, saved by nerfstudio's trainer with stored weights. Read-only."""
     command = [sys.executable, "-m", "tests.tiny_nerfacto", tiny_scene]
     folder = made_once("runs", lambda output: succeed(*command, output))
     return folder / tiny_scene.name / "nerfacto" / "T"
@@ -85,11 +85,11 @@ def tiny_prompt(tiny_scene: Path) -> dict[str, Any]:
 def tiny_segmented(
     tiny_run: Path, tiny_scene: Path, tiny_prompt: dict[str, Any], made_once: Callable[..., Path]
 ) -> tuple[Path, str]:
-    """Folder of a sa3d run that ns-train has made of one click, and what that printed. Read-only."""
+    """Folder of an sa3d run that ns-train made from one click, and its printed output. Read-only."""
 
     def make(folder: Path) -> None:
-        words = segmenting(tiny_run / "nerfstudio_models", tiny_scene, folder, tiny_prompt)
-        printed = succeed(*words)
+        command = segmenting(tiny_run / "nerfstudio_models", tiny_scene, folder, tiny_prompt)
+        printed = succeed(*command)
         (folder / "printed.txt").write_text(printed)
 
     folder = made_once("segmented", make)
@@ -98,7 +98,7 @@ def tiny_segmented(
 
 @pytest.fixture(scope="session")
 def tiny_objects(tiny_run: Path, tiny_scene: Path, made_once: Callable[..., Path]) -> Path:
-    """config.yml of a sa3d run with three objects of the tiny scene: ball, crate, and a hidden tin. Read-only."""
+    """config.yml of an sa3d run with three objects of the tiny scene: ball, crate, and a hidden tin. Read-only."""
 
     def make(folder: Path) -> None:
         import sa3d_nerfstudio as sa3d

@@ -1,4 +1,4 @@
-"""The devices that tests of traces run on: a CPU, with stand-ins for CUDA's kernels, and CUDA with the kernels."""
+"""Devices for tests of traces: the CPU, with stand-ins for CUDA's kernels, and CUDA with its kernels."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Kills ``ns-train sa3d`` at random moments, and looks at what it leaves. A script of its own, for it forks.
+"""Kill ``ns-train sa3d`` at random moments, and check its saved files. A separate script, because it forks.
 
-``python tests/kills.py RUN SCENE OUTPUT KILLS`` prints what was found after each kill, as JSON.
+``python tests/kills.py RUN SCENE OUTPUT KILLS`` prints the saved objects before and after each kill, as JSON.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from sa3d_nerfstudio.trainer import SA3DTrainer, SA3DTrainerConfig, default_conf
 OBJECTS = ("ball", "crate", "tin")
 
 POLL = 0.005
-"""Seconds between two looks at a run's folder."""
+"""Seconds between two checks of a run's folder."""
 
 
 def configured(run: Path, scene: Path, output: Path) -> SA3DTrainerConfig:
-    """As by ``ns-train sa3d --timestamp K --pipeline.prompt.file …``."""
+    """Configuration of ``ns-train sa3d --timestamp K --pipeline.prompt.file …``."""
     config = default_config()
     config.load_dir, config.output_dir, config.timestamp, config.vis = run, output, "K", "tensorboard"
     config.pipeline.prompt = PromptConfig(file=scene / "three.json", kinds=("points",))
@@ -43,16 +43,16 @@ def configured(run: Path, scene: Path, output: Path) -> SA3DTrainerConfig:
 
 
 def train(run: Path, scene: Path, output: Path) -> None:
-    """What ``ns-train`` does."""
+    """Segment as ``ns-train`` does."""
     trainer = SA3DTrainer(configured(run, scene, output))
     trainer.setup()
     trainer.train()
 
 
 def warm_up(run: Path, scene: Path, output: Path) -> None:
-    """Build the pipeline and render all views once, which writes nothing; processes that are forked take it along."""
+    """Build the pipeline and trace all views once, without writing files; forked processes inherit the pipeline."""
     torch.set_num_threads(1)
-    overview.VIEWS = 1  # they take the longest of all, and say nothing here
+    overview.VIEWS = 1  # overviews take the longest of all, and are not tested here
     trainer = SA3DTrainer(configured(run, scene, output))
     trainer.setup()
     pipeline = trainer.pipeline
@@ -67,7 +67,7 @@ def warm_up(run: Path, scene: Path, output: Path) -> None:
 
 
 def in_child(run: Path, scene: Path, output: Path) -> int:
-    """Start it in a process of its own, whose id is returned."""
+    """Start :func:`train` in a forked process, and return its process id."""
     child = os.fork()
     if child == 0:
         log = os.open(output.parent / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -82,11 +82,11 @@ def in_child(run: Path, scene: Path, output: Path) -> int:
 
 
 def saved(folder: Path) -> dict[str, torch.Tensor]:
-    """The evidence of each object that can be read from a run's folder; all that is there must be readable."""
+    """Evidence of each object saved in a run's folder; fails unless the saved files are complete."""
     if not (folder / "config.yml").exists():
         return {}
     names = os.listdir(folder / "nerfstudio_models")
-    # How nerfstudio's own commands choose a checkpoint (nerfstudio/utils/eval_utils.py).
+    # nerfstudio's commands choose a checkpoint this way (nerfstudio/utils/eval_utils.py).
     step = max(int(name[name.find("-") + 1 : name.find(".")]) for name in names)
     assert (folder / "nerfstudio_models" / f"step-{step:09d}.ckpt").is_file(), names
     state = load_checkpoint(find_run(folder).checkpoint_path)["pipeline"]
@@ -96,7 +96,7 @@ def saved(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def saves(child: int, folder: Path) -> Iterator[int]:
-    """How many times a running process has saved so far, again and again until it has ended by itself."""
+    """Yield the number of saves so far of a running process, at each check until it ends by itself."""
     count, last = 0, _saved_last(folder)
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         now = _saved_last(folder)
@@ -106,13 +106,13 @@ def saves(child: int, folder: Path) -> Iterator[int]:
 
 
 def _saved_last(folder: Path) -> int:
-    """When a run saved for the last time: its config.yml is what it writes last of all."""
+    """Time of a run's last save in nanoseconds, or 0: its config.yml is the last file of each save."""
     config = folder / "config.yml"
     return config.stat().st_mtime_ns if config.exists() else 0
 
 
 def kill(child: int, folder: Path, after_saves: int, wait: float) -> None:
-    """Kill a process some seconds after its n-th save, and wait for its end."""
+    """Kill a process ``wait`` seconds after a number of saves, and wait for its end."""
     for count in saves(child, folder):
         if count >= after_saves:
             time.sleep(wait)
@@ -122,7 +122,7 @@ def kill(child: int, folder: Path, after_saves: int, wait: float) -> None:
 
 
 def main() -> None:
-    """Kill it so many times."""
+    """Kill runs, let the last one finish, and print the report."""
     run, source, base = (Path(word) for word in sys.argv[1:4])
     scene, output = base / "scene", base / "killed"
     shutil.copytree(source, scene)
@@ -131,22 +131,21 @@ def main() -> None:
     config = run / "config.yml"
     assert config.is_file()
     output.mkdir()
-    whole = base / "whole"
-    warm_up(run, scene, whole)
+    complete_output = base / "whole"
+    warm_up(run, scene, complete_output)
     folder = Path(source.name) / "sa3d" / "K"
-    start, moments_saved = time.monotonic(), [0.0]
-    for count in saves(in_child(run, scene, whole), whole / folder):
-        if count == len(moments_saved):
-            moments_saved.append(time.monotonic() - start)
-    assert len(moments_saved) > len(OBJECTS), (base / "log.txt").read_text()[-2000:]
-    gap = (moments_saved[len(OBJECTS)] - moments_saved[0]) / len(OBJECTS)
-    reference = saved(whole / folder)
+    start, save_times = time.monotonic(), [0.0]
+    for count in saves(in_child(run, scene, complete_output), complete_output / folder):
+        if count == len(save_times):
+            save_times.append(time.monotonic() - start)
+    assert len(save_times) > len(OBJECTS), (base / "log.txt").read_text()[-2000:]
+    gap = (save_times[len(OBJECTS)] - save_times[0]) / len(OBJECTS)
+    reference = saved(complete_output / folder)
     assert set(reference) == set(OBJECTS)
     rng = random.Random(0)
-    found = []
-    # How fast a run is differs from one to the next, so moments count from what it has saved. The first kills come at
-    # once after nothing, one and two objects, so that each state is met; the others come whenever, and the last leaves
-    # a half-done run to be ended.
+    kills = []
+    # Runs differ in speed, so kills are timed from saves. The first kills come immediately after zero, one and two
+    # saved objects, so that each state occurs; the others are random, and the last leaves a half-done run to resume.
     last = int(sys.argv[4]) - 1
     planned = {0: (0, 0.0), 1: (1, 0.0), 2: (1, 0.0), last: (1, 0.0)}
     for number in range(last + 1):
@@ -162,13 +161,13 @@ def main() -> None:
         assert set(before) <= set(after)
         assert all(torch.equal(after[name], reference[name]) for name in after)
         leftovers = [path.name for path in output.rglob("saving-0.*")]
-        found.append({"before": sorted(before), "after": sorted(after), "leftovers": leftovers})
+        kills.append({"before": sorted(before), "after": sorted(after), "leftovers": leftovers})
     (base / "log.txt").unlink()
     assert os.waitpid(in_child(run, scene, output), 0)[1] == 0
     after = saved(output / folder)
     assert all(torch.equal(after[name], reference[name]) for name in OBJECTS)
     left = [path.name for path in output.rglob("saving-0.*")]
-    print(json.dumps({"kills": found, "left": left, "log": (base / "log.txt").read_text(), "seconds_per_object": gap}))
+    print(json.dumps({"kills": kills, "left": left, "log": (base / "log.txt").read_text(), "seconds_per_object": gap}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A pretended CUDA device: tensors that lie on the CPU, say that they are on ``cuda:0``, and do not mix with others.
+"""Pretended CUDA device: tensors in CPU memory that report ``cuda:0`` as their device, and do not mix with CPU tensors.
 
-Operations are computed on the CPU, and refused where their operands lie on different devices as CUDA refuses them, in
-torch's words. So it finds tensors on the wrong device on a machine that has no GPU; of kernels, memory, streams and
-speed it says nothing. Gradients of pretended tensors need ``autograd=True``.
+Operations run on the CPU; operands on different devices raise the same errors as on CUDA, in torch's words. Tests thus
+find tensors on the wrong device on a machine without a GPU; they do not test kernels, memory, streams or speed.
+Gradients of pretended tensors need ``autograd=True``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 CUDA = torch.device("cuda", 0)
 CPU = torch.device("cpu")
 MEMORY = 16 << 30
-"""Bytes of memory that the device says it has."""
+"""Reported memory of the device, in bytes."""
 
 aten = torch.ops.aten
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
@@ -32,28 +32,28 @@ ACROSS = {aten.copy_, aten.copy, aten._copy_from, aten._to_copy, aten._foreach_c
 """Operations that may read one device and write the other."""
 DERIVATIVES = {torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward}
 TAKE_CPU_SCALARS = {aten.where, aten.masked_fill, aten.masked_fill_, aten.fill, aten.fill_}
-"""As those that torch itself calls pointwise."""
+"""Operations that accept CPU scalars beside CUDA tensors, as those that torch tags as pointwise do."""
 
 
 class PretendedTensor(torch.Tensor):
-    """A tensor that says it is on ``cuda:0``; what it holds is a tensor on the CPU."""
+    """Wrapper that reports ``cuda:0`` as its device, and holds a tensor on the CPU."""
 
     held: torch.Tensor
 
     @staticmethod
     def __new__(cls, real: torch.Tensor) -> PretendedTensor:
-        made = torch.Tensor._make_wrapper_subclass(
+        wrapper = torch.Tensor._make_wrapper_subclass(
             cls,
             real.size(),
             strides=real.stride(),
             storage_offset=real.storage_offset(),
             dtype=real.dtype,
             layout=real.layout,
-            # The engine of gradients would start a thread for each device of the machine's.
+            # With CUDA, the autograd engine would start a thread for each of the machine's devices.
             device=CPU if _modes.autograd else CUDA,
         )
-        made.held = real
-        return made
+        wrapper.held = real
+        return wrapper
 
     def __init__(self, real: torch.Tensor) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class PretendedTensor(torch.Tensor):
         return _as(self, PretendedTensor(self.held))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # On disk it is what it would be after a load that maps to the CPU.
+        # The saved tensor is the one that a load to the CPU would return.
         held = self.held.detach()
         return (torch.nn.Parameter(held, self.requires_grad) if self._is_param else held).__reduce_ex__(protocol)
 
@@ -90,7 +90,7 @@ class PretendedTensor(torch.Tensor):
 
 class _State(threading.local):
     inside = False
-    """Whether a function of torch that is written in C++, with a pretended tensor among its arguments, is at work."""
+    """Whether a C++ function of torch with a pretended tensor among its arguments is running."""
 
 
 _state = _State()
@@ -105,7 +105,7 @@ def _as(old: PretendedTensor, new: PretendedTensor) -> PretendedTensor:
 
 
 def device_of(tensor: torch.Tensor) -> torch.device:
-    """Where a tensor is, or says that it is."""
+    """Device of a tensor; ``cuda:0`` for pretended tensors."""
     return CUDA if isinstance(tensor, PretendedTensor) else tensor.device
 
 
@@ -114,7 +114,7 @@ def _different(*devices: torch.device) -> RuntimeError:
     return RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, {names}!")
 
 
-# -- what torch does before it comes to operations --------------------------------------------------------------------
+# -- calls from Python, before they reach operations ------------------------------------------------------------------
 
 
 def _no_numpy(*_: Any, **__: Any) -> Any:
@@ -124,40 +124,40 @@ def _no_numpy(*_: Any, **__: Any) -> Any:
 
 
 def _move(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """``Tensor.to``, which in C++ compares devices that are not the pretended ones."""
-    other = args[0] if args else kwargs.get("other", kwargs.get("device"))
-    rest = args[1:]
-    if isinstance(other, torch.Tensor):
-        device, kwargs = device_of(other), {"dtype": other.dtype, **{k: v for k, v in kwargs.items() if k != "other"}}
-    elif isinstance(other, torch.dtype):
-        device, rest = device_of(tensor), args
+    """Replacement of ``Tensor.to``, whose C++ code does not see pretended devices."""
+    target = args[0] if args else kwargs.get("other", kwargs.get("device"))
+    positional = args[1:]
+    if isinstance(target, torch.Tensor):
+        device, kwargs = device_of(target), {"dtype": target.dtype, **{k: v for k, v in kwargs.items() if k != "other"}}
+    elif isinstance(target, torch.dtype):
+        device, positional = device_of(tensor), args
     else:
-        device = device_of(tensor) if other is None else torch.device(other)
+        device = device_of(tensor) if target is None else torch.device(target)
     kwargs.pop("device", None)
     kwargs.pop("non_blocking", None)
-    rest = tuple(each for each in rest if not isinstance(each, bool))
+    positional = tuple(argument for argument in positional if not isinstance(argument, bool))
     if device.type == device_of(tensor).type:
         if device.type != "cuda":
-            return torch.Tensor.to(tensor, *rest, **kwargs)
-        dtype = kwargs.get("dtype") or (rest[0] if rest else tensor.dtype)
+            return torch.Tensor.to(tensor, *positional, **kwargs)
+        dtype = kwargs.get("dtype") or (positional[0] if positional else tensor.dtype)
         if dtype == tensor.dtype and not kwargs.get("copy"):
             return tensor
         return aten._to_copy.default(tensor, dtype=dtype)
-    dtype = kwargs.get("dtype") or (rest[0] if rest else tensor.dtype)
+    dtype = kwargs.get("dtype") or (positional[0] if positional else tensor.dtype)
     return aten._to_copy.default(tensor, dtype=dtype, device=device)
 
 
 def _are_numbers(index: Any) -> bool:
-    return isinstance(index, list) and all(isinstance(each, int) for each in index)
+    return isinstance(index, list) and all(isinstance(item, int) for item in index)
 
 
 def _indexed(function: Any) -> Any:
-    """C++ copies lists of indices to the device by itself."""
+    """Replacement of an indexing method: lists of indices become tensors, which C++ would copy to the device."""
 
     def call(tensor: torch.Tensor, index: Any, *value: Any) -> Any:
-        parts = index if isinstance(index, tuple) else (index,)
-        parts = tuple(torch.tensor(part) if _are_numbers(part) else part for part in parts)
-        return function(tensor, parts if isinstance(index, tuple) else parts[0], *value)
+        indices = index if isinstance(index, tuple) else (index,)
+        indices = tuple(torch.tensor(item) if _are_numbers(item) else item for item in indices)
+        return function(tensor, indices if isinstance(index, tuple) else indices[0], *value)
 
     return call
 
@@ -181,7 +181,7 @@ _CALLS: dict[Any, Any] = {
 
 
 def _on_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
-    """Every call from Python of a function of torch that has a pretended tensor among its arguments."""
+    """Handle a call from Python of a torch function with a pretended tensor among its arguments."""
     of_torch = not isinstance(function, FunctionType) or function in DERIVATIVES
     inside, _state.inside = _state.inside, of_torch and function not in _CALLS
     try:
@@ -192,7 +192,7 @@ def _on_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None
 
 
 class _Makers(TorchFunctionMode):
-    """``torch.tensor`` and its like copy to a device in C++, beneath everything that Python sees of operations."""
+    """Replacement of ``torch.tensor`` and its like, which copy to a device in C++, below the dispatch to Python."""
 
     MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
 
@@ -207,18 +207,18 @@ class _Makers(TorchFunctionMode):
             function, args = torch.tensor, args[1:]
         data, *rest = args or (kwargs.pop("data", kwargs.pop("obj", None)),)
         if isinstance(data, PretendedTensor):
-            # A copy, if torch.tensor is asked for one, is of no matter to where it lies.
+            # Whether torch.tensor copies the data does not affect the device.
             return _move(data, CUDA if device is None else device, **kwargs)
         held = tree_map_only(PretendedTensor, lambda each: each.held, data)
-        made = function(held, *rest, **kwargs)
-        return made if device is None else _move(made, device)
+        tensor = function(held, *rest, **kwargs)
+        return tensor if device is None else _move(tensor, device)
 
 
 def _loading(original: Any) -> Any:
     def load(file: Any, map_location: Any = None, **kwargs: Any) -> Any:
-        there = map_location is not None and torch.device(map_location).type == "cuda"
-        found = original(file, map_location=CPU if there else map_location, **kwargs)
-        return tree_map_only(torch.Tensor, PretendedTensor, found) if there else found
+        to_cuda = map_location is not None and torch.device(map_location).type == "cuda"
+        loaded = original(file, map_location=CPU if to_cuda else map_location, **kwargs)
+        return tree_map_only(torch.Tensor, PretendedTensor, loaded) if to_cuda else loaded
 
     return load
 
@@ -227,10 +227,10 @@ def _loading(original: Any) -> Any:
 
 
 def _run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
-    """Compute an operation on the CPU, if its operands lie where CUDA would want them."""
+    """Compute an operation on the CPU; operands on the wrong devices raise the error of CUDA."""
     kwargs = dict(kwargs or {})
-    tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, torch.Tensor)]
-    asked = kwargs.get("device")
+    tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
+    requested = kwargs.get("device")
     packet = function.overloadpacket
     if packet in ACROSS:
         target = device_of(args[0] if not isinstance(args[0], (list, tuple)) else args[0][0])
@@ -239,35 +239,35 @@ def _run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) ->
     else:
         target = _common_device(function, args, kwargs, tensors)
     if _modes.autograd and _state.inside and (not tensors or target.type == "cuda"):
-        # What C++ makes for itself where its arguments are, and it was told that this is the CPU: see PretendedTensor.
+        # C++ code allocates on its arguments' device, which wrappers report to it as the CPU: see PretendedTensor.
         target = CUDA
-        if asked is not None:
+        if requested is not None:
             kwargs["device"] = CPU
-    elif asked is not None:
-        target = torch.device(asked)
+    elif requested is not None:
+        target = torch.device(requested)
         kwargs["device"] = CPU if target.type == "cuda" else target
     if target.type == "cuda" and kwargs.get("generator") is not None:
         raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
     if kwargs.get("pin_memory"):
         kwargs["pin_memory"] = False
-    known = {id(each.held): each for each in tensors if isinstance(each, PretendedTensor)}
+    wrappers = {id(tensor.held): tensor for tensor in tensors if isinstance(tensor, PretendedTensor)}
     inner = tree_map_only(PretendedTensor, lambda each: each.held, (args, kwargs))
     if packet in SOFTMAX and inner[0][2]:
-        # Half precision in, single precision out, which is in CUDA's kernel alone.
+        # Half precision in, single precision out: CUDA's kernel alone supports this.
         inner = ((inner[0][0].float(), inner[0][1], False), inner[1])
     result = function(*inner[0], **inner[1])
     if target.type != "cuda":
         return result
-    # What was written in place is the tensor that was handed over.
+    # Operations in place return the wrapper that was passed in.
     return tree_map_only(
-        torch.Tensor, lambda each: known[id(each)] if id(each) in known else PretendedTensor(each), result
+        torch.Tensor, lambda each: wrappers[id(each)] if id(each) in wrappers else PretendedTensor(each), result
     )
 
 
 def _check_indexing(args: tuple[Any, ...]) -> torch.device:
-    """The device of what is indexed: on CUDA by indices on either device, on the CPU by those on the CPU."""
+    """Device of the indexed tensor: CUDA tensors take indices on either device, CPU tensors those on the CPU."""
     device = device_of(args[0])
-    if device.type == "cpu" and any(isinstance(each, PretendedTensor) for each in args[1]):
+    if device.type == "cpu" and any(isinstance(index, PretendedTensor) for index in args[1]):
         raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
     for value in args[2:3]:
         if device_of(value).type != device.type and not (device_of(value).type == "cpu" and value.dim() == 0):
@@ -278,44 +278,44 @@ def _check_indexing(args: tuple[Any, ...]) -> torch.device:
 def _common_device(
     function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[torch.Tensor]
 ) -> torch.device:
-    devices = [device_of(each) for each in tensors]
+    devices = [device_of(tensor) for tensor in tensors]
     if all(device.type != "cuda" for device in devices):
         return devices[0] if devices else CPU
-    others = [each for each in tensors if not isinstance(each, PretendedTensor)]
-    if others:
+    on_cpu = [tensor for tensor in tensors if not isinstance(tensor, PretendedTensor)]
+    if on_cpu:
         scalars = torch.Tag.pointwise in function.tags or function.overloadpacket in TAKE_CPU_SCALARS
         written = [
-            kwargs.get(argument.name, args[place] if place < len(args) else None)
-            for place, argument in enumerate(function._schema.arguments)
+            kwargs.get(argument.name, args[position] if position < len(args) else None)
+            for position, argument in enumerate(function._schema.arguments)
             if argument.alias_info is not None and argument.alias_info.is_write
         ]
-        if not scalars or any(each.dim() > 0 or any(each is item for item in written) for each in others):
+        if not scalars or any(tensor.dim() > 0 or any(tensor is output for output in written) for tensor in on_cpu):
             raise _different(*devices)
     return CUDA
 
 
 class _Factories(TorchDispatchMode):
-    """Calls that make tensors on the device, and all others that no pretended tensor hears of."""
+    """Mode for operations without a pretended tensor among their arguments, such as those that make tensors."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(function, args, kwargs)
 
 
 class PretendedEvent:
-    """A moment on the device, which is not behind the host."""
+    """Event of the pretended device, which computes in step with the host."""
 
     def __init__(self, enable_timing: bool = False) -> None:
         self._at = 0.0
 
     def record(self) -> None:
-        """It is now."""
+        """Record the current time."""
         self._at = time.perf_counter()
 
     def synchronize(self) -> None:
-        """Wait for it."""
+        """Return at once: the device never lags behind the host."""
 
     def elapsed_time(self, end: PretendedEvent) -> float:
-        """Milliseconds until another event."""
+        """Milliseconds from this event to another."""
         return 1e3 * (end._at - self._at)
 
 
@@ -324,12 +324,12 @@ class PretendedEvent:
 
 @contextmanager
 def pretended_device(autograd: bool = False) -> Iterator[None]:
-    """``cuda:0`` is there while the context lasts, in threads that are started meanwhile too.
+    """Provide ``cuda:0`` within the context, also in threads started there.
 
     Args:
-        autograd: Whether gradients of pretended tensors are to be computed. ``torch.autocast`` then does nothing.
+        autograd: Whether to compute gradients of pretended tensors; ``torch.autocast`` then does nothing.
     """
-    # Stands in for the guards of a device of which there is none; where there is one, this does nothing.
+    # Registers stand-ins for device guards on a machine without CUDA; with CUDA, this does nothing.
     torch._C._ensureCUDADeviceGuardSet()
     answers: dict[str, Any] = {
         "_lazy_init": None,
@@ -357,7 +357,7 @@ def pretended_device(autograd: bool = False) -> Iterator[None]:
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
     with ExitStack() as stack:
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwrites)
-        # A parameter that is no wrapper cannot become one in place.
+        # A plain parameter cannot become a wrapper in place, so it is replaced.
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         stack.enter_context(mock.patch.object(torch.cuda, "Event", PretendedEvent))
         for name, answer in answers.items():
@@ -372,5 +372,5 @@ def pretended_device(autograd: bool = False) -> Iterator[None]:
 
 
 def a_cuda_device(autograd: bool = False) -> AbstractContextManager[None]:
-    """The machine's own CUDA device, or where there is none a pretended one."""
+    """Context with the machine's CUDA device, or with a pretended one on a machine without."""
     return nullcontext() if torch.cuda.is_available() else pretended_device(autograd)

@@ -1,4 +1,4 @@
-"""Several processes that segment together, as torchrun would start them, without the time that each takes to import."""
+"""Start several processes that segment together, as torchrun does, but without the time for imports in each."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from sa3d_nerfstudio.distributed.ranks import Ranks
 from sa3d_nerfstudio.errors import SA3DError, end_in_a_sentence
 
 Job = Callable[..., Any]
-"""Is given the ranks, and what else the test says."""
-# One process imports everything, and each rank is a fork of it: the test's own has threads, which forks do not survive.
+"""Function of the ranks, and of further arguments from the test."""
+# Ranks are forks of a server process with all imports; threads of the test's process would not survive a fork.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.distributed.jobs"])
 _ROOT = Path(__file__).resolve().parents[1]
 HANG = 1800.0
-"""Seconds; a busy machine takes many."""
+"""Seconds after which a process counts as hung; a busy machine is slow."""
 
 
 @dataclass
 class Ended:
-    """How the processes have ended, by rank."""
+    """Exit codes, output and results of the processes, by rank."""
 
     codes: list[int]
     printed: list[str]
-    """What each wrote to stderr."""
+    """Stderr of each process."""
     results: list[Any]
-    """What each job returned; None where it did not."""
+    """Return value of each job; None for jobs that did not return."""
 
 
 def run_ranks(job: Job, size: int, folder: Path, *arguments: Any) -> Ended:
-    """Run a job in so many processes.
+    """Run a job in several processes.
 
     Args:
         job: A function of a module that the processes can import.
-        size: How many.
-        folder: For what they print and return.
-        arguments: What the job is given besides the ranks.
+        size: Number of processes.
+        folder: Folder for their output and results.
+        arguments: Arguments of the job after the ranks.
     """
     _start_server()
     with socket.socket() as probe:
@@ -69,7 +69,7 @@ def run_ranks(job: Job, size: int, folder: Path, *arguments: Any) -> Ended:
 
 
 def _start_server() -> None:
-    """Start the process that imports everything; it finds modules as the tests do, by the environment alone."""
+    """Start the server process with all imports; only the environment gives it the tests' module search path."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (_ROOT, _ROOT / "tests"))))
         forkserver.ensure_running()
@@ -88,6 +88,6 @@ def _rank(job: Job, rank: int, size: int, port: int, folder: Path, arguments: tu
             assert isinstance(ranks, Ranks)
             torch.save(job(ranks, *arguments), folder / f"{rank}.pt")
     except SA3DError:
-        # multiprocessing prints errors by itself; a program's go through this.
+        # multiprocessing prints errors itself; errors of programs go through this hook.
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
         sys.exit(1)

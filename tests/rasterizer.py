@@ -1,9 +1,9 @@
-"""A slow, obvious rasteriser of Gaussians in plain PyTorch, in the place of gsplat's CUDA kernels.
+"""A slow, plain PyTorch rasteriser of Gaussians, as a stand-in for gsplat's CUDA kernels.
 
-Projection and spherical harmonics are gsplat's own PyTorch twins; compositing is written out: the pixels of a tile meet
-every splat that any of them can see, in the order of depth. The formulas are those of 3D Gaussian Splatting (arXiv
+Projection and spherical harmonics are gsplat's PyTorch versions; compositing is written out: the pixels of a tile
+composite all splats that reach the tile, in the order of depth. The formulas are those of 3D Gaussian Splatting (arXiv
 2308.04079, eq. 2 and 3) with the constants of gsplat: alphas below 1/255 are skipped and none exceeds 0.999, and a
-pixel ends when less than 1e-4 of its light is left.
+pixel is finished before its transmittance falls to 1e-4.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def rasterization(
     camera_model: Any = "pinhole",
     covars: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """What ``gsplat.rasterization`` returns for one camera: [1, H, W, D] colours, [1, H, W, 1] alphas, and meta."""
+    """Stand-in for ``gsplat.rasterization`` with one camera: [1, H, W, D] colours, [1, H, W, 1] alphas, and meta."""
     assert len(viewmats) == 1
     assert colors.shape[0] == len(means)
     if covars is None:
@@ -73,28 +73,28 @@ def rasterization(
     for top in range(0, height, TILE):
         for left in range(0, width, TILE):
             bottom, right = min(top + TILE, height), min(left + TILE, width)
-            here = order[(x1 >= left) & (x0 <= right) & (y1 >= top) & (y0 <= bottom)]
+            in_tile = order[(x1 >= left) & (x0 <= right) & (y1 >= top) & (y0 <= bottom)]
             y, x = torch.meshgrid(torch.arange(top, bottom), torch.arange(left, right), indexing="ij")
-            delta = torch.stack([x, y], dim=-1).reshape(-1, 1, 2).to(means) + 0.5 - means2d[0, here]
-            weights = _weights(delta, conics[0, here], opacities[0, here])
-            rows.append(torch.cat([weights @ colors[here], weights.sum(-1, keepdim=True)], dim=-1))
+            delta = torch.stack([x, y], dim=-1).reshape(-1, 1, 2).to(means) + 0.5 - means2d[0, in_tile]
+            weights = _weights(delta, conics[0, in_tile], opacities[0, in_tile])
+            rows.append(torch.cat([weights @ colors[in_tile], weights.sum(-1, keepdim=True)], dim=-1))
             pixels.append((y * width + x).reshape(-1))
-    both = torch.cat(rows)[torch.cat(pixels).argsort()]
-    image, total = both[:, :-1], both[:, -1:]
+    composited = torch.cat(rows)[torch.cat(pixels).argsort()]
+    image, alphas = composited[:, :-1], composited[:, -1:]
     if backgrounds is not None:
-        image = image + (1 - total) * backgrounds
+        image = image + (1 - alphas) * backgrounds
     if render_mode.endswith("ED"):
-        image = torch.cat([image[:, :-1], image[:, -1:] / total.clamp(min=1e-10)], dim=-1)
+        image = torch.cat([image[:, :-1], image[:, -1:] / alphas.clamp(min=1e-10)], dim=-1)
     meta = {
         "camera_ids": None, "gaussian_ids": None, "radii": radii, "means2d": means2d, "depths": depths,
         "conics": conics, "opacities": opacities, "width": width, "height": height, "n_cameras": 1,
         "tile_size": tile_size,
     }  # fmt: skip
-    return image.reshape(1, height, width, -1), total.reshape(1, height, width, 1), meta
+    return image.reshape(1, height, width, -1), alphas.reshape(1, height, width, 1), meta
 
 
 def _bounds(means2d: Tensor, conics: Tensor, opacities: Tensor) -> Tensor:
-    """Left, top, right and bottom of the ellipses [splats, 4] beyond which alphas are below 1/255, and a bit more."""
+    """Left, top, right and bottom [splats, 4] of the ellipses outside which alphas are below 1/255, with a margin."""
     a, b, c = conics.detach().unbind(-1)
     level = 2 * (255 * opacities.detach()).clamp(min=1).log() / (a * c - b * b).clamp(min=1e-12)
     reach = 1.001 * torch.stack([level * c, level * a], dim=-1).sqrt() + 0.01
@@ -102,7 +102,7 @@ def _bounds(means2d: Tensor, conics: Tensor, opacities: Tensor) -> Tensor:
 
 
 def _weights(delta: Tensor, conics: Tensor, opacities: Tensor) -> Tensor:
-    """What each splat contributes to each pixel [pixels, splats], with the splats in the order of depth."""
+    """Weight of each splat in each pixel [pixels, splats], with the splats in the order of depth."""
     a, b, c = conics.unbind(-1)
     sigma = 0.5 * (a * delta[..., 0] ** 2 + c * delta[..., 1] ** 2) + b * delta[..., 0] * delta[..., 1]
     alpha = (opacities * torch.exp(-sigma)).clamp(max=0.999)

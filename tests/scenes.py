@@ -1,4 +1,4 @@
-"""Scenes for tests: the demo's own, as small as a test can bear, in the forms that nerfstudio's methods ask for."""
+"""Scenes for tests: the demo's scene at a small size, in the formats that nerfstudio's methods read."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ RGB = ("red", "green", "blue")
 
 
 def with_points(scene: Path, folder: Path) -> Path:
-    """The same scene with a cloud of points on its surfaces, as COLMAP would give: splatfacto starts from them.
+    """Copy a scene with a point cloud on its surfaces, as from COLMAP, which initialises splatfacto.
 
     Args:
         scene: Folder of a scene.
-        folder: Where to put the new one.
+        folder: Folder of the copy.
     """
     shutil.copytree(scene, folder)
     objects = [np.load(path)[:150] for path in sorted((scene / "points").glob("*.npy")) if "_seen" not in path.stem]
@@ -46,7 +46,7 @@ def with_points(scene: Path, folder: Path) -> Path:
 
 
 def with_depths(scene: Path, folder: Path) -> Path:
-    """The tiny scene with exact depth images, which depth-nerfacto learns from: millimetres along the optical axis."""
+    """Copy the tiny scene with exact depth images for depth-nerfacto: millimetres along the optical axis."""
     shutil.copytree(scene, folder)
     (folder / "depths").mkdir()
     transforms = json.loads((folder / "transforms.json").read_text())
@@ -62,7 +62,7 @@ def with_depths(scene: Path, folder: Path) -> Path:
 
 
 def _frames(scene: Path) -> tuple[list[str], list[np.ndarray], np.ndarray, dict[str, Any]]:
-    """File names, poses (camera to world, OpenGL axes), intrinsics, and what else transforms.json holds."""
+    """File names, poses (camera to world, OpenGL axes), intrinsics [3, 3], and the content of transforms.json."""
     transforms = json.loads((scene / "transforms.json").read_text())
     focal, cx, cy = (transforms[name] for name in ("fl_x", "cx", "cy"))
     names = [frame["file_path"] for frame in transforms["frames"]]
@@ -71,13 +71,13 @@ def _frames(scene: Path) -> tuple[list[str], list[np.ndarray], np.ndarray, dict[
 
 
 def as_sdfstudio(scene: Path, folder: Path, center: Sequence[float], half: float = 2.5) -> Path:
-    """The same scene as SDFStudio has it, which neus and neus-facto read.
+    """Copy a scene in the format of SDFStudio, which neus and neus-facto read.
 
     Args:
         scene: Folder of a scene.
-        folder: Where to put the new one.
-        center: What becomes the origin, around which fields of signed distances begin as a ball.
-        half: Half the side of the box around it that the signed distances are learnt in.
+        folder: Folder of the copy.
+        center: Position of the new origin, around which signed distances are initialised as a ball.
+        half: Half the side of the box around it in which signed distances are learnt.
     """
     shutil.copytree(scene, folder)
     names, poses, intrinsics, transforms = _frames(scene)
@@ -96,7 +96,7 @@ def as_sdfstudio(scene: Path, folder: Path, center: Sequence[float], half: float
 
 
 def as_sitcoms(scene: Path, folder: Path) -> Path:
-    """The same scene as the sitcoms3D data set has it, whose semantics semantic-nerfw reads; here they are objects."""
+    """Copy a scene in the format of the sitcoms3D data set, for semantic-nerfw; its semantics are the objects."""
     shutil.copytree(scene, folder)
     shutil.copytree(scene / "instances", folder / "segmentations" / "thing")
     names, poses, intrinsics, _ = _frames(scene)
@@ -104,7 +104,7 @@ def as_sitcoms(scene: Path, folder: Path) -> Path:
         {"image_name": Path(name).name, "camtoworld": pose.tolist(), "intrinsics": intrinsics.tolist()}
         for name, pose in zip(names, poses, strict=True)
     ]
-    # Low and high once nerfstudio has turned it, which exchanges the ends of z.
+    # Low and high corners after nerfstudio's rotation, which exchanges the ends of z.
     box = [[-1.0, -1.0, 1.0], [1.0, 1.0, 0.0]]
     (folder / "cameras.json").write_text(json.dumps({"frames": frames, "bbox": box}))
     things = ["room", *(solid.name for solid in layout.solids()), "person"]
@@ -114,19 +114,19 @@ def as_sitcoms(scene: Path, folder: Path) -> Path:
 
 
 def as_phototourism(scene: Path, folder: Path) -> Path:
-    """The same scene as a collection of photographs in COLMAP's form, which phototourism reads."""
+    """Copy a scene as a photo collection in COLMAP's format, which phototourism reads."""
     shutil.copytree(scene, folder)
     (folder / "dense" / "sparse").mkdir(parents=True)
     shutil.copytree(scene / "images", folder / "dense" / "images")
     names, poses, intrinsics, transforms = _frames(scene)
-    devices, images = {}, {}
+    colmap_cameras, images = {}, {}
     for number, (name, pose) in enumerate(zip(names, poses, strict=True), start=1):
         to_camera = np.linalg.inv(pose * [1, -1, -1, 1])
         rotation = np.roll(Rotation.from_matrix(to_camera[:3, :3]).as_quat(), 1)
         parameters = intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]]
-        devices[number] = colmap.Camera(number, "PINHOLE", transforms["w"], transforms["h"], parameters)
-        nothing = np.zeros((0, 2)), np.zeros(0)
-        images[number] = colmap.Image(number, rotation, to_camera[:3, 3], number, Path(name).name, *nothing)
-    colmap.write_cameras_binary(devices, folder / "dense" / "sparse" / "cameras.bin")
+        colmap_cameras[number] = colmap.Camera(number, "PINHOLE", transforms["w"], transforms["h"], parameters)
+        no_points = np.zeros((0, 2)), np.zeros(0)
+        images[number] = colmap.Image(number, rotation, to_camera[:3, 3], number, Path(name).name, *no_points)
+    colmap.write_cameras_binary(colmap_cameras, folder / "dense" / "sparse" / "cameras.bin")
     colmap.write_images_binary(images, folder / "dense" / "sparse" / "images.bin")
     return folder

@@ -1,4 +1,4 @@
-"""Real nerfstudio models, small and untrained, for tests that need a radiance field but not a picture."""
+"""Small, untrained nerfstudio models, for tests that need a radiance field but no trained scene."""
 
 from __future__ import annotations
 
@@ -79,14 +79,16 @@ NEEDING_STAND_INS = {
         implementation="torch", num_proposal_samples_per_ray=(24, 12), num_nerf_samples_per_ray=12, max_res=32,
     ),
 }  # fmt: skip
-"""Methods that take something of CUDA or of the network to be built; see tests/stand_ins.py."""
+"""Methods whose models need CUDA libraries or downloads to be built; see tests/stand_ins.py."""
 
 
 def small_model(method: str, masked: bool = True, tiny_cuda_nn: bool = False) -> Model:
-    """An untrained model of a method, in evaluation mode, with masks if wanted.
+    """Build an untrained model of a method, in evaluation mode.
 
-    Without tiny-cuda-nn, which computes on CUDA alone and which some methods take wherever it is installed, unless it
-    is asked for.
+    Args:
+        method: Key of :data:`CONFIGS` or :data:`NEEDING_STAND_INS`.
+        masked: Whether the model has masks.
+        tiny_cuda_nn: Whether the model may use tiny-cuda-nn if installed, which computes on CUDA alone.
     """
     torch.manual_seed(0)
     box = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
@@ -98,14 +100,14 @@ def small_model(method: str, masked: bool = True, tiny_cuda_nn: bool = False) ->
         metadata = {"semantics": Semantics([], ["a", "b"], torch.eye(3)[:2])}
         model = config.setup(scene_box=box, num_train_data=3, metadata=metadata, grad_scaler=None, device="cpu")
     if isinstance(model, NGPModel):
-        # Two thirds of the cells, so that rays have different numbers of samples.
+        # Two thirds of the cells are occupied, so that rays have different numbers of samples.
         model.occupancy_grid.binaries.copy_(torch.rand(1, 16, 16, 16) < 0.67)
     model.eval()
     return with_masks(model, threshold=0.5, object_background="white") if masked else model
 
 
 def small_splats(num_splats: int = 40, masked: bool = True, **config: Any) -> SplatfactoModel:
-    """An untrained splatfacto in evaluation mode: splats of all shapes within a ball of radius 1."""
+    """Build an untrained splatfacto in evaluation mode: splats of all shapes in a cube of side 1.5 at the origin."""
     torch.manual_seed(0)
     box = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
     settings = SplatfactoModelConfig(random_init=True, num_random=num_splats, random_scale=1.5, **config)
@@ -133,7 +135,7 @@ def masked_splats(num_splats: int = 40, **config: Any) -> MaskedSplatModel:
 
 
 def masked(model: Model) -> MaskedModel:
-    """The same model, for type checkers."""
+    """The same model, as a masked model for type checkers."""
     assert isinstance(model, MaskedModel)
     return model
 
@@ -149,7 +151,7 @@ def camera(height: int = 10, width: int = 14) -> Cameras:
 
 
 def rays(height: int = 10, width: int = 14) -> RayBundle:
-    """All rays of that camera, with near and far planes."""
+    """All rays of :func:`camera`, with near and far planes."""
     bundle = camera(height, width).generate_rays(camera_indices=0, keep_shape=True).flatten()
     bundle.nears = torch.full_like(bundle.origins[:, :1], 1.0)
     bundle.fars = torch.full_like(bundle.origins[:, :1], 6.0)

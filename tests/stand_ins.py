@@ -1,6 +1,6 @@
-"""Stand-ins on a CPU for what nerfstudio takes from CUDA libraries, so that its own code, and ours, can be run.
+"""CPU stand-ins for the CUDA libraries of nerfstudio, so that its code and ours run without a GPU.
 
-As a script it is any commands of nerfstudio, one after another in one process, with the stand-ins in place:
+As a script, it runs commands of nerfstudio, one after another in one process, with the stand-ins installed:
 ``python tests/stand_ins.py ns-train … --then ns-export …``.
 """
 
@@ -41,7 +41,7 @@ class Forever:
 
 
 class Encoding(HashEncoding):
-    """In the place of tiny-cuda-nn's hash grid: nerfstudio's own, in PyTorch."""
+    """Stand-in for tiny-cuda-nn's hash grid: nerfstudio's PyTorch version."""
 
     def __init__(self, n_input_dims: int, encoding_config: dict[str, Any]) -> None:
         levels, base = encoding_config["n_levels"], encoding_config["base_resolution"]
@@ -57,7 +57,7 @@ class Encoding(HashEncoding):
 
 
 class TinyCudaNN:
-    """In the place of the module ``tinycudann``."""
+    """Stand-in for the module ``tinycudann``."""
 
     Encoding = Encoding
 
@@ -74,7 +74,7 @@ def splats_on_cpu(patch: Patch) -> None:
 
 
 def one_worker(patch: Patch) -> None:
-    """Let one process make a training's batches: nerfstudio's main branch starts four, more than there are cores."""
+    """Load training batches in one process: nerfstudio's main branch starts four, more than there are cores."""
     for config in method_configs.values():
         # Methods of plugins that are not installed have no pipeline.
         manager = getattr(getattr(config, "pipeline", None), "datamanager", None)
@@ -88,7 +88,7 @@ def sdf_on_cpu(patch: Patch) -> None:
 
 
 class Guidance(nn.Module):
-    """In the place of the diffusion models that train a generfacto: wants a dark ball on white, whatever the words."""
+    """Stand-in for the diffusion models that train a generfacto: prefers a dark ball on white, whatever the prompt."""
 
     def __init__(self, device: torch.device | str, **kwargs: Any) -> None:
         super().__init__()
@@ -96,18 +96,18 @@ class Guidance(nn.Module):
         self.weights = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def get_text_embeds(self, prompt: str, negative_prompt: str) -> Tensor:
-        """Nothing in particular."""
+        """Zeros, for any prompt."""
         return torch.zeros(2, 1, 8)
 
     def sds_loss(self, text_embeddings: Tensor, image: Tensor, guidance_scale: float, grad_scaler: Any) -> Tensor:
-        """How far an image [1, 3, height, width] is from a dark disc in its middle."""
+        """Mean squared difference of an image [1, 3, height, width] from a dark disc in its middle, on white."""
         y, x = (torch.linspace(-1, 1, size) for size in image.shape[2:])
         disc = (y[:, None] ** 2 + x**2).sqrt() < 0.5
         return (image - torch.where(disc, 0.2, 1.0)).square().mean()
 
 
 def no_diffusion(patch: Patch) -> None:
-    """Let generfacto be built, and trained, without downloads: only what guides it is replaced."""
+    """Let generfacto be built and trained without downloads: only its guidance is replaced."""
     for name in ("StableDiffusion", "DeepFloyd"):
         patch.setattr(generfacto, name, Guidance)
 
@@ -122,7 +122,7 @@ def march(
     step_size: float,
     cone_angle: float,
 ) -> tuple[SimpleNamespace, SimpleNamespace]:
-    """In the place of nerfacc's march through an occupancy grid: all rays at once, a step at a time.
+    """Stand-in for nerfacc's march through an occupancy grid: all rays at once, a step at a time.
 
     Steps grow with distance as nerfacc's do; those whose middle lies in an occupied cell become samples.
     """
@@ -138,22 +138,22 @@ def march(
         starts.append(start[occupied])
         ends.append(stop[occupied])
         start = stop
-    found = torch.cat([*rays, torch.zeros(0, dtype=torch.long, device=rays_o.device)])
-    order = found.argsort(stable=True)
+    indices = torch.cat([*rays, torch.zeros(0, dtype=torch.long, device=rays_o.device)])
+    order = indices.argsort(stable=True)
     values = torch.stack([torch.cat([*times, rays_o.new_zeros(0)])[order] for times in (starts, ends)]).reshape(-1)
-    is_left = torch.arange(len(values), device=values.device) < len(found)
+    is_left = torch.arange(len(values), device=values.device) < len(indices)
     intervals = SimpleNamespace(vals=values, is_left=is_left, is_right=~is_left)
-    return intervals, SimpleNamespace(ray_indices=found[order], packed_info=pack_info(found[order], len(rays_o)))
+    return intervals, SimpleNamespace(ray_indices=indices[order], packed_info=pack_info(indices[order], len(rays_o)))
 
 
 def pack_info(ray_indices: Tensor, n_rays: int) -> Tensor:
-    """In the place of ``nerfacc.pack_info``: first sample and number of samples of each ray."""
+    """Stand-in for ``nerfacc.pack_info``: first sample and number of samples of each ray."""
     counts = torch.bincount(ray_indices, minlength=n_rays)
     return torch.stack([counts.cumsum(0) - counts, counts], dim=-1)
 
 
 def exclusive_sum(inputs: Tensor, packed_info: Tensor) -> Tensor:
-    """In the place of nerfacc's kernel: the sum of what lies before each sample on its ray."""
+    """Stand-in for nerfacc's kernel: sum of the inputs before each sample on its ray."""
     starts, counts = packed_info.unbind(-1)
     before = inputs.double().cumsum(0) - inputs
     first = torch.repeat_interleave(starts, counts)
@@ -168,7 +168,7 @@ def occupancy_on_cpu(patch: Patch) -> None:
 
 
 def coarse_marching_cubes(patch: Patch) -> None:
-    """Let nerfstudio's marching cubes run on 64 cells a side for its 512, which take a minute and nine gigabytes."""
+    """Run nerfstudio's marching cubes on 64 cells a side instead of 512, which take a minute and nine gigabytes."""
     original = marching_cubes.generate_mesh_with_multires_marching_cubes.__wrapped__
     constants = tuple(64 if constant == 512 else constant for constant in original.__code__.co_consts)
     code = original.__code__.replace(co_consts=constants)
@@ -186,7 +186,7 @@ def coarse_marching_cubes(patch: Patch) -> None:
 
 
 def main() -> None:
-    """Run the commands that the arguments name."""
+    """Run the commands in the arguments, which ``--then`` separates."""
     from nerfstudio.scripts import eval as ns_eval
     from nerfstudio.scripts import render, train
 

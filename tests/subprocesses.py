@@ -1,4 +1,4 @@
-"""Real commands, as a user types them."""
+"""Run real commands in subprocesses, as a user types them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_EVALUATION = [f"--steps-per-eval-{what}=9999" for what in ("batch", "image", 
 
 
 def run(*words: object, cwd: Path | None = None, timeout: float = HANG) -> subprocess.CompletedProcess[str]:
-    """Run a command of the environment that runs the tests, with one thread, in a folder."""
+    """Run a command of the tests' environment, with one thread, in a folder."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200", "NO_COLOR": "1"}
     program = words[0] if str(words[0]) == sys.executable else BIN / str(words[0])
     return subprocess.run(
@@ -41,12 +41,12 @@ def succeed(*words: object, cwd: Path | None = None, timeout: float = HANG) -> s
 
 
 def run_nerfstudio(*words: object) -> subprocess.CompletedProcess[str]:
-    """Commands of nerfstudio, joined by "--then", with stand-ins for the CUDA libraries."""
+    """Run commands of nerfstudio, joined by "--then", with stand-ins for the CUDA libraries."""
     return run(sys.executable, STAND_INS, *words)
 
 
 def nerfstudio(*words: object) -> str:
-    """:func:`run_nerfstudio` that must succeed; returns what it printed."""
+    """Run commands as :func:`run_nerfstudio` does; they must succeed. Return their output."""
     return succeed(sys.executable, STAND_INS, *words)
 
 

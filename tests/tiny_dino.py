@@ -1,4 +1,4 @@
-"""A real, random and very small Grounding DINO, in a folder as the transformers package saves it."""
+"""A very small Grounding DINO with random weights, in a folder as the transformers package saves it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def save_tiny_dino(folder: Path, seed: int = 0, wider: float = 0.0) -> Path:
     """Save model, image processor and tokenizer to a folder: half a megabyte of weights, 12 queries.
 
     Args:
-        folder: Where to.
-        seed: Of the weights.
-        wider: Random weights leave the boxes as small as the grid that they start from; this is added to the bias of
-            each layer's head for width and height.
+        folder: Folder to save to.
+        seed: Seed of the weights.
+        wider: Added to the bias of each layer's head for width and height, because random weights leave the boxes as
+            small as the grid that they start from.
     """
     from transformers import (
         BertConfig,
@@ -27,10 +27,10 @@ def save_tiny_dino(folder: Path, seed: int = 0, wider: float = 0.0) -> Path:
         GroundingDinoProcessor,
     )
 
-    # The model knows the ids of BERT's special tokens and of the full stop.
-    names = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
-    names |= {1030 + number: word for number, word in enumerate(WORDS)}
-    vocabulary = [names.get(number, f"[unused{number}]") for number in range(1030 + len(WORDS))]
+    # The model has the ids of BERT's special tokens and the full stop built in.
+    tokens = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
+    tokens |= {1030 + number: word for number, word in enumerate(WORDS)}
+    vocabulary = [tokens.get(number, f"[unused{number}]") for number in range(1030 + len(WORDS))]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     tokenizer = BertTokenizer.from_pretrained(folder, model_max_length=256)
@@ -53,6 +53,6 @@ def save_tiny_dino(folder: Path, seed: int = 0, wider: float = 0.0) -> Path:
             if ".bbox_embed." in f".{name}" and name.endswith(".layers.2.bias"):
                 bias.data[2:] += wider
     model.save_pretrained(folder)
-    images = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
-    GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
+    image_processor = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    GroundingDinoProcessor(image_processor, tokenizer).save_pretrained(folder)
     return folder

@@ -1,7 +1,7 @@
-"""A nerfacto run of the tiny scene, made in seconds: nerfstudio's own trainer saves it with weights learnt before.
+"""A nerfacto run of the tiny scene, made in seconds: nerfstudio's trainer saves it with stored weights.
 
 ``python -m tests.tiny_nerfacto SCENE OUTPUT`` writes the run; with ``--train`` it learns the weights anew, by ns-train,
-and writes them to :data:`WEIGHTS`. A training in each test run would take minutes, and give another field each time.
+and writes them to :data:`WEIGHTS`. Training in each test run would take minutes, and give a different field each time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sa3d_nerfstudio.demo.train import small_nerfacto
 WEIGHTS = Path(__file__).parent / "data" / "tiny_nerfacto.safetensors"
 """Weights of the tables and networks, in half precision; learnt by this file with ``--train``."""
 STEPS = 2000
-"""Training steps behind the weights."""
+"""Training steps of the stored weights."""
 PREFIX = "_model."
 
 
@@ -31,7 +31,7 @@ def tiny_nerfacto(scene: Path, output: Path, steps: int = STEPS) -> TrainerConfi
 
     Args:
         scene: Folder of the tiny scene.
-        output: Where runs go; this one goes to ``output / scene.name / "nerfacto" / "T"``.
+        output: Folder of all runs; this one goes to ``output / scene.name / "nerfacto" / "T"``.
         steps: Training steps.
     """
     config = small_nerfacto(scene, output, "T", steps)
@@ -47,7 +47,7 @@ def tiny_nerfacto(scene: Path, output: Path, steps: int = STEPS) -> TrainerConfi
 
 
 def trainer_of(config: TrainerConfig) -> Any:
-    """nerfstudio's trainer, set up as ns-train does, whose model has the weights learnt before."""
+    """Set up nerfstudio's trainer as ns-train does, and load the stored weights into its model."""
     config.pipeline.datamanager.data = config.data  # type: ignore[attr-defined]
     with lpips_without_download():
         trainer: Any = config.setup(local_rank=0, world_size=1)
@@ -62,7 +62,7 @@ def write(scene: Path, output: Path) -> None:
 
     Args:
         scene: Folder of the tiny scene.
-        output: Where runs go.
+        output: Folder of all runs.
     """
     trainer = trainer_of(tiny_nerfacto(scene, output))
     parsed = trainer.pipeline.datamanager.train_dataparser_outputs
@@ -71,7 +71,7 @@ def write(scene: Path, output: Path) -> None:
 
 
 def load_weights(model: Any) -> None:
-    """Give a model of this shape the weights learnt before; what the camera optimiser learns stays as it is."""
+    """Load the stored weights into a model of this shape; the camera optimiser's parameters stay as they are."""
     weights = {name: value.float() for name, value in load_file(WEIGHTS).items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     learnt = {id(parameter) for group in model.get_param_groups().values() for parameter in group}

@@ -1,4 +1,4 @@
-"""Real Segment Anything models with random weights: a very small one, and the only one that MobileSAM has."""
+"""Segment Anything models with random weights: a very small one, and MobileSAM in its only size."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def tiny_sam(seed: int = 0) -> Sam:
 
 
 def save_tiny_sam(path: Path, seed: int = 0) -> Path:
-    """Save it as the published checkpoints are: a plain state dict."""
+    """Save :func:`tiny_sam` as the published checkpoints are: a plain state dict."""
     torch.save(tiny_sam(seed).state_dict(), path)
     return path
 
 
 def save_mobile_sam(path: Path, seed: int = 0) -> Path:
-    """Save weights of MobileSAM, of which there is one size: 40 MB."""
+    """Save random weights of MobileSAM in its only size: 40 MB."""
     from mobile_sam import sam_model_registry
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = sam_model_registry["vit_t"]()
         for name, weight in model.named_parameters():
-            # Nothing at first, and so of no effect.
+            # Zero in a new model, and so without effect.
             if name.endswith("attention_biases"):
                 torch.nn.init.normal_(weight)
     torch.save(model.state_dict(), path)

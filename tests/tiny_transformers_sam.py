@@ -1,4 +1,4 @@
-"""Real, random and very small SAM 2, SAM 3 and SAM-HQ models, in folders as the transformers package saves them."""
+"""Very small SAM 2, SAM 3 and SAM-HQ models with random weights, in folders as the transformers package saves them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from sa3d_nerfstudio.segmenters.huggingface import SAM_3
 from sa3d_nerfstudio.segmenters.pretrained import transformers_available
 
 HAS_SAM3 = transformers_available(SAM_3.since)
-"""Whether the transformers package that is installed has SAM 3."""
+"""Whether the installed transformers package has SAM 3."""
 SIDE = 256
-"""Of the square that both encoders see."""
+"""Pixels along each side of the square input of the encoders."""
 PROMPTS = {"hidden_size": 32, "image_size": SIDE, "mask_input_channels": 8}
 Model = TypeVar("Model", bound=Any)
 DECODER = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
 
 
 def save_tiny_sam2(folder: Path, seed: int = 0) -> Path:
-    """SAM 2 with four stages, five blocks."""
+    """Save a SAM 2 with four stages and five blocks."""
     import transformers
     from transformers import Sam2Config, Sam2Model, Sam2Processor
 
@@ -40,15 +40,15 @@ def save_tiny_sam2(folder: Path, seed: int = 0) -> Path:
     config = Sam2Config(vision_config=vision, prompt_encoder_config=PROMPTS, mask_decoder_config=DECODER)
     _random(lambda: Sam2Model(config), seed).save_pretrained(folder)
     size = {"height": SIDE, "width": SIDE}
-    # Before transformers 5, it had another name.
+    # Before transformers 5, the image processor had another name.
     name = "Sam2ImageProcessor" if hasattr(transformers, "Sam2ImageProcessor") else "Sam2ImageProcessorFast"
-    images = getattr(transformers, name)
-    Sam2Processor(images(size=size, mask_size=size)).save_pretrained(folder)
+    image_processor = getattr(transformers, name)
+    Sam2Processor(image_processor(size=size, mask_size=size)).save_pretrained(folder)
     return folder
 
 
 def _sam3_vision() -> dict[str, Any]:
-    """Two blocks, one windowed and one global, on a grid of 16 x 16 patches."""
+    """Vision configuration of SAM 3: two blocks, one windowed and one global, on a grid of 16 x 16 patches."""
     backbone = {
         "model_type": "sam3_vit_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 2, "image_size": SIDE, "patch_size": 16, "window_size": 8, "global_attn_indexes": [1],
@@ -59,7 +59,7 @@ def _sam3_vision() -> dict[str, Any]:
 
 
 def save_tiny_sam3(folder: Path, seed: int = 0) -> Path:
-    """SAM 3's tracker, which takes points, boxes and masks."""
+    """Save SAM 3's tracker, which takes points, boxes and masks."""
     from transformers import Sam3ImageProcessor, Sam3TrackerConfig, Sam3TrackerModel, Sam3TrackerProcessor
 
     prompts = {**PROMPTS, "patch_size": 16}
@@ -71,7 +71,7 @@ def save_tiny_sam3(folder: Path, seed: int = 0) -> Path:
 
 
 def save_tiny_sam3_concepts(folder: Path, seed: int = 0) -> Path:
-    """SAM 3's detector, which takes words, with twelve queries and a tokenizer of a few."""
+    """Save SAM 3's detector, which takes text, with twelve queries and a tokenizer of letters."""
     from transformers import CLIPTokenizer, Sam3Config, Sam3ImageProcessor, Sam3Model, Sam3Processor
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def save_tiny_sam3_concepts(folder: Path, seed: int = 0) -> Path:
 
 
 def save_tiny_sam_hq(folder: Path, seed: int = 0) -> Path:
-    """SAM-HQ with two blocks, one windowed and one global."""
+    """Save a SAM-HQ with two blocks, one windowed and one global."""
     from transformers import SamHQConfig, SamHQModel, SamHQProcessor, SamImageProcessor
 
     vision = {
@@ -116,7 +116,7 @@ def save_tiny_sam_hq(folder: Path, seed: int = 0) -> Path:
 
 
 def _random(build: Callable[[], Model], seed: int) -> Model:
-    """A model whose weights are large enough for prompts to make a difference."""
+    """Build a model with random weights, large enough for the masks to depend on the prompts."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build()

@@ -1,6 +1,6 @@
-"""A new kind of radiance field, from outside of the package: rays end on the solids of the demo's scene.
+"""A kind of radiance field from outside the package: rays end on the solids of the demo's scene.
 
-Its trace, its model and its mixin, as docs/extending.md asks for them.
+Its trace, its model and its mixin follow docs/extending.md.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from sa3d_nerfstudio.traces.base import PickedRows
 
 @dataclass
 class SurfaceTrace:
-    """One sample a ray, with all its weight: the point where the ray ends."""
+    """Trace with one sample per ray, of weight 1: the point where the ray ends."""
 
     points: Float[Tensor, "num_rays 3"]
 
     @property
     def accumulation(self) -> Float[Tensor, " num_rays"]:
-        """1 for each ray."""
+        """Accumulation of each ray: 1."""
         return torch.ones_like(self.points[:, 0])
 
     def render(
@@ -65,12 +65,12 @@ class SurfaceView(SurfaceTrace):
 
     @property
     def height(self) -> int:
-        """Of the image."""
+        """Height of the image in pixels."""
         return self.rgb.shape[0]
 
     @property
     def width(self) -> int:
-        """Of the image."""
+        """Width of the image in pixels."""
         return self.rgb.shape[1]
 
     def surface_points(self) -> Float[Tensor, "num_pixels 3"]:
@@ -80,13 +80,13 @@ class SurfaceView(SurfaceTrace):
 
 @dataclass
 class SolidModelConfig(ModelConfig):
-    """Solids on a floor."""
+    """Configuration of :class:`SolidModel`."""
 
     _target: type = field(default_factory=lambda: SolidModel)
 
 
 class SolidModel(Model):
-    """A model of nerfstudio without parameters: its image is ray-traced."""
+    """A nerfstudio model without parameters: its image is ray-traced."""
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:  # type: ignore[override]
         """Colour and distance of the first surface on each ray."""
@@ -97,20 +97,20 @@ class SolidModel(Model):
         return {"rgb": torch.from_numpy(rgb).float(), "depth": depth, "accumulation": torch.ones_like(depth)}
 
     def get_param_groups(self) -> dict[str, Any]:
-        """None: there is nothing to train."""
+        """No parameters: the model is not trained."""
         return {}
 
     def get_loss_dict(self, outputs: Any, batch: Any, metrics_dict: Any = None) -> dict[str, Tensor]:
-        """None."""
+        """No losses."""
         return {}
 
     def get_image_metrics_and_images(self, outputs: Any, batch: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """None."""
+        """No metrics and no images."""
         return {}, {}
 
 
 class MaskedSolids(MaskOutputs):
-    """What is mixed into :class:`SolidModel`: its mask field, its trace, its outputs."""
+    """Mixin of :class:`SolidModel`: mask field, trace and outputs."""
 
     def new_field(self, resolution: int) -> MaskGrid:
         """An empty grid."""

@@ -1,4 +1,4 @@
-"""Frozen data managers: every kind, no processes, no training images, rays through the object only."""
+"""Frozen data managers of all kinds: no processes, no loading of training images, rays only through the object."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RAY_CONFIGS = [VanillaDataManagerConfig, ParallelDataManagerConfig]
 
 
 class Sphere:
-    """The rays that pass through a sphere, in front of the camera."""
+    """Ray filter: rays that pass through a sphere in front of the camera."""
 
     def __init__(self, radius: float, centre: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:
         self.radius, self.centre, self.calls = radius, torch.tensor(centre), 0
@@ -46,13 +46,13 @@ class Sphere:
 
 
 def camera_to_world(angle: float) -> list[list[float]]:
-    """A camera 4 m from the origin that looks at it, z up, OpenGL axes."""
+    """Pose [4, 4] of a camera 4 m from the origin that looks at it; z is up, OpenGL axes."""
     c, s = math.cos(angle), math.sin(angle)
     return [[-s, 0, c, 4 * c], [c, 0, s, 4 * s], [0, 1, 0, 0], [0, 0, 0, 1]]
 
 
 def write_scene(folder: Path, sizes: list[tuple[int, int]], model: str = "OPENCV", **camera: float) -> Path:
-    """A data set in nerfstudio's format: cameras around the origin, with images of these (width, height)."""
+    """Write a data set in nerfstudio's format: cameras around the origin, with images of these (width, height)."""
     (folder / "images").mkdir(parents=True)
     frames = []
     for i, (width, height) in enumerate(sizes):
@@ -62,7 +62,7 @@ def write_scene(folder: Path, sizes: list[tuple[int, int]], model: str = "OPENCV
         frame |= {"w": width, "h": height, "fl_x": width, "fl_y": width, "cx": width / 2, "cy": height / 2, **camera}
         frames.append(frame)
     names = [frame["file_path"] for frame in frames]
-    # the last image is for evaluation
+    # The last image is for evaluation.
     splits = {"train_filenames": names[:-1], "val_filenames": names[-1:], "test_filenames": names[-1:]}
     (folder / "transforms.json").write_text(json.dumps({"camera_model": model, "frames": frames, **splits}))
     return folder
@@ -74,10 +74,10 @@ def ring(tmp_path: Path) -> Path:
 
 
 def make(config_type: type, data: Path | None, target: Any = None, test_mode: str = "val", **options: Any) -> Any:
-    """The frozen data manager of a configuration, made as a pipeline makes it."""
+    """Make the frozen data manager of a configuration as a pipeline does."""
     config = config_type(**options)
     if data is not None:
-        # poses are used as they are, so that the sphere is where the test says
+        # Poses stay as they are, so that spheres have the same coordinates.
         config.dataparser = NerfstudioDataParserConfig(
             data=data, orientation_method="none", center_method="none", auto_scale_poses=False
         )
@@ -86,7 +86,7 @@ def make(config_type: type, data: Path | None, target: Any = None, test_mode: st
 
 
 def pixels_that_pass(datamanager: Any, sphere: Sphere, camera: int) -> Tensor:
-    """By testing each pixel: [height, width]."""
+    """Whether each pixel of a camera passes through the sphere, [height, width]: all are tested."""
     rays = datamanager.train_dataset.cameras.generate_rays(camera_indices=camera, keep_shape=True)
     return sphere(rays.flatten()).reshape(rays.shape)
 
@@ -167,7 +167,7 @@ def test_without_a_filter_every_pixel_is_drawn(config_type: type, ring: Path) ->
 
 
 def large(folder: Path, radius: float) -> Any:
-    """Three cameras of 320 x 240 pixels around a sphere; rays that pass near it pass the filter."""
+    """Data manager of three training images of 320 x 240 pixels of a sphere; the ray filter has twice its radius."""
     torch.manual_seed(0)
     datamanager = make(VanillaDataManagerConfig, write_scene(folder / "large", [(320, 240)] * 4))
     datamanager.ray_filter, datamanager.ray_may_show = Sphere(2 * radius), Sphere(radius)
@@ -175,7 +175,7 @@ def large(folder: Path, radius: float) -> Any:
 
 
 def half_hidden(radius: float, from_centre: float = 0.0) -> RayFilter:
-    """Which rays show a sphere, if something in front of it hides what is not so far to the right of its centre."""
+    """Filter of rays that show a sphere, of which only the part this far to the right of its centre is not hidden."""
 
     def shows(rays: RayBundle) -> Tensor:
         right = torch.linalg.cross(rays.origins, torch.tensor([0.0, 0.0, 1.0]).expand_as(rays.origins))
@@ -185,14 +185,14 @@ def half_hidden(radius: float, from_centre: float = 0.0) -> RayFilter:
 
 
 def all_pixels(datamanager: Any, shows: RayFilter) -> Tensor:
-    """Which pixels of all training images show the object: [camera, height, width]."""
+    """Whether each pixel of the training images shows the object: [camera, height, width]."""
     cameras = datamanager.train_dataset.cameras
-    every = [cameras.generate_rays(camera_indices=index, keep_shape=True) for index in range(len(cameras))]
-    return torch.stack([shows(rays.flatten()).reshape(rays.shape) for rays in every])
+    bundles = [cameras.generate_rays(camera_indices=index, keep_shape=True) for index in range(len(cameras))]
+    return torch.stack([shows(bundle.flatten()).reshape(bundle.shape) for bundle in bundles])
 
 
 def covered(datamanager: Any) -> Tensor:
-    """Which pixels of all training images may be drawn."""
+    """Whether each pixel of the training images may be drawn: [camera, height, width]."""
     pixels = torch.zeros(3, 240, 320, dtype=torch.bool)
     for camera, y0, x0, y1, x1 in datamanager._cells.bounds.tolist():
         pixels[camera, y0:y1, x0:x1] = True
@@ -207,16 +207,16 @@ def test_rays_are_drawn_where_the_object_may_show(radius: float, tmp_path: Path)
 
 
 def test_what_shows_the_object_is_learnt_and_drawn_evenly(tmp_path: Path) -> None:
-    """Pixels that have not shown it are not drawn again; all others are as likely as each other, from first to last."""
+    """Pixels that do not show the object are not drawn again; all others are equally likely throughout."""
     datamanager, shows = large(tmp_path, 0.1), half_hidden(0.1)
     datamanager.train_pixel_sampler.num_rays_per_batch = 1024
     truth, counts, shares = all_pixels(datamanager, shows), torch.zeros(3, 240, 320), []
     for step in range(60):
         rays, batch = datamanager.next_train(step)
-        shown = shows(rays)
-        datamanager.learn(shown)
-        shares.append(float(shown.float().mean()))
-        counts.index_put_(batch["indices"][shown].unbind(-1), torch.ones(int(shown.sum())), accumulate=True)
+        visible = shows(rays)
+        datamanager.learn(visible)
+        shares.append(float(visible.float().mean()))
+        counts.index_put_(batch["indices"][visible].unbind(-1), torch.ones(int(visible.sum())), accumulate=True)
     assert shares[0] < 0.6
     assert shares[-1] > 0.99
     assert truth.sum() > 200
@@ -231,12 +231,12 @@ def test_what_is_hidden_is_left_out_before_each_pixel_was_tried(tmp_path: Path) 
     datamanager.train_pixel_sampler.num_rays_per_batch = 1024
     truth, shares = all_pixels(datamanager, shows), []
     for step in range(20):
-        shown = shows(datamanager.next_train(step)[0])
-        datamanager.learn(shown)
-        shares.append(float(shown.float().mean()))
+        visible = shows(datamanager.next_train(step)[0])
+        datamanager.learn(visible)
+        shares.append(float(visible.float().mean()))
     assert shares[0] < 0.25
     assert shares[-1] > 0.6
-    # The tips of what can be seen, less than a block each, may be missed.
+    # The tips of the visible part, less than a block each, may be missed.
     assert (truth & ~covered(datamanager)).sum() < 0.005 * truth.sum()
 
 
@@ -258,7 +258,7 @@ def test_nothing_is_learnt_of_other_rays(tmp_path: Path) -> None:
     assert torch.equal(covered(datamanager), before)
     datamanager.learn(torch.arange(len(rays)) > 100)
     assert covered(datamanager).sum() < before.sum()
-    # Once is enough.
+    # A batch counts once.
     after = covered(datamanager)
     datamanager.learn(torch.zeros(len(rays), dtype=torch.bool))
     assert torch.equal(covered(datamanager), after)
@@ -342,7 +342,7 @@ def test_evaluation_is_the_base_s(config_type: type, ring: Path) -> None:
 def test_processes_may_have_been_started_in_any_way_before(
     config_type: type, ring: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """nerfstudio's main branch wants them spawned, which cannot be changed once some have been started."""
+    """nerfstudio's main branch sets the start method to "spawn", which fails if processes were started before."""
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("context has already been set")
@@ -369,7 +369,7 @@ def test_inference_loads_nothing(config_type: type, ring: Path) -> None:
 
 
 class Custom(VanillaDataManager[DepthDataset]):
-    """A plugin's data manager, which prepares evaluation in its own way."""
+    """Data manager of a plugin that overrides ``setup_eval``."""
 
     def setup_eval(self) -> None:
         super().setup_eval()
@@ -401,7 +401,7 @@ def test_dataset_type_is_kept(target: Any, dataset_type: type, ring: Path, monke
 
 
 def plain_dataset(datamanager: Any) -> InputDataset:
-    """Stands in for data sets that need files which the ring does not have, such as depth."""
+    """Stand-in for data sets that need files missing from the ring, such as depth images."""
     return InputDataset(datamanager.train_dataparser_outputs)
 
 
@@ -426,7 +426,7 @@ def test_full_images(ring: Path) -> None:
     reason="nerfstudio 1.1.5 keeps no images on disk",
 )
 def test_full_images_may_stay_on_disk(ring: Path) -> None:
-    """On nerfstudio's main branch, whose processes cannot be told of a class that is made while the program runs."""
+    """On nerfstudio's main branch, whose worker processes cannot import a class that is made at run time."""
     datamanager = make(FullImageDatamanagerConfig, ring, cache_images="disk")
     assert not torch.multiprocessing.active_children()
     assert datamanager.training_photo(0).shape == (48, 64, 3)
@@ -437,7 +437,7 @@ def test_full_images_may_stay_on_disk(ring: Path) -> None:
 
 
 def test_full_images_are_looked_at_as_they_were_trained_on(tmp_path: Path) -> None:
-    """Distorted images are trained on without their distortion: so with other intrinsics than the data set gives."""
+    """Training undistorts images; cameras and photos are those of the undistorted images, with other intrinsics."""
     distorted = write_scene(tmp_path / "distorted", [(64, 48)] * 3, k1=0.2)
     trained = make(FullImageDatamanagerConfig, distorted, FullImageDatamanager)
     _ = trained.cached_train
@@ -447,12 +447,12 @@ def test_full_images_are_looked_at_as_they_were_trained_on(tmp_path: Path) -> No
     assert not torch.allclose(before, cameras.fx)
     for name in ("fx", "fy", "cx", "cy", "width", "height"):
         assert torch.equal(getattr(cameras, name), getattr(trained.train_dataset.cameras, name)), name
-    # It is done once.
+    # Images are undistorted once.
     assert torch.equal(frozen.training_cameras().fx, cameras.fx)
     photo = as_colours(trained.cached_train[1]["image"].cpu())
     assert torch.allclose(frozen.training_photo(1), photo, atol=1 / 255)
     assert "cached_train" not in vars(frozen), "all images are kept"
-    # nerfstudio's own tools may load them all the same.
+    # nerfstudio's tools may still load all images.
     _ = frozen.cached_train
     assert torch.equal(frozen.training_cameras().fx, cameras.fx)
     assert torch.equal(frozen.training_photo(1).cpu(), photo)
@@ -481,7 +481,7 @@ def test_random_cameras() -> None:
 
 
 def test_random_cameras_are_the_same_each_time() -> None:
-    """In any process: a prompt is given in a view by its number. The random numbers of others are left alone."""
+    """Cameras are equal in all processes, as prompts refer to views by number; the global random state is unchanged."""
     poses, numbers = [], []
     for seed in (1, 2):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What ends one of several processes, as the one that has started them tells it."""
+"""Error messages of a launcher when one of its processes ends."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path):
 
 
 def launch(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
-    """Start two processes as nerfstudio does, of which the second ends."""
+    """Start two processes as nerfstudio does; the second ends."""
     program = folder / "program.py"
     program.write_text(PROGRAM)
     return run(sys.executable, "-W", "ignore", program, how)

@@ -1,4 +1,4 @@
-"""The job that takes a scene apart: what it leaves in a run, and how it goes on."""
+"""The job that segments all objects of a scene: its saved objects, and how it resumes."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from tests.segmentation.test_everything import scene_of
 
 @dataclass
 class Masked:
-    """What of a model a job touches."""
+    """The attributes of a model that a job uses."""
 
     masks: MaskObjects
 
 
 @dataclass
 class Sized:
-    """What of the training views a job touches."""
+    """The attributes of the training views that a job uses."""
 
     long_side: int = 64
 
 
 class BallPipeline:
-    """What of a pipeline a job touches, with the balls for a scene."""
+    """The attributes of a pipeline that a job uses; the scene consists of the balls."""
 
     views = Sized()
 
@@ -51,13 +51,13 @@ class BallPipeline:
         return scene_of(BallViews(), max_objects=self.config.everything_max_objects)[0]
 
     def reloaded(self, **options: Any) -> BallPipeline:
-        """The same run, saved and loaded."""
+        """The same run with other options, saved and loaded."""
         file = io.BytesIO()
         torch.save(self.model.masks.state_dict(), file)
         file.seek(0)
-        other = BallPipeline(**options)
-        other.model.masks.load_state_dict(torch.load(file, weights_only=True))
-        return other
+        pipeline = BallPipeline(**options)
+        pipeline.model.masks.load_state_dict(torch.load(file, weights_only=True))
+        return pipeline
 
 
 def quiet() -> Console:
@@ -85,18 +85,18 @@ def test_other_settings_begin_again_and_leave_the_users_objects():
     pipeline: Any = BallPipeline(everything_max_objects=2)
     segment_scene(pipeline, None)  # type: ignore[arg-type]
     masks = pipeline.model.masks
-    # Whoever works on an object in the viewer takes it out of the job.
+    # Editing an object in the viewer takes it out of the job.
     del masks.finished["object 1"]
-    again: Any = pipeline.reloaded(everything_max_objects=2, everything_min_share=0.002)
-    job = SceneJob(again)
+    reloaded: Any = pipeline.reloaded(everything_max_objects=2, everything_min_share=0.002)
+    job = SceneJob(reloaded)
     assert not job.is_done
     scene = job.begin(None)  # type: ignore[arg-type]
-    assert again.model.masks.names == ["object 1"]
+    assert reloaded.model.masks.names == ["object 1"]
     for step in scene.steps():
         if step.found is not None:
             job.keep(scene, step.found)
-    assert len(again.model.masks) == 2
-    assert again.model.masks.scene["names"] == [again.model.masks.names[1]]
+    assert len(reloaded.model.masks) == 2
+    assert reloaded.model.masks.scene["names"] == [reloaded.model.masks.names[1]]
 
 
 def test_hundreds_of_objects_differ_in_colour():
@@ -108,7 +108,7 @@ def test_hundreds_of_objects_differ_in_colour():
 
 
 def trainer_of(run: Path, scene: Path, output: Path) -> SA3DTrainer:
-    """What ``ns-train sa3d --pipeline.everything True`` makes."""
+    """Trainer of ``ns-train sa3d --pipeline.everything True``."""
     config = default_config()
     config.load_dir, config.output_dir, config.vis, config.timestamp = run, output, "tensorboard", "E"
     config.pipeline.everything, config.pipeline.everything_views = True, 3
@@ -124,7 +124,7 @@ def trainer_of(run: Path, scene: Path, output: Path) -> SA3DTrainer:
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
     tiny_run, tiny_scene, tmp_path, monkeypatch, capsys
 ):
-    answers = OracleSegmenter.predict
+    original = OracleSegmenter.predict
     stopped: list[int] = []
     trainer = trainer_of(tiny_run, tiny_scene, tmp_path)
 
@@ -132,7 +132,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
         if trainer.pipeline.model.masks.names and not stopped:
             stopped.append(1)
             signal.raise_signal(signal.SIGINT)
-        return answers(self, *arguments)
+        return original(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(OracleSegmenter, "predict", predict)
@@ -141,11 +141,11 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
     assert "stopped by Ctrl-C" in printed
     assert "unfinished" in printed
     assert sa3d.load(trainer.base_dir).objects == ["object 1"]
-    rest = trainer_of(tiny_run, tiny_scene, tmp_path)
-    rest.train()
+    resumed = trainer_of(tiny_run, tiny_scene, tmp_path)
+    resumed.train()
     printed = capsys.readouterr().out
     assert "object 1 is there already" in printed or "explained" in printed
-    loaded = sa3d.load(rest.base_dir)
+    loaded = sa3d.load(resumed.base_dir)
     assert len(loaded.objects) >= 3
     assert loaded.pipeline.model.masks.parents.keys() == set(loaded.objects)
     trainer_of(tiny_run, tiny_scene, tmp_path).train()

@@ -1,4 +1,4 @@
-"""docs/extending.md, done once: a new kind of radiance field, without a change to the package."""
+"""docs/extending.md in practice: a new kind of radiance field, without a change to the package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.toy_field import MaskedSolids, SolidModel, SurfaceTrace, save_solid_r
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one line that the page tells to write."""
+    """Register the mixin, in the one line that docs/extending.md gives."""
     monkeypatch.setitem(MIXINS, SolidModel, MaskedSolids)
 
 
@@ -49,9 +49,9 @@ def test_a_new_kind_of_field_is_segmented_saved_and_exported(tiny_scene: Path, t
     outputs = run.render(run.pipeline.views.cameras[0:1])
     assert outputs["mask_overlay"].shape == outputs["rgb"].shape
     config = run.save()
-    words = ["export", "points", "--load-config", str(config), "--output-dir", str(tmp_path / "points")]
+    command = ["export", "points", "--load-config", str(config), "--output-dir", str(tmp_path / "points")]
     with pytest.raises(SystemExit) as ended:
-        main([*words, "--num-points", "200"])
+        main([*command, "--num-points", "200"])
     assert ended.value.code == 0
     vertices = PlyData.read(tmp_path / "points" / "ball.ply")["vertex"]
     points = np.stack([vertices[axis] for axis in "xyz"], axis=-1)

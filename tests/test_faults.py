@@ -1,4 +1,4 @@
-"""Faults that a user meets: each ends in a sentence, and none costs work that was done."""
+"""Faults of a user's run: each ends in one sentence, and none loses finished work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ slow = pytest.mark.slow
 
 
 def trainer_for(tiny_run: Path, scene: Path, output: Path, *names: str, data: Path | None = None) -> SA3DTrainer:
-    """What ns-train makes of a prompt file with these objects."""
+    """Trainer of ns-train with a prompt file of these objects."""
     objects = json.loads((scene / "prompts.json").read_text())["objects"]
     prompts = output.parent / f"{'-'.join(names)}.json"
     prompts.write_text(json.dumps({"objects": [item for item in objects if item["name"] in names]}))
@@ -46,7 +46,7 @@ def trainer_for(tiny_run: Path, scene: Path, output: Path, *names: str, data: Pa
 
 @contextmanager
 def files_no_larger_than(num_bytes: int) -> Iterator[None]:
-    """A disk that is full: writing past this size fails, in this process alone."""
+    """Simulate a full disk: writing files past this size fails, in this process alone."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:
@@ -62,9 +62,9 @@ def test_a_disk_that_is_too_full_for_the_base_weights_still_holds_the_masks(tiny
     with files_no_larger_than(size // 2):
         trainer.train()
     assert "saved without the base weights" in capsys.readouterr().out
-    again = sa3d.load(trainer.base_dir)
-    assert again.objects == ["ball"]
-    assert again.mask(0).shape == (24, 32)
+    reloaded = sa3d.load(trainer.base_dir)
+    assert reloaded.objects == ["ball"]
+    assert reloaded.mask(0).shape == (24, 32)
     assert not list(trainer.base_dir.rglob("saving-0.*"))
 
 
@@ -77,20 +77,20 @@ def test_what_cannot_be_saved_where_it_belongs_is_saved_elsewhere(tiny_run, tiny
     for view, prompted in prompt.views.items():
         session.prompt(view, prompted)
     session.run()
-    # Somebody has put a file in the place of the folder meanwhile.
+    # A file now takes the place of the folder.
     (tmp_path / "out").write_text("in the way")
     with pytest.raises(SA3DError, match="the objects are safe for now in") as error:
         trainer.save({"ball": session})
-    there = Path(str(error.value).rsplit(" in ", 1)[1].rstrip("."))
-    assert sa3d.load(there).objects == ["ball"]
+    folder = Path(str(error.value).rsplit(" in ", 1)[1].rstrip("."))
+    assert sa3d.load(folder).objects == ["ball"]
 
 
 @slow
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(tiny_run, tiny_scene, tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    for place in (tmp_path / "file" / "out", Path("/proc/sa3d")):
+    for folder in (tmp_path / "file" / "out", Path("/proc/sa3d")):
         trainer = trainer_for(tiny_run, tiny_scene, tmp_path / "out", "ball")
-        trainer.base_dir = place
+        trainer.base_dir = folder
         with pytest.raises(SA3DError, match=r"cannot be written .* choose another folder"):
             trainer.train()
         assert trainer.pipeline.model.masks.names == []
@@ -98,14 +98,14 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tiny_run, tin
 
 @slow
 def test_ctrl_c_saves_and_the_rest_is_done_later(tiny_run, tiny_scene, tmp_path, monkeypatch, capsys):
-    answers = OracleSegmenter.predict
-    asked = []
+    original = OracleSegmenter.predict
+    predictions = []
 
     def predict(self: Any, *arguments: Any) -> Any:
-        asked.append(1)
-        if len(asked) == 8:
+        predictions.append(1)
+        if len(predictions) == 8:
             signal.raise_signal(signal.SIGINT)
-        return answers(self, *arguments)
+        return original(self, *arguments)
 
     trainer = trainer_for(tiny_run, tiny_scene, tmp_path / "out", "ball", "crate")
     with monkeypatch.context() as patch, pytest.raises(SA3DError, match=r"stopped before crate: .* --load-dir"):
@@ -113,13 +113,13 @@ def test_ctrl_c_saves_and_the_rest_is_done_later(tiny_run, tiny_scene, tmp_path,
         trainer.train()
     assert "stopped by Ctrl-C" in capsys.readouterr().out
     assert sa3d.load(trainer.base_dir).objects == ["ball"]
-    rest = trainer_for(trainer.base_dir, tiny_scene, tmp_path / "rest", "ball", "crate")
-    rest.train()
+    resumed = trainer_for(trainer.base_dir, tiny_scene, tmp_path / "rest", "ball", "crate")
+    resumed.train()
     printed = capsys.readouterr().out
     assert "redone      ball" in printed
     assert "to do       crate" in printed
-    # Once more: nothing is left to do, unless it is asked for.
-    last = trainer_for(rest.base_dir, tiny_scene, tmp_path / "last", "ball", "crate")
+    # The third run has nothing to do, unless ``redo`` or a changed setting requires it.
+    last = trainer_for(resumed.base_dir, tiny_scene, tmp_path / "last", "ball", "crate")
     assert last.segment() == {}
     assert "kept        ball, crate" in capsys.readouterr().out
     last.config.pipeline.redo = True
@@ -136,7 +136,7 @@ def test_twenty_kills_lose_nothing_that_was_saved(tiny_run: Path, tiny_scene: Pa
     result = json.loads(done.stdout.splitlines()[-1])
     kills = result["kills"]
     assert len(kills) == 20
-    # The kills have met runs with nothing saved, and runs that were half done, or they would prove nothing.
+    # The test means something only if kills came before the first save and in half-done runs.
     states = {len(kill["after"]) for kill in kills}
     assert 0 in states and states & {1, 2}
     assert any(kill["before"] and len(kill["after"]) > len(kill["before"]) for kill in kills)
@@ -160,12 +160,12 @@ def test_an_image_that_is_not_there_or_not_whole(fault: str, tiny_run: Path, tin
         if fault == "truncated":
             path.write_bytes((tiny_scene / "images" / path.name).read_bytes()[:20])
 
-    # An image that segmenters are to see is named,
+    # The error names an image that the segmenter needs.
     spoil(images[3])
     trainer = trainer_for(tiny_run, tiny_scene, tmp_path / "b", "ball", data=scene)
     with pytest.raises(SA3DError, match=rf"{images[3].name} cannot be read .*--pipeline.image-source render"):
         trainer.segment()
-    # and where renders are segmented, it does not matter,
+    # With renders as the segmenter's images, the fault has no effect,
     expected = trainer_for(tiny_run, tiny_scene, tmp_path / "a", "ball")
     trainer = trainer_for(tiny_run, tiny_scene, tmp_path / "d", "ball", data=scene)
     for item in (expected, trainer):
@@ -173,10 +173,10 @@ def test_an_image_that_is_not_there_or_not_whole(fault: str, tiny_run: Path, tin
         item.segment()
     fields = [item.pipeline.model.masks["ball"].hit for item in (expected, trainer)]
     assert torch.equal(*fields)
-    # unless it is the one by which nerfstudio tells the size of all.
+    # unless it is in the first image, from which nerfstudio takes the size of all.
     spoil(images[0])
-    which = images[0].name if fault == "missing" else str(scene)
-    with pytest.raises(SA3DError, match=f"the data set cannot be read .*{which}.* restore its images"):
+    named = images[0].name if fault == "missing" else str(scene)
+    with pytest.raises(SA3DError, match=f"the data set cannot be read .*{named}.* restore its images"):
         trainer_for(tiny_run, tiny_scene, tmp_path / "c", "ball", data=scene)
     assert not (tmp_path / "c").exists()
 
@@ -206,7 +206,7 @@ def test_a_few_splats_that_are_nan_do_not_matter_and_many_do():
 
 @slow
 def test_a_config_with_the_digest_of_another_program_is_read(tiny_objects: Path):
-    """A run that was saved before there were digests: everything is there, and nothing counts as finished."""
+    """A run saved before digests existed: all objects are loaded, and none counts as finished."""
     config = yaml.load(tiny_objects.read_text(), Loader=yaml.Loader)
     assert config.resumed is False
     masks = sa3d.load(tiny_objects).pipeline.model.masks

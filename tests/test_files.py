@@ -1,4 +1,4 @@
-"""Files that are either there, whole, or not there."""
+"""Files: written completely or not at all; digests; conversions."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not
         (tmp_path / name).write_text("half")
     (tmp_path / "saving-0.notes.txt").write_text("of somebody else")
     with atomic_path(tmp_path / "new.json") as temporary:
-        # nerfstudio takes such a number out of every name in a checkpoint folder, and reads the largest.
+        # nerfstudio parses this number from every name in a checkpoint folder, and loads the largest.
         name = temporary.name
         assert int(name[name.find("-") + 1 : name.find(".")]) == 0
         temporary.write_text("{}")
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"new.json", "saving-0.notes.txt", names[os.getppid()]}
+    remaining = {path.name for path in tmp_path.iterdir()}
+    assert remaining == {"new.json", "saving-0.notes.txt", names[os.getppid()]}
 
 
 def test_a_file_in_the_place_of_a_folder_is_told_in_a_sentence(tmp_path: Path):
@@ -68,9 +68,9 @@ def test_colours_become_bytes() -> None:
 
 def test_digests_tell_everything_apart():
     base = [torch.zeros(4), "a", 1.0]
-    others = [[torch.zeros(2, 2), "a", 1.0], [torch.zeros(4).int(), "a", 1.0], [torch.zeros(4), "a1.0"], base[:2],
-              [torch.tensor([0, 0, 0, 1e-45]), "a", 1.0], [None, torch.zeros(4), "a", 1.0]]  # fmt: skip
-    assert len({digest(parts) for parts in [base, *others]}) == 7
+    variants = [[torch.zeros(2, 2), "a", 1.0], [torch.zeros(4).int(), "a", 1.0], [torch.zeros(4), "a1.0"], base[:2],
+                [torch.tensor([0, 0, 0, 1e-45]), "a", 1.0], [None, torch.zeros(4), "a", 1.0]]  # fmt: skip
+    assert len({digest(values) for values in [base, *variants]}) == 7
     assert digest(base) == digest([torch.zeros(4), "a", 1.0])
 
 

@@ -1,4 +1,4 @@
-"""The command for the day a GPU is there, in small on a CPU: ``python -m benchmarks.gpu --tiny``."""
+"""The GPU benchmark, at a small size on a CPU: ``python -m benchmarks.gpu --tiny``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 def test_all_parts_pass(tmp_path: Path):
     options = Options(tmp_path / "gpu.md", work=tmp_path / "work", tiny=True)
     words = ("-m", "benchmarks.gpu", "--tiny", "--output", options.output, "--work", options.work)
-    # In a process of its own, as its parts are forked: this one has threads.
+    # A separate process, because the benchmark forks its parts and this process has threads.
     done = run(sys.executable, *words, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     table = options.output.read_text()

@@ -1,4 +1,4 @@
-"""Chunks of rays that are halved when memory runs out."""
+"""GPU memory that runs out: chunks of rays are halved, after caches have shrunk."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def test_chunks_cover_all_rays_in_order_whatever_fits():
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return list(range(part.start, part.stop))
 
-    parts = map_chunks(config, 1777, work)
-    assert [number for part in parts for number in part] == list(range(1777))
+    chunks = map_chunks(config, 1777, work)
+    assert [ray for chunk in chunks for ray in chunk] == list(range(1777))
     assert config.eval_num_rays_per_chunk == 250
-    fits = 100  # later, something else has taken memory
+    fits = 100  # later, other programs take memory
     assert sum(map(len, map_chunks(config, 500, work))) == 500
     assert config.eval_num_rays_per_chunk == 64
     assert map_chunks(config, 0, work) == []
@@ -82,31 +82,31 @@ def test_a_model_goes_on_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch, c
     model = masked(small_model("nerfacto"))
     model.masks["ball"] = ball(0.7)
     view = camera(20, 28)
-    expected, image = model.trace_view(view), model.get_outputs_for_camera(view)
+    expected, expected_outputs = model.trace_view(view), model.get_outputs_for_camera(view)
     forward = MLP.forward
 
     def forward_in_little_memory(self: MLP, in_tensor: torch.Tensor) -> torch.Tensor:
-        # 24 samples of 200 rays, in the larger of the proposal networks.
+        # Memory for 200 rays with 24 samples each, in the larger of the proposal networks.
         if in_tensor.reshape(-1, in_tensor.shape[-1]).shape[0] > 24 * 200:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.")
         return forward(self, in_tensor)
 
     monkeypatch.setattr(MLP, "forward", forward_in_little_memory)
     model.config.eval_num_rays_per_chunk = 560
-    again = model.trace_view(view)
-    assert torch.allclose(again.rgb, expected.rgb, atol=1e-5)
-    assert torch.allclose(again.depth, expected.depth, atol=1e-4)
+    retried = model.trace_view(view)
+    assert torch.allclose(retried.rgb, expected.rgb, atol=1e-5)
+    assert torch.allclose(retried.depth, expected.depth, atol=1e-4)
     assert model.config.eval_num_rays_per_chunk == 140
     assert "going on with 140 rays at a time" in capsys.readouterr().out
     model.config.eval_num_rays_per_chunk = 560
     outputs = model.get_outputs_for_camera(view)
     assert model.config.eval_num_rays_per_chunk == 140
     for name in ("rgb", "mask", "object_rgb"):
-        assert torch.allclose(outputs[name], image[name], atol=1e-4), name
+        assert torch.allclose(outputs[name], expected_outputs[name], atol=1e-4), name
 
 
 class Cache:
-    """Holds 300 bytes, and lets go of 100 at a time."""
+    """Cache of 300 bytes, which frees 100 at a time."""
 
     def __init__(self) -> None:
         self.held = 300
@@ -144,16 +144,16 @@ def test_caches_shrink_before_chunks_do(cache: Cache, capsys: pytest.CaptureFixt
 
 
 def test_what_cannot_be_cut_is_tried_again_until_caches_are_empty(cache: Cache):
-    done = []
+    held_bytes = []
 
     def work() -> str:
-        done.append(cache.held)
+        held_bytes.append(cache.held)
         if cache.held > 0:
             raise full()
         return "done"
 
     assert within_memory(work, "close other programs") == "done"
-    assert done == [300, 200, 100, 0]
+    assert held_bytes == [300, 200, 100, 0]
 
     def never() -> None:
         raise full()
@@ -175,7 +175,7 @@ def test_chunks_are_raised_until_memory_ends(cache: Cache, capsys: pytest.Captur
         assert sum(map_chunks(config, 40_000, work, on_cuda=True)) == 40_000
     assert sizes[:4] == [1000, 2000, 4000, 4000]
     assert config.eval_num_rays_per_chunk == 4000
-    # Trying for more is not running out of memory.
+    # A failed try of a larger chunk does not count as a lack of memory.
     assert cache.held == 300
     assert capsys.readouterr().out == ""
     assert sum(map_chunks(config, 40_000, work)) == 40_000
@@ -201,7 +201,7 @@ def test_the_batch_that_fits_is_remembered(cache: Cache):
 
 @pytest.mark.parametrize("step", ["render", "backproject", "pack"])
 def test_views_are_lifted_and_packed_in_little_memory(step: str, cache: Cache, monkeypatch: pytest.MonkeyPatch):
-    """Memory runs out once in each of these; caches shrink, and nothing differs."""
+    """Memory runs out once in each step: the cache shrinks, and the result is the same."""
     model = masked(small_model("nerfacto"))
     field, view = ball(0.7), camera(12, 16)
     trace = model.compressed_view(view)
@@ -213,23 +213,23 @@ def test_views_are_lifted_and_packed_in_little_memory(step: str, cache: Cache, m
         "pack": trace.depth,
     }
     forget()
-    torn: tuple[Any, str] = {
+    patched: tuple[Any, str] = {
         "render": (trilinear, "read_sums"),
         "backproject": (trilinear, "add"),
         "pack": (CompressedTrace, "pack"),
     }[step]
-    original = getattr(*torn)
+    original = getattr(*patched)
 
     def once(*args: Any, **kwargs: Any) -> Any:
         if cache.held == 300:
             raise full()
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(torn[0], torn[1], once)
-    again = {
+    monkeypatch.setattr(patched[0], patched[1], once)
+    result = {
         "render": lambda: trace.render(field, field.cells()),
         "backproject": lambda: trace.backproject(field, mask.float()),
         "pack": lambda: model.compressed_view(view).depth,
     }[step]()
-    assert torch.equal(again, expected[step])
+    assert torch.equal(result, expected[step])
     assert cache.held == 200

@@ -1,4 +1,4 @@
-"""What an object is made from."""
+"""Checksums of an object's prompts and settings."""
 
 from __future__ import annotations
 

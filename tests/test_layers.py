@@ -88,7 +88,7 @@ def test_no_circle():
 
 
 def test_modules_import_from_modules():
-    """Not from the rooms' faces, which would make every import of a module an import of its whole room."""
+    """No module imports from a room's ``__init__``, which would import the whole room."""
     rooms = {name for name, path in MODULES.items() if path.stem == "__init__"} - {f"{PACKAGE}.commands"}
     assert not [f"{module} -> {target}" for module in IMPORTS for target in IMPORTS[module] & rooms]
 

@@ -1,4 +1,4 @@
-"""The overview shows what it is given: sizes, masks, prompts and states."""
+"""The overview image: its size, masks, prompts and states."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_page_grows_by_rows(path: Path) -> None:
-    heights = [write(path, asked(), [view()] * number).shape for number in (0, 1, 4, 5, 9)]
-    assert {shape[1] for shape in heights} == {GAP + 4 * (CELL + GAP)}
-    rows = [shape[0] for shape in heights]
-    row = rows[1] - rows[0]
-    assert row >= GAP + CELL * HEIGHT / WIDTH
-    assert [height - rows[0] for height in rows] == [0, row, row, 2 * row, 3 * row]
+    shapes = [write(path, asked(), [view()] * number).shape for number in (0, 1, 4, 5, 9)]
+    assert {shape[1] for shape in shapes} == {GAP + 4 * (CELL + GAP)}
+    heights = [shape[0] for shape in shapes]
+    row_height = heights[1] - heights[0]
+    assert row_height >= GAP + CELL * HEIGHT / WIDTH
+    assert [height - heights[0] for height in heights] == [0, row_height, row_height, 2 * row_height, 3 * row_height]
     assert not [file for file in path.parent.iterdir() if file != path]
 
 
@@ -121,16 +121,16 @@ def test_prompts_are_drawn_where_they_lie(path: Path) -> None:
 
 @pytest.mark.parametrize("state", STATE_COLORS)
 def test_states_are_told_apart(path: Path, state: str) -> None:
-    others = [view(status=other) for other in STATE_COLORS if other != state and other != "prompt"]
-    own = write(path, asked(), [*others, view(status=f"{state}: for a reason")])
-    # The row of views alone; the summary shows every state that occurs.
-    assert holds(own[-CELL * HEIGHT // WIDTH - GAP :], STATE_COLORS[state])
+    panels = [view(status=other) for other in STATE_COLORS if other != state and other != "prompt"]
+    picture = write(path, asked(), [*panels, view(status=f"{state}: for a reason")])
+    # Only the row of views is compared, because the summary shows every state that occurs.
+    assert holds(picture[-CELL * HEIGHT // WIDTH - GAP :], STATE_COLORS[state])
     if state != "prompt":
-        assert not holds(write(path, asked(), others), STATE_COLORS[state])
+        assert not holds(write(path, asked(), panels), STATE_COLORS[state])
 
 
 def test_reason_and_name_change_the_picture(path: Path) -> None:
-    pictures = [write(path, asked(), [view(status=f"rejected: {why}")]) for why in ("IoU is 0.1", "IoU is 0.2")]
+    pictures = [write(path, asked(), [view(status=f"rejected: {reason}")]) for reason in ("IoU is 0.1", "IoU is 0.2")]
     assert pictures[0].shape == pictures[1].shape
     assert (pictures[0] != pictures[1]).any()
 

@@ -1,4 +1,4 @@
-"""What the pipeline hands to segmenters and text detector, on a real, tiny run."""
+"""Images and options that the pipeline passes to segmenters and text detector, on a real, tiny run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load(run: Path, output: Path, **options: Any) -> Run:
 
 
 class Boxed:
-    """A segmenter that takes what is in the box."""
+    """Segmenter that returns the pixels in the prompt's box."""
 
     def embed(self, image: SegmenterImage) -> tuple[int, int]:
         return image.height, image.width
@@ -49,22 +49,22 @@ def test_words_prompt_as_the_box_does_that_they_find(tiny_run: Path, tmp_path: P
     run = load(tiny_run, tmp_path / "out", text_model=str(model))
     monkeypatch.setattr(run.pipeline, "make_segmenter", Boxed)
     views = run.pipeline.views
-    # Photos of 32 pixels, whatever the working size.
+    # Photos are 32 pixels wide at any working size.
     image = SegmenterImage(views.picture(1, 1333), views.name(1))
     assert image.width == 32
-    found = find_boxes(image, "a mug", TextOptions(str(model)))
-    assert len(found) > 1
+    matches = find_boxes(image, "a mug", TextOptions(str(model)))
+    assert len(matches) > 1
     for index in (0, 1):
-        box = list(found[index].box)
+        box = list(matches[index].box)
         view, by_index = run.pipeline.text_finder().box(1, "a mug", index)
         assert view == 1 and by_index == pytest.approx(box, abs=1e-4)
         by_words = run.prompt(1, text="a mug", box_index=index, name="text")
         assert torch.equal(by_words, run.prompt(1, box=box, name="box"))
-    # Without a view, the best match of several: no view that is looked at has a better one.
+    # Without a view, the finder takes the best match of six views: only the other views may have better ones.
     view, best = run.pipeline.text_finder().box(None, "a mug")
     scores = {
-        each: find_boxes(SegmenterImage(views.picture(each, 1333), ""), "a mug", TextOptions(str(model)))[0].score
-        for each in range(len(views))
+        number: find_boxes(SegmenterImage(views.picture(number, 1333), ""), "a mug", TextOptions(str(model)))[0].score
+        for number in range(len(views))
     }
     assert sum(score > scores[view] for score in scores.values()) <= len(views) - 6
     with pytest.raises(sa3d.SA3DError, match="not both"):
@@ -77,11 +77,11 @@ def test_words_prompt_as_the_box_does_that_they_find(tiny_run: Path, tmp_path: P
     box = prompted.views[view].box
     assert box is not None
     assert box.tolist() == pytest.approx(best)
-    # All that the words fit, each with its masks in the views that show it.
+    # All objects that match the text, each with its masks in the views that show it.
     run.pipeline.config.prompt = PromptConfig(text="a mug", instances="all")
-    every = run.pipeline.prompts_from_config()
-    assert [entry.name for entry in every][:2] == ["object", "object 2"]
-    assert all(prompt.mask is not None for entry in every for prompt in entry.views.values())
+    objects = run.pipeline.prompts_from_config()
+    assert [entry.name for entry in objects][:2] == ["object", "object 2"]
+    assert all(prompt.mask is not None for entry in objects for prompt in entry.views.values())
 
 
 @pytest.mark.parametrize("working_size", [32, 16])
@@ -89,8 +89,8 @@ def test_segmenters_see_what_they_are_told_to(tiny_run: Path, tiny_scene: Path, 
     render = load(tiny_run, tmp_path, working_size=working_size, image_source="render").pipeline.views
     photo = load(tiny_run, tmp_path, working_size=working_size).pipeline.views
     assert torch.equal(render.picture(2), render.trace(2).rgb)
-    name = next(tiny_scene.glob(f"images/{photo.name(2)}"))
-    pixels = np.asarray(Image.open(name).resize((working_size, working_size * 3 // 4), Image.Resampling.BOX))
+    path = next(tiny_scene.glob(f"images/{photo.name(2)}"))
+    pixels = np.asarray(Image.open(path).resize((working_size, working_size * 3 // 4), Image.Resampling.BOX))
     error = (photo.picture(2) - torch.from_numpy(pixels[..., :3] / 255.0)).abs().mean()
     assert error < (0.001 if working_size == 32 else 0.03)
     assert (render.picture(2) - photo.picture(2)).abs().mean() > error
@@ -103,7 +103,7 @@ def test_options_reach_the_segmenter(tiny_run: Path, tmp_path: Path, monkeypatch
     assert isinstance(segmenter, SamSegmenter)
     assert segmenter.dense_prompts
     assert pipeline.text_options().download
-    # Nothing else forbids downloads now: the option alone must.
+    # From here on, only the option forbids downloads.
     monkeypatch.delenv("SA3D_NO_DOWNLOAD")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     pipeline.config.segmenter, pipeline.config.sam_checkpoint = "sam-vit-b", None
@@ -118,7 +118,7 @@ def test_a_later_run_renders_nothing(tiny_run: Path, tmp_path: Path, tiny_prompt
     first.prompt(tiny_prompt["frame"], points=tiny_prompt["points"][:1])
     first.segment()
     cache, count = first.pipeline.views.cache, len(first.pipeline.views)
-    # A render and an embedding of each view that was looked at, and no more for another object.
+    # Each view is rendered once, and each visited view is embedded once; a second object adds neither.
     embedded = cache.computed - count
     assert 0 < embedded <= count
     first.prompt(tiny_prompt["frame"], points=tiny_prompt["points"][:1], name="again")
@@ -132,11 +132,11 @@ def test_a_later_run_renders_nothing(tiny_run: Path, tmp_path: Path, tiny_prompt
     second.segment()
     assert second.pipeline.views.cache.computed <= embedded
     assert torch.equal(second.mask(0), first.mask(0)) or (second.mask(0) - first.mask(0)).abs().max() < 1e-4
-    other = load(tiny_run, tmp_path / "out")
+    changed = load(tiny_run, tmp_path / "out")
     with torch.no_grad():
-        weights = dict(other.pipeline.model.named_parameters())
+        weights = dict(changed.pipeline.model.named_parameters())
         next(weights[name] for name in weights if name.startswith("field.")).add_(1e-3)
-    assert other.pipeline.base_digest() != second.pipeline.base_digest()
+    assert changed.pipeline.base_digest() != second.pipeline.base_digest()
 
 
 def test_words_are_proposals_by_their_boxes(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -148,19 +148,19 @@ def test_words_are_proposals_by_their_boxes(tiny_run: Path, tmp_path: Path, monk
     views = run.pipeline.views
     image = SegmenterImage(views.picture(1, 1333), views.name(1))
     matches = [match for text in ("a mug", "a plate") for match in find_boxes(image, text, TextOptions(str(model)))]
-    found = run.pipeline.text_finder().proposals(1, "A mug. a plate.")
-    assert 0 < len(found.masks) <= len(matches)
-    for mask, score in zip(found.masks, found.scores.tolist(), strict=True):
+    proposals = run.pipeline.text_finder().proposals(1, "A mug. a plate.")
+    assert 0 < len(proposals.masks) <= len(matches)
+    for mask, score in zip(proposals.masks, proposals.scores.tolist(), strict=True):
         boxes = [match.box for match in matches if match.score == pytest.approx(score)]
         assert any(torch.equal(mask, run.prompt(1, box=list(box), name="box").cpu()) for box in boxes)
-    # A scene is taken apart by them, and not by what the segmenter proposes.
+    # The scene is segmented from these proposals, and not from the segmenter's.
     scene = run.pipeline.scene()
     steps = scene.steps()
     assert [next(steps).stage for _ in range(2)] == ["proposals"] * 2
     view = scene.pool.views[0]
-    asked = run.pipeline.text_finder().proposals(view, "A mug. a plate.").scores.tolist()
+    text_scores = run.pipeline.text_finder().proposals(view, "A mug. a plate.").scores.tolist()
     scores = [item.score for item in scene.pool.proposals if item.view == view]
-    assert scores and set(scores) <= set(asked)
+    assert scores and set(scores) <= set(text_scores)
 
 
 @pytest.mark.skipif(not HAS_SAM3, reason="SAM 3 needs transformers 5: the extra [sam3]")
@@ -169,15 +169,15 @@ def test_instances_of_sam3_are_proposals_as_they_are(tiny_run: Path, tmp_path: P
     run = load(tiny_run, tmp_path / "out")
     monkeypatch.setattr(run.pipeline, "text_options", lambda: options)
     views, finder = run.pipeline.views, run.pipeline.text_finder()
-    found = finder.proposals(1, "a mug.")
+    proposals = finder.proposals(1, "a mug.")
     matches = find_boxes(SegmenterImage(views.picture(1, 1333), views.name(1)), "a mug", options)
     size = views.trace(1).height, views.trace(1).width
     masks = torch.stack([match.mask for match in matches if match.mask is not None])
     expected = Candidates(masks, torch.ones(len(masks))).at(*size).masks
-    assert 0 < len(found.masks) <= len(expected)
-    for mask, score in zip(found.masks, found.scores.tolist(), strict=True):
-        alike = [index for index, match in enumerate(matches) if match.score == pytest.approx(score)]
-        assert any(torch.equal(mask, expected[index]) for index in alike)
-    nothing = TextOptions(options.model, mask_threshold=1.0)
-    monkeypatch.setattr(run.pipeline, "text_options", lambda: nothing)
+    assert 0 < len(proposals.masks) <= len(expected)
+    for mask, score in zip(proposals.masks, proposals.scores.tolist(), strict=True):
+        indices = [index for index, match in enumerate(matches) if match.score == pytest.approx(score)]
+        assert any(torch.equal(mask, expected[index]) for index in indices)
+    no_masks = TextOptions(options.model, mask_threshold=1.0)
+    monkeypatch.setattr(run.pipeline, "text_options", lambda: no_masks)
     assert run.pipeline.text_finder().proposals(1, "a mug").masks.shape == (0, *size)

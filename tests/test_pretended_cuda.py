@@ -1,7 +1,6 @@
-"""The whole way on CUDA, which is pretended where there is none: see tests/pretended_device.py.
+"""All stages of the package on CUDA, or on a pretended device without CUDA: see tests/pretended_device.py.
 
-On a pretended device everything is computed on the CPU. That finds tensors on the wrong device, and says nothing of
-CUDA's kernels.
+A pretended device computes on the CPU. The tests then find tensors on the wrong device, but do not test CUDA's kernels.
 """
 
 from __future__ import annotations
@@ -47,12 +46,12 @@ from tests.tiny_sam import tiny_sam
 from tests.tiny_transformers_sam import save_tiny_sam2, save_tiny_sam_hq
 
 WITH_GRADIENTS = {"neus", "neus-facto", "generfacto"}
-"""Their normals are gradients."""
+"""Methods whose normals are gradients."""
 METHODS = (
     *("nerfacto", "depth-nerfacto", "vanilla-nerf", "mipnerf", "semantic-nerfw", "instant-ngp"),
     *("generfacto", "neus", "neus-facto"),
 )
-"""Without tensorf, which asks cuDNN for a kernel that the CPU has not."""
+"""Tested methods; tensorf is missing, because it needs a cuDNN kernel that the CPU lacks."""
 
 
 @pytest.fixture
@@ -81,7 +80,7 @@ def test_methods(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not on_cpu(moved)
         outputs = dict(moved.get_outputs_for_camera(view.to("cuda")))
         for name, image in expected.items():
-            # The lamp of generfacto is at random.
+            # generfacto has a random light source.
             assert method == "generfacto" or torch.allclose(outputs[name].cpu(), image, atol=1e-4), name
             assert outputs[name].is_cuda, name
         trace = moved.compressed_view(view)
@@ -122,16 +121,16 @@ def test_views_are_cached_lifted_and_found_on_disk(device: None, lifting: Any, t
     trace = first.trace(0)
     assert isinstance(trace, CompressedTrace)
     first.cache.flush()
-    again = views()
-    found = again.trace(0)
-    assert again.cache.computed == 0
-    assert torch.equal(found.depth, trace.depth)
-    assert found.depth.is_cuda
-    assert again.picture(0).is_cuda
+    reopened = views()
+    loaded = reopened.trace(0)
+    assert reopened.cache.computed == 0
+    assert torch.equal(loaded.depth, trace.depth)
+    assert loaded.depth.is_cuda
+    assert reopened.picture(0).is_cuda
     for field in (ball(0.7).to("cuda"), model.new_field(16)):
-        work = make_lifting(lifting, field.fresh())
-        work.add(found, torch.rand(48, device="cuda") > 0.5)
-        probability, known = work.render(found)
+        lifter = make_lifting(lifting, field.fresh())
+        lifter.add(loaded, torch.rand(48, device="cuda") > 0.5)
+        probability, known = lifter.render(loaded)
         assert probability.is_cuda
         assert known.is_cuda
 
@@ -144,12 +143,12 @@ def test_from_python(device: None, tiny_run: Path, tiny_scene: Path, tiny_prompt
     run.prompt(tiny_prompt["frame"], [tiny_prompt["points"][0]], name="ball")
     assert run.segment().last()
     saved, mask = run.save(), run.mask(0)
-    again = sa3d.load(saved, output_dir=tmp_path, segmenter="grabcut", image_source="photo", max_passes=1)
-    assert not on_cpu(again.pipeline.model), "a checkpoint's objects lie where the model is"
-    assert torch.allclose(again.mask(0), mask, atol=1e-5)
-    again.prompt(tiny_prompt["frame"], [tiny_prompt["points"][0]], name="second", box=None)
-    again.segment()
-    outputs = again.render(again.pipeline.views.cameras[0:1])
+    reloaded = sa3d.load(saved, output_dir=tmp_path, segmenter="grabcut", image_source="photo", max_passes=1)
+    assert not on_cpu(reloaded.pipeline.model), "a checkpoint's objects lie where the model is"
+    assert torch.allclose(reloaded.mask(0), mask, atol=1e-5)
+    reloaded.prompt(tiny_prompt["frame"], [tiny_prompt["points"][0]], name="second", box=None)
+    reloaded.segment()
+    outputs = reloaded.render(reloaded.pipeline.views.cameras[0:1])
     assert all(outputs[name].is_cuda for name in outputs)
     with pytest.raises(RuntimeError, match="same device"):
         _ = mask + mask.cpu()
@@ -212,13 +211,13 @@ def test_networks(device: None, name: str, dense: bool, tmp_path: Path) -> None:
     embedding = segmenter.embed(picture())
     disk = DiskStore(lambda: tmp_path)
     disk.write("a", segmenter.to_tensors(embedding), {})
-    found = disk.read("a")
-    assert found is not None
-    embedding = segmenter.from_tensors(found[0])
+    entry = disk.read("a")
+    assert entry is not None
+    embedding = segmenter.from_tensors(entry[0])
     for prompt in PROMPTS.values():
-        answer = segmenter.predict(embedding, prompt)
-        # Three, and the single mask beside them where the prompt is of several points or a box.
-        assert answer.masks.shape[1:] == (HEIGHT, WIDTH) and len(answer.masks) in (1, 3, 4)
+        candidates = segmenter.predict(embedding, prompt)
+        # Three masks, and for prompts of several points or a box the single mask, too.
+        assert candidates.masks.shape[1:] == (HEIGHT, WIDTH) and len(candidates.masks) in (1, 3, 4)
     assert segmenter.fingerprint
 
 
@@ -228,7 +227,7 @@ def test_words(device: None, tmp_path: Path) -> None:
 
 
 class Halves:
-    """Says that the left half of each image is the object."""
+    """Segmenter that returns the left half of each image."""
 
     def embed(self, image: SegmenterImage) -> torch.Tensor:
         return image.rgb[..., 0]
@@ -248,8 +247,8 @@ def test_splats(monkeypatch: pytest.MonkeyPatch) -> None:
         view = camera(12, 16)
         poses = view.camera_to_worlds.repeat(2, 1, 1)
         poses[1, 0, 3] = 0.3
-        both = type(view)(poses, view.fx[0], view.fy[0], view.cx[0], view.cy[0], view.width[0], view.height[0])
-        views = TrainingViews(model, both, [Path("a.png"), Path("b.png")], 16)
+        cameras = type(view)(poses, view.fx[0], view.fy[0], view.cx[0], view.cy[0], view.width[0], view.height[0])
+        views = TrainingViews(model, cameras, [Path("a.png"), Path("b.png")], 16)
         field = model.new_field(0)
         model.masks["left"] = field
         session = SegmentationSession(views, Halves(), field, SessionSettings(max_passes=2))
@@ -260,10 +259,10 @@ def test_splats(monkeypatch: pytest.MonkeyPatch) -> None:
         with torch.no_grad():
             outputs = model.get_outputs_for_camera(view.to("cuda"))
             assert all(outputs[name].is_cuda for name in dict(outputs))
-        other = masked_splats(60).to("cuda")
-        other.load_state_dict(model.state_dict())
-        assert not on_cpu(other)
-        probability, _ = render_probability(views.trace(1), other.masks["left"])
+        restored = masked_splats(60).to("cuda")
+        restored.load_state_dict(model.state_dict())
+        assert not on_cpu(restored)
+        probability, _ = render_probability(views.trace(1), restored.masks["left"])
         assert torch.allclose(probability, render_probability(views.trace(1), field)[0])
-        other.for_inference = True
-        assert len(other.means) < 60
+        restored.for_inference = True
+        assert len(restored.means) < 60

@@ -1,4 +1,4 @@
-"""The pretended device refuses what CUDA refuses, and takes what CUDA takes."""
+"""The pretended device refuses the operations that CUDA refuses, and accepts those that CUDA accepts."""
 
 from __future__ import annotations
 
@@ -112,11 +112,11 @@ def test_saved_and_loaded() -> None:
 
 
 def test_in_threads() -> None:
-    found = []
-    thread = threading.Thread(target=lambda: found.append(torch.zeros(1, device="cuda").is_cuda))
+    flags = []
+    thread = threading.Thread(target=lambda: flags.append(torch.zeros(1, device="cuda").is_cuda))
     thread.start()
     thread.join()
-    assert found == [True]
+    assert flags == [True]
 
 
 def test_gone_afterwards() -> None:

@@ -1,4 +1,4 @@
-"""What folders re-export, and what importing the package costs."""
+"""Public names of the package's folders, and modules that importing the package loads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_public_names_are_there(stub: Path):
     assert set(room.__all__) == set(_all_of(stub))
     for name in room.__all__:
         value = getattr(room, name)
-        # A constant's module is not to be told; a class or function comes from the room itself.
+        # Constants have no ``__module__``; classes and functions come from the room itself.
         assert getattr(value, "__module__", room.__name__).startswith(room.__name__)
 
 
@@ -37,7 +37,7 @@ def _all_of(stub: Path) -> list[str]:
 
 @pytest.mark.parametrize("statement", ["import sa3d_nerfstudio", "import sa3d_nerfstudio.commands"])
 def test_importing_loads_nothing_heavy(statement: str):
-    """nerfstudio imports the package for each of its commands, and ``sa3d --help`` is to be quick."""
+    """nerfstudio imports the package for each of its commands, and ``sa3d --help`` must be quick."""
     program = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
     loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not HEAVY & set(loaded.stdout.split())

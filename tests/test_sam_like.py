@@ -1,4 +1,4 @@
-"""The stand-in that errs as SAM does: on a made-up image of which everything is known."""
+"""The stand-in that errs as SAM does, on a synthetic image with known objects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BOXES = {
     2: ([60.0, 0.0, 0.0], [80.0, 40.0, 1.0]),
     3: ([100.0, 40.0, 0.0], [130.0, 70.0, 1.0]),
 }
-"""Two blocks side by side that touch, and one apart, in pixels of the image: x from 20, y from 30."""
+"""Corners of two blocks side by side that touch, and of one apart, in pixels from x = 20 and y = 30 in the image."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_three_levels_in_token_order(folder: Path):
     answer = ask(stand_in(folder), 0, [(30, 50)])
     assert answer.single is None
     assert [area(mask) for mask in answer.masks] == pytest.approx([1200, 2400, 3200], rel=0.06)
-    # The half of the box, split along its longest side, in which the point lies.
+    # The part is the half of the box, split along its longest side, that contains the point.
     assert answer.masks[PART, 50, 25] and not answer.masks[PART, 50, 70]
     assert ((answer.scores > 0.5) & (answer.scores < 1)).all()
 
@@ -92,13 +92,11 @@ def test_a_level_with_a_point_beside_the_object_is_out(folder: Path):
 
 
 def test_points_near_the_outline_fall_on_the_neighbour_now_and_then(folder: Path):
-    # Two pixels away from the neighbour: in an image four times as large, eight.
+    # The point is two pixels away from the neighbour, or eight in an image four times as large.
     shares = []
     for scale in (1, 4):
-        others = [
-            area(ask(stand_in(folder, seed=seed), 0, [(78, 50)], scale=scale).masks[OBJECT]) for seed in range(40)
-        ]
-        shares.append(float(np.mean([value < 1600 for value in others])))
+        areas = [area(ask(stand_in(folder, seed=seed), 0, [(78, 50)], scale=scale).masks[OBJECT]) for seed in range(40)]
+        shares.append(float(np.mean([object_area < 1600 for object_area in areas])))
     assert shares[0] == pytest.approx(0.5, abs=0.25)
     assert shares[1] == 0.0
 
@@ -106,10 +104,10 @@ def test_points_near_the_outline_fall_on_the_neighbour_now_and_then(folder: Path
 def test_outlines_wobble_by_a_pixel_of_the_image_that_is_shown(folder: Path):
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     truth = torch.from_numpy((x >= 20) & (x < 80) & (y >= 30) & (y < 70))
-    wrong = []
+    error_shares = []
     for scale in (1, 2):
-        found = ask(stand_in(folder), 3, [(30, 50)], scale=scale).masks[OBJECT]
-        large = truth.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-        wrong.append(float((found ^ large).float().mean()))
-    assert 0 < wrong[1] < 0.75 * wrong[0]
-    assert wrong[0] < 200 / (HEIGHT * WIDTH)
+        mask = ask(stand_in(folder), 3, [(30, 50)], scale=scale).masks[OBJECT]
+        enlarged = truth.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+        error_shares.append(float((mask ^ enlarged).float().mean()))
+    assert 0 < error_shares[1] < 0.75 * error_shares[0]
+    assert error_shares[0] < 200 / (HEIGHT * WIDTH)

@@ -14,8 +14,8 @@ import sa3d_nerfstudio as sa3d
 from sa3d_nerfstudio.pipeline import SA3DPipeline
 
 SAVED = Path(__file__).parent / "data" / "run_of_d49d12a"
-"""Made by the commit of that name, before modules moved: a tiny nerfacto with a ball and a hidden crate, without the
-base weights, and the mask that it rendered in its first training view."""
+"""Run saved by commit d49d12a, before modules moved: a tiny nerfacto with a ball and a hidden crate, without the base
+weights, and its rendered mask of the first training view."""
 
 
 @pytest.fixture

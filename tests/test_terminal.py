@@ -1,4 +1,4 @@
-"""What the terminal asks, on a real terminal and where there is none."""
+"""Questions to the user, on a real terminal and without one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sa3d_nerfstudio.terminal import confirm
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, TextIO]]:
-    """A pseudo-terminal: the end that somebody types at, and the end that a process sees."""
+    """Pseudo-terminal: file descriptor of the keyboard, and the process's stream."""
     master, slave = pty.openpty()
     with os.fdopen(slave, "r+b", buffering=0) as raw, io.TextIOWrapper(raw, write_through=True) as stream:
         yield master, stream
@@ -27,13 +27,13 @@ def terminal() -> Iterator[tuple[int, TextIO]]:
 def test_the_user_answers(terminal: tuple[int, TextIO], typed: str, answer: bool):
     keyboard, stream = terminal
     os.write(keyboard, f"{typed}\n".encode())
-    asked = Console(file=io.StringIO(), force_terminal=True, width=200)
-    assert confirm("use [grabcut] instead?", asked, stream) is answer
-    assert "use [grabcut] instead?" in asked.file.getvalue()  # type: ignore[attr-defined]
+    console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    assert confirm("use [grabcut] instead?", console, stream) is answer
+    assert "use [grabcut] instead?" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_nobody_is_asked_where_nobody_can_answer(terminal: tuple[int, TextIO]):
-    deaf, mute = Console(file=io.StringIO(), force_terminal=True), Console(file=io.StringIO())
-    assert not confirm("use grabcut?", deaf, io.StringIO("y\n"))
-    assert not confirm("use grabcut?", mute, terminal[1])
-    assert deaf.file.getvalue() == mute.file.getvalue() == ""  # type: ignore[attr-defined]
+    on_terminal, on_file = Console(file=io.StringIO(), force_terminal=True), Console(file=io.StringIO())
+    assert not confirm("use grabcut?", on_terminal, io.StringIO("y\n"))
+    assert not confirm("use grabcut?", on_file, terminal[1])
+    assert on_terminal.file.getvalue() == on_file.file.getvalue() == ""  # type: ignore[attr-defined]

@@ -58,7 +58,7 @@ def test_export_gives_the_objects_points(
     objects = json.loads((tiny_scene / "objects.json").read_text())["objects"]
     box = next(entry for entry in objects if entry["name"] == tiny_prompt["name"])
     low, high = np.array(box["aabb_min"]), np.array(box["aabb_max"])
-    # The base model has trained for seconds; its surfaces are off, but not by the size of the object.
+    # The surfaces of the tiny base model are off, but by less than the size of the object.
     slack = 0.5 * (high - low).max()
     assert ((points >= low - slack) & (points <= high + slack)).all(-1).mean() > 0.8
 
@@ -76,14 +76,14 @@ def test_a_sa3d_run_resumes_with_its_masks(
     loaded.segment()
     loaded.pipeline.config.threshold = 0.4
     config = loaded.save()
-    again = sa3d.load(config)
-    assert again.objects == ["object", "again"]
-    assert again.pipeline.config.threshold == 0.4
-    prompts = again.pipeline.model.masks.prompts
+    reloaded = sa3d.load(config)
+    assert reloaded.objects == ["object", "again"]
+    assert reloaded.pipeline.config.threshold == 0.4
+    prompts = reloaded.pipeline.model.masks.prompts
     assert prompts == loaded.pipeline.model.masks.prompts
-    # The first was prompted on the command line.
-    assert [len(prompts[name]["prompts"][0]["marks"]) for name in again.objects] == [1, 1]
-    assert torch.allclose(again.mask(tiny_prompt["frame"]), loaded.mask(tiny_prompt["frame"]), atol=1e-5)
+    # The first object was prompted on the command line.
+    assert [len(prompts[name]["prompts"][0]["marks"]) for name in reloaded.objects] == [1, 1]
+    assert torch.allclose(reloaded.mask(tiny_prompt["frame"]), loaded.mask(tiny_prompt["frame"]), atol=1e-5)
 
 
 def test_masks_alone_refer_to_the_base_run(tiny_run: Path, tiny_scene: Path, tiny_prompt: dict, tmp_path: Path):
@@ -98,17 +98,17 @@ def test_masks_alone_refer_to_the_base_run(tiny_run: Path, tiny_scene: Path, tin
     checkpoint = next((config.parent / "nerfstudio_models").iterdir())
     state = torch.load(checkpoint, weights_only=True)["pipeline"]
     assert all(key.startswith("_model.masks.") for key in state)
-    again = sa3d.load(config)
-    camera = again.pipeline.views.cameras[0:1]
-    assert torch.allclose(again.mask(camera), loaded.mask(camera), atol=1e-5)
-    outputs = again.render(camera)
+    reloaded = sa3d.load(config)
+    camera = reloaded.pipeline.views.cameras[0:1]
+    assert torch.allclose(reloaded.mask(camera), loaded.mask(camera), atol=1e-5)
+    outputs = reloaded.render(camera)
     assert {"mask", "object_rgb", "object_depth", "object_accumulation", "background_rgb"} <= set(outputs)
 
 
 def test_a_job_that_is_done_leaves_if_it_is_to(tiny_run: Path, tiny_scene: Path, tiny_prompt: dict, tmp_path: Path):
-    words = segmenting(tiny_run, tiny_scene, tmp_path, tiny_prompt, "--viewer.quit-on-train-completion", True)
-    words[words.index("--vis") + 1] = "viewer"
-    printed = succeed(*words)
+    command = segmenting(tiny_run, tiny_scene, tmp_path, tiny_prompt, "--viewer.quit-on-train-completion", True)
+    command[command.index("--vis") + 1] = "viewer"
+    printed = succeed(*command)
     assert "viser" not in printed
     assert (tmp_path / tiny_scene.name / "sa3d" / "S" / "config.yml").is_file()
 
@@ -134,7 +134,7 @@ def test_an_empty_mask_is_refused_at_once(tiny_segmented: tuple[Path, str], tmp_
 
 
 def assert_one_sentence(stderr: str, *words: str) -> None:
-    """The last line is the error; no traceback."""
+    """Check that stderr ends in an error line with these words, without a traceback."""
     assert "Traceback" not in stderr, stderr[-2000:]
     last = stderr.strip().splitlines()[-1]
     assert last.startswith("error: "), stderr[-2000:]
@@ -160,7 +160,7 @@ def test_a_missing_load_dir_ends_in_a_sentence(tmp_path: Path):
 
 
 def refused(tiny_run: Path, output: Path, **options: Any) -> str:
-    """The sentence that ends ns-train sa3d with these pipeline options, run in this process."""
+    """Error message of ns-train sa3d with these pipeline options, run in this process."""
     loaded = None
     with pytest.raises(sa3d.SA3DError) as caught:
         prompt = options.pop("prompt")

@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and that it works outside of the checkout."""
+"""The wheel: its contents, and its use outside the checkout."""
 
 from __future__ import annotations
 

@@ -205,12 +205,12 @@ class _Makers(TorchFunctionMode):
             device = device_of(args[0]) if device is None else device
             kwargs.setdefault("dtype", args[0].dtype)
             function, args = torch.tensor, args[1:]
-        data, *rest = args or (kwargs.pop("data", kwargs.pop("obj", None)),)
+        data, *positional = args or (kwargs.pop("data", kwargs.pop("obj", None)),)
         if isinstance(data, PretendedTensor):
             # Whether torch.tensor copies the data does not affect the device.
             return _move(data, CUDA if device is None else device, **kwargs)
         held = tree_map_only(PretendedTensor, lambda each: each.held, data)
-        tensor = function(held, *rest, **kwargs)
+        tensor = function(held, *positional, **kwargs)
         return tensor if device is None else _move(tensor, device)
 
 

@@ -25,7 +25,7 @@ RGB = ("red", "green", "blue")
 
 
 def with_points(scene: Path, folder: Path) -> Path:
-    """Copy a scene with a point cloud on its surfaces, as from COLMAP, which initialises splatfacto.
+    """Copy a scene with a point cloud on its surfaces, as from COLMAP, for splatfacto to start from.
 
     Args:
         scene: Folder of a scene.

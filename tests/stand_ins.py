@@ -196,11 +196,11 @@ def main() -> None:
     for install in (one_worker, sdf_on_cpu, splats_on_cpu, occupancy_on_cpu, no_diffusion, coarse_marching_cubes):
         install(Forever())
     commands = {"ns-train": train, "ns-export": exporter, "ns-render": render, "ns-eval": ns_eval}
-    words = sys.argv[1:]
+    arguments = sys.argv[1:]
     with lpips_without_download():
-        while words:
-            end = words.index("--then") if "--then" in words else len(words)
-            sys.argv, words = words[:end], words[end + 1 :]
+        while arguments:
+            end = arguments.index("--then") if "--then" in arguments else len(arguments)
+            sys.argv, arguments = arguments[:end], arguments[end + 1 :]
             if sys.argv[0] == "sa3d":
                 try:
                     sa3d()

@@ -77,7 +77,7 @@ def make(config_type: type, data: Path | None, target: Any = None, test_mode: st
     """Make the frozen data manager of a configuration as a pipeline does."""
     config = config_type(**options)
     if data is not None:
-        # Poses stay as they are, so that spheres have the same coordinates.
+        # Poses are not transformed, so that they share a frame with the tests' spheres.
         config.dataparser = NerfstudioDataParserConfig(
             data=data, orientation_method="none", center_method="none", auto_scale_poses=False
         )
@@ -86,7 +86,7 @@ def make(config_type: type, data: Path | None, target: Any = None, test_mode: st
 
 
 def pixels_that_pass(datamanager: Any, sphere: Sphere, camera: int) -> Tensor:
-    """Whether each pixel of a camera passes through the sphere, [height, width]: all are tested."""
+    """Whether the ray of each pixel passes through the sphere, [height, width]: every ray is tested."""
     rays = datamanager.train_dataset.cameras.generate_rays(camera_indices=camera, keep_shape=True)
     return sphere(rays.flatten()).reshape(rays.shape)
 
@@ -175,7 +175,7 @@ def large(folder: Path, radius: float) -> Any:
 
 
 def half_hidden(radius: float, from_centre: float = 0.0) -> RayFilter:
-    """Filter of rays that show a sphere, of which only the part this far to the right of its centre is not hidden."""
+    """Filter of rays that show a sphere, hidden except for its part this far to the right of its centre."""
 
     def shows(rays: RayBundle) -> Tensor:
         right = torch.linalg.cross(rays.origins, torch.tensor([0.0, 0.0, 1.0]).expand_as(rays.origins))
@@ -258,7 +258,7 @@ def test_nothing_is_learnt_of_other_rays(tmp_path: Path) -> None:
     assert torch.equal(covered(datamanager), before)
     datamanager.learn(torch.arange(len(rays)) > 100)
     assert covered(datamanager).sum() < before.sum()
-    # A batch counts once.
+    # A second mask for the same batch is ignored.
     after = covered(datamanager)
     datamanager.learn(torch.zeros(len(rays), dtype=torch.bool))
     assert torch.equal(covered(datamanager), after)
@@ -426,7 +426,7 @@ def test_full_images(ring: Path) -> None:
     reason="nerfstudio 1.1.5 keeps no images on disk",
 )
 def test_full_images_may_stay_on_disk(ring: Path) -> None:
-    """On nerfstudio's main branch, whose worker processes cannot import a class that is made at run time."""
+    """On nerfstudio's main branch, no worker processes start, because they cannot import a class made at run time."""
     datamanager = make(FullImageDatamanagerConfig, ring, cache_images="disk")
     assert not torch.multiprocessing.active_children()
     assert datamanager.training_photo(0).shape == (48, 64, 3)
@@ -437,7 +437,7 @@ def test_full_images_may_stay_on_disk(ring: Path) -> None:
 
 
 def test_full_images_are_looked_at_as_they_were_trained_on(tmp_path: Path) -> None:
-    """Training undistorts images; cameras and photos are those of the undistorted images, with other intrinsics."""
+    """Training undistorts images, with other intrinsics; the cameras and photos of a frozen manager are the same."""
     distorted = write_scene(tmp_path / "distorted", [(64, 48)] * 3, k1=0.2)
     trained = make(FullImageDatamanagerConfig, distorted, FullImageDatamanager)
     _ = trained.cached_train

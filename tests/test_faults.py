@@ -77,7 +77,7 @@ def test_what_cannot_be_saved_where_it_belongs_is_saved_elsewhere(tiny_run, tiny
     for view, prompted in prompt.views.items():
         session.prompt(view, prompted)
     session.run()
-    # A file now takes the place of the folder.
+    # A file takes the place of the folder while the job runs.
     (tmp_path / "out").write_text("in the way")
     with pytest.raises(SA3DError, match="the objects are safe for now in") as error:
         trainer.save({"ball": session})
@@ -136,7 +136,7 @@ def test_twenty_kills_lose_nothing_that_was_saved(tiny_run: Path, tiny_scene: Pa
     result = json.loads(done.stdout.splitlines()[-1])
     kills = result["kills"]
     assert len(kills) == 20
-    # The test means something only if kills came before the first save and in half-done runs.
+    # The test proves something only if kills came before the first save, and in half-done runs.
     states = {len(kill["after"]) for kill in kills}
     assert 0 in states and states & {1, 2}
     assert any(kill["before"] and len(kill["after"]) > len(kill["before"]) for kill in kills)

@@ -175,7 +175,7 @@ def test_chunks_are_raised_until_memory_ends(cache: Cache, capsys: pytest.Captur
         assert sum(map_chunks(config, 40_000, work, on_cuda=True)) == 40_000
     assert sizes[:4] == [1000, 2000, 4000, 4000]
     assert config.eval_num_rays_per_chunk == 4000
-    # A failed try of a larger chunk does not count as a lack of memory.
+    # A failed try of a larger chunk neither shrinks caches nor prints a message.
     assert cache.held == 300
     assert capsys.readouterr().out == ""
     assert sum(map_chunks(config, 40_000, work)) == 40_000

@@ -1,4 +1,4 @@
-"""Checksums of an object's prompts and settings."""
+"""Checksums of an object's prompts, settings and image size."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""All stages of the package on CUDA, or on a pretended device without CUDA: see tests/pretended_device.py.
+"""All stages of the package on CUDA, or where there is none on a pretended device: see tests/pretended_device.py.
 
-A pretended device computes on the CPU. The tests then find tensors on the wrong device, but do not test CUDA's kernels.
+A pretended device computes on the CPU. Tests on it find tensors on the wrong device, but do not test CUDA's kernels.
 """
 
 from __future__ import annotations

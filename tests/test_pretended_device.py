@@ -100,14 +100,14 @@ def test_autocast_of_the_device() -> None:
 
 
 def test_saved_and_loaded() -> None:
-    model, other = nn.Linear(3, 2).to("cuda"), nn.Linear(3, 2).to("cuda")
+    model, loaded = nn.Linear(3, 2).to("cuda"), nn.Linear(3, 2).to("cuda")
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
     state = torch.load(file, map_location="cuda:0", weights_only=True)
     assert all(value.is_cuda for value in state.values())
-    other.load_state_dict(state)
-    assert torch.equal(model.weight, other.weight)
+    loaded.load_state_dict(state)
+    assert torch.equal(model.weight, loaded.weight)
     assert isinstance(model.weight, nn.Parameter)
 
 

@@ -26,7 +26,7 @@ def test_public_names_are_there(stub: Path):
     assert set(room.__all__) == set(_all_of(stub))
     for name in room.__all__:
         value = getattr(room, name)
-        # Constants have no ``__module__``; classes and functions come from the room itself.
+        # A constant's module is unknown; classes and functions come from the room itself.
         assert getattr(value, "__module__", room.__name__).startswith(room.__name__)
 
 

@@ -19,7 +19,7 @@ BOXES = {
     2: ([60.0, 0.0, 0.0], [80.0, 40.0, 1.0]),
     3: ([100.0, 40.0, 0.0], [130.0, 70.0, 1.0]),
 }
-"""Corners of two blocks side by side that touch, and of one apart, in pixels from x = 20 and y = 30 in the image."""
+"""Corners of two touching blocks side by side, and of one apart, in pixels of the image from (20, 30)."""
 
 
 @pytest.fixture(scope="module")

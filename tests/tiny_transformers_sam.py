@@ -76,15 +76,15 @@ def save_tiny_sam3_concepts(folder: Path, seed: int = 0) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=32)
     layers = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
     config = Sam3Config(
         vision_config=_sam3_vision(),
         text_config={
-            "model_type": "clip_text_model", "vocab_size": len(words), "hidden_size": 32, "intermediate_size": 32,
+            "model_type": "clip_text_model", "vocab_size": len(tokens), "hidden_size": 32, "intermediate_size": 32,
             "projection_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32,
         },
         geometry_encoder_config={**layers, "num_layers": 1},

@@ -41,7 +41,7 @@ from sa3d_nerfstudio.segmentation.text_finder import TextFinder
 from sa3d_nerfstudio.segmenters.base import Segmenter, SegmenterOptions, input_side
 from sa3d_nerfstudio.segmenters.registry import make_segmenter
 from sa3d_nerfstudio.segmenters.text import GROUNDING_DINO, SAM_3_CONCEPTS, TextOptions, gives_masks
-from sa3d_nerfstudio.splat_files.run import ImportSource
+from sa3d_nerfstudio.splat_files.source import ImportSource
 from sa3d_nerfstudio.viewer.panel import SegmentPanel
 from sa3d_nerfstudio.views.cache import Embeddings, ViewCache, default_budget
 from sa3d_nerfstudio.views.cameras import learnt_poses

@@ -41,3 +41,21 @@ def test_importing_loads_nothing_heavy(statement: str):
     program = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
     loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not HEAVY & set(loaded.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from sa3d_nerfstudio import load",
+        "from sa3d_nerfstudio.pipeline import SA3DPipeline",
+        "from sa3d_nerfstudio.exports.splats import SceneSplats",
+        "from sa3d_nerfstudio.splat_files.run import write_run",
+    ],
+)
+def test_modules_can_be_the_first_to_import_nerfstudio(statement: str):
+    """nerfstudio's table of methods imports the trainer, and with it all that a run needs, as a plugin.
+
+    A module of these that imports the table itself would be imported a second time while it is only half loaded.
+    """
+    done = subprocess.run([sys.executable, "-c", statement], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -20,7 +20,7 @@ from sa3d_nerfstudio.datamanager import Filtered, FrozenImages
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.files import read_json, write_json
 from sa3d_nerfstudio.pipeline import SA3DPipeline
-from sa3d_nerfstudio.splat_files.run import ImportSource
+from sa3d_nerfstudio.splat_files.source import ImportSource
 
 _LISTS = ("train_filenames", "val_filenames", "test_filenames")
 

@@ -20,7 +20,7 @@ from sa3d_nerfstudio.models.splats import MaskedSplatModel
 from sa3d_nerfstudio.pipeline import SA3DPipeline
 from sa3d_nerfstudio.splat_files.gaussians import SH_C0, Gaussians
 from sa3d_nerfstudio.splat_files.ply import Z_UP, write_ply
-from sa3d_nerfstudio.splat_files.run import ImportSource
+from sa3d_nerfstudio.splat_files.source import ImportSource
 from sa3d_nerfstudio.splat_files.splat_transform import convert, find_splat_transform
 
 Format = Literal["ply", "compressed.ply", "spz", "sog", "glb", "html"]

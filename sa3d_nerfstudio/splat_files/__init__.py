@@ -2,7 +2,8 @@
 
 ``gaussians`` is the common form; ``ply`` reads and writes it, ``splat_transform`` converts other formats, ``load``
 reads any of them. Cameras come from a file (``cameras``), or are virtual and placed by the space that the splats fill
-(``virtual_cameras``, ``occupancy``, ``previews``). ``run`` writes the run.
+(``virtual_cameras``, ``occupancy``, ``previews``). ``run`` writes the run, with
+its ``source``.
 """
 
 import lazy_loader

@@ -2,7 +2,8 @@ from .cameras import SplatCamera, read_cameras
 from .gaussians import Gaussians
 from .load import read_splats
 from .ply import read_ply, write_ply
-from .run import ImportSource, write_run
+from .run import write_run
+from .source import ImportSource
 from .splat_transform import convert
 from .virtual_cameras import PlacedCameras, place_cameras
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +23,10 @@ from sa3d_nerfstudio.files import atomic_path, check_writable, write_json
 from sa3d_nerfstudio.splat_files.cameras import SplatCamera
 from sa3d_nerfstudio.splat_files.gaussians import Gaussians
 from sa3d_nerfstudio.splat_files.previews import Preview
+from sa3d_nerfstudio.splat_files.source import SOURCE
 
 STEP = 29_999
 """Step in the checkpoint's name: the last step of a training of splatfacto, as nerfstudio counts."""
-SOURCE = "splats"
-"""Entry of transforms.json that holds the :class:`ImportSource` of the run."""
-
-
-@dataclass
-class ImportSource:
-    """Source of an imported run, as recorded in its data set's transforms.json."""
-
-    file: str
-    """Name of the file."""
-    sh_degree: int
-    """Degree of its spherical harmonics; the run's own is at least 1."""
-    up: tuple[float, float, float]
-    """Upward direction in the frame of the file, and of the run."""
-    previews: tuple[str, ...]
-    """Names of the images that are quick drawings, not photos."""
-
-    @classmethod
-    def of(cls, transforms: dict[str, Any]) -> ImportSource | None:
-        """The entry of a transforms.json; None if the run was not imported."""
-        entry = transforms.get(SOURCE)
-        if not isinstance(entry, dict):
-            return None
-        up = tuple(float(value) for value in entry["up"])
-        assert len(up) == 3
-        return cls(str(entry["file"]), int(entry["sh_degree"]), up, tuple(entry.get("previews", ())))
 
 
 def write_run(

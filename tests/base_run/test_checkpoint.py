@@ -1,4 +1,4 @@
-"""nerfstudio's checkpoints are read weights-only; damaged and foreign files end in one sentence."""
+"""nerfstudio's checkpoints are read weights-only; damaged and foreign files raise one-sentence errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCHEDULERS = {
 
 
 def trained_checkpoint() -> dict[str, Any]:
-    """What nerfstudio's Trainer.save_checkpoint stores after three steps, with each of its schedules."""
+    """Checkpoint as nerfstudio's Trainer.save_checkpoint stores it after three steps, with each of its schedules."""
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({name: torch.nn.Linear(3, 2) for name in SCHEDULERS})
     optimizer_types = [AdamOptimizerConfig, RAdamOptimizerConfig]
@@ -73,8 +73,8 @@ def assert_equal(left: Any, right: Any) -> None:
             assert_equal(left[key], right[key])
     elif isinstance(left, (list, tuple)):
         assert len(left) == len(right)
-        for item, other in zip(left, right, strict=True):
-            assert_equal(item, other)
+        for left_item, right_item in zip(left, right, strict=True):
+            assert_equal(left_item, right_item)
     else:
         assert left == right
 
@@ -108,23 +108,23 @@ def test_refuses_without_the_declaration_and_anything_else_with_it(checkpoint: t
         with pytest.raises(SA3DError, match="cannot be read as plain weights"):
             load_checkpoint(path)
     finally:
-        # Other modules have declared classes of their own.
+        # Restore the classes that other modules have declared safe.
         torch.serialization.add_safe_globals(safe)
 
 
 @pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
 def test_reads_what_the_other_numpy_wrote(tmp_path: Path, module: str) -> None:
     path = tmp_path / "step-000000001.ckpt"
-    here = np.float64(0).__reduce__()[0].__module__.encode()
+    installed_module = np.float64(0).__reduce__()[0].__module__.encode()
     unzipped = tmp_path / "other"
     torch.save({"step": 1, "pipeline": {}, "lr": np.float64(0.25)}, path)
     with OpenedTorchFile(path, unzipped) as pickle:
-        pickle.write_bytes(pickle.read_bytes().replace(here, module.encode()))
+        pickle.write_bytes(pickle.read_bytes().replace(installed_module, module.encode()))
     assert load_checkpoint(path)["lr"] == 0.25
 
 
 class OpenedTorchFile:
-    """Opens a torch file's data.pkl for change."""
+    """Context manager that unpacks a torch file's data.pkl for editing, and repacks the file."""
 
     def __init__(self, path: Path, folder: Path) -> None:
         self.path, self.folder = path, folder
@@ -194,7 +194,7 @@ def test_flipped_bytes(checkpoint: tuple[Path, dict[str, Any]]) -> None:
             assert_one_sentence(error, path)
             refused += 1
         else:
-            assert_equal(loaded, saved)  # the byte was in padding, or a date
+            assert_equal(loaded, saved)  # the damage was in padding or in a date
     assert refused > 500
 
 

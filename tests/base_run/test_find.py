@@ -1,4 +1,4 @@
-"""--load-dir in all the forms that people give it, and one sentence for each way in which it can be wrong."""
+"""--load-dir: every accepted form of the path, and a one-sentence error for each fault."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHARED = (Path(__file__).resolve().parents[3] / "shared").resolve()
 
 
 def save_run(output_dir: Path, data: Path, steps: tuple[int, ...] = (100, 200)) -> Path:
-    """A nerfacto run as nerfstudio saves it; returns its folder."""
+    """Write a nerfacto run as nerfstudio saves it, and return its folder."""
     config = TrainerConfig(
         method_name="nerfacto",
         output_dir=output_dir,
@@ -57,7 +57,7 @@ def run_path(tmp_path: Path, scene_path: Path) -> Path:
 
 
 def refuse(path: Path, *mentions: str, **options) -> None:
-    """The run is refused, with one sentence that mentions these."""
+    """Check that the path is refused with one sentence that contains all mentions."""
     with pytest.raises(SA3DError) as caught:
         find_run(path, **options)
     message = str(caught.value)
@@ -292,7 +292,7 @@ def test_real_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     path = SHARED / "runs" / name / "nerfacto" / "cpu"
     if not path.is_dir():
         pytest.skip(f"no trained run at {path}")
-    monkeypatch.chdir(tmp_path)  # from where the ../shared/scenes/NAME in its config.yml leads nowhere
+    monkeypatch.chdir(tmp_path)  # the ../shared/scenes/NAME in its config.yml does not exist from here
     run = find_run(path)
     assert run.config.pipeline.datamanager.data == SHARED / "scenes" / name
     assert run.step == max(int(file.stem[5:]) for file in (path / "nerfstudio_models").glob("*.ckpt"))

@@ -1,4 +1,4 @@
-"""The LPIPS metric is built without a network, and is otherwise the metric that the checkpoint was saved from."""
+"""The LPIPS metric is built without network access, and its state fits that of saved checkpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Unreachable(Exception):
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No address can be resolved, and no earlier download can be found."""
+    """Make address resolution fail, and hide earlier downloads."""
 
     def refuse(*args, **kwargs):
         raise Unreachable
@@ -68,7 +68,7 @@ def test_restores_on_exception_and_when_nested() -> None:
     with pytest.raises(Unreachable), lpips_without_download():
         with lpips_without_download():
             pass
-        assert torchmetrics_lpips._get_tv_model_features is not original  # the inner end must not end the outer
+        assert torchmetrics_lpips._get_tv_model_features is not original  # leaving the inner context keeps the outer
         raise Unreachable
     assert torchmetrics_lpips._get_tv_model_features is original
 

@@ -1,4 +1,4 @@
-"""The sa3d command, as it is typed, on a real and tiny run; what it writes is read back by other people's libraries."""
+"""The sa3d command line on a tiny trained run; third-party libraries read its outputs back."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(*words: object) -> int:
-    """``sa3d`` with these words, in this process; its status."""
+    """Run ``sa3d`` with these arguments in this process; return its exit status."""
     with pytest.raises(SystemExit) as ended:
         main([str(word) for word in words])
     return int(ended.value.code or 0)
@@ -47,7 +47,7 @@ def truth(scene: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def near(points: np.ndarray, scene: Path, name: str) -> float:
-    """Which share of points is in an object's box, widened by a third: the base model has trained for seconds."""
+    """Share of the points in an object's box, widened by a third because the base model has trained for seconds."""
     low, high = truth(scene, name)
     slack = (high - low).max() / 3
     return float(((points >= low - slack) & (points <= high + slack)).all(-1).mean())
@@ -76,16 +76,16 @@ def test_masks_fit_the_objects_and_what_the_model_renders(masks: Path, tiny_obje
     overlaps = []
     for index in range(3):
         stem = Path(loaded.pipeline.views.name(index)).stem
-        together = np.asarray(Image.open(masks / "masks" / f"{stem}.png"))
-        assert together.shape == (24, 32)
-        assert set(np.unique(together)) <= {0, 255}
-        # All rays, and not those alone that pass through an object's cells.
+        union_mask = np.asarray(Image.open(masks / "masks" / f"{stem}.png"))
+        assert union_mask.shape == (24, 32)
+        assert set(np.unique(union_mask)) <= {0, 255}
+        # Rendered from all rays, not only from those that pass through an object's cells.
         rendered = (loaded.mask(index) > 0.5).numpy()
-        assert iou(together == 0, rendered) > 0.9
+        assert iou(union_mask == 0, rendered) > 0.9
         true_ids = np.asarray(Image.open(tiny_scene / "instances" / f"{stem}.png"))
         for name in ("ball", "crate"):
-            item = np.asarray(Image.open(masks / "objects" / name / f"{stem}.png"))
-            overlaps.append(iou(item == 0, true_ids == ids[name]))
+            object_mask = np.asarray(Image.open(masks / "objects" / name / f"{stem}.png"))
+            overlaps.append(iou(object_mask == 0, true_ids == ids[name]))
     assert np.mean(overlaps) > 0.6
 
 
@@ -121,7 +121,7 @@ def test_photos_with_the_mask_as_alpha_are_a_data_set(
         photo = np.asarray(Image.open(tiny_scene / "images" / name).convert("RGB"))
         assert np.array_equal(image[..., :3], photo)
         assert np.array_equal(image[..., 3] == 255, np.asarray(Image.open(masks / "masks" / name)) == 0)
-    # nerfstudio's own parser reads it, and hands out alpha; the test images, of which there are none, are left out.
+    # nerfstudio's parser reads the data set with its alpha channel; the splits that were not written are empty.
     content = json.loads((tmp_path / "transforms.json").read_text())
     assert [len(content[f"{split}_filenames"]) for split in ("train", "val", "test")] == [10, 0, 0]
     parser = NerfstudioDataParserConfig(data=tmp_path).setup()
@@ -158,15 +158,15 @@ def test_an_id_map_names_its_objects(tiny_objects: Path, masks: Path, tmp_path: 
         ids = np.asarray(Image.open(path))
         assert set(np.unique(ids)) <= {0, 1, 2}
         for item in table["objects"]:
-            other = np.asarray(Image.open(masks / "objects" / item["name"] / path.name)) == 0
-            assert np.array_equal(ids == item["id"], other)
+            object_mask = np.asarray(Image.open(masks / "objects" / item["name"] / path.name)) == 0
+            assert np.array_equal(ids == item["id"], object_mask)
 
 
 def test_coco_annotations_are_the_same_masks(tiny_objects: Path, masks: Path, tmp_path: Path):
     words = ["masks", "--load-config", tiny_objects, "--output-dir", tmp_path, "--split", "test", "--format", "coco"]
     assert run(*words, "--object", "tin", "ball") == 0
     coco = COCO(str(tmp_path / "annotations.json"))
-    # The tin is hidden, but has been asked for by its name.
+    # The tin is hidden, but --object names it.
     assert {entry["id"]: entry["name"] for entry in coco.loadCats(coco.getCatIds())} == {1: "ball", 3: "tin"}
     assert len(coco.getImgIds()) == 2
     compared = 0
@@ -175,7 +175,7 @@ def test_coco_annotations_are_the_same_masks(tiny_objects: Path, masks: Path, tm
         assert Path(image["file_name"]).is_file()
         mask = coco.annToMask(annotation).astype(bool)
         png = np.asarray(Image.open(masks / "objects" / "ball" / (Path(image["file_name"]).stem + ".png"))) == 0
-        # The crate is not there to claim pixels, nor was the tin then.
+        # Not equal: the crate claims no pixels here, and the tin claimed none in the PNG masks.
         assert iou(mask, png) > 0.9
         assert annotation["area"] == mask.sum()
         x, y, width, height = annotation["bbox"]
@@ -193,19 +193,19 @@ def test_points_of_each_object_are_read_by_three_libraries(tiny_objects: Path, t
         vertices = plyfile.PlyData.read(tmp_path / f"{name}.ply")["vertex"]
         names = {"x", "y", "z", "nx", "ny", "nz", "red", "green", "blue", "probability", "object_id"}
         assert {prop.name for prop in vertices.properties} == names
-        assert 1350 < len(vertices["x"]) <= 1500  # all that were asked for, but for strays
+        assert 1350 < len(vertices["x"]) <= 1500  # the requested number, less outliers
         assert (vertices["object_id"] == number).all()
         assert ((vertices["probability"] > 0.5) & (vertices["probability"] <= 1)).all()
         cloud = open3d.io.read_point_cloud(tmp_path / f"{name}.ply")
         positions, normals = np.asarray(cloud.points), np.asarray(cloud.normals)
         assert near(positions, tiny_scene, name) > 0.95
         assert np.allclose(np.linalg.norm(normals, axis=-1), 1, atol=1e-3)
-        # Of a convex object, most normals look away from its middle.
+        # Most normals of a convex object point away from its centre.
         low, high = truth(tiny_scene, name)
         assert ((normals * (positions - (low + high) / 2)).sum(-1) > 0).mean() > 0.8
-        other = trimesh.load(tmp_path / f"{name}.ply")
-        assert isinstance(other, trimesh.PointCloud)
-        assert np.allclose(other.vertices, positions, atol=1e-5)
+        point_cloud = trimesh.load(tmp_path / f"{name}.ply")
+        assert isinstance(point_cloud, trimesh.PointCloud)
+        assert np.allclose(point_cloud.vertices, positions, atol=1e-5)
     colors = np.asarray(open3d.io.read_point_cloud(tmp_path / "ball.ply").colors).mean(axis=0)
     assert colors[0] > 1.5 * colors[2]  # a red ball
 
@@ -215,8 +215,8 @@ def test_boxes_go_into_nerfstudios_own_options(tiny_objects: Path, tiny_scene: P
     lines = [line.split(":", 1)[1].split() for line in capsys.readouterr().out.splitlines() if "--obb" in line]
     boxes = json.loads((tmp_path / "n" / "boxes.json").read_text())
     assert boxes["frame"] == "nerfstudio"
-    prompted = ["--load-config", "c", "--output-dir", "o"]
-    options = tyro.cli(tyro.conf.FlagConversionOff[ExportPointCloud], args=[*prompted, *lines[0]])
+    required_options = ["--load-config", "c", "--output-dir", "o"]
+    options = tyro.cli(tyro.conf.FlagConversionOff[ExportPointCloud], args=[*required_options, *lines[0]])
     assert options.obb_center is not None and options.obb_rotation is not None and options.obb_scale is not None
     box = OrientedBox.from_params(options.obb_center, options.obb_rotation, options.obb_scale)
     field = sa3d.load(tiny_objects).pipeline.model.masks["ball"]
@@ -225,7 +225,7 @@ def test_boxes_go_into_nerfstudios_own_options(tiny_objects: Path, tiny_scene: P
     entry = boxes["objects"][0]
     assert np.allclose(entry["obb_center"], options.obb_center, atol=1e-4)
     words = [f"--bounding-box-{end} {' '.join(map(str, entry[f'bounding_box_{end}']))}" for end in ("min", "max")]
-    tsdf = tyro.cli(tyro.conf.FlagConversionOff[ExportTSDFMesh], args=[*prompted, *" ".join(words).split()])
+    tsdf = tyro.cli(tyro.conf.FlagConversionOff[ExportTSDFMesh], args=[*required_options, *" ".join(words).split()])
     assert np.allclose(tsdf.bounding_box_max, entry["bounding_box_max"])
     assert (
         run("export", "box", "--load-config", tiny_objects, "--output-dir", tmp_path / "w", "--save-world-frame") == 0
@@ -249,7 +249,7 @@ def test_a_mesh_opens_as_ply_and_as_glb(tiny_objects: Path, tiny_scene: Path, tm
     assert isinstance(scene, trimesh.Scene)
     (shape,) = scene.geometry.values()
     assert len(shape.faces) == len(mesh.triangles)
-    # z up has become y up.
+    # The GLB has y up where the PLY has z up.
     assert np.allclose(shape.bounds[:, 1], [vertices[:, 2].min(), vertices[:, 2].max()], atol=1e-4)
     assert shape.visual.vertex_colors[:, 0].mean() > 1.5 * shape.visual.vertex_colors[:, 2].mean()
 
@@ -281,7 +281,7 @@ def test_a_turntable_keeps_the_object_in_the_middle(tiny_objects: Path, tmp_path
     cameras = get_path_from_json(path)
     assert (int(cameras.width[0]), int(cameras.height[0]), len(cameras)) == (48, 40, 4)
     assert path["seconds"] == 2
-    # Masks along the path: the same cameras.
+    # Masks are rendered by the cameras of that path.
     folder = tmp_path / "along"
     words = [
         "masks",
@@ -293,10 +293,10 @@ def test_a_turntable_keeps_the_object_in_the_middle(tiny_objects: Path, tmp_path
         video.with_suffix(".json"),
     ]
     assert run(*words, "--object", "ball") == 0
-    along = [np.asarray(Image.open(path)) for path in sorted((folder / "masks").iterdir())]
-    assert len(along) == 4
-    assert along[0].shape == (40, 48)
-    assert np.mean([(mask > 0).mean() for mask in along]) > 0.05
+    path_masks = [np.asarray(Image.open(path)) for path in sorted((folder / "masks").iterdir())]
+    assert len(path_masks) == 4
+    assert path_masks[0].shape == (40, 48)
+    assert np.mean([(mask > 0).mean() for mask in path_masks]) > 0.05
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ns-render wants ffmpeg")
@@ -312,9 +312,9 @@ def test_ns_render_takes_the_turntables_camera_path(tiny_objects: Path, tmp_path
     images = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "r").iterdir())]
     assert [image.shape for image in images] == [(32, 80, 3)] * 2
     for image in images:
-        alone, rest = image[:, :40], image[:, 40:]
-        assert (alone == 255).all(-1).mean() > 0.2
-        assert (rest == 255).all(-1).mean() < 0.1
+        object_half, background_half = image[:, :40], image[:, 40:]
+        assert (object_half == 255).all(-1).mean() > 0.2
+        assert (background_half == 255).all(-1).mean() < 0.1
 
 
 @pytest.mark.parametrize(

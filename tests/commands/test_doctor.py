@@ -1,4 +1,4 @@
-"""sa3d doctor: what it finds, on machines that lack one thing or another."""
+"""The findings of sa3d doctor on machines that lack packages, libraries or weights."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def test_extras_are_no_must_and_come_with_what_to_type(monkeypatch: pytest.Monke
         assert "pip install 'sa3d-nerfstudio[text]'" in missing["transformers"].remedy
         assert (missing["json"].state, missing["json"].value) == ("note", "not installed")
         assert "pip install 'sa3d-nerfstudio[mobile-sam]'" in missing["json"].remedy
-    # By the name of the mirror, or by that which its authors' repository has.
-    for there in extras(**{"mobilesam-mirror": "1.0.0"}), extras(mobile_sam="1.0"):
-        assert there["json"].state == "ok"
-        assert "for mobile-sam" in there["json"].value
+    # Installed under the mirror's name, or under that of its authors' repository.
+    for findings in extras(**{"mobilesam-mirror": "1.0.0"}), extras(mobile_sam="1.0"):
+        assert findings["json"].state == "ok"
+        assert "for mobile-sam" in findings["json"].value
 
 
 def test_an_extra_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch):
@@ -69,10 +69,10 @@ def test_an_extra_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch):
 
 def test_what_the_extras_ask_for_is_what_the_checks_ask_for():
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    asked = dict(re.findall(r"^(text|mobile-sam) = \[(.*)\]", text, re.MULTILINE))
+    requirements = dict(re.findall(r"^(text|mobile-sam) = \[(.*)\]", text, re.MULTILINE))
     for extra in doctor.EXTRAS:
-        assert asked[extra.extra].startswith(f'"{extra.packages[0]}')
-    lowest = re.search(r">=([\d.]+),<(\d+)", asked["text"])
+        assert requirements[extra.extra].startswith(f'"{extra.packages[0]}')
+    lowest = re.search(r">=([\d.]+),<(\d+)", requirements["text"])
     assert lowest
     assert doctor.numbers(lowest[1]) == OLDEST
     fits = doctor.EXTRAS[0].fits
@@ -101,17 +101,17 @@ def test_missing_system_libraries_come_with_the_packages_that_have_them(monkeypa
 
 def test_weights_are_found_where_they_are_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SA3D_SAM_CHECKPOINT", str(tmp_path / "gone.pth"))
-    (gone,) = doctor.sam_weights()
-    assert gone.state == "fail"
-    assert "gone.pth" in gone.value
+    (absent,) = doctor.sam_weights()
+    assert absent.state == "fail"
+    assert "gone.pth" in absent.value
     (tmp_path / "gone.pth").write_bytes(b"weights")
-    (there,) = doctor.sam_weights()
-    assert there.state == "ok"
+    (named,) = doctor.sam_weights()
+    assert named.state == "ok"
     monkeypatch.delenv("SA3D_SAM_CHECKPOINT")
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
-    (none,) = doctor.sam_weights()
-    assert none.state == "note"
-    assert str(tmp_path / "hub") in none.value
+    (missing,) = doctor.sam_weights()
+    assert missing.state == "note"
+    assert str(tmp_path / "hub") in missing.value
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / "sam_vit_b_01ec64.pth").write_bytes(b"weights")
@@ -128,5 +128,5 @@ def test_a_module_that_cannot_be_imported_fails_the_check(monkeypatch: pytest.Mo
     captured = capsys.readouterr()
     assert "No module named 'no_such_module_here'" in captured.out
     assert "need mending" in captured.err
-    # One screen.
+    # The report fits on one screen.
     assert len(captured.out.splitlines()) <= 30

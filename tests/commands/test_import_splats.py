@@ -1,4 +1,4 @@
-"""Splats of any program: imported, segmented and exported by the commands, with a slow rasteriser for gsplat's."""
+"""Splats of any program, imported, segmented and exported by the commands; a slow rasteriser replaces gsplat's."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from tests.viewer.browser import CHROMIUM, FLAGS
 pytestmark = pytest.mark.slow
 
 BALL, BLOCK, BOARD = range(3)
-"""Solids of the desk."""
+"""Indices of the desk's solids."""
 QUICK: dict[str, Any] = {"working_size": 96, "num_views": 10, "max_passes": 2, "likelihood_steps": 6}
-"""As few renders as will do: six views of 64 pixels leave out a whole side of the block."""
+"""Fewest renders that suffice: six views of 64 pixels miss a whole side of the block."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,7 +65,7 @@ def columns(path: Path) -> dict[str, np.ndarray]:
 
 
 def imported(path: Path, output: Path, *options: object) -> Path:
-    """config.yml of the run made of a file."""
+    """Import a file; return the config.yml of its run."""
     run("import", path, "--output-dir", output, "--timestamp", "T", *options)
     return output / path.stem / "splatfacto" / "T" / "config.yml"
 
@@ -80,13 +80,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def segmented(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """config.yml of a sa3d run with the ball and the block, clicked at in a virtual view."""
+    """config.yml of a sa3d run with the ball and the block, each prompted by a click in a virtual view."""
     output = tmp_path_factory.mktemp("segmented")
     loaded = sa3d.load(base.parent, output_dir=output, segmenter="grabcut", **QUICK)
     scene = desk()
     frames = json.loads((base.parent / "desk" / "transforms.json").read_text())["frames"]
     for name, target in (("ball", [0, 0, 0.35]), ("block", [0.72, 0.5, 0.4])):
-        # The view that sees most of the object, by truth.
+        # The view that sees most of the object's splats.
         owner = scene.owner == (BALL if name == "ball" else BLOCK)
         cameras = read_cameras(base.parent / "desk" / "transforms.json")
         best = max(range(len(cameras)), key=lambda index: int(scene.seen(cameras[index])[owner].sum()))
@@ -99,7 +99,7 @@ def segmented(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_as_nerfstudio(path: Path, gaussians: Gaussians) -> None:
-    """By the code of nerfstudio's own exporter."""
+    """Write a PLY with the code of nerfstudio's exporter."""
     values: OrderedDict[str, np.ndarray] = OrderedDict()
     for index, name in enumerate("xyz"):
         values[name] = gaussians.means[:, index]
@@ -107,9 +107,9 @@ def write_as_nerfstudio(path: Path, gaussians: Gaussians) -> None:
         values[name] = np.zeros(len(gaussians), np.float32)
     for index in range(3):
         values[f"f_dc_{index}"] = gaussians.features_dc[:, index, None]
-    rest = gaussians.features_rest.transpose(0, 2, 1).reshape(len(gaussians), -1)
-    for index in range(rest.shape[1]):
-        values[f"f_rest_{index}"] = rest[:, index, None]
+    colours = gaussians.features_rest.transpose(0, 2, 1).reshape(len(gaussians), -1)
+    for index in range(colours.shape[1]):
+        values[f"f_rest_{index}"] = colours[:, index, None]
     values["opacity"] = gaussians.opacities[:, None]
     for index in range(3):
         values[f"scale_{index}"] = gaussians.scales[:, index, None]
@@ -119,17 +119,17 @@ def write_as_nerfstudio(path: Path, gaussians: Gaussians) -> None:
 
 
 def write_as_inria(path: Path, gaussians: Gaussians) -> None:
-    """As ``save_ply`` of the reference implementation lays it out."""
-    rest = gaussians.features_rest.transpose(0, 2, 1).reshape(len(gaussians), -1)
+    """Write a PLY in the layout of the reference implementation's ``save_ply``."""
+    colours = gaussians.features_rest.transpose(0, 2, 1).reshape(len(gaussians), -1)
     names = ["x", "y", "z", "nx", "ny", "nz", *(f"f_dc_{index}" for index in range(3))]
-    names += [*(f"f_rest_{index}" for index in range(rest.shape[1])), "opacity"]
+    names += [*(f"f_rest_{index}" for index in range(colours.shape[1])), "opacity"]
     names += [*(f"scale_{index}" for index in range(3)), *(f"rot_{index}" for index in range(4))]
-    parts = (
-        gaussians.means, np.zeros_like(gaussians.means), gaussians.features_dc, rest, gaussians.opacities[:, None],
+    blocks = (
+        gaussians.means, np.zeros_like(gaussians.means), gaussians.features_dc, colours, gaussians.opacities[:, None],
         gaussians.scales, gaussians.quats,
     )  # fmt: skip
     table = np.empty(len(gaussians), dtype=[(name, "f4") for name in names])
-    table[:] = list(map(tuple, np.concatenate(parts, axis=1)))
+    table[:] = list(map(tuple, np.concatenate(blocks, axis=1)))
     plyfile.PlyData([plyfile.PlyElement.describe(table, "vertex")]).write(str(path))
 
 
@@ -162,7 +162,7 @@ def test_nerfstudio_reads_the_run_as_its_own(base: Path):
     dataset = pipeline.datamanager.train_dataset
     assert isinstance(dataset, InputDataset)
     assert [path.name for path in dataset.image_filenames] == [f"{index:03d}.jpg" for index in range(len(dataset))]
-    # A camera and its drawing show the same: red where the ball's middle is.
+    # The drawing matches its camera: it is red at the projection of the ball's centre.
     camera = dataset.cameras[0]
     pose = camera.camera_to_worlds
     local = (torch.tensor([0, 0, 0.35]) - pose[:, 3]) @ pose[:, :3]
@@ -176,27 +176,27 @@ def test_an_object_of_imported_splats_is_segmented_and_exported(segmented: Path,
     scene, out = desk(), tmp_path / "out"
     words = ["export", "splats", "--load-config", segmented, "--output-dir", out]
     run(*words, "--object", "ball", "background", "scene", "--no-clean-rim")
-    everything, ball, rest = (columns(out / f"{name}.ply") for name in ("scene", "ball", "background"))
+    everything, ball, background = (columns(out / f"{name}.ply") for name in ("scene", "ball", "background"))
     assert len(everything["x"]) == len(scene.owner)
-    keys = [set(zip(*(part[axis].tolist() for axis in "xyz"), strict=True)) for part in (everything, ball, rest)]
+    keys = [set(zip(*(item[axis].tolist() for axis in "xyz"), strict=True)) for item in (everything, ball, background)]
     assert not keys[1] & keys[2]
-    true = {tuple(row) for row in scene.gaussians.means[scene.owner == BALL].tolist()}
-    assert len(keys[1] & true) > 0.9 * len(keys[1] | true)
+    true_keys = {tuple(row) for row in scene.gaussians.means[scene.owner == BALL].tolist()}
+    assert len(keys[1] & true_keys) > 0.9 * len(keys[1] | true_keys)
     run(*words, "--labelled")
     labelled, table = columns(out / "scene.ply"), json.loads((out / "objects.json").read_text())
     assert labelled["object_id"].dtype == np.int32
     assert {entry["name"]: entry["id"] for entry in table["objects"]} == {"ball": 1, "block": 2}
-    for number, owner, least in ((1, BALL, 0.9), (2, BLOCK, 0.75), (0, BOARD, 0.9)):
-        on, truly = labelled["object_id"] == number, scene.owner == owner
-        assert (on & truly).sum() > least * (on | truly).sum(), number
+    for number, owner, min_iou in ((1, BALL, 0.9), (2, BLOCK, 0.75), (0, BOARD, 0.9)):
+        on, owned = labelled["object_id"] == number, scene.owner == owner
+        assert (on & owned).sum() > min_iou * (on | owned).sum(), number
     for name, values in everything.items():
         assert np.array_equal(values, labelled[name])
     run(*words, "--object", "all", "--center")
-    middle, _ = read_ply(out / "all.ply")
-    assert np.allclose(middle.means.min(0) + middle.means.max(0), 0, atol=1e-5)
-    # Upright: the ball's and the block's lower ends, on the board, are at the largest y.
-    assert np.ptp(middle.means[:, 1]) == pytest.approx(0.7, abs=0.1)
-    assert np.allclose(middle.means[:, 1].max(), 0.35, atol=0.06)
+    centered, _ = read_ply(out / "all.ply")
+    assert np.allclose(centered.means.min(0) + centered.means.max(0), 0, atol=1e-5)
+    # Upright: the lower ends of ball and block, on the board, have the largest y.
+    assert np.ptp(centered.means[:, 1]) == pytest.approx(0.7, abs=0.1)
+    assert np.allclose(centered.means[:, 1].max(), 0.35, atol=0.06)
 
 
 def test_spikes_at_the_rim_are_left_out_where_the_mask_is_fitted_better(
@@ -217,14 +217,14 @@ def test_spikes_at_the_rim_are_left_out_where_the_mask_is_fitted_better(
     (item,) = select(model.masks)
     gaussians = SceneSplats.of(loaded.pipeline).gaussians
     cleaned = clean_rim(loaded.pipeline, item, gaussians, on.numpy() > 0)
-    gone = (on.numpy() > 0) & ~cleaned.keep
+    removed = (on.numpy() > 0) & ~cleaned.keep
     assert cleaned.before is not None
     assert cleaned.after is not None
     assert cleaned.after > cleaned.before + 0.002
-    assert gone[spikes].sum() >= 5
-    assert gone.sum() < 12
-    assert not (gone & (scene.owner != BALL)).any()
-    # A fault of the measurement is not taken for splats that cannot be rendered.
+    assert removed[spikes].sum() >= 5
+    assert removed.sum() < 12
+    assert not (removed & (scene.owner != BALL)).any()
+    # An error of the measurement is raised, and not reported as splats that cannot be rendered.
     with monkeypatch.context() as patch:
         patch.setattr(rim, "_fit", mock.Mock(side_effect=RuntimeError("a fault")))
         with pytest.raises(RuntimeError, match="a fault"):
@@ -245,12 +245,12 @@ def test_reach_is_how_far_a_splat_stands_out_of_the_others():
 
 @pytest.fixture(scope="module")
 def splat_transform() -> str:
-    found = shutil.which(os.environ.get(VARIABLE, "splat-transform"))
-    if found is None:
+    program = shutil.which(os.environ.get(VARIABLE, "splat-transform"))
+    if program is None:
         pytest.skip(
             f"splat-transform is not installed (npm install -g @playcanvas/splat-transform), nor named in {VARIABLE}"
         )
-    return found
+    return program
 
 
 def test_all_forms_are_written_and_read_again(splat_transform: str, segmented: Path, tmp_path: Path):
@@ -276,10 +276,10 @@ def test_all_forms_are_written_and_read_again(splat_transform: str, segmented: P
             "--output-dir",
             config.parent,
         )
-        again, _ = read_ply(config.parent / "scene.ply")
-        assert len(again) == len(ball), form
-        # They are sorted and rounded.
-        assert np.allclose(np.sort(again.means, axis=0), np.sort(ball.means, axis=0), atol=0.01), form
+        reimported, _ = read_ply(config.parent / "scene.ply")
+        assert len(reimported) == len(ball), form
+        # These formats sort and round the splats.
+        assert np.allclose(np.sort(reimported.means, axis=0), np.sort(ball.means, axis=0), atol=0.01), form
     assert sorted(path.name for path in tmp_path.glob("saving*")) == []
 
 
@@ -289,11 +289,11 @@ def test_the_page_of_an_object_shows_it_in_a_browser(splat_transform: str, segme
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     words = ["export", "splats", "--load-config", segmented, "--output-dir", tmp_path, "--object", "ball"]
     run(*words, "--format", "html", "--center", "--no-clean-rim")
-    asked: list[str] = []
+    schemes: list[str] = []
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
         page = browser.new_page(viewport={"width": 480, "height": 360})
-        page.on("request", lambda request: asked.append(request.url.split(":")[0]))
+        page.on("request", lambda request: schemes.append(request.url.split(":")[0]))
         page.goto((tmp_path / "ball.html").as_uri(), timeout=240_000)
         for _ in range(60):
             page.wait_for_timeout(3000)
@@ -305,8 +305,8 @@ def test_the_page_of_an_object_shows_it_in_a_browser(splat_transform: str, segme
         browser.close()
     assert middle[0] > 1.5 * max(middle[1:])
     assert np.ptp(corner) < 30
-    # All is in the file.
-    assert set(asked) <= {"file", "blob", "data"}
+    # The page requests nothing outside its file.
+    assert set(schemes) <= {"file", "blob", "data"}
 
 
 def test_without_splat_transform_a_sentence_tells_how_to_get_it(
@@ -345,7 +345,7 @@ def test_given_cameras_and_photos_are_the_views(tmp_path: Path):
     views = loaded.pipeline.views
     index = views.find("1")
     assert views.name(index).endswith("00001.png")
-    # Segmenters see the photo, and renders in the place of drawings, not the drawings.
+    # Segmenters see the photo of a view that has one, and otherwise a render, not the drawing.
     assert views.picture(index, 1024).shape == (150, 200, 3)
     assert (views.picture(index) * 255).round().unique().tolist() == [7, 8, 9]
     for drawn in {0, 1, 2} - {index}:

@@ -1,4 +1,4 @@
-"""The whole demo, on a small scale: every stage a real command, from the scene to the scored and exported object."""
+"""The whole demo at a small scale: real commands for every stage, from the scene to the scored and exported object."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def test_one_click_becomes_an_exported_object(tmp_path: Path, capsys: pytest.Cap
         main(words)
     printed = capsys.readouterr().out
     assert ended.value.code == 0, printed
-    said = re.search(
+    summary = re.search(
         r"The ball, segmented .* with grabcut, has a mean IoU of (\S+) with the truth in 3 unseen", printed
     )
-    assert said
+    assert summary
     iou = json.loads((folder / "scores.json").read_text())["mean_iou"]
-    assert f"{iou:.3f}" == said[1]
+    assert f"{iou:.3f}" == summary[1]
     assert iou > 0.7
 
-    # The score is that of the masks written, against the exact truth.
+    # The score is the mean IoU of the written masks with the exact truth.
     transforms = json.loads((folder / "scene" / "transforms.json").read_text())
     ious = []
     for frame in transforms["test_filenames"]:
@@ -46,7 +46,7 @@ def test_one_click_becomes_an_exported_object(tmp_path: Path, capsys: pytest.Cap
     assert np.mean(ious) == pytest.approx(iou)
     assert Image.open(folder / "overview.png").width > 500
 
-    # The exported points lie where the ball is.
+    # The exported points lie on the ball.
     vertices = PlyData.read(folder / "export" / "point_cloud.ply")["vertex"]
     assert {"red", "nx"} <= {item.name for item in vertices.properties}
     points = np.stack([vertices[axis] for axis in "xyz"], axis=-1)

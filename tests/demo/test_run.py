@@ -26,6 +26,6 @@ def test_the_training_configuration_is_nerfactos_own_but_smaller(tiny_scene: Pat
     config = small_nerfacto(tiny_scene, tmp_path, "now", steps=50)
     assert config.method_name == "nerfacto" and config.max_num_iterations == 50
     assert config.pipeline.datamanager._target is original.pipeline.datamanager._target
-    # nerfstudio's own configuration is shared by the whole process.
+    # nerfstudio's configuration, which the whole process shares, is unchanged.
     assert original.max_num_iterations > 50
     assert original.pipeline.model.implementation == "tcnn"

@@ -1,4 +1,4 @@
-"""The scene that the demo writes, as those read it who know only its files."""
+"""The demo's scene, checked through the files that it writes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = SceneConfig(train_views=8, test_views=2, width=96, height=72, supersampl
 
 @pytest.fixture(scope="module")
 def small_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Large enough for scribbles; the colours do not matter."""
+    """Scene with images large enough for scribbles; its colours do not matter."""
     folder = tmp_path_factory.mktemp("small")
     write_scene(folder, SMALL)
     return folder
@@ -67,9 +67,9 @@ def test_the_same_configuration_gives_the_same_files(tiny_scene: Path, tmp_path:
 
 
 def test_another_seed_moves_the_cameras_only(tmp_path: Path, tiny_scene: Path) -> None:
-    other = SceneConfig(**{**TINY.__dict__, "seed": 1})
-    assert not np.allclose(cameras(other)[0].pose, cameras(TINY)[0].pose)
-    write_scene(tmp_path, other)
+    reseeded = SceneConfig(**{**TINY.__dict__, "seed": 1})
+    assert not np.allclose(cameras(reseeded)[0].pose, cameras(TINY)[0].pose)
+    write_scene(tmp_path, reseeded)
     boxes = [
         [(o["aabb_min"], o["aabb_max"]) for o in read(f, "objects.json")["objects"]] for f in (tmp_path, tiny_scene)
     ]
@@ -88,7 +88,7 @@ def test_nerfstudio_reads_the_cameras_as_they_are(tiny_scene: Path) -> None:
         assert len(outputs.image_filenames) == len(expected)
         poses = np.stack([camera.pose[:3] for camera in expected])
         np.testing.assert_allclose(outputs.cameras.camera_to_worlds.numpy(), poses, atol=1e-6)
-        # The rays through the pixels' centres are ours, so ids and renders line up.
+        # nerfstudio's rays through the pixel centres equal the tracer's, so ids and renders line up.
         rays = outputs.cameras.generate_rays(camera_indices=0).flatten()
         origins, directions = expected[0].rays()
         np.testing.assert_allclose(rays.origins.numpy(), origins, atol=1e-5)
@@ -137,7 +137,7 @@ def test_scribbles_run_along_and_around(small_scene: Path) -> None:
 
 def test_surface_samples_lie_on_their_objects_and_are_seen_where_the_ids_say(small_scene: Path) -> None:
     solids, train = layout.solids(), cameras(SMALL)[: SMALL.train_views]
-    large = [trace(*view.rays(supersample=5), solids, layout.room())[0].reshape(5 * 72, 5 * 96) for view in train]
+    id_maps = [trace(*view.rays(supersample=5), solids, layout.room())[0].reshape(5 * 72, 5 * 96) for view in train]
     for entry in read(small_scene, "objects.json")["objects"]:
         points = np.load(small_scene / entry["points"])
         seen = np.load(small_scene / entry["points_seen"])
@@ -145,9 +145,9 @@ def test_surface_samples_lie_on_their_objects_and_are_seen_where_the_ids_say(sma
         assert (points > np.asarray(entry["aabb_min"]) - 1e-6).all()
         assert (points < np.asarray(entry["aabb_max"]) + 1e-6).all()
         assert 0 < entry["seen_fraction"] == (seen > 0).mean()
-        # A second way to count: whose number is at the sample's place in a large picture, if it faces the camera.
+        # A second way to count: the sample faces the camera, and a large id map holds its id at its projection.
         counted = np.zeros(len(points))
-        for view, numbers in zip(train, large, strict=True):
+        for view, numbers in zip(train, id_maps, strict=True):
             xy, _ = view.project(points)
             height, width = numbers.shape
             x, y = np.clip(np.floor(xy * width / view.width).astype(int), 0, [width - 1, height - 1]).T
@@ -161,7 +161,7 @@ def test_the_scene_is_as_hard_as_its_tags_say(small_scene: Path) -> None:
     solids = {solid.name: solid for solid in layout.solids()}
     rng = np.random.default_rng(0)
 
-    # The tin touches the crate and does not run into it.
+    # The tin touches the crate without overlapping it.
     gap = np.abs(solids["tin"].sample_surface(100_000, rng)[:, 0] - solids["crate"].bounds[0][0])
     assert gap.min() < 1e-4
     names = list(solids)
@@ -172,16 +172,16 @@ def test_the_scene_is_as_hard_as_its_tags_say(small_scene: Path) -> None:
         for other in names:
             assert other == name or not solids[other].contains(points).any(), (name, other)
 
-    # The dice are the same but for their place.
+    # The dice differ in position only.
     near, far = solids["die_near"], solids["die_far"]
     assert near.shape == far.shape and near.texture is far.texture and near.center != far.center
 
-    # The post stands before the ball in some view.
+    # The post occludes part of the ball in some view.
     covered = 0
     for view in cameras(SMALL)[: SMALL.train_views]:
-        both, _ = first_hits(*view.rays(), [solids["ball"], solids["post"]])
-        alone, _ = first_hits(*view.rays(), [solids["ball"]])
-        covered = max(covered, int(((alone == 1) & (both == 2)).sum()))
+        with_post, _ = first_hits(*view.rays(), [solids["ball"], solids["post"]])
+        ball_only, _ = first_hits(*view.rays(), [solids["ball"]])
+        covered = max(covered, int(((ball_only == 1) & (with_post == 2)).sum()))
     assert covered > 20
 
 
@@ -191,9 +191,9 @@ def test_images_too_small_to_show_an_object_are_refused(tmp_path: Path) -> None:
 
 
 def test_progress_counts_the_views(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    write_scene(tmp_path, TINY, lambda done, total: told.append((done, total)))
-    assert told == [(number, 12) for number in range(1, 13)]
+    reports: list[tuple[int, int]] = []
+    write_scene(tmp_path, TINY, lambda done, total: reports.append((done, total)))
+    assert reports == [(number, 12) for number in range(1, 13)]
 
 
 def test_the_benchmarks_scorer_reads_the_scene(shared_dir: Path, tiny_scene: Path, tmp_path: Path) -> None:

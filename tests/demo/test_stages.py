@@ -1,4 +1,4 @@
-"""Stages run commands, follow their progress, and say which one failed."""
+"""Stages run commands, follow their progress, and name the one that failed."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def test_a_failure_names_stage_log_and_last_lines_in_one_message(stages: Stages,
 
 
 def test_progress_is_read_while_the_command_runs(stages: Stages) -> None:
-    told: list[float] = []
+    shares: list[float] = []
 
     def read(line: str) -> float | None:
         share = counted_share(line)
         if share is not None:
-            told.append(share)
+            shares.append(share)
         return share
 
     stages.run("count", python("for i in range(4): print(f'{i + 1}/4 file')\nprint('done')"), read)
-    assert told == [0.25, 0.5, 0.75, 1.0]
+    assert shares == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_an_interrupted_command_is_ended(stages: Stages) -> None:

@@ -1,4 +1,4 @@
-"""The ray tracer against geometry worked out another way."""
+"""The ray tracer, compared with independently computed geometry."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def test_nearer_solids_cover_farther_ones_and_cast_shadows() -> None:
 def test_supersampling_softens_edges_and_leaves_ids_alone() -> None:
     solid = Solid("ball", Sphere(0.25), (0.1, 0.05, 0.4), np.zeros_like)
     hard, ids, _ = render(camera(), [solid], ROOM, supersample=1)
-    soft, same, _ = render(camera(), [solid], ROOM, supersample=4)
-    np.testing.assert_array_equal(ids, same)
+    soft, supersampled_ids, _ = render(camera(), [solid], ROOM, supersample=4)
+    np.testing.assert_array_equal(ids, supersampled_ids)
     assert set(np.unique(hard[ids == 1])) == {0}
     assert 0 < soft[ids == 1].max() < 255
 

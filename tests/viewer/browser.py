@@ -113,6 +113,13 @@ class Tab:
         """The text field beside a label."""
         return self.page.get_by_text(label, exact=True).locator(f"xpath=ancestor::*[.//{INPUT}][1]//{INPUT}").first
 
+    def wait_field(self, label: str, start: str, seconds: float = HANG) -> None:
+        """Wait until the text field beside a label begins with some text."""
+        deadline = time.monotonic() + seconds
+        while not (text := self.field(label).input_value()).startswith(start):
+            assert time.monotonic() < deadline, f"{label} holds {text}; {self.status()}"
+            self.page.wait_for_timeout(100)
+
     def wait_object(self, name: str, seconds: float = HANG) -> None:
         """Wait until an object is selected."""
         self._wait_choice("Object", name, seconds)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.models.splatfacto import SplatfactoModel
 from nerfstudio.utils.colors import COLORS_DICT
@@ -199,7 +199,7 @@ class MaskedSplatModel(MaskOutputs, _Base):
     def observe(self, camera: Cameras, fields: Sequence[MaskField], threshold: float) -> Observation:
         """Render some objects as a camera sees them; only the window in which they may be is rendered."""
         camera = camera.to(self.device)
-        rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+        rays = _pinhole_rays(camera)
         directions = rays.directions
         height, width = directions.shape[:2]
         images = [directions.new_zeros(height, width, channels) for channels in (len(fields), 3, 3)]
@@ -238,7 +238,7 @@ class MaskedSplatModel(MaskOutputs, _Base):
         return rays
 
     def _object_window(self, camera: Cameras) -> Window | None:
-        rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+        rays = _pinhole_rays(camera)
         return self._window(rays, self.object_splats() | self._rows_of(self.masks.shown, self.mask_threshold))
 
     def _rows_of(self, fields: Sequence[MaskField], threshold: float) -> Bool[Tensor, " num_splats"]:
@@ -296,3 +296,11 @@ class MaskedSplatModel(MaskOutputs, _Base):
             "object_depth": outputs["depth"] * (accumulation > SOLID),
             "object_accumulation": accumulation,
         }
+
+
+def _pinhole_rays(camera: Cameras) -> RayBundle:
+    """Rays of all pixels as splatfacto renders them: of a pinhole, whatever lens the camera has."""
+    pinhole = copy.copy(camera)
+    pinhole.distortion_params = None
+    pinhole.camera_type = torch.full_like(camera.camera_type, CameraType.PERSPECTIVE.value)
+    return pinhole.generate_rays(camera_indices=0, keep_shape=True)

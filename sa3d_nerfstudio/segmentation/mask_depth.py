@@ -82,6 +82,8 @@ LEAST_KEPT = 0.5
 """Least share of a mask's pixels that the check may leave: below it the depth is not trusted, and the mask is kept."""
 RIM = 2
 """Pixels at a mask's outline that may show the background, in an image of 256 pixels, the size of SAM's masks."""
+TOGETHER = 8
+"""Number of masks that a GPU checks together: some 80 bytes for each of their images' pixels."""
 STEEP = 4.0
 """Depth step over width, both in pixels of the object, beyond which two pixels are not on one surface."""
 
@@ -130,7 +132,8 @@ def without_far_parts(
     if gap <= 0 or not found:
         return [item.mask for item in found]
     if found[0].trace.depth.is_cuda:
-        return _without_far_parts_on_device(found, gap, between)
+        groups = [found[start : start + TOGETHER] for start in range(0, len(found), TOGETHER)]
+        return [mask for group in groups for mask in _without_far_parts_on_device(group, gap, between)]
     return [_parts_kept(item, gap, between) for item in found]
 
 

@@ -116,7 +116,8 @@ class ProposalPool:
             candidates: Masks and scores of the proposals.
             as_witness: Whether they only confirm proposals of other views, and are not segmented themselves.
         """
-        masks = candidates.masks
+        # Proposals are many, are compared one by one, and are kept on the host as parts of their images.
+        masks = candidates.masks.cpu()
         height, width = masks.shape[1:]
         first = self._count.get(view, 0)
         self._count[view] = first + len(masks)

@@ -165,7 +165,10 @@ def points_in_view(
     rays = torch.nn.functional.normalize(trace.surface_points() - camera, dim=-1)
     offset = places.to(camera) - camera
     distance = offset.norm(dim=-1, keepdim=True)
-    cosine, index = (rays @ (offset / distance.clamp(min=1e-9)).T).nan_to_num(-1.0).max(dim=0)
+    towards = offset / distance.clamp(min=1e-9)
+    # In double precision and without a matrix product, which CUDA may compute with mantissas of 10 bits: pixels apart.
+    products = (ray[:, None].double() * point.double() for ray, point in zip(rays.T, towards.T, strict=True))
+    cosine, index = sum(products, start=rays.new_zeros(())).nan_to_num(-1.0).max(dim=0)
     x, y = index % trace.width, index // trace.width
     # Outside of the image, the nearest ray is farther from a point than neighbouring rays are from each other.
     step = float((rays[:-1] * rays[1:]).sum(-1).nan_to_num(-1.0).median())

@@ -203,7 +203,7 @@ class TrainingViews:
             camera = self.cameras[view]
             longest = max(int(camera.height), int(camera.width))
             side = min(key[1], max(longest, self.long_side))
-            sized = self.sized(side).camera(view)
+            sized = self.sized(side)._host_camera(view)
             size = (int(sized.height.max()), int(sized.width.max()))
             self._frames[key] = Window.whole(size, side, min(1.0, side / longest))
         return self._frames[key]
@@ -322,7 +322,7 @@ class TrainingViews:
     def key(self, view: int) -> str:
         """Digest of the view's camera at the working size."""
         if view not in self._keys:
-            self._keys[view] = camera_digest(self.camera(view))
+            self._keys[view] = camera_digest(self._host_camera(view))
         return self._keys[view]
 
     def picture_key(self, view: int, side: int | None = None) -> str:
@@ -383,7 +383,7 @@ class TrainingViews:
     def _sizes(self, view: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Height and width of a view's camera, and of its render."""
         if view not in self._known_sizes:
-            full, render = self.cameras[view], self.camera(view)
+            full, render = self.cameras[view], self._host_camera(view)
             self._known_sizes[view] = (
                 (int(full.height), int(full.width)),
                 (int(render.height), int(render.width)),

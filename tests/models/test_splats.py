@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
+from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.models import splatfacto
 from nerfstudio.models.splatfacto import SplatfactoModel
 
@@ -254,6 +255,35 @@ def test_outputs_of_the_object_need_the_part_of_the_image_that_it_may_be_in():
     # Once for the image with its mask, and once for the object alone.
     assert rendered == 2 * int(passing.sum())
     assert bool(model.rays_for(full_view, ("rgb", "mask")).all())
+
+
+@pytest.mark.parametrize("lens", ["distorted", "fisheye"])
+def test_windows_lie_where_splats_are_rendered_whatever_the_lens(lens: str):
+    """splatfacto renders a pinhole image for every camera; rays of the lens would put the window elsewhere."""
+    model = opaque()
+    model.gauss_params["scales"].fill_(-3.2)
+    field = model.new_field(0)
+    on = torch.zeros(5)
+    on[0] = 1
+    field.add(on, torch.ones(5))
+    model.masks["object"] = field
+    pinhole, view = camera(400, 560), camera(400, 560)
+    # The object is far from the optical axis, where lenses differ.
+    for each in (pinhole, view):
+        each.fx, each.fy = each.fx * 0.6, each.fy * 0.6
+        each.camera_to_worlds[0, 0, 3] = 1.5
+    if lens == "fisheye":
+        view.camera_type = torch.full_like(view.camera_type, CameraType.FISHEYE.value)
+    else:
+        view.distortion_params = torch.tensor([[-0.25, 0.06, 0.0, 0.0, 0.0, 0.0]])
+    expected = model.observe(pinhole, [field], 0.5)
+    seen = model.observe(view, [field], 0.5)
+    assert int((expected.probability > 0.5).sum()) > 200
+    assert torch.equal(seen.probability > 0.5, expected.probability > 0.5)
+    names = ("object_accumulation", "mask")
+    images, whole = model.render_outputs(view, names), model.get_outputs_for_camera(view)
+    for name in names:
+        assert torch.allclose(images[name], whole[name], atol=0.01), name
 
 
 @pytest.mark.parametrize("splats", [[0], [2], [0, 2], [3, 4], []])

@@ -125,7 +125,11 @@ class MaskOutputs(_Base):
     """Whether single rays can be rendered, at any image size; otherwise only whole images."""
 
     CROPS: ClassVar[bool] = False
-    """Whether a camera cropped to a part of an image renders the same pixels as that part of the image."""
+    """Whether a camera cropped to a part of an image renders that part of the image.
+
+    With splats it does so approximately: gsplat limits the projected shape of splats that are centred more than 15 % of
+    the image's size outside of it, and so of splats that far outside of a crop.
+    """
 
     masks: MaskObjects
     object_background: str

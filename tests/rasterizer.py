@@ -18,6 +18,34 @@ TILE = 8
 """Pixels along each side of a tile."""
 
 
+def fully_fused_projection(
+    means: Tensor,
+    covars: Tensor | None,
+    quats: Tensor | None,
+    scales: Tensor | None,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    eps2d: float = 0.3,
+    near_plane: float = 0.01,
+    far_plane: float = 1e10,
+    radius_clip: float = 0.0,
+    packed: bool = False,
+    sparse_grad: bool = False,
+    calc_compensations: bool = False,
+    camera_model: Any = "pinhole",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Stand-in for gsplat's projection: radii, centres, depths and conics of the splats in an image."""
+    if covars is None:
+        assert quats is not None and scales is not None
+        covars = twins._quat_scale_to_covar_preci(quats, scales, True, False)[0]
+    assert covars is not None and not packed
+    return twins._fully_fused_projection(
+        means, covars, viewmats, Ks, width, height, eps2d, near_plane, far_plane, calc_compensations, camera_model
+    )
+
+
 def rasterization(
     means: Tensor,
     quats: Tensor,
@@ -48,12 +76,9 @@ def rasterization(
     """Stand-in for ``gsplat.rasterization`` with one camera: [1, H, W, D] colours, [1, H, W, 1] alphas, and meta."""
     assert len(viewmats) == 1
     assert colors.shape[0] == len(means)
-    if covars is None:
-        covars = twins._quat_scale_to_covar_preci(quats, scales, True, False)[0]
-    assert covars is not None
-    radii, means2d, depths, conics, compensations = twins._fully_fused_projection(
-        means, covars, viewmats, Ks, width, height, eps2d, near_plane, far_plane,
-        rasterize_mode == "antialiased", camera_model,
+    radii, means2d, depths, conics, compensations = fully_fused_projection(
+        means, covars, quats, scales, viewmats, Ks, width, height, eps2d, near_plane, far_plane,
+        calc_compensations=rasterize_mode == "antialiased", camera_model=camera_model,
     )  # fmt: skip
     if means2d.requires_grad:
         means2d.retain_grad()

@@ -125,11 +125,7 @@ class MaskOutputs(_Base):
     """Whether single rays can be rendered, at any image size; otherwise only whole images."""
 
     CROPS: ClassVar[bool] = False
-    """Whether a camera cropped to a part of an image renders that part of the image.
-
-    With splats it does so approximately: gsplat limits the projected shape of splats that are centred more than 15 % of
-    the image's size outside of it, and so of splats that far outside of a crop.
-    """
+    """Whether a camera that is cropped by :func:`~sa3d_nerfstudio.traces.window.render_window` renders that window."""
 
     masks: MaskObjects
     object_background: str

@@ -40,10 +40,10 @@ from sa3d_nerfstudio.traces.gaussians import (
     GaussianViewTrace,
     RenderedCells,
     gated_splats,
-    install_interception,
     trace_gaussians,
 )
-from sa3d_nerfstudio.traces.window import Window, bounds, cropped
+from sa3d_nerfstudio.traces.gsplat_calls import install_interception
+from sa3d_nerfstudio.traces.window import Window, bounds, render_window
 
 REACH = 3.0
 """Radius up to which gsplat draws a splat, in standard deviations."""
@@ -206,7 +206,8 @@ class MaskedSplatModel(MaskOutputs, _Base):
         passing = torch.zeros(height, width, dtype=torch.bool, device=self.device)
         window = self._window(rays, self._rows_of(fields, threshold))
         if window is not None:
-            view = super().observe(cropped(camera, window), fields, threshold)
+            observe = functools.partial(super().observe, fields=fields, threshold=threshold)
+            view = render_window(camera, window, observe)
             for image, pixels in zip(images, (view.probability.permute(1, 2, 0), view.rgb, view.points), strict=True):
                 image[window.rows, window.columns] = pixels
             passing[window.rows, window.columns] = True
@@ -221,7 +222,7 @@ class MaskedSplatModel(MaskOutputs, _Base):
         window = self._object_window(camera)
         images = self.empty_outputs(names, int(camera.height.max()), int(camera.width.max()))
         if window is not None:
-            rendered = super().render_outputs(cropped(camera, window), names)
+            rendered = render_window(camera, window, functools.partial(super().render_outputs, names=names))
             for name, image in images.items():
                 image[window.rows, window.columns] = rendered[name]
         return images

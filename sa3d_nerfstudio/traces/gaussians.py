@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-import sys
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,18 +16,13 @@ from sa3d_nerfstudio.fields.splat_mask import SplatMask
 from sa3d_nerfstudio.gpu_memory import within_memory
 from sa3d_nerfstudio.scoped import scoped
 from sa3d_nerfstudio.traces.base import PickedRows
-
-RASTERIZATION = "rasterization"
-"""Name by which models call gsplat's function."""
+from sa3d_nerfstudio.traces.gsplat_calls import RASTERIZATION, call_arguments, intercepted
+from sa3d_nerfstudio.traces.window import RENDERED_WINDOW, Window
 
 MEMORY_REMEDY = "work in smaller images (--pipeline.working-size), or close other programs that use it"
 """Remedy for an image that does not fit into the GPU's memory."""
 
 Result = TypeVar("Result")
-Instead = Callable[..., Any]
-"""Replacement of gsplat's function: called with that function and the arguments of the call."""
-_INSTEAD: ContextVar[Instead | None] = ContextVar("instead", default=None)
-
 Rows = Int[Tensor, " num_rows"]
 
 
@@ -46,13 +37,15 @@ class Rasterization:
     arguments: dict[str, Any]
     rows: Rows | None
     """Indices of the rasterised splats if the model was cropped; None for all."""
+    window: Window | None = None
+    """The window that the image is, of the image that the splats are projected for; None if it is that image."""
 
     def __call__(self, values: Float[Tensor, "num_splats channels"]) -> Float[Tensor, "num_pixels channels"]:
         """Composite values of the splats as if they were colours, on a black background."""
         if self.rows is not None:
             values = values[self.rows]
         call = {**self.arguments, "colors": values, "sh_degree": None, "render_mode": "RGB", "backgrounds": None}
-        image = self.function(**{**call, "absgrad": False})[0]
+        image = scoped(RENDERED_WINDOW, self.window, lambda: self.function(**{**call, "absgrad": False}))[0]
         return image.reshape(-1, values.shape[1])
 
     def adjoint(
@@ -170,7 +163,7 @@ def trace_gaussians(
 
     def record(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        arguments = {name: _held(value) for name, value in _arguments(original, args, kwargs).items()}
+        arguments = {name: _held(value) for name, value in call_arguments(original, args, kwargs).items()}
         # The colours are always replaced, and take most of the call's memory.
         arguments.pop("colors")
         for name, value in arguments.items():
@@ -179,7 +172,7 @@ def trace_gaussians(
                 same = earlier is not None and earlier.shape == value.shape and torch.equal(earlier, value)
                 arguments[name] = shared[name] = earlier if earlier is not None and same else value
         rows = _rows(model, len(arguments["means"]))
-        calls.append((Rasterization(original, arguments, rows), result[1].detach()))
+        calls.append((Rasterization(original, arguments, rows, RENDERED_WINDOW.get()), result[1].detach()))
         return result
 
     outputs = intercepted(model, record, render)
@@ -199,48 +192,13 @@ def gated_splats(model: SplatfactoModel, keep: Bool[Tensor, " num_splats"], rend
     """Render some of a model's splats only; the others have no opacity."""
 
     def gate(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        arguments = _arguments(original, args, kwargs)
+        arguments = call_arguments(original, args, kwargs)
         opacities = arguments["opacities"]
         rows = _rows(model, len(arguments["means"]))
         mask = keep if rows is None else keep[rows]
         return original(**{**arguments, "opacities": opacities * mask.to(opacities)})
 
     return intercepted(model, gate, render)
-
-
-def intercepted(model: SplatfactoModel, instead: Instead, render: Callable[[], Result]) -> Result:
-    """Render with a replacement of ``rasterization``; other threads, and other renders, are not affected."""
-    install_interception(model)  # again, in case a module's function has been replaced since
-    return scoped(_INSTEAD, instead, render)
-
-
-def install_interception(model: SplatfactoModel) -> None:
-    """Make calls of ``rasterization`` interceptable in the modules that define a model's classes.
-
-    Called when a model gets its masks, and not while it renders: see :func:`sa3d_nerfstudio.scoped.scoped`. The wrapper
-    stays installed, and calls gsplat's function unless calls are intercepted.
-    """
-    modules = {sys.modules[kind.__module__] for kind in type(model).__mro__ if kind.__module__ in sys.modules}
-    for module in modules:
-        original = vars(module).get(RASTERIZATION)
-        if original is not None and not isinstance(original, _Interceptable):
-            setattr(module, RASTERIZATION, _Interceptable(original))
-
-
-class _Interceptable:
-    """Wrapper of gsplat's function that calls the replacement instead while calls are intercepted."""
-
-    def __init__(self, original: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, original)
-        self.original = original
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        instead = _INSTEAD.get()
-        return self.original(*args, **kwargs) if instead is None else instead(self.original, *args, **kwargs)
-
-
-def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
 
 
 def _held(value: Any) -> Any:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
+
+from sa3d_nerfstudio.scoped import scoped
 
 TILE = 8
 """Pixels along each side of the tiles that windows consist of and that views are stored in."""
@@ -20,6 +24,8 @@ LEAST_MARGIN = 4
 """Smallest margin, in pixels of the window."""
 MAX_AREA_RATIO = 2.0
 """A window that holds the object is kept until its area exceeds the needed one by more than this factor."""
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -216,6 +222,9 @@ def touched_sides(masks: Bool[Tensor, "num height width"]) -> Bool[Tensor, "num 
     return torch.stack([rows[:, 0], columns[:, 0], rows[:, -1], columns[:, -1]], dim=-1)
 
 
+RENDERED_WINDOW: ContextVar[Window | None] = ContextVar("rendered_window", default=None)
+"""The window that the image being rendered is; None where it is a whole image."""
+
 Box = tuple[int, int, int, int]
 """Bounds y0, x0, y1, x1 in pixels, upper ones exclusive."""
 
@@ -249,9 +258,16 @@ def boxes_of(sides: Num[Tensor, "num 5"], masks: Sequence[Bool[Tensor, "height w
     ]
 
 
-def cropped(camera: Cameras, window: Window) -> Cameras:
-    """The camera whose image is a window of another's: only its principal point and its size differ."""
+def render_window(camera: Cameras, window: Window, render: Callable[[Cameras], Result]) -> Result:
+    """Render a part of a camera's image.
+
+    Args:
+        camera: One camera, at the size of the window's whole image.
+        window: Part of its image.
+        render: Called with the camera whose image is the window: only its principal point and its size differ. Where a
+            render depends on the bounds of the whole image, it finds the window in :data:`RENDERED_WINDOW`.
+    """
     crop = copy.deepcopy(camera)
     crop.cx, crop.cy = crop.cx - window.left, crop.cy - window.top
     crop.width, crop.height = (torch.full_like(crop.width, side) for side in (window.width, window.height))
-    return crop
+    return scoped(RENDERED_WINDOW, window, lambda: render(crop))

@@ -21,7 +21,7 @@ from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.models.rays import camera_rays
 from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.compressed import CompressedTrace
-from sa3d_nerfstudio.traces.window import Pixels, Window, bounds, cropped
+from sa3d_nerfstudio.traces.window import Pixels, Window, bounds, render_window
 from sa3d_nerfstudio.views.cache import ViewCache, default_budget, restored
 from sa3d_nerfstudio.views.cameras import camera_digest, resized_camera
 from sa3d_nerfstudio.views.names import find_view
@@ -256,7 +256,7 @@ class TrainingViews:
         key = f"window-{self.window_key(view, window)}"
         trace = self.cache.get(key)
         if trace is None:
-            trace = self.render(cropped(self._host_camera(view), window))
+            trace = render_window(self._host_camera(view), window, self.render)
             self.cache.put(key, trace)
         return trace
 

@@ -4,8 +4,8 @@
 
 A second object is segmented in views that are rendered already, on the pretended device of the tests: tensors
 that claim to be on CUDA take the code paths of CUDA, and each operation is counted. A round trip is a wait of the host
-for the device: a value that is read, a copy to the host, an operation whose result's size depends on values. Seconds
-are not measured.
+for the device: a value that is read, a copy to the host, an operation whose result's size depends on values. Copies to
+the device for which the host waits as well, such as those of a camera, are counted apart. Seconds are not measured.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class Count(TorchDispatchMode):
         super().__init__()
         self.operations = 0
         self.bytes = 0
+        self.copies = 0
         self.waits: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -84,6 +85,9 @@ class Count(TorchDispatchMode):
             self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
         by_mask = name == "index" and any(tensor.dtype == torch.bool for tensor in inputs[1:])
         to_host = any(tensor.is_cuda for tensor in inputs) and any(not tensor.is_cuda for tensor in outputs)
+        from_host = any(tensor.is_cuda for tensor in outputs) and not any(tensor.is_cuda for tensor in inputs)
+        if name == "_to_copy" and from_host and not (kwargs or {}).get("non_blocking"):
+            self.copies += 1
         if name in WAITS or by_mask or to_host:
             self.waits[f"{name}, by a mask" if by_mask else name] += 1
         return result
@@ -121,14 +125,16 @@ class Cost:
     steps: int = 0
     operations: int = 0
     bytes: int = 0
+    copies: int = 0
     waits: Counter[str] = field(default_factory=Counter)
 
-    def add(self, count: Count, before: tuple[int, int, Counter[str]], steps: int = 1) -> None:
+    def add(self, count: Count, before: tuple[int, int, int, Counter[str]], steps: int = 1) -> None:
         """Add the operations counted since ``before``."""
         self.steps += steps
         self.operations += count.operations - before[0]
         self.bytes += count.bytes - before[1]
-        self.waits += count.waits - before[2]
+        self.copies += count.copies - before[2]
+        self.waits += count.waits - before[3]
 
     def each(self, number: int | None = None) -> dict[str, Any]:
         """Averages per step, or per unit of ``number``."""
@@ -137,6 +143,7 @@ class Cost:
             "visits": self.steps,
             "operations a visit": self.operations / number,
             "MB a visit": self.bytes / number / 1e6,
+            "copies to the device a visit": self.copies / number,
             "round trips a visit": self.waits.total() / number,
             "of these": {name: waits / number for name, waits in self.waits.most_common()},
         }
@@ -149,7 +156,7 @@ def costs_of(session: Any) -> dict[str, Cost]:
     with counted() as count:
         steps = session.steps()
         while True:
-            before = count.operations, count.bytes, Counter(count.waits)
+            before = count.operations, count.bytes, count.copies, Counter(count.waits)
             record = next(steps, None)
             if record is None:
                 costs.setdefault("fit", Cost()).add(count, before, steps=0)
@@ -186,6 +193,7 @@ def measure(options: Options) -> dict[str, Any]:
         visits.steps += part.steps
         visits.operations += part.operations
         visits.bytes += part.bytes
+        visits.copies += part.copies
         visits.waits += part.waits
     return visits.each() | {name: cost.each() for name, cost in costs.items()}
 

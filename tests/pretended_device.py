@@ -134,7 +134,7 @@ def _move(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     else:
         device = device_of(tensor) if target is None else torch.device(target)
     kwargs.pop("device", None)
-    kwargs.pop("non_blocking", None)
+    non_blocking = kwargs.pop("non_blocking", False)
     positional = tuple(argument for argument in positional if not isinstance(argument, bool))
     if device.type == device_of(tensor).type:
         if device.type != "cuda":
@@ -144,7 +144,7 @@ def _move(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             return tensor
         return aten._to_copy.default(tensor, dtype=dtype)
     dtype = kwargs.get("dtype") or (positional[0] if positional else tensor.dtype)
-    return aten._to_copy.default(tensor, dtype=dtype, device=device)
+    return aten._to_copy.default(tensor, dtype=dtype, device=device, non_blocking=non_blocking)
 
 
 def _are_numbers(index: Any) -> bool:

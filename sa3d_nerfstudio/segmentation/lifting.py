@@ -42,7 +42,7 @@ class EvidenceLifting:
 
     def add(self, trace: RayTrace, mask: Bool[Tensor, " num_rays"], weight: Weight = 1.0) -> None:
         """Lift the mask of one view; ``weight`` is that of each ray, or of all rays."""
-        weights = torch.as_tensor(weight, dtype=torch.float32, device=mask.device).expand(mask.shape)
+        weights = (weight if isinstance(weight, Tensor) else torch.full(mask.shape, weight, device=mask.device)).float()
         if isinstance(trace, CachesAllRays) and trace.keeps_all_rays:
             hit = trace.backproject(self.field, (weights * mask)[:, None])[:, 0]
             seen = self._seen(trace, trace.backproject_all(self.field), weight, weights)

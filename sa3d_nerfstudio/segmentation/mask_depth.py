@@ -186,8 +186,9 @@ def _without_far_parts_on_device(
         for mask, positions in zip(masks, points, strict=True)
     ]
     middle, step = torch.stack(middles).nan_to_num(), links.clamp(min=1e-9)[:, None]
-    sizes = torch.tensor([len(positions) for positions in points])
-    mask_index = torch.arange(len(found)).repeat_interleave(sizes).to(areas.device)
+    sizes = [len(positions) for positions in points]
+    # Filled on the device: the host waits for what it copies there.
+    mask_index = torch.cat([torch.full((size,), index, device=areas.device) for index, size in enumerate(sizes)])
 
     def cells_of(steps: Float[Tensor, "... 3"]) -> Int[Tensor, "..."]:
         x, y, z = (steps.floor().clamp(-REACH, REACH).nan_to_num().long() + REACH).unbind(-1)
@@ -210,10 +211,10 @@ def _without_far_parts_on_device(
     large = (area >= LARGE_PART * area.amax(-1, keepdim=True)) & (area > 0)
     overlapping = covered >= (OVERLAP * area).clamp(min=1)
     overlapping = torch.where(overlapping.any(-1, keepdim=True), overlapping, large)
-    prompted = torch.tensor([item.points is not None for item in found])[:, None].to(area.device)
+    prompted = torch.cat([area.new_full((1, 1), item.points is not None, dtype=torch.bool) for item in found])
     kept_parts = torch.where(prompted, (covered > 0) | large, overlapping)
     trusted = ((area * kept_parts).sum(-1) >= LEAST_KEPT * area.sum(-1)) & (links > 0)
-    solid = torch.where(trusted[mask_index], on & kept_parts.reshape(-1)[part], on).split(sizes.tolist())
+    solid = torch.where(trusted[mask_index], on & kept_parts.reshape(-1)[part], on).split(sizes)
     return [mask.reshape(item.mask.shape) for mask, item in zip(solid, found, strict=True)]
 
 
@@ -239,9 +240,8 @@ def background_rim(
     depth, mask = trace.depth[..., 0][window], mask[window]
     if not len(mask):
         return past
-    far = depth.new_tensor(torch.inf)
-    behind = depth - _lowest(torch.where(mask, depth, far), reach)
-    around = _lowest(torch.where(mask, far, depth), reach)
+    behind = depth - _lowest(torch.where(mask, depth, torch.inf), reach)
+    around = _lowest(torch.where(mask, torch.inf, depth), reach)
     thick = _near(mask & ~_near(~mask, reach), 2 * reach)
     past[window] = mask & thick & (behind > STEEP * reach * spacing) & (around - depth < behind / 2)
     return past
@@ -249,12 +249,19 @@ def background_rim(
 
 def _near(mask: Bool[Tensor, "height width"], reach: int) -> Bool[Tensor, "height width"]:
     """Pixels with any pixel of the mask within ``reach`` rows and columns."""
-    return F.max_pool2d(mask[None].float(), 2 * reach + 1, stride=1, padding=reach)[0] > 0
+    return _highest(mask.float(), reach) > 0
 
 
 def _lowest(values: Float[Tensor, "height width"], reach: int) -> Float[Tensor, "height width"]:
     """Lowest value within ``reach`` rows and columns of each pixel."""
-    return -F.max_pool2d(-values[None], 2 * reach + 1, stride=1, padding=reach)[0]
+    return -_highest(-values, reach)
+
+
+def _highest(values: Float[Tensor, "height width"], reach: int) -> Float[Tensor, "height width"]:
+    """Highest value within ``reach`` rows and columns of each pixel, first along columns, then along rows."""
+    size = 2 * reach + 1
+    along_columns = F.max_pool2d(values[None], (size, 1), stride=1, padding=(reach, 0))
+    return F.max_pool2d(along_columns, (1, size), stride=1, padding=(0, reach))[0]
 
 
 def _parts(cells: Float[Tensor, "num 3"]) -> tuple[Int[Tensor, " num"], int]:

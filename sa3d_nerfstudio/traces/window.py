@@ -171,7 +171,7 @@ class Window:
         factor = other.scale / self.scale
         down = _shares(self.top, self.height, other.top, other.height, factor)
         across = _shares(self.left, self.width, other.left, other.width, factor)
-        down, across = down.to(images), across.to(images)
+        down, across = (shares.to(images, non_blocking=True) for shares in (down, across))
         inside = down.sum(1)[:, None] * across.sum(1)
         return down @ images @ across.T + (1 - inside) * outside
 

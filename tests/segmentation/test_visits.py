@@ -111,6 +111,7 @@ def test_the_host_waits_for_a_gpu_once_a_visit():
         assert 0 < rejected < 9
         assert first.waits.total() <= 9 + 1 + rejected, first.waits
         assert later.waits.total() <= 2 * 2 + 1, later.waits
+        assert later.copies == 2 * 9, "only the stand-in's masks and scores come from the host"
         session.grid.cpu()
     states = [[(record.view, record.state) for record in finished.report.records] for finished in (session, expected)]
     assert states[0] == states[1]

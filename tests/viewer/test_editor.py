@@ -406,9 +406,33 @@ def test_prompts_in_training_views_come_back(views: ViewsOfBalls):
     assert torch.equal(editor.free_views.answer(prompt).mask, session.mask_of(0))
     editor.choose(0)
     assert iou(editor, views, 3, [1], "ball") > 0.9
-    # Whoever replaces the mask replaces what pointed at it.
-    model.masks["ball"] = MaskGrid(16)
-    assert model.masks.prompts == {}
+
+
+def test_an_object_that_replaces_another_has_only_its_name_and_colour(editor: Editor, views: ViewsOfBalls):
+    click(editor, views, 1)
+    masks = editor.model.masks
+    masks.hidden, masks.parents, masks.finished = {"object"}, {"object": "table"}, {"object": "a job"}
+    color = masks.colors["object"]
+    masks["object"] = MaskGrid(16)
+    assert (masks.hidden, masks.parents, masks.finished, masks.prompts) == (set(), {}, {}, {})
+    assert masks.colors == {"object": color}
+
+
+def test_only_what_is_edited_is_no_longer_finished(editor: Editor, views: ViewsOfBalls):
+    click(editor, views, 1)
+    editor.add_object("far")
+    click(editor, views, 3)
+    finished = {"object": "a job", "far": "another"}
+    editor.model.masks.finished = dict(finished)
+    editor.add_object("new")
+    editor.solo(True)
+    assert editor.model.masks.finished == finished
+    editor.select("far")
+    click(editor, views, 3, view=1)
+    assert editor.model.masks.finished == {"object": "a job"}
+    editor.select("object")
+    editor.rename("ball")
+    assert editor.model.masks.finished == {}
 
 
 @pytest.mark.parametrize(

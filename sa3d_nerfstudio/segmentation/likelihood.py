@@ -45,6 +45,7 @@ from torch import Tensor
 
 from sa3d_nerfstudio.distributed.ranks import Ranks
 from sa3d_nerfstudio.fields.base import LIGHT_LOGIT, MIN_EVIDENCE, SHARPNESS, MaskField
+from sa3d_nerfstudio.segmentation.neighborhoods import dilated
 from sa3d_nerfstudio.traces.atoms import AtomRows
 from sa3d_nerfstudio.traces.base import MIN_KNOWN, TraceRows, ViewTrace
 
@@ -79,6 +80,8 @@ FURTHER = 6
 """Number of steps of that continuation."""
 CPU_ATOMS, CUDA_ATOMS = 1 << 15, 1 << 22
 """Approximate number of atoms whose rows are multiplied together."""
+BYTES_PER_RAY = 10 * 32 + 40
+"""Approximate memory of a ray that takes part: ten atoms, and its equation."""
 DAMPING = 0.05
 """Evidence added to that of each cell in step lengths, as a share of the median: cells with little move less."""
 
@@ -188,10 +191,19 @@ class MaskLikelihood:
         field: Field with the evidence of these views, changed by :meth:`fit` alone.
         views: The masks.
         ranks: The processes that have other views of the object; losses, gradients and weights are sums over all.
+        most_rays: Most rays of a view that take part. Of more, every second, third, ... one does, with the weight of
+            those in between. None for no limit.
     """
 
-    def __init__(self, field: MaskField, views: Iterable[MaskedView] = (), ranks: Ranks | None = None) -> None:
+    def __init__(
+        self,
+        field: MaskField,
+        views: Iterable[MaskedView] = (),
+        ranks: Ranks | None = None,
+        most_rays: int | None = None,
+    ) -> None:
         self.field = field
+        self._most_rays = most_rays
         self._ranks = ranks or Ranks()
         self.start = field.start_logits()
         self._cells = torch.stack([self.start, field.known().float()]).T
@@ -239,10 +251,12 @@ class MaskLikelihood:
         mask = view.mask.to(total)
         image = view.mask.reshape(trace.height, trace.width)
         margin = round(MARGIN * max(max(image.shape) / 160, 1))
-        near = _dilated(((average - mask).abs() > OPEN).reshape(image.shape), NEIGHBORS)
-        near |= _dilated(image, margin) & _dilated(~image, margin)
+        near = dilated(((average - mask).abs() > OPEN).reshape(image.shape), NEIGHBORS)
+        near |= dilated(image, margin) & dilated(~image, margin)
         counted = counted.expand(mask.shape)
         rays = (near.reshape(-1) & (known > MIN_KNOWN) & (counted > 0)).nonzero()[:, 0]
+        step = 1 if self._most_rays is None else max(math.ceil(len(rays) / self._most_rays), 1)
+        rays, counted = rays[::step], counted * step
         rows, number = trace.rows(self.field, rays), torch.full_like(rays, len(self._prompted))
         return _Equations(rows, mask[rays], light[rays], known[rays], counted[rays], number)
 
@@ -387,11 +401,3 @@ class MaskLikelihood:
 def _climbs(up: Float[Tensor, " num_cells"], step: Float[Tensor, " num_cells"]) -> bool:
     """Whether the loss rises along a step, ``up`` being a multiple of the gradient."""
     return float((up * step).sum()) > 0
-
-
-def _dilated(mask: Bool[Tensor, "height width"], pixels: int) -> Bool[Tensor, "height width"]:
-    """A mask, dilated by a number of pixels."""
-    wide, side = mask[None].float(), 2 * pixels + 1
-    for kernel, padding in (((side, 1), (pixels, 0)), ((1, side), (0, pixels))):
-        wide = F.max_pool2d(wide, kernel, stride=1, padding=padding)
-    return wide[0] > 0

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sa3d_nerfstudio.fields.connected_parts import label_parts, label_parts_on_device
+from sa3d_nerfstudio.segmentation.neighborhoods import dilated, lowest_nearby
 from sa3d_nerfstudio.traces.base import ViewTrace
 
 
@@ -60,7 +60,7 @@ def surface_of(
     the pixels inside.
     """
     mask = mask.to(trace.depth.device)
-    inner = mask & ~F.max_pool2d((~mask)[None].float(), 3, stride=1, padding=1)[0].bool()
+    inner = mask & ~dilated(~mask, 1)
     depth = trace.depth[..., 0]
     near, far = depth[inner if inner.any() else mask].quantile(depth.new_tensor([0.02, 0.98]))
     factor = depth.clamp(near, far) / depth.clamp(min=1e-9)
@@ -240,28 +240,11 @@ def background_rim(
     depth, mask = trace.depth[..., 0][window], mask[window]
     if not len(mask):
         return past
-    behind = depth - _lowest(torch.where(mask, depth, torch.inf), reach)
-    around = _lowest(torch.where(mask, torch.inf, depth), reach)
-    thick = _near(mask & ~_near(~mask, reach), 2 * reach)
+    behind = depth - lowest_nearby(torch.where(mask, depth, torch.inf), reach)
+    around = lowest_nearby(torch.where(mask, torch.inf, depth), reach)
+    thick = dilated(mask & ~dilated(~mask, reach), 2 * reach)
     past[window] = mask & thick & (behind > STEEP * reach * spacing) & (around - depth < behind / 2)
     return past
-
-
-def _near(mask: Bool[Tensor, "height width"], reach: int) -> Bool[Tensor, "height width"]:
-    """Pixels with any pixel of the mask within ``reach`` rows and columns."""
-    return _highest(mask.float(), reach) > 0
-
-
-def _lowest(values: Float[Tensor, "height width"], reach: int) -> Float[Tensor, "height width"]:
-    """Lowest value within ``reach`` rows and columns of each pixel."""
-    return -_highest(-values, reach)
-
-
-def _highest(values: Float[Tensor, "height width"], reach: int) -> Float[Tensor, "height width"]:
-    """Highest value within ``reach`` rows and columns of each pixel, first along columns, then along rows."""
-    size = 2 * reach + 1
-    along_columns = F.max_pool2d(values[None], (size, 1), stride=1, padding=(reach, 0))
-    return F.max_pool2d(along_columns, (1, size), stride=1, padding=(0, reach))[0]
 
 
 def _parts(cells: Float[Tensor, "num 3"]) -> tuple[Int[Tensor, " num"], int]:

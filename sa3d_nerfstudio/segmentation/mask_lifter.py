@@ -14,8 +14,9 @@ from torch import Tensor
 
 from sa3d_nerfstudio.distributed.ranks import Ranks
 from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.gpu_memory import free_bytes
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting, Lifting, Weight
-from sa3d_nerfstudio.segmentation.likelihood import LikelihoodReport, MaskedView, MaskLikelihood
+from sa3d_nerfstudio.segmentation.likelihood import BYTES_PER_RAY, LikelihoodReport, MaskedView, MaskLikelihood
 from sa3d_nerfstudio.segmentation.mask_depth import (
     FoundMask,
     background_rim,
@@ -26,6 +27,11 @@ from sa3d_nerfstudio.segmentation.mask_depth import (
 from sa3d_nerfstudio.segmentation.session_views import PromptedMask, SessionViews, ViewKey
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.traces.window import Window
+
+FIT_SHARE = 0.5
+"""Share of the free memory that the fit may take."""
+FEWEST_FITTED = 1024
+"""Rays of each view that take part in the fit, however little memory is free."""
 
 
 @dataclass
@@ -167,7 +173,8 @@ class MaskLifter:
             field: The field.
             order: Views of all processes, in the order of their visits.
         """
-        likelihood = MaskLikelihood(field, ranks=self.ranks)
+        most_rays = _most_rays(field.hit.device, len(self._lifted))
+        likelihood = MaskLikelihood(field, ranks=self.ranks, most_rays=most_rays)
         lifted_anywhere = {view for views in self.ranks.gather(list(self._lifted)) for view in views}
         numbers = {view: number for number, view in enumerate(view for view in order if view in lifted_anywhere)}
         for view, lifted in self._lifted.items():
@@ -223,3 +230,9 @@ class MaskLifter:
     def _gap(self) -> float:
         """Gap beyond which parts of masks are left out, see :func:`without_far_parts`; 0 for the published update."""
         return self.settings.part_gap if self.settings.lifting == "evidence" else 0.0
+
+
+def _most_rays(device: torch.device, num_views: int) -> int | None:
+    """Number of rays of each view that the fit has memory for; None if the free memory is unknown."""
+    free = free_bytes(device)
+    return None if free is None else max(int(FIT_SHARE * free / (BYTES_PER_RAY * max(num_views, 1))), FEWEST_FITTED)

@@ -245,3 +245,20 @@ def test_cells_that_no_view_has_seen_say_nothing():
     assert grid.logits is not None
     unknown = ~grid.known()
     assert unknown.any() and not grid.logits[unknown].any() and not grid.probability()[unknown].any()
+
+
+def test_fewer_rays_stand_in_for_all_where_memory_is_scarce():
+    grid, views = lifted_ball(1)
+    thinned = grid.fresh()
+    thinned.copy_from(grid)
+    every = MaskLikelihood(grid, views)
+    least = max(len(equations.mask) for equations in every._equations)
+    some = MaskLikelihood(thinned, views, most_rays=least // 2)
+    assert max(len(equations.mask) for equations in some._equations) <= least // 2
+    weights = [sum(float(equations.weight.sum()) for equations in each._equations) for each in (some, every)]
+    assert weights[0] == pytest.approx(weights[1], rel=0.05)
+    every.fit(8)
+    some.fit(8)
+    assert grid.logits is not None and thinned.logits is not None
+    on, on_thinned = grid.logits > 0, thinned.logits > 0
+    assert (on & on_thinned).sum() > 0.95 * (on | on_thinned).sum()

@@ -15,7 +15,6 @@ from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.lifting import EvidenceLifting
 from sa3d_nerfstudio.segmentation.mask_depth import (
     FoundMask,
-    _highest,
     _without_far_parts_on_device,
     background_rim,
     pixel_spacing,
@@ -271,13 +270,6 @@ def test_nothing_is_waited_for_on_a_gpu(views: BallViews):
         assert float(spacing_on_gpu) == pytest.approx(float(spacing))
         assert torch.equal(solid_on_gpu.cpu(), solid)
         assert torch.equal(past_on_gpu.cpu(), past)
-
-
-@pytest.mark.parametrize("reach", [1, 2, 5])
-def test_the_highest_value_nearby_is_found_axis_by_axis(reach: int):
-    values = torch.randn(13, 17, generator=torch.Generator().manual_seed(reach))
-    expected = torch.nn.functional.max_pool2d(values[None], 2 * reach + 1, stride=1, padding=reach)[0]
-    assert torch.equal(_highest(values, reach), expected)
 
 
 def _moved(value: Any) -> Any:

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 
 from benchmarks.visits import costs_of
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.prompts.prompt import Prompt
+from sa3d_nerfstudio.segmentation import mask_lifter
+from sa3d_nerfstudio.segmentation.likelihood import BYTES_PER_RAY
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates
@@ -118,3 +121,16 @@ def test_the_host_waits_for_a_gpu_once_a_visit():
     assert (4, "rejected") in states[0]
     agree = (session.grid.probability() > 0.5) == (expected.grid.probability() > 0.5)
     assert agree.float().mean() > 0.99
+
+
+def test_the_fit_takes_as_many_rays_as_memory_holds(monkeypatch: pytest.MonkeyPatch):
+    session, _ = session_of(1, BallViews(count=10))
+    session.run()
+    with_all = session.report.likelihood
+    monkeypatch.setattr(mask_lifter, "free_bytes", lambda device: 10 * 2 * BYTES_PER_RAY * 100)
+    monkeypatch.setattr(mask_lifter, "FEWEST_FITTED", 1)
+    session, _ = session_of(1, BallViews(count=10))
+    session.run()
+    with_some = session.report.likelihood
+    assert with_all is not None and with_some is not None
+    assert 0 < with_some.num_rays <= 10 * 100 < with_all.num_rays

@@ -78,9 +78,33 @@ def linked_parts(places: Float[np.ndarray, "num 3"]) -> Int[np.ndarray, " num"]:
     if len(places) <= SPACING_NEIGHBOR:
         return np.zeros(len(places), dtype=np.int32)
     usual = max(float(np.median(KDTree(places).query(places, SPACING_NEIGHBOR + 1)[0][:, SPACING_NEIGHBOR])), 1e-9)
-    # One point per small box suffices: in dense regions, each point has a great many neighbours.
-    boxes = np.floor((places - places.min(axis=0)) / (usual / 2))
-    _, first, box = np.unique(boxes, axis=0, return_index=True, return_inverse=True)
-    pairs = KDTree(places[first]).query_pairs(LINK * usual, output_type="ndarray")
-    links = coo_array((np.ones(len(pairs), dtype=bool), tuple(pairs.T)), shape=(len(first), len(first)))
-    return connected_components(links, directed=False)[1][box.reshape(-1)]
+    # Points in boxes that touch are linked, wherever they lie in them: this joins most points, with few pairs.
+    boxes, _, box = _boxes(places, LINK * usual / (2 * 3**0.5))
+    part = _components(KDTree(boxes).query_pairs(1.5, p=np.inf, output_type="ndarray"), len(boxes))[box]
+    # Distances are compared of one point per smaller box, and within the largest part of none.
+    _, chosen, _ = _boxes(places, usual / 2)
+    on_largest = part[chosen] == np.bincount(part).argmax()
+    largest, others = chosen[on_largest], chosen[~on_largest]
+    pairs = others[KDTree(places[others]).query_pairs(LINK * usual, output_type="ndarray")]
+    answer: Any = KDTree(places[largest]).query(places[others], distance_upper_bound=LINK * usual)
+    distance, nearest = answer
+    near = np.isfinite(distance)
+    to_largest = np.stack([others[near], largest[nearest[near]]], axis=-1)
+    return _components(part[np.concatenate([pairs, to_largest])], part.max() + 1)[part]
+
+
+def _boxes(
+    places: Float[np.ndarray, "num 3"], side: float
+) -> tuple[Float[np.ndarray, "boxes 3"], Int[np.ndarray, " boxes"], Int[np.ndarray, " num"]]:
+    """Occupied boxes of a side length: their positions in boxes, a point of each, and the box of each point."""
+    boxes, chosen, box = np.unique(
+        np.floor((places - places.min(axis=0)) / side), axis=0, return_index=True, return_inverse=True
+    )
+    return boxes, chosen, box.reshape(-1)
+
+
+def _components(pairs: Int[np.ndarray, "pairs 2"], count: int) -> Int[np.ndarray, " count"]:
+    """Number of the component of each of so many nodes, from 0."""
+    links = coo_array((np.ones(len(pairs), dtype=bool), tuple(pairs.T)), shape=(count, count))
+    labels: Any = connected_components(links, directed=False)[1]
+    return labels

@@ -5,9 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
 from torch import Tensor
 
-from sa3d_nerfstudio.fields.connected_parts import label_parts, label_parts_on_device, linked_parts
+from sa3d_nerfstudio.fields.connected_parts import (
+    LINK,
+    SPACING_NEIGHBOR,
+    label_parts,
+    label_parts_on_device,
+    linked_parts,
+)
 
 
 def serpentine(side: int) -> Tensor:
@@ -61,3 +70,23 @@ def test_points_are_linked_as_near_as_neighbours_usually_lie() -> None:
 @pytest.mark.parametrize("num", [0, 1, 4, 5, 6])
 def test_few_points_and_equal_ones_are_one_part(num: int) -> None:
     assert linked_parts(np.zeros((num, 3))).tolist() == [0] * num
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_points_are_linked_by_their_distances_alone(seed: int) -> None:
+    """Blobs of many sizes, on a line or all around: no part has a gap wider than a link, nor ends within one."""
+    chance = np.random.default_rng(seed)
+    centers = chance.uniform(0, 8, (12, 3)) * ([1, 1, 1] if seed % 2 else [1, 0.01, 0.01])
+    sizes = chance.integers(1, 400, 12)
+    points = np.repeat(centers, sizes, axis=0) + 0.3 * chance.normal(size=(sizes.sum(), 3))
+    usual = np.median(KDTree(points).query(points, SPACING_NEIGHBOR + 1)[0][:, SPACING_NEIGHBOR])
+    parts = linked_parts(points)
+
+    def apart(share: float) -> np.ndarray:
+        pairs = KDTree(points).query_pairs(share * LINK * usual, output_type="ndarray")
+        links = coo_array((np.ones(len(pairs)), tuple(pairs.T)), shape=(len(points), len(points)))
+        return connected_components(links, directed=False)[1]
+
+    # Points of one small box, half a usual spacing wide, stand for each other.
+    for finer, coarser in ((apart(0.75), parts), (parts, apart(1.25))):
+        assert len(np.unique(np.stack([finer, coarser]), axis=1).T) == finer.max() + 1

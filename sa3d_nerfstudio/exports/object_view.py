@@ -26,9 +26,8 @@ class ObjectView:
 
     def ids(self, threshold: float) -> Int[Tensor, "height width"]:
         """Id of the most probable object in each pixel, or 0 where no probability exceeds the threshold."""
-        best, index = self.seen.probability.max(dim=0)
-        ids = torch.tensor([item.id for item in self.objects])[index.cpu()]
-        return torch.where(best.cpu() > threshold, ids, 0)
+        ids = torch.tensor([item.id for item in self.objects])[self.seen.index.cpu()]
+        return torch.where(self.seen.probability.cpu() > threshold, ids, 0)
 
 
 @dataclass

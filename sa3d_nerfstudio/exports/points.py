@@ -173,7 +173,7 @@ def _seen(pipeline: SA3DPipeline, objects: Sequence[ExportObject], scale: float,
         seen = view.seen
         rays.add(seen.passing)
         on = (view.ids(threshold) == item.id).to(seen.points.device)
-        columns = (seen.points[on], seen.directions[on], seen.rgb[on], seen.probability[0][on][:, None])
+        columns = (seen.points[on], seen.directions[on], seen.rgb[on], seen.probability[on][:, None])
         batches.append(torch.cat(columns, dim=-1).double().cpu())
     rays.tell()
     points = torch.cat(batches)

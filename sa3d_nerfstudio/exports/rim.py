@@ -140,7 +140,7 @@ def _views(pipeline: SA3DPipeline, item: ExportObject, keep: ndarray) -> list[_V
     views = []
     for index in np.unique(np.linspace(0, len(cameras) - 1, VIEWS).round().astype(int)):
         camera = _small_camera(pipeline, int(index))
-        mask = (model.observe(camera, [item.field], threshold).probability[0] > threshold).float()
+        mask = (model.observe(camera, [item.field], threshold).probability > threshold).float()
         if mask.sum() < FEWEST_PIXELS:
             continue
         scene = model.render_splats(camera, torch.ones(len(keep), dtype=torch.bool))

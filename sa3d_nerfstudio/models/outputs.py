@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.models.base_model import Model
 from torch import Tensor
@@ -75,8 +75,10 @@ class LazyOutputs(dict):
 class Observation:
     """Image of some objects from one camera."""
 
-    probability: Float[Tensor, "num_objects height width"]
-    """Probability of each object; 0 on rays that pass through no object."""
+    probability: Float[Tensor, "height width"]
+    """Probability of the most probable object; 0 on rays that pass through no object."""
+    index: Int[Tensor, "height width"]
+    """Index of that object; 0 on rays that pass through no object."""
     rgb: Float[Tensor, "height width 3"]
     """The base model's image where a ray passes through an object; 0 elsewhere."""
     points: Float[Tensor, "height width 3"]
@@ -92,6 +94,8 @@ OBJECT_OUTPUTS = ("object_rgb", "object_depth", "object_accumulation")
 BACKGROUND_OUTPUTS = ("background_rgb",)
 OBJECT_ONLY_OUTPUTS = frozenset({"mask", "object_rgb", "object_depth", "object_accumulation"})
 """Outputs that are constant over the rays that pass through no object."""
+TOGETHER = 16
+"""Objects whose probabilities are rendered together; gsplat takes 32 channels at a time, and splats have two each."""
 TINT = 0.6
 """Share of an object's colour in the pixels of ``mask_overlay`` that show it."""
 SOLID = 0.5
@@ -201,9 +205,10 @@ class MaskOutputs(_Base):
         directions = camera.generate_rays(camera_indices=0, keep_shape=True).directions
         trace = self.trace_view(camera)
         shape = (trace.height, trace.width)
-        probability = torch.stack(self.probabilities(trace, fields))
+        probability, index = self.most_probable(trace, fields)
         return Observation(
-            probability.reshape(-1, *shape),
+            probability.reshape(shape),
+            index.reshape(shape),
             trace.rgb,
             trace.surface_points().reshape(*shape, 3),
             directions,
@@ -265,25 +270,35 @@ class MaskOutputs(_Base):
         """Probability of each of some objects along traced rays."""
         return [render_probability(trace, field)[0] for field in fields]
 
+    def most_probable(
+        self, trace: RayTrace, fields: Sequence[MaskField]
+    ) -> tuple[Float[Tensor, " num_rays"], Int[Tensor, " num_rays"]]:
+        """The highest probability of some objects along each traced ray, and the index of the first that has it.
+
+        A scene may have hundreds of objects, and an image millions of pixels: only a few objects are held at a time.
+        """
+        highest = torch.zeros_like(trace.accumulation)
+        index = torch.zeros_like(highest, dtype=torch.long)
+        for start in range(0, len(fields), TOGETHER):
+            for number, probability in enumerate(self.probabilities(trace, fields[start : start + TOGETHER]), start):
+                index.masked_fill_(probability > highest, number)
+                highest = torch.maximum(highest, probability)
+        return highest, index
+
     def render_mask(self, trace: RayTrace) -> Float[Tensor, " num_rays"]:
         """Probability of the shown objects along traced rays."""
-        mask = torch.zeros_like(trace.accumulation)
-        for probability in self.probabilities(trace, self.masks.shown):
-            mask = torch.maximum(mask, probability)
-        return mask
+        return self.most_probable(trace, self.masks.shown)[0]
 
     def render_overlay(
         self, trace: RayTrace, rgb: Float[Tensor, "num_rays 3"]
     ) -> tuple[Float[Tensor, " num_rays"], Float[Tensor, "num_rays 3"]]:
         """Probability of the shown objects along traced rays, and the rays' colours with the objects tinted."""
-        mask, color = torch.zeros_like(trace.accumulation), torch.zeros_like(rgb)
         shown = self.masks.shown_colored
-        probabilities = self.probabilities(trace, [field for field, _ in shown])
-        for probability, (_, object_color) in zip(probabilities, shown, strict=True):
-            color = torch.where((probability > mask)[:, None], rgb.new_tensor(object_color), color)
-            mask = torch.maximum(mask, probability)
+        if not shown:
+            return torch.zeros_like(trace.accumulation), rgb
+        mask, index = self.most_probable(trace, [field for field, _ in shown])
         tint = TINT * (mask > self.mask_threshold).float()[:, None]
-        return mask, rgb * (1 - tint) + color * tint
+        return mask, torch.lerp(rgb, rgb.new_tensor([color for _, color in shown])[index], tint)
 
     def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         """An output with alpha: the objects' alpha where available, so that exporters keep the objects alone.

@@ -35,7 +35,7 @@ from sa3d_nerfstudio.models.outputs import (
 from sa3d_nerfstudio.models.signed_distance import cut_to_objects, whole_scene
 from sa3d_nerfstudio.scoped import scoped
 from sa3d_nerfstudio.traces.atoms import NotOnRays, atoms_of
-from sa3d_nerfstudio.traces.base import ViewTrace, render_probability
+from sa3d_nerfstudio.traces.base import ViewTrace
 from sa3d_nerfstudio.traces.compressed import CompressedTrace
 from sa3d_nerfstudio.traces.nerf import (
     NerfTrace,
@@ -206,16 +206,17 @@ class MaskedModel(MaskOutputs):
             self.eval()
             outputs, samples = self.trace(chunk)
             assert samples.depth is not None
-            trace = NerfTrace(samples.pruned())
-            probability = torch.stack([render_probability(trace, field)[0] for field in fields], dim=-1)
+            probability, index = self.most_probable(NerfTrace(samples.pruned()), fields)
             points = chunk.origins + chunk.directions * samples.depth
-            return {"probability": probability, "rgb": _first(outputs, "rgb"), "points": points}
+            return {"probability": probability, "index": index, "rgb": _first(outputs, "rgb"), "points": points}
 
-        channels = {"probability": len(fields), "rgb": 3, "points": 3}
-        images = {name: rays.directions.new_zeros(*rays.shape, count) for name, count in channels.items()}
+        images = {name: torch.zeros_like(rays.directions) for name in ("rgb", "points")}
+        images["probability"] = torch.zeros_like(rays.directions[..., 0])
+        images["index"] = torch.zeros_like(images["probability"], dtype=torch.long)
         self._render_where(passing, rays, see, images)
-        probability = images["probability"].permute(2, 0, 1)
-        return Observation(probability, images["rgb"], images["points"], rays.directions, passing)
+        return Observation(
+            images["probability"], images["index"], images["rgb"], images["points"], rays.directions, passing
+        )
 
     def _render_where(
         self,

@@ -29,6 +29,7 @@ from sa3d_nerfstudio.models.outputs import (
     OBJECT_ONLY_OUTPUTS,
     OBJECT_OUTPUTS,
     SOLID,
+    TOGETHER,
     MaskOutputs,
     Observation,
 )
@@ -47,8 +48,6 @@ from sa3d_nerfstudio.traces.window import Window, bounds, render_window
 
 REACH = 3.0
 """Radius up to which gsplat draws a splat, in standard deviations."""
-TOGETHER = 16
-"""Objects in one rasterisation: two channels each, of the 32 that gsplat takes at a time."""
 
 _Base = SplatfactoModel if TYPE_CHECKING else object
 _RENDERING: ContextVar[bool] = ContextVar("rendering", default=False)
@@ -202,16 +201,18 @@ class MaskedSplatModel(MaskOutputs, _Base):
         rays = _pinhole_rays(camera)
         directions = rays.directions
         height, width = directions.shape[:2]
-        images = [directions.new_zeros(height, width, channels) for channels in (len(fields), 3, 3)]
-        passing = torch.zeros(height, width, dtype=torch.bool, device=self.device)
+        probability, rgb, points = (directions.new_zeros(height, width, *last) for last in ((), (3,), (3,)))
+        index = torch.zeros_like(probability, dtype=torch.long)
+        passing = torch.zeros_like(probability, dtype=torch.bool)
         window = self._window(rays, self._rows_of(fields, threshold))
         if window is not None:
             observe = functools.partial(super().observe, fields=fields, threshold=threshold)
             view = render_window(camera, window, observe)
-            for image, pixels in zip(images, (view.probability.permute(1, 2, 0), view.rgb, view.points), strict=True):
-                image[window.rows, window.columns] = pixels
+            parts = (view.probability, view.index, view.rgb, view.points)
+            for image, part in zip((probability, index, rgb, points), parts, strict=True):
+                image[window.rows, window.columns] = part
             passing[window.rows, window.columns] = True
-        return Observation(images[0].permute(2, 0, 1), images[1], images[2], directions, passing)
+        return Observation(probability, index, rgb, points, directions, passing)
 
     @torch.no_grad()
     def render_outputs(self, camera: Cameras, names: Collection[str]) -> dict[str, Tensor]:

@@ -207,6 +207,21 @@ def test_all_objects_are_rendered_in_one_rasterisation(monkeypatch: pytest.Monke
     assert calls == 2
 
 
+def test_the_most_probable_of_many_objects_is_found_a_few_at_a_time():
+    model = masked_splats()
+    fields, chance = [], torch.Generator().manual_seed(0)
+    for _ in range(40):
+        field = model.new_field(0)
+        field.add(torch.rand(40, generator=chance), torch.ones(40))
+        fields.append(field)
+    trace = model.trace_view(camera(12, 16))
+    highest, index = model.most_probable(trace, fields)
+    expected = torch.stack(model.probabilities(trace, fields))
+    assert torch.equal(highest, expected.amax(0))
+    assert torch.equal(expected.gather(0, index[None])[0], highest)
+    assert len(index.unique()) > 3
+
+
 def test_who_looks_at_the_image_alone_waits_for_nothing_else(monkeypatch: pytest.MonkeyPatch):
     model = masked_splats()
     field = model.new_field(0)
@@ -303,6 +318,6 @@ def test_a_camera_sees_the_same_in_a_part_of_its_image(splats: list[int]):
     assert torch.equal(seen.directions, whole.directions)
     assert bool((seen.probability > 0.5).any()) == (splats in [[0], [2], [0, 2]])
     assert torch.allclose(seen.rgb[seen.passing], whole.rgb[seen.passing], atol=1e-5)
-    object_pixels = seen.probability[0] > 0.5
+    object_pixels = seen.probability > 0.5
     assert torch.allclose(seen.points[object_pixels], whole.points[object_pixels], atol=1e-4)
     assert not bool(seen.rgb[~seen.passing].any())

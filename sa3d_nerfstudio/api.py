@@ -103,7 +103,7 @@ class Run:
             points: (x, y) pairs on the object, in pixels of the original image from the top left.
             negative_points: (x, y) pairs beside the object, likewise.
             box: x0, y0, x1, y1 around the object, likewise.
-            name: Name of the object; a new name begins a new object.
+            name: Name of the object; a new name begins a new object. :meth:`segment` replaces one of the same name.
             text: Words for the object, such as "a mug", instead of a box.
             box_index: Index of the box, from 0, if the words match several; the best match by default.
             candidate: Candidate to take where the segmenter returns several: the one that it prefers ("auto"), or the
@@ -116,6 +116,8 @@ class Run:
             SA3DError: The view is unknown, the prompt selects nothing, or the words match nothing.
         """
         views = self.pipeline.views
+        if candidate not in CANDIDATES:
+            raise SA3DError(f"a candidate is one of {', '.join(CANDIDATES)}, and not {candidate!r}.")
         if view is None and (text is None or len(np.asarray(points)) or len(np.asarray(negative_points))):
             raise SA3DError("points and boxes need a view: name the image that they are in.")
         index = None if view is None else views.find(view)
@@ -124,15 +126,16 @@ class Run:
                 raise SA3DError(f'give a box, or words to find one ("{text}"), not both.')
             index, box = self.pipeline.text_finder().box(index, text, box_index)
         assert index is not None
-        if self._session is None or name not in (None, self._name):
-            self._name = name or self.pipeline.config.object_name
-            self._session = self.pipeline.session(self._name)
         height, width = views.image_size(index)
-        if candidate not in CANDIDATES:
-            raise SA3DError(f"a candidate is one of {', '.join(CANDIDATES)}, and not {candidate!r}.")
         prompt = Prompt.from_points(height, width, points, negative_points, box, candidate=candidate)
-        self._session.prompt(index, prompt)
-        return self._session.mask_of(index)
+        session = self._session
+        if session is None or name not in (None, self._name):
+            name = name or self.pipeline.config.object_name
+            session = self.pipeline.session(name, register=False)
+        session.prompt(index, prompt)
+        # A prompt that fails changes nothing.
+        self._session, self._name = session, name or self._name
+        return session.mask_of(index)
 
     def segment(self) -> SessionReport:
         """Lift the prompted object to 3D, view after view, until it stops changing.
@@ -142,6 +145,7 @@ class Run:
         """
         if self._session is None:
             raise SA3DError("nothing to segment: call prompt() first.")
+        self.pipeline.model.masks[self._name] = self._session.grid
         report = self._session.run()
         self.pipeline.remember(self._name, self._session)
         return report

@@ -181,3 +181,21 @@ def test_instances_of_sam3_are_proposals_as_they_are(tiny_run: Path, tmp_path: P
     no_masks = TextOptions(options.model, mask_threshold=1.0)
     monkeypatch.setattr(run.pipeline, "text_options", lambda: no_masks)
     assert run.pipeline.text_finder().proposals(1, "a mug").masks.shape == (0, *size)
+
+
+def test_a_prompt_that_fails_changes_nothing(tiny_objects: Path, tiny_scene: Path, tiny_prompt: dict, tmp_path: Path):
+    oracle: dict[str, Any] = {"segmenter": "oracle", "oracle_instances": tiny_scene / "instances", "max_passes": 1}
+    run = load(tiny_objects, tmp_path, **oracle)
+    masks = run.pipeline.model.masks
+    before, prompts = masks["ball"], dict(masks.prompts)
+    frame, point = tiny_prompt["frame"], tiny_prompt["points"][0]
+    with pytest.raises(sa3d.SA3DError, match="and not 'smal'"):
+        run.prompt(frame, [point], name="ball", candidate="smal")  # type: ignore[arg-type]
+    with pytest.raises(sa3d.SA3DError, match="selects nothing"):
+        run.prompt(frame, negative_points=[point], name="ball")
+    assert masks["ball"] is before and masks.prompts == prompts
+    assert sa3d.load(run.save()).pipeline.model.masks.prompts == prompts
+    run.prompt(frame, [point], name="ball")
+    assert masks["ball"] is before, "an object is replaced when it is segmented"
+    run.segment()
+    assert masks["ball"] is not before and masks["ball"].holds_object(0.5)

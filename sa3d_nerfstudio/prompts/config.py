@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.prompts.images import draw_polyline, points_of_stroke, read_mask, read_scribble
 from sa3d_nerfstudio.prompts.prompt import CANDIDATES, CandidateName, Prompt
+from sa3d_nerfstudio.terminal import say
 
 Kind = Literal["points", "box", "scribble", "mask", "text"]
 
@@ -31,10 +32,6 @@ class WordFinder(Protocol):
     def objects(self, view: int | None, text: str, every: bool) -> list[dict[int, Prompt]] | None:
         """Masks of each object, by view; None where :meth:`box` suffices."""
         ...
-
-
-_BESIDE_NO_FILE = ("view", "text", "points", "negative_points", "box", "scribble", "mask")
-"""Options that a prompt file replaces."""
 
 
 @dataclass
@@ -57,7 +54,7 @@ class PromptConfig:
     file: Path | None = None
     """JSON file with prompts for any number of named objects and views; all of them are segmented."""
     kinds: tuple[Kind, ...] = ("points", "box", "scribble", "text")
-    """Which kinds of prompts to take from the file."""
+    """Which kinds of prompts to take from the file: by default all but masks, which would replace the others."""
     candidate: CandidateName = "auto"
     """Which mask to take where the segmenter answers with several: its own choice, or the small, medium or large one
     (for SAM about a part, the object, and more than it)."""
@@ -113,10 +110,14 @@ def read_prompts(
         SA3DError: A view is unknown, a value is invalid, or a file cannot be read.
     """
     if config.file is not None:
-        conflicts = [name for name in _BESIDE_NO_FILE if getattr(config, name) not in (None, ())]
+        options = [option for option in fields(config) if option.name not in ("file", "kinds")]
+        conflicts = [option.name for option in options if getattr(config, option.name) != option.default]
         if conflicts:
-            option = conflicts[0].replace("_", "-")
-            raise SA3DError(f"give either --pipeline.prompt.file or --pipeline.prompt.{option}, not both.")
+            key, option = conflicts[0], conflicts[0].replace("_", "-")
+            raise SA3DError(
+                f"give either --pipeline.prompt.file or --pipeline.prompt.{option}, not both: in the file, {key} is a "
+                "key of each entry."
+            )
         return _read_file(config.file, views, config.kinds, finder)
     if config.view is None and (config.text is None or config.needs_view):
         raise SA3DError("points, boxes, scribbles and masks need a view: name one with --pipeline.prompt.view.")
@@ -136,7 +137,7 @@ def read_prompts(
     height, width = views.image_size(view)
     if config.scribble is not None:
         positive, negative = read_scribble(config.scribble, height, width)
-        prompt = _with_points(prompt, positive, negative)
+        prompt = prompt.with_points(positive, negative)
     if config.mask is not None:
         prompt.mask = torch.from_numpy(read_mask(config.mask, height, width))
     if prompt.is_empty:
@@ -164,30 +165,49 @@ def _read_file(path: Path, views: NamedViews, kinds: Sequence[Kind], finder: Wor
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise SA3DError(f'{path} holds no prompts: it needs {{"objects": [{{"name": …, "view": …, "points": …}}, …]}}.')
     objects: dict[str, ObjectPrompts] = {}
+    numbered: set[str] = set()
     for entry in entries:
-        name, view_name = entry.get("name"), entry.get("view", entry.get("frame"))
-        only_words = "text" in entry and not _IN_A_VIEW & set(entry)
-        known_view = isinstance(view_name, (str, int)) or (view_name is None and only_words)
-        if not isinstance(name, str) or not name or not known_view:
-            raise SA3DError(f'every entry of {path} needs a "name" and a "view".')
-        try:
-            view = None if view_name is None else views.find(view_name)
-            if only_words and "text" in kinds and (named := _named_objects(entry, view, finder)) is not None:
-                objects |= {prompts.name: prompts for prompts in _numbered(name, named)}
-                continue
-            view, prompt = _prompt(entry, views, view, kinds, finder)
-            if "mask" in kinds and "mask" in entry:
-                mask_path = path.parent / str(entry["mask"])
-                prompt.mask = torch.from_numpy(read_mask(mask_path, *views.image_size(view)))
-        except SA3DError as error:
-            raise SA3DError(f"object {name} in {path}: {error}") from error
+        found = _read_entry(entry, path, views, kinds, finder)
+        for item in found:
+            known = objects.setdefault(item.name, ObjectPrompts(item.name))
+            if known.views and (len(found) > 1 or item.name in numbered):
+                raise SA3DError(
+                    f"two entries of {path} name an object {item.name}, one by words for several: rename one."
+                )
+            twice = [views.name(view) for view in item.views if view in known.views]
+            if twice:
+                raise SA3DError(f"two entries of {path} prompt {item.name} in {twice[0]}: make one entry of the two.")
+            known.views |= item.views
+        if len(found) > 1:
+            numbered |= {item.name for item in found}
+    if kinds == PromptConfig.kinds and any("mask" in entry for entry in entries):
+        say(f"note        masks in {path} are left out; with them: --pipeline.prompt.kinds {' '.join(get_args(Kind))}")
+    return list(objects.values())
+
+
+def _read_entry(
+    entry: dict[str, Any], path: Path, views: NamedViews, kinds: Sequence[Kind], finder: WordFinder | None
+) -> list[ObjectPrompts]:
+    """Prompts of an entry of a file: of one object, or of several that its words fit."""
+    name, view_name = entry.get("name"), entry.get("view", entry.get("frame"))
+    only_words = "text" in entry and not _IN_A_VIEW & set(entry)
+    is_view = isinstance(view_name, (str, int)) and not isinstance(view_name, bool)
+    if not isinstance(name, str) or not name or not (is_view or (view_name is None and only_words)):
+        raise SA3DError(f'every entry of {path} needs a "name" and a "view".')
+    try:
+        view = None if view_name is None else views.find(view_name)
+        if only_words and "text" in kinds and (named := _named_objects(entry, view, finder)) is not None:
+            return _numbered(name, named)
+        view, prompt = _prompt(entry, views, view, kinds, finder)
+        if "mask" in kinds and "mask" in entry:
+            mask_path = path.parent / str(entry["mask"])
+            prompt.mask = torch.from_numpy(read_mask(mask_path, *views.image_size(view)))
         if prompt.is_empty:
             mask = ", or take the mask by --pipeline.prompt.kinds mask" * ("mask" in entry)
-            raise SA3DError(
-                f"object {name} in {path}: the prompt selects nothing; give a point, a box, a scribble or words{mask}."
-            )
-        objects.setdefault(name, ObjectPrompts(name)).views[view] = prompt
-    return list(objects.values())
+            raise SA3DError(f"the prompt selects nothing; give a point, a box, a scribble or words{mask}.")
+    except SA3DError as error:
+        raise SA3DError(f"object {name} in {path}: {error}") from error
+    return [ObjectPrompts(name, {view: prompt})]
 
 
 def _prompt(
@@ -230,7 +250,7 @@ def _prompt(
             strokes.append(
                 points_of_stroke(draw_polyline(line, height, width), key == "scribble") if len(line) else line
             )
-        prompt = _with_points(prompt, *strokes)
+        prompt = prompt.with_points(*strokes)
     # Last, because it runs a network.
     if has_text:
         text_box = _box_of_text(entry, view, finder)[1] if text_box is None else text_box
@@ -241,7 +261,7 @@ def _prompt(
 def _text_of(entry: dict[str, Any], finder: WordFinder | None) -> tuple[str, int | None, WordFinder]:
     """Words of an entry, index of the match to take, and the finder."""
     text, index = entry["text"], entry.get("box_index")
-    if not isinstance(text, str) or not (index is None or isinstance(index, int)):
+    if not isinstance(text, str) or not (index is None or type(index) is int):
         raise SA3DError(f"a text is made of words, and a box_index is a whole number, and not {text!r} and {index!r}.")
     if finder is None:
         raise SA3DError(f'words cannot be looked for here: point at "{text}", or give a box around it.')
@@ -274,13 +294,6 @@ def _numbered(name: str, named: list[dict[int, Prompt]]) -> list[ObjectPrompts]:
     return [ObjectPrompts(f"{name} {number}" if number > 1 else name, views) for number, views in enumerate(named, 1)]
 
 
-def _with_points(prompt: Prompt, positive: NDArray[np.float32], negative: NDArray[np.float32]) -> Prompt:
-    more = Prompt.from_points(prompt.height, prompt.width, positive, negative)
-    prompt.points = torch.cat([prompt.points, more.points])
-    prompt.labels = torch.cat([prompt.labels, more.labels])
-    return prompt
-
-
 def _pairs(values: tuple[float, ...], option: str) -> list[tuple[float, float]]:
     if len(values) % 2:
         raise SA3DError(f"--pipeline.prompt.{option} takes pairs x y, but holds {len(values)} numbers.")
@@ -290,6 +303,8 @@ def _pairs(values: tuple[float, ...], option: str) -> list[tuple[float, float]]:
 def _numbers(values: Any, what: str) -> NDArray[np.float32]:
     try:
         numbers = np.asarray(values, dtype=np.float32)
+        if any(isinstance(value, bool) for value in np.asarray(values, dtype=object).flat):
+            raise TypeError
     except (TypeError, ValueError, OverflowError):
         raise SA3DError(f"a {what} is made of numbers, and not of {str(values)[:40]!r}.") from None
     if not np.isfinite(numbers).all():

@@ -84,10 +84,14 @@ class Prompt:
         """Whether the prompt selects nothing."""
         return self.mask is None and self.box is None and not bool(self.labels.any())
 
+    def with_points(self, positive: object, negative: object = ()) -> Prompt:
+        """The same prompt with further (x, y) pairs on the object and on something else."""
+        more = Prompt.from_points(self.height, self.width, positive, negative)
+        return replace(self, points=torch.cat([self.points, more.points]), labels=torch.cat([self.labels, more.labels]))
+
     def avoiding(self, points: Float[Tensor, "num 2"]) -> Prompt:
         """The same prompt with further points on something else."""
-        labels = torch.cat([self.labels, torch.zeros(len(points), dtype=torch.bool)])
-        return replace(self, points=torch.cat([self.points, points]), labels=labels)
+        return self.with_points((), points)
 
     def moved(self, height: int, width: int) -> Prompt:
         """The same prompt in an image of another size; points keep their positions to fractions of a pixel."""

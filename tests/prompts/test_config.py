@@ -153,7 +153,7 @@ def write_file(folder: Path, content: Any) -> Path:
     return path
 
 
-def test_a_file_names_objects_in_several_views(tmp_path: Path):
+def test_a_file_names_objects_in_several_views(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     Image.fromarray(np.full((30, 40), 255, np.uint8)).save(tmp_path / "m.png")
     content = {
         "objects": [
@@ -168,8 +168,34 @@ def test_a_file_names_objects_in_several_views(tmp_path: Path):
     assert mug.views[1].box is not None
     assert len(book.views[1].positive) >= 1
     assert book.views[1].mask is None
+    assert "are left out; with them: --pipeline.prompt.kinds points box scribble mask text" in capsys.readouterr().out
     _, masked = read_prompts(PromptConfig(file=file, kinds=("points", "box", "mask")), TwoViews(), "unused")
     assert masked.views[1].mask is not None and len(masked.views[1].points) == 0
+    assert "left out" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ([{"name": "mug", "view": "a.png", "points": [[1, 2]]}, {"name": "mug", "view": "a.png", "box": [0, 0, 9, 9]}],
+         "prompt mug in a.png: make one entry of the two"),
+        ([{"name": "mug", "view": "b.png", "points": [[1, 2]]}, {"name": "mug", "text": "mug"}],
+         "prompt mug in b.png: make one entry of the two"),
+        ([{"name": "cup 2", "view": "a.png", "points": [[1, 2]]}, {"name": "cup", "text": "mug", "instances": "all"}],
+         "name an object cup 2, one by words for several: rename one"),
+        ([{"name": "cup", "text": "mug", "instances": "all"}, {"name": "cup 2", "view": "a.png", "points": [[1, 2]]}],
+         "name an object cup 2, one by words for several: rename one"),
+    ],
+)  # fmt: skip
+def test_no_entry_of_a_file_replaces_another(tmp_path: Path, entries: list[dict[str, Any]], words: str):
+    with pytest.raises(SA3DError, match=words):
+        read_prompts(PromptConfig(file=write_file(tmp_path, entries)), TwoViews(), "unused", Masks())
+
+
+def test_words_and_points_in_different_views_prompt_one_object(tmp_path: Path):
+    entries = [{"name": "mug", "view": "a.png", "points": [[1, 2]]}, {"name": "mug", "view": "b.png", "text": "mug"}]
+    (mug,) = read_prompts(PromptConfig(file=write_file(tmp_path, entries)), TwoViews(), "unused", Masks())
+    assert len(mug.views[0].points) == 1 and mug.views[1].mask is not None
 
 
 def test_the_benchmark_scenes_files_are_read(shared_dir: Path):
@@ -201,6 +227,7 @@ def test_the_benchmark_scenes_files_are_read(shared_dir: Path):
         [{"name": "x", "view": "c.png", "points": [[1, 1]]}], [{"name": "x", "view": "a.png"}],
         [{"name": "x", "view": "a.png", "points": 3}], [{"name": "x", "view": "a.png", "points": [[1, 1, 1]]}],
         [{"name": "x", "view": "a.png", "points": [["a", 1]]}], [{"name": "x", "view": "a.png", "points": [[1e30, 1]]}],
+        [{"name": "x", "view": True, "points": [[1, 1]]}], [{"name": "x", "view": "a.png", "points": [[True, 1]]}],
         [{"name": "x", "view": "a.png", "box": {"a": 1}}], [{"name": "x", "view": [], "points": [[1, 1]]}],
     ],
 )  # fmt: skip
@@ -324,6 +351,9 @@ def test_words_become_objects_where_masks_are_known(tmp_path: Path):
         ({"text": "a mug", "file": Path("prompts.json")}, "prompt.text, not both"),
         ({"points": (1, 2), "file": Path("prompts.json")}, "prompt.points, not both"),
         ({"mask": Path("m.png"), "file": Path("prompts.json")}, "prompt.mask, not both"),
+        ({"candidate": "large", "file": Path("prompts.json")}, "not both: in the file, candidate is a key"),
+        ({"instances": "all", "file": Path("prompts.json")}, "prompt.instances, not both"),
+        ({"box_index": 0, "file": Path("prompts.json")}, "prompt.box-index, not both"),
     ],
 )
 def test_words_out_of_place(options: dict[str, Any], words: str):
@@ -337,6 +367,7 @@ def test_words_out_of_place(options: dict[str, Any], words: str):
         ({"text": 3}, "made of words"),
         ({"text": "a mug", "instances": 3}, "one of best, all, and not '3'"),
         ({"text": "a mug", "box_index": "second"}, "whole number"),
+        ({"text": "a mug", "box_index": True}, "whole number"),
         ({"text": "a mug", "points": [[1, 2]]}, 'needs a "name" and a "view"'),
     ],
 )

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sa3d_nerfstudio.base_run.checkpoint import allow_nerfstudio_checkpoints
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.jobs import segment_scene
 from sa3d_nerfstudio.pipeline import SA3DPipeline
+from sa3d_nerfstudio.prompts.images import read_mask, read_scribble
 from sa3d_nerfstudio.prompts.prompt import CANDIDATES, CandidateName, Prompt
 from sa3d_nerfstudio.segmentation.everything import SceneReport
 from sa3d_nerfstudio.segmentation.report import SessionReport
@@ -94,6 +96,8 @@ class Run:
         text: str | None = None,
         box_index: int | None = None,
         candidate: CandidateName = "auto",
+        scribble: str | Path | None = None,
+        mask: str | Path | Bool[np.ndarray, "height width"] | None = None,
     ) -> Bool[Tensor, "height width"]:
         """Prompt an object in one training view. Several views may be prompted before :meth:`segment` is called.
 
@@ -108,18 +112,22 @@ class Run:
             box_index: Index of the box, from 0, if the words match several; the best match by default.
             candidate: Candidate to take where the segmenter returns several: the one that it prefers ("auto"), or the
                 "small", "medium" or "large" one.
+            scribble: PNG with brush strokes: white or green on the object, red beside it.
+            mask: The object, taken as it is, without a segmenter: a PNG with the object in white, of any size, or an
+                array of the size of the original image. Beside it, points on the object and boxes have no effect.
 
         Returns:
             The 2D mask, at the working size.
 
         Raises:
-            SA3DError: The view is unknown, the prompt selects nothing, or the words match nothing.
+            SA3DError: The view is unknown, the prompt or an image of it selects nothing, or the words match nothing.
         """
         views = self.pipeline.views
         if candidate not in CANDIDATES:
             raise SA3DError(f"a candidate is one of {', '.join(CANDIDATES)}, and not {candidate!r}.")
-        if view is None and (text is None or len(np.asarray(points)) or len(np.asarray(negative_points))):
-            raise SA3DError("points and boxes need a view: name the image that they are in.")
+        painted = scribble is not None or mask is not None
+        if view is None and (text is None or painted or len(np.asarray(points)) or len(np.asarray(negative_points))):
+            raise SA3DError("points, boxes, scribbles and masks need a view: name the image that they are in.")
         index = None if view is None else views.find(view)
         if text is not None:
             if box is not None:
@@ -128,6 +136,10 @@ class Run:
         assert index is not None
         height, width = views.image_size(index)
         prompt = Prompt.from_points(height, width, points, negative_points, box, candidate=candidate)
+        if scribble is not None:
+            prompt = prompt.with_points(*read_scribble(Path(scribble), height, width))
+        if mask is not None:
+            prompt.mask = torch.from_numpy(_mask_array(mask, height, width))
         session = self._session
         if session is None or name not in (None, self._name):
             name = name or self.pipeline.config.object_name
@@ -190,3 +202,12 @@ class Run:
             self._trainer.checkpoint_dir = self._trainer.config.get_checkpoint_dir()
         self._trainer.save(None if self._session is None else {self._name: self._session})
         return self._trainer.base_dir / "config.yml"
+
+
+def _mask_array(mask: str | Path | Bool[np.ndarray, "height width"], height: int, width: int) -> NDArray[np.bool_]:
+    if isinstance(mask, (str, Path)):
+        return read_mask(Path(mask), height, width)
+    array = np.array(mask, dtype=bool)
+    if array.shape != (height, width) or not array.any():
+        raise SA3DError(f"a mask of this image is an array of {height} x {width} values, True on the object.")
+    return array

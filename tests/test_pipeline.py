@@ -199,3 +199,22 @@ def test_a_prompt_that_fails_changes_nothing(tiny_objects: Path, tiny_scene: Pat
     assert masks["ball"] is before, "an object is replaced when it is segmented"
     run.segment()
     assert masks["ball"] is not before and masks["ball"].holds_object(0.5)
+
+
+def test_python_takes_masks_and_scribbles(tiny_run: Path, tiny_scene: Path, tiny_prompt: dict, tmp_path: Path):
+    run = load(tiny_run, tmp_path, segmenter="oracle", oracle_instances=tiny_scene / "instances", working_size=32)
+    frame = tiny_prompt["frame"]
+    mask = np.zeros((24, 32), bool)
+    mask[5:9, 7:12] = True
+    assert np.array_equal(run.prompt(frame, mask=mask).cpu().numpy(), mask)
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    assert np.array_equal(run.prompt(frame, mask=tmp_path / "mask.png").cpu().numpy(), mask)
+    x, y = tiny_prompt["points"][0]
+    scribble = np.zeros((24, 32), np.uint8)
+    scribble[y, x] = 255
+    Image.fromarray(scribble).save(tmp_path / "scribble.png")
+    assert torch.equal(run.prompt(frame, scribble=tmp_path / "scribble.png"), run.prompt(frame, [(x, y)]))
+    with pytest.raises(sa3d.SA3DError, match="an array of 24 x 32"):
+        run.prompt(frame, mask=mask.T)
+    with pytest.raises(sa3d.SA3DError, match="need a view"):
+        run.prompt(text="a mug", mask=mask)

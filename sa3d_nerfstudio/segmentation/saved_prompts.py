@@ -85,8 +85,9 @@ def write_session_prompts(session: SegmentationSession) -> dict[str, Any]:
             marks.append(Mark((x + 0.5) / trace.width, (y + 0.5) / trace.height, on_object, position))
         box = None
         if prompt.box is not None:
-            x0, y0, x1, y1 = prompt.box.tolist()
-            box = (x0 / trace.width, y0 / trace.height, min(x1 / trace.width, 1.0), min(y1 / trace.height, 1.0))
+            # A user's box may reach beyond the image.
+            x0, y0, x1, y1 = (prompt.box / torch.tensor([trace.width, trace.height] * 2)).clamp(0, 1).tolist()
+            box = (x0, y0, x1, y1)
         choice = prompted.choice if prompted.picked else None
         saved = ViewPrompt(session.name(view), tuple(marks), box, choice=choice)
         prompts.append({"view": session.name(view)} | _plain(saved))

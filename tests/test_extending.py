@@ -53,6 +53,11 @@ def test_a_new_kind_of_field_is_segmented_saved_and_exported(tiny_scene: Path, t
     with pytest.raises(SystemExit) as ended:
         main([*command, "--num-points", "200"])
     assert ended.value.code == 0
+    video = tmp_path / "ball.mp4"
+    command = ["turntable", "--load-config", str(config), "--output-path", str(video), "--frames", "2"]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--size", "32", "24", "--rendered-output-names", "mask_overlay"])
+    assert ended.value.code == 0 and video.exists()
     vertices = PlyData.read(tmp_path / "points" / "ball.ply")["vertex"]
     points = np.stack([vertices[axis] for axis in "xyz"], axis=-1)
     ball = next(e for e in json.loads((tiny_scene / "objects.json").read_text())["objects"] if e["name"] == "ball")

@@ -86,7 +86,8 @@ class Mesh(Exporter):
     depth: int = 7
     """For Poisson, depth of the octree: one more is twice as fine."""
     resolution: int | None = None
-    """For TSDF and marching cubes, cells along each axis of the object's box; 128 and 512 by default."""
+    """For TSDF and marching cubes, cells along each axis of the object's box; 128 and 512 by default, for marching
+    cubes a multiple of 512."""
     downscale_factor: int = 2
     """For TSDF, how much smaller than the training images the depth images are."""
     save_world_frame: bool = False
@@ -99,6 +100,8 @@ class Mesh(Exporter):
         from sa3d_nerfstudio.exports.frames import frame_of
         from sa3d_nerfstudio.exports.points import ObjectPoints, object_points
 
+        if self.method == "marching-cubes":
+            meshes.signed_distances(pipeline, self.resolution or 512)
         frame = frame_of(pipeline, self.save_world_frame)
         groups = {"all": objects} if self.together else {item.stem: [item] for item in objects}
         for stem, group in groups.items():
@@ -235,7 +238,8 @@ class Box(RunOptions):
 
 @dataclass(kw_only=True)
 class Table(RunOptions):
-    """Write objects.json: all objects, hidden ones included, with their parents, boxes and sizes."""
+    """Write objects.json: all objects, hidden ones included, or those of --object, with their parents, boxes and
+    sizes."""
 
     output_dir: Path
     """Folder to write objects.json to."""
@@ -244,12 +248,15 @@ class Table(RunOptions):
 
     def main(self) -> None:
         """Write the table."""
-        pipeline, _ = self.load(self.output_dir)
+        pipeline = self.load_run(self.output_dir)
         from sa3d_nerfstudio.exports.frames import frame_of
+        from sa3d_nerfstudio.exports.objects import all_objects, select
         from sa3d_nerfstudio.exports.scene_table import write_object_table
 
+        masks = pipeline.model.masks
+        objects = select(masks, self.object or [item.name for item in all_objects(masks)])
         path = self.output_dir / "objects.json"
-        write_object_table(path, pipeline.model.masks, frame_of(pipeline, self.save_world_frame))
+        write_object_table(path, masks, frame_of(pipeline, self.save_world_frame), objects)
         say(f"saved       {path}")
 
 

@@ -12,6 +12,7 @@ from sa3d_nerfstudio.terminal import say
 
 if TYPE_CHECKING:
     from sa3d_nerfstudio.distributed.ranks import Ranks
+    from sa3d_nerfstudio.exports.dataset import DataSetFiles
 
 
 @dataclass(kw_only=True)
@@ -71,27 +72,43 @@ class Masks(RunOptions):
         if self.format == "rgba":
             images = masks.write_rgba(self.output_dir, maps, self.invert, self.grow, ranks)
             say(f"saved       {len(images)} photos with alpha in {self.output_dir / 'rgba'}")
-            transforms = self.output_dir / "transforms.json"
-            if ranks.is_first and DataSetFiles.of(pipeline).write_with_images(transforms, images):
+            if not ranks.is_first:
+                return
+            files, transforms = DataSetFiles.of(pipeline), self.output_dir / "transforms.json"
+            if files.write_with_images(transforms, images):
                 say(f"saved       {transforms}, which names them")
                 say(f"next        ns-train nerfacto --data {transforms}    # {self._what}")
+            else:
+                say(f"note        no transforms.json that names them: {_why_none(files)}")
             return
         written = masks.write_masks(self.output_dir, maps, objects, self.invert, self.grow, ranks)
         say(f"saved       {len(chosen)} masks in {self.output_dir / 'masks'}")
         if on_path is not None:
             return
         if isinstance(pipeline.datamanager, FrozenImages) and cameras.has_distortion(chosen):
-            say("note        the masks fit the images without their lens distortion, as the run was trained on them")
+            say(
+                "note        no transforms.json that names them: they fit the images without their lens distortion, as "
+                "the run was trained on them"
+            )
             return
         if not ranks.is_first:
             return
-        transforms = self.output_dir / "transforms.json"
-        if DataSetFiles.of(pipeline).write_with_masks(transforms, written):
+        files, transforms = DataSetFiles.of(pipeline), self.output_dir / "transforms.json"
+        if files.write_with_masks(transforms, written):
             say(f"saved       {transforms}, which names the images and their masks")
             say(f"next        ns-train nerfacto --data {transforms}    # {self._what}")
-        elif self.split != "all":
+        elif self.split != "all" and files.images:
             say("note        for a transforms.json with mask_path, which needs a mask for every image, use --split all")
+        else:
+            say(f"note        no transforms.json that names them: {_why_none(files)}")
 
     @property
     def _what(self) -> str:
         return "a scene without the objects" if self.invert else "a scene of the objects alone"
+
+
+def _why_none(files: DataSetFiles) -> str:
+    """Why no transforms.json was written for the images of a run."""
+    if not files.images:
+        return "the data set has none of its own"
+    return f"{files.transforms} lists other images than the run uses"

@@ -61,7 +61,7 @@ class Turntable(RunOptions):
         from sa3d_nerfstudio.exports import turntable
         from sa3d_nerfstudio.exports.boxes import object_box
         from sa3d_nerfstudio.exports.object_view import RenderedRays
-        from sa3d_nerfstudio.exports.objects import only
+        from sa3d_nerfstudio.exports.objects import listed, only
         from sa3d_nerfstudio.files import write_json
 
         threshold = pipeline.config.threshold
@@ -78,6 +78,9 @@ class Turntable(RunOptions):
             f"as well     ns-render camera-path --load-config {self.load_config} --camera-path-filename {path_file} "
             f"--rendered-output-names {names} --output-path {self.output_path}"
         )
+        shown = [name for name in pipeline.model.masks.names if name not in pipeline.model.masks.hidden]
+        if self.object and {item.name for item in objects} != set(shown):
+            say(f"note        ns-render takes no --object: it shows {listed(shown) or 'no object'}")
         if self.path_only:
             return
         cameras = get_path_from_json(path)

@@ -26,6 +26,7 @@ from pycocotools.coco import COCO
 
 import sa3d_nerfstudio as sa3d
 from sa3d_nerfstudio.commands import main
+from sa3d_nerfstudio.datamanager import Filtered
 from sa3d_nerfstudio.errors import SA3DError
 from tests.subprocesses import succeed
 
@@ -128,6 +129,17 @@ def test_photos_with_the_mask_as_alpha_are_a_data_set(
     dataset = InputDataset(parser.get_dataparser_outputs("train"))
     assert dataset[0]["image"].shape == (24, 32, 4)
     assert {path.parent.name for path in dataset.image_filenames} == {"rgba"}
+
+
+@pytest.mark.parametrize("form", ["masks", "rgba"])
+def test_a_data_set_without_transforms_json_gets_none(
+    tiny_objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, form: str
+):
+    monkeypatch.setattr(Filtered, "transforms_path", None)
+    words = ["masks", "--load-config", tiny_objects, "--output-dir", tmp_path, "--format", form, "--split", "all"]
+    assert run(*words, "--object", "ball") == 0
+    assert "no transforms.json that names them: the data set has none of its own" in capsys.readouterr().out
+    assert not (tmp_path / "transforms.json").exists()
 
 
 def test_a_cloud_of_the_whole_scene_says_what_is_which_object(tiny_objects: Path, tiny_scene: Path, tmp_path: Path):
@@ -263,10 +275,11 @@ def test_nerfstudios_tsdf_makes_a_mesh_of_one_object(tiny_objects: Path, tiny_sc
     assert near(np.asarray(mesh.vertices), tiny_scene, "crate") > 0.8
 
 
-def test_a_turntable_keeps_the_object_in_the_middle(tiny_objects: Path, tmp_path: Path):
+def test_a_turntable_keeps_the_object_in_the_middle(tiny_objects: Path, tmp_path: Path, capsys):
     video = tmp_path / "ball.mp4"
     words = ["turntable", "--load-config", tiny_objects, "--output-path", video, "--object", "ball", "--frames", 4]
     assert run(*words, "--size", 48, 40, "--fps", 2) == 0
+    assert "ns-render takes no --object: it shows ball, crate" in capsys.readouterr().out
     with av.open(str(video)) as container:
         images = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(images) == 4
@@ -341,15 +354,22 @@ def test_what_cannot_be_done_is_said_in_a_sentence(words: list[str], sentence: s
     assert not list((tmp_path / "out").rglob("*.mp4"))
 
 
-def test_a_run_without_objects_is_refused(tiny_objects: Path, tmp_path: Path):
+def test_a_run_without_objects_is_refused(tiny_objects: Path, tmp_path: Path, capsys):
     run_without = sa3d.load(tiny_objects)
     run_without.pipeline.model.masks.hidden = set(run_without.objects)
     config = run_without.save(tmp_path / "hidden")
     with pytest.raises(SA3DError, match="all objects of this run are hidden: name those"):
         main(["export", "box", "--load-config", str(config), "--output-dir", str(tmp_path / "out")])
+    # The table lists hidden objects, too.
+    for chosen, names in (([], ["ball", "crate", "tin"]), (["--object", "tin"], ["tin"])):
+        assert run("export", "table", "--load-config", config, "--output-dir", tmp_path / "table", *chosen) == 0
+        assert "left out" not in capsys.readouterr().out
+        table = json.loads((tmp_path / "table" / "objects.json").read_text())["objects"]
+        assert [entry["name"] for entry in table] == names
     for name in run_without.objects:
         del run_without.pipeline.model.masks[name]
     config = run_without.save(tmp_path / "none")
-    with pytest.raises(SA3DError, match="no object to export"):
-        main(["export", "points", "--load-config", str(config), "--output-dir", str(tmp_path / "out")])
+    for form in ("points", "table"):
+        with pytest.raises(SA3DError, match="no object to export"):
+            main(["export", form, "--load-config", str(config), "--output-dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

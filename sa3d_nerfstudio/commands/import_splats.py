@@ -16,7 +16,8 @@ class ImportSplats:
     """Make a nerfstudio run (splatfacto) of a splat file, to segment, view and export like any other."""
 
     splats: Annotated[Path, tyro.conf.Positional]
-    """A 3DGS PLY of any program; or .spz, .sog, .splat, .ksplat or a compressed PLY, which need splat-transform."""
+    """A 3DGS PLY of any program; or .spz, .sog, .splat, .ksplat, .lcc or a compressed PLY, which need
+    splat-transform."""
     output_dir: Path = Path("outputs")
     """Folder of all runs."""
     name: str | None = None

@@ -93,6 +93,24 @@ def tsdf_mesh(
         outputs.cameras = cameras
 
 
+def signed_distances(pipeline: SA3DPipeline, resolution: int) -> SDFField:
+    """The model's field of signed distances, for marching cubes.
+
+    Args:
+        pipeline: A loaded run.
+        resolution: Cells along each axis.
+
+    Raises:
+        SA3DError: The model has no signed distances, or the resolution is not a multiple of 512.
+    """
+    field = getattr(pipeline.model, "field", None)
+    if not isinstance(field, SDFField):
+        raise SA3DError("marching cubes need signed distances, as of neus: use --method poisson or tsdf for this run.")
+    if resolution < 1 or resolution % 512:
+        raise SA3DError("nerfstudio's marching cubes take a --resolution of 512 or a multiple of it.")
+    return field
+
+
 def marching_cubes_mesh(
     pipeline: SA3DPipeline, objects: Sequence[ExportObject], resolution: int, points: ObjectPoints | None
 ) -> trimesh.Trimesh:
@@ -105,13 +123,9 @@ def marching_cubes_mesh(
         points: Points on the objects, for colours; None for a mesh without colours.
 
     Raises:
-        SA3DError: The model has no signed distances, or the resolution is not a multiple of 512.
+        SA3DError: See :func:`signed_distances`.
     """
-    field = getattr(pipeline.model, "field", None)
-    if not isinstance(field, SDFField):
-        raise SA3DError("marching cubes need signed distances, as of neus: use --method poisson or tsdf for this run.")
-    if resolution % 512:
-        raise SA3DError("nerfstudio's marching cubes take a --resolution that is a multiple of 512.")
+    field = signed_distances(pipeline, resolution)
     low, high = _bounds(objects, pipeline.config.threshold)
     with only(pipeline.model.masks, objects), torch.no_grad():
         mesh = generate_mesh_with_multires_marching_cubes(

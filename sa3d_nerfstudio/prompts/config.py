@@ -224,6 +224,8 @@ def _prompt(
         raise SA3DError(
             f'there are two boxes, one given and one around "{entry["text"]}": give the box or the words, not both.'
         )
+    if entry.get("instances") == "all" and "text" in kinds:
+        raise SA3DError("instances all means every object that words fit: give words alone, or leave it out.")
     if view is None:
         view, text_box = _box_of_text(entry, None, finder) if has_text else (0, None)
     height, width = views.image_size(view)

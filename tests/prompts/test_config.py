@@ -346,6 +346,7 @@ def test_words_become_objects_where_masks_are_known(tmp_path: Path):
     [
         ({"text": "a mug", "instances": "all", "box_index": 1}, "give one of the two"),
         ({"text": "a mug", "view": "a.png", "box": (0, 0, 4, 5)}, "give the box or the words"),
+        ({"text": "a mug", "instances": "all", "view": "a.png", "points": (1, 2)}, "give words alone"),
         ({"text": "a mug", "points": (1, 2)}, "need a view"),
         ({"text": "a mug", "negative_points": (1, 2)}, "need a view"),
         ({"text": "a mug", "file": Path("prompts.json")}, "prompt.text, not both"),

@@ -19,7 +19,7 @@ from tests.small_models import camera, masked, small_model
 from tests.subprocesses import succeed
 from tests.tiny_nerfacto import tiny_nerfacto, trainer_of
 
-STEPS = 250
+STEPS = 50
 
 
 @pytest.mark.parametrize("mode", ["SO3xR3", "SE3"])
@@ -87,7 +87,7 @@ def train(data: Path, output_dir: Path) -> None:
     config = tiny_nerfacto(data, output_dir, STEPS)
     model: Any = config.pipeline.model
     model.camera_optimizer.mode = "SO3xR3"
-    config.optimizers["camera_opt"]["optimizer"].lr = 3e-3
+    config.optimizers["camera_opt"]["optimizer"].lr = 6e-3
     trainer_of(config).train()
 
 

@@ -150,7 +150,12 @@ class SceneJob:
         self.note(scene)
 
     def note(self, scene: SceneSegmentation) -> None:
-        """Record the job's progress in the run, and hide parts and wholes of shown objects."""
+        """Record the job's progress in the run, and hide parts and wholes of shown objects.
+
+        Until the scene has added the objects that the run held, the record in the run is the complete one, and stays.
+        """
+        if not scene.is_resumed:
+            return
         masks = self.masks
         names = [name for name in scene.objects if masks.finished.get(name) == self.digest]
         done = scene.report.ending == "nothing is left"
@@ -203,7 +208,7 @@ def run_scene_job(
     def keep(found: SceneObject) -> None:
         nonlocal saved, took
         job.keep(scene, found)
-        if time.monotonic() - saved >= took / SAVING_SHARE:
+        if scene.is_resumed and time.monotonic() - saved >= took / SAVING_SHARE:
             begun = time.monotonic()
             save()
             saved = time.monotonic()

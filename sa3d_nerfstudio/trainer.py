@@ -274,7 +274,7 @@ class SA3DTrainer(Trainer):
         check_writable(self.base_dir, self.pipeline.checkpoint_bytes())
         report = run_scene_job(self.pipeline, self._segmenter, lambda: self.save(last=False), CONSOLE)
         self.save()
-        if not self.pipeline.model.masks.scene["done"]:
+        if not self.pipeline.model.masks.scene.get("done"):
             say(f"unfinished  the same command goes on from here with --load-dir {shlex.quote(str(self.base_dir))}")
         return report
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.fields.objects import PALETTE, MaskObjects, next_color
 from sa3d_nerfstudio.jobs import SceneJob, run_scene_job, segment_scene
 from sa3d_nerfstudio.pipeline import SA3DPipelineConfig
-from sa3d_nerfstudio.segmentation.everything import SceneSegmentation
+from sa3d_nerfstudio.segmentation.everything import SceneProgress, SceneSegmentation
 from sa3d_nerfstudio.segmenters.oracle import OracleSegmenter
 from sa3d_nerfstudio.trainer import SA3DTrainer, default_config
 from tests.analytic import BallViews
@@ -97,6 +98,28 @@ def test_other_settings_begin_again_and_leave_the_users_objects():
             job.keep(scene, step.found)
     assert len(reloaded.model.masks) == 2
     assert reloaded.model.masks.scene["names"] == [reloaded.model.masks.names[1]]
+
+
+@pytest.mark.parametrize("stage", ["proposals", "kept"])
+def test_a_continued_job_keeps_its_record_until_all_objects_are_back(stage: str):
+    first: Any = BallPipeline(everything_max_objects=2)
+    segment_scene(first, None)  # type: ignore[arg-type]
+    before = first.model.masks.get_extra_state()
+    continued: Any = first.reloaded()
+    scene = continued.scene()
+    steps, saved = scene.steps, []
+
+    def interrupted() -> Iterator[SceneProgress]:
+        for step in steps():
+            if step.stage == stage:
+                signal.raise_signal(signal.SIGINT)
+            yield step
+
+    scene.steps = interrupted
+    continued.scene = lambda segmenter: scene
+    run_scene_job(continued, lambda: None, lambda: saved.append(1), quiet())  # type: ignore[arg-type, return-value]
+    assert continued.model.masks.get_extra_state() == before
+    assert saved == []
 
 
 def test_hundreds_of_objects_differ_in_colour():

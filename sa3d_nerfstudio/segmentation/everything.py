@@ -115,6 +115,8 @@ class SceneSegmentation:
         self.settings = settings
         self.objects: dict[str, SceneObject] = {}
         """The objects found, by name."""
+        self.is_resumed = False
+        """Whether the steps so far have added the objects of an earlier run, if there was one."""
         self.report = SceneReport()
         self.pool = ProposalPool(settings.min_share, settings.threshold, settings.min_agreement)
         self._propose = predictor.propose if propose is None else propose
@@ -173,6 +175,7 @@ class SceneSegmentation:
         self.pool.strike(self._struck)
         for name, mask_field in self._known.items():
             yield self._progress("kept", f"{name} is there already", self._add(name, mask_field))
+        self.is_resumed = True
         self.report.ending = None
         while (proposal := self.pool.next(self._support)) is not None:
             if len(self.objects) >= self.settings.max_objects or is_late():

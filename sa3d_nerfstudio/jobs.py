@@ -132,13 +132,13 @@ class SceneJob:
         masks = self.masks
         if not self.is_same or self.pipeline.config.redo:
             for name in masks.scene.get("names", ()):
-                # Objects edited since are not marked as finished, and belong to the user.
-                if name in masks and name in masks.finished:
+                # Objects edited or prompted since are not marked as finished by this job, and belong to the user.
+                if name in masks and masks.finished.get(name) == masks.scene.get("job"):
                     del masks[name]
             masks.scene = {}
         scene = self.pipeline.scene(segmenter)
         fields = {name: masks[name] for name in masks.names if masks[name].holds_object(masks.threshold)}
-        scene.resume(fields, [(view, index) for view, index in masks.scene.get("tried", ())])
+        scene.resume(fields, [(view, index) for view, index in masks.scene.get("tried", ())], masks.names)
         return scene
 
     def keep(self, scene: SceneSegmentation, found: SceneObject) -> None:

@@ -82,22 +82,39 @@ def test_a_job_that_was_bounded_goes_on_and_is_done_once():
     assert run_scene_job(third, lambda: pytest.fail("nothing is to be segmented"), lambda: None, quiet()) is None
 
 
-def test_other_settings_begin_again_and_leave_the_users_objects():
+@pytest.mark.parametrize("prompted", [False, True])
+def test_other_settings_begin_again_and_leave_the_users_objects(prompted: bool):
     pipeline: Any = BallPipeline(everything_max_objects=2)
     segment_scene(pipeline, None)  # type: ignore[arg-type]
     masks = pipeline.model.masks
-    # Editing an object in the viewer takes it out of the job.
-    del masks.finished["object 1"]
+    users = "object 1"
+    if prompted:
+        masks[users] = masks[users]
+        masks.finished[users] = "checksum of its prompts"
+    else:
+        # Editing an object in the viewer takes it out of the job.
+        del masks.finished[users]
     reloaded: Any = pipeline.reloaded(everything_max_objects=2, everything_min_share=0.002)
     job = SceneJob(reloaded)
     assert not job.is_done
     scene = job.begin(None)  # type: ignore[arg-type]
-    assert reloaded.model.masks.names == ["object 1"]
+    assert reloaded.model.masks.names == [users]
     for step in scene.steps():
         if step.found is not None:
             job.keep(scene, step.found)
     assert len(reloaded.model.masks) == 2
     assert reloaded.model.masks.scene["names"] == [reloaded.model.masks.names[1]]
+
+
+def test_a_found_object_takes_no_name_of_an_empty_one():
+    first: Any = BallPipeline(everything_max_objects=1)
+    segment_scene(first, None)  # type: ignore[arg-type]
+    first.model.masks["object 2"] = MaskGrid(16)  # as the viewer's "New object" makes it
+    second: Any = first.reloaded()
+    segment_scene(second, None)  # type: ignore[arg-type]
+    masks = second.model.masks
+    holding = [name for name in masks.names if masks[name].holds_object(masks.threshold)]
+    assert holding == masks.scene["names"] == ["object 1", "object 3", "object 4"]
 
 
 @pytest.mark.parametrize("stage", ["proposals", "kept"])

@@ -144,15 +144,19 @@ class SceneSegmentation:
         """View and index of all proposals that have been segmented or given up, for :meth:`resume`."""
         return [item.key for item in self.pool.proposals if item.tried]
 
-    def resume(self, fields: Mapping[str, MaskField], tried: Iterable[tuple[int, int]] = ()) -> None:
+    def resume(
+        self, fields: Mapping[str, MaskField], tried: Iterable[tuple[int, int]] = (), taken: Iterable[str] = ()
+    ) -> None:
         """Add the objects of an earlier run, before the first step.
 
         Args:
             fields: Mask fields by name, in the order in which they were found.
             tried: Value of :attr:`tried` at the end of that run.
+            taken: Further names that no new object gets.
         """
         self._known = dict(fields)
         self._struck = list(tried)
+        self._taken = {*fields, *taken}
 
     def run(self) -> SceneReport:
         """Do all steps and return the report."""
@@ -277,7 +281,7 @@ class SceneSegmentation:
 
     def _next_name(self) -> str:
         number = len(self.objects) + 1
-        while f"object {number}" in self.objects or f"object {number}" in self._taken:
+        while f"object {number}" in self._taken:
             number += 1
         return f"object {number}"
 

@@ -130,6 +130,8 @@ class SceneJob:
     def begin(self, segmenter: Segmenter) -> SceneSegmentation:
         """Begin or resume the job with the run's objects; those that a job with other settings found are dropped."""
         masks = self.masks
+        # The user may have accepted another segmenter than was configured when the job was made.
+        self.digest = scene_digest(self.pipeline.config, self.pipeline.views.long_side)
         if not self.is_same or self.pipeline.config.redo:
             for name in masks.scene.get("names", ()):
                 # Objects edited or prompted since are not marked as finished by this job, and belong to the user.
@@ -204,17 +206,27 @@ def run_scene_job(
     scene = job.begin(segmenter())
     saved = time.monotonic()
     took = 0.0
+    is_saving = False
 
     def keep(found: SceneObject) -> None:
-        nonlocal saved, took
+        nonlocal saved, took, is_saving
         job.keep(scene, found)
         if scene.is_resumed and time.monotonic() - saved >= took / SAVING_SHARE:
             begun = time.monotonic()
+            is_saving = True
             save()
+            is_saving = False
             saved = time.monotonic()
             took = saved - begun
 
-    run_scene_with_progress(scene, console, keep)
+    try:
+        run_scene_with_progress(scene, console, keep)
+    except Exception:
+        # Objects found since the last save; a save that has failed is not repeated.
+        if scene.is_resumed and not is_saving:
+            job.note(scene)
+            save()
+        raise
     job.note(scene)
     print_scene_report(scene, console)
     return scene.report

@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -291,16 +292,17 @@ class SA3DTrainer(Trainer):
         """
         masks, ranks = self.pipeline.model.masks, self.ranks
         prompts = {prompted.name: prompted for prompted in ranks.share(self.pipeline.prompts_from_config)}
-        size = self.pipeline.views.long_side
-        jobs = {name: job_digest(prompted, self.config.pipeline, size) for name, prompted in prompts.items()}
-        kept = [name for name in jobs if masks.finished.get(name) == jobs[name] and not self.config.pipeline.redo]
-        kept = ranks.share(partial(list, kept))
+        jobs, kept = self._finished(prompts)
         sessions: dict[str, SegmentationSession] = {}
-        todo = [name for name in prompts if name not in kept]
         # The segmenter is built once, and only if an object remains; all prompts are tried before the first long loop
         # begins.
-        segmenter = self._segmenter() if todo else None
-        for name in todo:
+        segmenter = None
+        if len(kept) < len(prompts):
+            segmenter = self._segmenter()
+            # The user may have accepted another segmenter, by which some objects are finished.
+            jobs, by_this = self._finished(prompts)
+            kept = [name for name in prompts if name in kept or name in by_this]
+        for name in (name for name in prompts if name not in kept):
             sessions[name] = self.pipeline.session(name, segmenter, register=False, ranks=ranks)
             for view, prompt in prompts[name].views.items():
                 sessions[name].prompt(view, prompt)
@@ -328,6 +330,14 @@ class SA3DTrainer(Trainer):
         if not sessions:
             self.save()
         return sessions
+
+    def _finished(self, prompts: Mapping[str, ObjectPrompts]) -> tuple[dict[str, str], list[str]]:
+        """Checksum of each object's prompts and settings, and names of the objects that are finished with them."""
+        config, finished = self.config.pipeline, self.pipeline.model.masks.finished
+        size = self.pipeline.views.long_side
+        jobs = {name: job_digest(prompted, config, size) for name, prompted in prompts.items()}
+        kept = [name for name in jobs if finished.get(name) == jobs[name] and not config.redo]
+        return jobs, self.ranks.share(partial(list, kept))
 
     def _segmenter(self) -> Segmenter:
         """The configured segmenter, or another that the user accepts where its weights are unavailable."""

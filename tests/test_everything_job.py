@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 import sa3d_nerfstudio as sa3d
+from sa3d_nerfstudio import jobs
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.fields.objects import PALETTE, MaskObjects, next_color
 from sa3d_nerfstudio.jobs import SceneJob, run_scene_job, segment_scene
@@ -137,6 +138,50 @@ def test_a_continued_job_keeps_its_record_until_all_objects_are_back(stage: str)
     run_scene_job(continued, lambda: None, lambda: saved.append(1), quiet())  # type: ignore[arg-type, return-value]
     assert continued.model.masks.get_extra_state() == before
     assert saved == []
+
+
+def test_an_error_loses_no_object_since_the_last_save(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jobs, "SAVING_SHARE", 1e-9)
+    pipeline: Any = BallPipeline()
+    scene = pipeline.scene()
+    steps, saved = scene.steps, []
+
+    def failing() -> Iterator[SceneProgress]:
+        for step in steps():
+            yield step
+            if len(scene.objects) == 2:
+                raise RuntimeError("out of memory")
+
+    scene.steps = failing
+    pipeline.scene = lambda segmenter: scene
+    masks = pipeline.model.masks
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_scene_job(pipeline, lambda: None, lambda: saved.append((masks.names, masks.scene["names"])), quiet())  # type: ignore[arg-type, return-value]
+    assert saved == [(["object 1"], ["object 1"]), (["object 1", "object 2"], ["object 1", "object 2"])]
+
+
+def test_a_save_that_fails_is_not_repeated():
+    pipeline: Any = BallPipeline()
+    tries: list[int] = []
+
+    def save() -> None:
+        tries.append(1)
+        raise sa3d.SA3DError("no room: the objects are safe for now elsewhere.")
+
+    with pytest.raises(sa3d.SA3DError, match="no room"):
+        run_scene_job(pipeline, lambda: None, save, quiet())  # type: ignore[arg-type, return-value]
+    assert len(tries) == 1
+
+
+def test_a_job_is_known_by_the_segmenter_that_did_it():
+    first: Any = BallPipeline()
+
+    def accepted() -> None:
+        first.config.segmenter = "grabcut"
+
+    run_scene_job(first, accepted, lambda: None, quiet())  # type: ignore[arg-type]
+    assert not SceneJob(first.reloaded()).is_done
+    assert SceneJob(first.reloaded(segmenter="grabcut")).is_done
 
 
 def test_hundreds_of_objects_differ_in_colour():

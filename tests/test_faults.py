@@ -130,6 +130,24 @@ def test_ctrl_c_saves_and_the_rest_is_done_later(tiny_run, tiny_scene, tmp_path,
 
 
 @slow
+def test_objects_are_known_by_the_segmenter_that_did_them(tiny_run, tiny_scene, tmp_path, monkeypatch):
+    trainer = trainer_for(tiny_run, tiny_scene, tmp_path / "out", "ball")
+    trainer.config.pipeline.segmenter = "sam-vit-b"
+    # Its weights are missing, and the user accepts another segmenter.
+    monkeypatch.setattr(SA3DTrainer, "_agreed_segmenter", lambda self: "oracle")
+    assert set(trainer.segment()) == {"ball"}
+    for segmenter in ("oracle", "sam-vit-b"):
+        again = trainer_for(trainer.base_dir, tiny_scene, tmp_path / segmenter, "ball")
+        again.config.pipeline.segmenter = segmenter
+        assert again.segment() == {}
+    monkeypatch.setattr(SA3DTrainer, "_agreed_segmenter", lambda self: pytest.fail("another segmenter is to be used"))
+    last = trainer_for(trainer.base_dir, tiny_scene, tmp_path / "last", "ball")
+    last.config.pipeline.segmenter = "sam-vit-b"
+    with pytest.raises(pytest.fail.Exception):
+        last.segment()
+
+
+@slow
 def test_twenty_kills_lose_nothing_that_was_saved(tiny_run: Path, tiny_scene: Path, tmp_path: Path):
     done = run(sys.executable, ROOT / "tests" / "kills.py", tiny_run, tiny_scene, tmp_path, 20)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -33,16 +33,20 @@ _NO_PART_OF_A_JOB = frozenset(
 def job_digest(prompts: ObjectPrompts, config: SA3DPipelineConfig, working_size: int) -> str:
     """Checksum of an object's prompts and of the settings that affect it: equal checksums mean equal objects.
 
+    Settings at their defaults are left out, so that a setting that a later version adds changes no checksum. A changed
+    default changes none either, like any other change of the code.
+
     Args:
         prompts: The object's prompts.
         config: The settings.
         working_size: Longer side of the images, which the settings may leave to the machine: objects segmented in the
             small images of a CPU differ from those of a GPU.
     """
+    defaults = type(config)()
     settings = {
         field.name: str(getattr(config, field.name))
         for field in dataclasses.fields(config)
-        if field.name not in _NO_PART_OF_A_JOB
+        if field.name not in _NO_PART_OF_A_JOB and getattr(config, field.name) != getattr(defaults, field.name)
     }
     settings["long_side"] = str(working_size)
     sums = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

@@ -140,7 +140,8 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     everything_max_objects: int = SceneSettings.max_objects
     """Largest number of objects, parts and wholes included."""
     everything_max_minutes: float | None = None
-    """Time after which no further object is segmented; the same command goes on with the rest."""
+    """Time after which no further object is begun, and the current one is given up unless it is the first; the command
+    goes on with the rest if --load-dir names the run that it has saved."""
     redo: bool = False
     """Segment objects again even if they are finished with the same prompts and settings."""
 

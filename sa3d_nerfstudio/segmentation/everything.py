@@ -37,7 +37,8 @@ class SceneSettings:
     max_objects: int = 200
     """Greatest number of objects, parts and wholes included."""
     max_seconds: float | None = None
-    """Seconds after which no new object is begun, and the current one is given up; None for no limit."""
+    """Seconds after which no new object is begun, and the current one is given up; the first is segmented in any case,
+    so that a job that is repeated goes on. None for no limit."""
     threshold: float = 0.5
     """Probability above which a pixel or cell is on an object."""
     min_agreement: float = 0.5
@@ -170,7 +171,7 @@ class SceneSegmentation:
         limit = self.settings.max_seconds
 
         def is_late() -> bool:
-            return limit is not None and time.monotonic() - begun > limit
+            return limit is not None and self.report.sessions > 0 and time.monotonic() - begun > limit
 
         for view in self._proposal_views():
             with self._timed("proposals"):

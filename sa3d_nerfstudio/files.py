@@ -23,6 +23,8 @@ from sa3d_nerfstudio.errors import SA3DError, one_line
 if TYPE_CHECKING:
     from torch import Tensor
 
+STEM_BYTES = 160
+"""Bytes of a file's stem that is made of a name: file systems take names of 255, with prefix and suffix."""
 _TEMPORARY = re.compile(r"saving-0\..*\.(\d+)(\.[^.]*)?")
 _CLEANED: set[tuple[int, Path]] = set()
 
@@ -198,6 +200,22 @@ def write_ply(path: Path, properties: Mapping[str, NDArray[Any]], comments: Sequ
 def to_bytes(rgb: Float[Tensor, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
     """Colours in [0, 1] as the bytes of an image file; values outside are clipped, NaN is black."""
     return (rgb.detach().cpu().float().nan_to_num(0).clamp(0, 1) * 255).round().byte().numpy()
+
+
+def unique_stems(names: Sequence[str]) -> list[str]:
+    """Names as stems of file names, all different on any file system, case-insensitive ones included.
+
+    A stem holds letters, digits, "_" and "-", and no more than :data:`STEM_BYTES` before its number, if it has one.
+    """
+    stems = [re.sub(r"[^\w-]+", "_", name).strip("_") for name in names]
+    stems = [stem.encode()[:STEM_BYTES].decode(errors="ignore") or "object" for stem in stems]
+    # Numbers may make a stem equal to that of another name, which is numbered next.
+    while len(set(folded := [stem.casefold() for stem in stems])) < len(stems):
+        stems = [
+            stem if folded.count(stem.casefold()) == 1 else f"{stem}-{number}"
+            for number, stem in enumerate(stems, start=1)
+        ]
+    return stems
 
 
 def digest(parts: Iterable[Any]) -> str:

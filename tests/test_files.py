@@ -13,7 +13,7 @@ import torch
 from plyfile import PlyData
 
 from sa3d_nerfstudio.errors import SA3DError
-from sa3d_nerfstudio.files import atomic_path, check_writable, digest, to_bytes, write_ply
+from sa3d_nerfstudio.files import atomic_path, check_writable, digest, to_bytes, unique_stems, write_ply
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path):
@@ -49,6 +49,16 @@ def test_a_file_in_the_place_of_a_folder_is_told_in_a_sentence(tmp_path: Path):
         pass
     with pytest.raises(SA3DError, match="cannot be written"):
         check_writable(tmp_path / "file" / "folder")
+
+
+def test_stems_of_any_names_are_files_of_their_own(tmp_path: Path):
+    names = ["猫", "犬", "a b", "a/b", "a_b-3", "Mug", "mug", "…", "猫" * 300, "猫" * 301, "\udcff"]
+    stems = unique_stems(names)
+    for stem in stems:
+        with atomic_path(tmp_path / f"overview-{stem}.png") as temporary:
+            temporary.write_text("")
+    assert len({file.name.casefold() for file in tmp_path.iterdir()}) == len(names)
+    assert stems[:2] == names[:2]
 
 
 def test_room_is_asked_for_and_nothing_is_made(tmp_path: Path):

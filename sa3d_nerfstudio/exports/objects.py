@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
 from sa3d_nerfstudio.fields.objects import MaskObjects
+from sa3d_nerfstudio.files import unique_stems
 from sa3d_nerfstudio.models.outputs import NO_OBJECT
 
 
@@ -29,7 +29,7 @@ class ExportObject:
 
 def all_objects(masks: MaskObjects) -> list[ExportObject]:
     """All objects of a run that are not empty, hidden ones included, in its order; ids count the empty ones too."""
-    stems = _stems(masks.names)
+    stems = unique_stems(masks.names)
     return [
         ExportObject(name, number, stems[number - 1], masks[name], masks.colors[name])
         for number, name in enumerate(masks.names, start=1)
@@ -85,12 +85,3 @@ def only(masks: MaskObjects, chosen: Sequence[ExportObject]) -> Iterator[None]:
         yield
     finally:
         masks.hidden = hidden
-
-
-def _stems(names: Sequence[str]) -> list[str]:
-    """Unique file names for any file system, case-insensitive ones included."""
-    stems = [re.sub(r"[^\w-]+", "_", name).strip("_")[:80] or "object" for name in names]
-    folded = [stem.casefold() for stem in stems]
-    return [
-        stem if folded.count(stem.casefold()) == 1 else f"{stem}-{number}" for number, stem in enumerate(stems, start=1)
-    ]

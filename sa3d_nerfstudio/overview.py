@@ -248,7 +248,9 @@ def _draw_prompt(picture: Image.Image, prompt: Prompt) -> Image.Image:
     line, radius = 2 * FINE, 9 * FINE
     if prompt.box is not None:
         x0, y0, x1, y1 = prompt.box.tolist()
-        corners = [x0 * x_scale, y0 * y_scale, x1 * x_scale - 1, y1 * y_scale - 1]
+        left, top = x0 * x_scale, y0 * y_scale
+        # A box of less than a pixel is drawn as one pixel.
+        corners = [left, top, max(x1 * x_scale - 1, left), max(y1 * y_scale - 1, top)]
         draw.rectangle(corners, outline=INK, width=2 * line)
         draw.rectangle(corners, outline=BOX, width=line)
     for (x, y), on in zip(prompt.points.tolist(), prompt.labels.tolist(), strict=True):

@@ -119,6 +119,11 @@ def test_prompts_are_drawn_where_they_lie(path: Path) -> None:
     assert not holds(write(path, asked(), []), NEGATIVE)
 
 
+def test_a_box_thinner_than_a_pixel_is_drawn(path: Path) -> None:
+    prompt = Prompt.from_points(3000, 4000, box=[1000, 500, 1001, 2500])
+    assert holds(write(path, replace(asked(), prompt=prompt), []), BOX)
+
+
 @pytest.mark.parametrize("state", STATE_COLORS)
 def test_states_are_told_apart(path: Path, state: str) -> None:
     panels = [view(status=other) for other in STATE_COLORS if other != state and other != "prompt"]

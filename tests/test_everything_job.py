@@ -140,6 +140,16 @@ def test_a_continued_job_keeps_its_record_until_all_objects_are_back(stage: str)
     assert saved == []
 
 
+def test_names_are_no_markup():
+    first: Any = BallPipeline(everything_max_objects=1)
+    segment_scene(first, None)  # type: ignore[arg-type]
+    named: Any = BallPipeline(everything_max_objects=1)
+    named.model.masks["shelf [/left]"] = first.model.masks["object 1"]
+    console = quiet()
+    run_scene_job(named, lambda: None, lambda: None, console)  # type: ignore[arg-type, return-value]
+    assert "shelf [/left] is there already" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_an_error_loses_no_object_since_the_last_save(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(jobs, "SAVING_SHARE", 1e-9)
     pipeline: Any = BallPipeline()

@@ -32,7 +32,7 @@ def run_scene_with_progress(scene: SceneSegmentation, console: Console, keep: Ca
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
         TextColumn("{task.fields[objects]} objects"),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     ]
     with Progress(*columns, console=console) as progress, interruptible() as interrupted:
         task = progress.add_task("explained", total=1.0, objects=0, note="")

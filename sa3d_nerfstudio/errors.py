@@ -20,6 +20,10 @@ class MissingWeightsError(SA3DError):
     """A network's weights are missing and could not be fetched; segmenters without weights still work."""
 
 
+class EmptyObjectError(SA3DError):
+    """No surface was found behind the prompted pixels of an object; other objects are not affected."""
+
+
 def one_line(error: BaseException, limit: int = 200) -> str:
     """Another library's error as part of a sentence: one line, no final stop, cut after `limit` characters."""
     text = " ".join(str(error).split()).rstrip(".")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import re
 import shlex
 import sys
 import tempfile
@@ -23,13 +22,14 @@ from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import comms, writer
 from nerfstudio.utils.rich_utils import CONSOLE
+from rich.text import Text
 
 from sa3d_nerfstudio.base_run.checkpoint import load_checkpoint
 from sa3d_nerfstudio.base_run.find import BaseRun, find_run
 from sa3d_nerfstudio.distributed.launch import check_launch, join, rank_in_environment
 from sa3d_nerfstudio.distributed.ranks import Ranks, tell_as_data
-from sa3d_nerfstudio.errors import MissingWeightsError, SA3DError
-from sa3d_nerfstudio.files import atomic_path, check_writable
+from sa3d_nerfstudio.errors import EmptyObjectError, MissingWeightsError, SA3DError, one_line
+from sa3d_nerfstudio.files import atomic_path, check_writable, unique_stems
 from sa3d_nerfstudio.jobs import job_digest, print_progress_so_far, run_in_folder, run_scene_job
 from sa3d_nerfstudio.overview import Overview, overview_of, write_overview
 from sa3d_nerfstudio.pipeline import BaseReference, SA3DPipeline, SA3DPipelineConfig
@@ -282,13 +282,14 @@ class SA3DTrainer(Trainer):
     def segment(self) -> dict[str, SegmentationSession]:
         """Segment the objects that the configuration prompts, one after another, each with a progress bar.
 
-        Each is saved when it is finished. Objects finished before with the same prompts and settings are unchanged.
+        Each is saved when it is finished. Objects finished before with the same prompts and settings are unchanged, and
+        so is an object whose new segmentation is empty.
 
         Returns:
             Session of each object that has been segmented, by name.
 
         Raises:
-            SA3DError: A prompt is invalid, an object is empty, or the run cannot be saved.
+            SA3DError: A prompt is invalid, the run cannot be saved, or objects are empty; all others are saved then.
         """
         masks, ranks = self.pipeline.model.masks, self.ranks
         prompts = {prompted.name: prompted for prompted in ranks.share(self.pipeline.prompts_from_config)}
@@ -311,24 +312,40 @@ class SA3DTrainer(Trainer):
         # The loop must not begin if its result cannot be saved.
         if ranks.is_first:
             check_writable(self.base_dir, self.pipeline.checkpoint_bytes())
+        empty: list[str] = []
         for name, session in sessions.items():
             if len(prompts) > 1:
-                CONSOLE.rule(name)
+                CONSOLE.rule(Text(name))
+            try:
+                complete = run_with_progress(session, CONSOLE)
+            except EmptyObjectError as error:
+                if len(prompts) == 1:
+                    raise
+                say(f"warning: {name}: {error}")
+                empty.append(name)
+                continue
             masks[name] = session.grid
-            complete = run_with_progress(session, CONSOLE)
             self.pipeline.remember(name, session)
-            print_report(session, CONSOLE)
             if complete:
                 masks.finished[name] = jobs[name]
+            self.save({name: session}, several=len(prompts) > 1, last=False)
+            print_report(session, CONSOLE)
             remaining = list(sessions)[list(sessions).index(name) + 1 :]
-            self.save({name: session}, several=len(prompts) > 1, last=not remaining or not complete)
             if not complete and remaining:
+                self._print_saved()
                 raise SA3DError(
                     f"stopped before {', '.join(remaining)}: segment the rest with --load-dir {self.base_dir} and the "
                     "same prompts."
                 )
         if not sessions:
             self.save()
+        elif len(empty) < len(sessions):
+            self._print_saved()
+        if empty:
+            raise SA3DError(
+                f"{len(empty)} of {len(prompts)} objects are empty, with no surface behind their prompted pixels: "
+                f"prompt another view of {', '.join(empty)}."
+            )
         return sessions
 
     def _finished(self, prompts: Mapping[str, ObjectPrompts]) -> tuple[dict[str, str], list[str]]:
@@ -359,7 +376,7 @@ class SA3DTrainer(Trainer):
     def save(
         self, sessions: dict[str, SegmentationSession] | None = None, several: bool = False, last: bool = True
     ) -> None:
-        """Write the run: checkpoint, data parser transform, an overview of each object, and config.yml last.
+        """Write the run: checkpoint, data parser transform and config.yml, and then an overview of each object.
 
         Without room for all of it, the base weights are left out; without room for the masks either, the run goes to
         the system's folder for temporary files.
@@ -367,28 +384,35 @@ class SA3DTrainer(Trainer):
         Args:
             sessions: Sessions of segmented objects, by name, whose overviews are written.
             several: Whether the file names of overviews contain the object's name.
-            last: Whether no further save follows; if so, the command for the next step is printed.
+            last: Whether the saved run and the command for the next step are printed.
 
         Raises:
             SA3DError: The run cannot be written to its folder; the message names the folder that holds it instead.
         """
         sessions = sessions or {}
         several = several or len(sessions) > 1
-        overviews = {name: overview_of(session) for name, session in sessions.items()}
         if self.ranks.is_first:
-            self._write_or_rescue(overviews, several)
+            self._write_or_rescue()
+        # Overviews come last: the run is whole without them.
+        for name, session in sessions.items():
+            overview = overview_of(session)
+            if self.ranks.is_first:
+                self._write_overview(name, overview, several)
         self.pipeline.views.cache.flush()
-        if not last or not self.ranks.is_first:
+        if last:
+            self._print_saved()
+
+    def _print_saved(self) -> None:
+        """Print the saved run and the command for the next step, once for all processes."""
+        if not self.ranks.is_first:
             return
         config = self.base_dir / "config.yml"
         say(f"saved       {config}")
         export = f"ns-export {self.pipeline.model.EXPORT} --load-config {shlex.quote(str(config))}"
         say(f"next        {export} --output-dir exports")
 
-    def _write_or_rescue(self, overviews: dict[str, Overview], several: bool) -> None:
+    def _write_or_rescue(self) -> None:
         """Write the run; without room for it, leave out the base weights, or use the folder for temporary files.
-
-        The configuration is updated to match the written run and its folder.
 
         Raises:
             SA3DError: The run is not in its folder; the message names the folder that holds it.
@@ -396,13 +420,15 @@ class SA3DTrainer(Trainer):
         config, base = self.config, self.config.pipeline.base
         assert base is not None
         try:
-            return self._write(overviews, several)
+            return self._write()
         except SA3DError as error:
             reason = error
-        if config.pipeline.save_base:
+        save_base, output_dir = config.pipeline.save_base, config.output_dir
+        folders = self.base_dir, self.checkpoint_dir
+        if save_base:
             config.pipeline.save_base = False
             try:
-                self._write(overviews, several)
+                self._write()
             except SA3DError as error:
                 reason = error
             else:
@@ -411,22 +437,34 @@ class SA3DTrainer(Trainer):
                     "where it is"
                 )
                 return None
-        config.output_dir = Path(tempfile.mkdtemp(prefix="sa3d-"))
-        self.base_dir, self.checkpoint_dir = config.get_base_dir(), config.get_checkpoint_dir()
-        self._write(overviews, several)
+        try:
+            config.output_dir = Path(tempfile.mkdtemp(prefix="sa3d-"))
+            self.base_dir, self.checkpoint_dir = config.get_base_dir(), config.get_checkpoint_dir()
+            rescued = self.base_dir
+            self._write()
+        finally:
+            # The next save goes to the run's folder again, where there may be room by then.
+            config.pipeline.save_base, config.output_dir = save_base, output_dir
+            self.base_dir, self.checkpoint_dir = folders
         sentence = str(reason).split(": make room", maxsplit=1)[0]
-        raise SA3DError(f"{sentence}: make room there; the objects are safe for now in {self.base_dir}.") from reason
+        raise SA3DError(f"{sentence}: make room there; the objects are safe for now in {rescued}.") from reason
 
-    def _write(self, overviews: dict[str, Overview], several: bool) -> None:
+    def _write(self) -> None:
         self.save_checkpoint(self.step)
         outputs = getattr(self.pipeline.datamanager, "train_dataparser_outputs", None)
         if outputs is not None:
             with atomic_path(self.base_dir / "dataparser_transforms.json") as path:
                 outputs.save_dataparser_transform(path)
-        for name, (top, panels) in overviews.items():
-            suffix = f"-{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}" if several else ""
-            write_overview(self.base_dir / f"overview{suffix}.png", top, panels)
         self.config.write(self.base_dir)
+
+    def _write_overview(self, name: str, overview: Overview, several: bool) -> None:
+        """Write an object's overview, or print why there is none."""
+        names = self.pipeline.model.masks.names
+        suffix = f"-{unique_stems(names)[names.index(name)]}" if several else ""
+        try:
+            write_overview(self.base_dir / f"overview{suffix}.png", *overview)
+        except Exception as error:
+            say(f"warning: there is no overview of {name!r} ({one_line(error)}).")
 
     def save_checkpoint(self, step: int) -> None:
         """Save masks and base weights, as nerfstudio's tools read them."""

@@ -106,7 +106,7 @@ def saves(child: int, folder: Path) -> Iterator[int]:
 
 
 def _saved_last(folder: Path) -> int:
-    """Time of a run's last save in nanoseconds, or 0: its config.yml is the last file of each save."""
+    """Time of a run's last save in nanoseconds, or 0: its config.yml is the last file that a save needs."""
     config = folder / "config.yml"
     return config.stat().st_mtime_ns if config.exists() else 0
 

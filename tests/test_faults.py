@@ -15,11 +15,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 import sa3d_nerfstudio as sa3d
+from sa3d_nerfstudio import trainer as trainers
 from sa3d_nerfstudio.base_run.checkpoint import check_finite
-from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.errors import EmptyObjectError, SA3DError
 from sa3d_nerfstudio.prompts.config import PromptConfig
+from sa3d_nerfstudio.segmentation import progress
+from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.segmenters.oracle import OracleSegmenter
 from sa3d_nerfstudio.trainer import SA3DTrainer, default_config
 from tests.small_models import small_splats
@@ -83,6 +87,50 @@ def test_what_cannot_be_saved_where_it_belongs_is_saved_elsewhere(tiny_run, tiny
         trainer.save({"ball": session})
     folder = Path(str(error.value).rsplit(" in ", 1)[1].rstrip("."))
     assert sa3d.load(folder).objects == ["ball"]
+    # With the file removed, the next save goes to the run's own folder, with the base weights.
+    (tmp_path / "out").unlink()
+    trainer.save({"ball": session})
+    assert trainer.base_dir.is_relative_to(tmp_path / "out")
+    assert trainer.config.pipeline.save_base
+    assert sa3d.load(trainer.base_dir).objects == ["ball"]
+
+
+@slow
+def test_what_is_printed_or_drawn_after_an_object_costs_no_object(tiny_run, tiny_scene, tmp_path, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise ValueError("x1 must be greater than x0")
+
+    drawn = trainer_for(tiny_run, tiny_scene, tmp_path / "out", "ball")
+    monkeypatch.setattr(trainers, "write_overview", fail)
+    monkeypatch.setattr(trainers, "print_report", fail)
+    with pytest.raises(ValueError, match="x1 must be"):
+        drawn.train()
+    assert "warning: there is no overview of 'ball' (x1 must be greater than x0)." in capsys.readouterr().out
+    assert sa3d.load(drawn.base_dir).objects == ["ball"]
+
+
+@slow
+def test_an_empty_object_leaves_the_others_whatever_their_names(tiny_run, tiny_scene, tmp_path, monkeypatch):
+    several = trainer_for(tiny_run, tiny_scene, tmp_path / "out", "ball")
+    prompts = several.config.pipeline.prompt.file
+    assert prompts is not None
+    (ball,) = json.loads(prompts.read_text())["objects"]
+    names = ["a b", "nothing", "a/b", "shelf [/left]", "long" * 60]
+    prompts.write_text(json.dumps({"objects": [{**ball, "name": name} for name in names]}))
+    runs: list[int] = []
+
+    def run_with_progress(session: SegmentationSession, console: Console) -> bool:
+        runs.append(1)
+        complete = progress.run_with_progress(session, console)
+        if len(runs) == 2:
+            raise EmptyObjectError("the segmented object is empty.")
+        return complete
+
+    monkeypatch.setattr(trainers, "run_with_progress", run_with_progress)
+    with pytest.raises(SA3DError, match=r"1 of 5 objects are empty.* another view of nothing\."):
+        several.train()
+    assert sa3d.load(several.base_dir).objects == [name for name in names if name != "nothing"]
+    assert len(list(several.base_dir.glob("overview-*.png"))) == 4
 
 
 @slow

@@ -7,8 +7,9 @@ from collections import Counter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.errors import EmptyObjectError
 from sa3d_nerfstudio.fields.mask_grid import robust_bounds
 from sa3d_nerfstudio.segmentation.session import SegmentationSession
 from sa3d_nerfstudio.terminal import interruptible, say
@@ -26,7 +27,7 @@ def run_with_progress(session: SegmentationSession, console: Console) -> bool:
         True if all passes ended, False if Ctrl-C stopped it.
 
     Raises:
-        SA3DError: The segmented object is empty.
+        EmptyObjectError: The segmented object is empty.
     """
     columns = [
         TextColumn("{task.description}"),
@@ -56,7 +57,7 @@ def run_with_progress(session: SegmentationSession, console: Console) -> bool:
         if stopped:
             console.print(f"stopped by Ctrl-C in pass {number}: what the views so far have shown is kept.")
     if not session.grid.holds_object(session.settings.threshold):
-        raise SA3DError(
+        raise EmptyObjectError(
             "the segmented object is empty: no surface lies behind the prompted pixels; prompt another view."
         )
     return not stopped
@@ -74,7 +75,7 @@ def print_report(session: SegmentationSession, console: Console) -> None:
         table.add_row("views skipped", f"{number}: {reason}")
     for record in last:
         if record.state == "rejected":
-            table.add_row("view rejected", f"{record.name}: {record.reason}")
+            table.add_row("view rejected", Text(f"{record.name}: {record.reason}"))
     changes = ", ".join(f"{change:.3f}" for change in report.changes) or "one pass only"
     verdict = "converged" if report.converged else f"not below {session.settings.tolerance:g}"
     table.add_row("L1 change per pass", f"{changes} ({verdict})" if report.changes else changes)

@@ -8,6 +8,12 @@ import socket
 import sys
 from types import TracebackType
 
+STAYS = (
+    "what was saved stays: the same command goes on from there with --load-dir RUN, the saved run's folder, or with "
+    "the same --timestamp"
+)
+"""Part of a sentence about the end of a process: how its job is continued."""
+
 
 class SA3DError(Exception):
     """An error that a user can fix. Its message is one sentence that names the remedy."""
@@ -67,6 +73,5 @@ def sentence_of_process(error: BaseException) -> str | None:
     if kind == "torch.multiprocessing.spawn.ProcessExitedException":
         process, name = getattr(error, "error_index", "?"), getattr(error, "signal_name", None)
         how = f"was ended by {name}: look for a lack of memory there" if name else "has ended"
-        stays = "what was saved stays, and the same command goes on from there"
-        return f"process {process} on {socket.gethostname()} {how}; {stays}."
+        return f"process {process} on {socket.gethostname()} {how}; {STAYS}."
     return None

@@ -136,12 +136,13 @@ class SA3DPipelineConfig(SessionSettings, VanillaPipelineConfig):
     everything_min_share: float = SceneSettings.min_share
     """Smallest share of an image's pixels that a proposal covers."""
     everything_text: str = ""
-    """Segment only the objects that these words name; different kinds are separated by full stops."""
+    """Segment the whole scene, but only the objects that these words name; different kinds are separated by full
+    stops."""
     everything_max_objects: int = SceneSettings.max_objects
     """Largest number of objects, parts and wholes included."""
     everything_max_minutes: float | None = None
-    """Time after which no further object is begun, and the current one is given up unless it is the first; the command
-    goes on with the rest if --load-dir names the run that it has saved."""
+    """Time after which no further object is begun, and the current one is given up unless it is the first; the same
+    command goes on with the rest with --load-dir RUN, the saved run's folder, or with the same --timestamp."""
     redo: bool = False
     """Segment objects again even if they are finished with the same prompts and settings."""
 

@@ -74,6 +74,8 @@ class SA3DTrainerConfig(TrainerConfig):
 
         ``ns-train`` calls this first, before the configuration is shown or saved; it is complete from here on.
         """
+        if self.pipeline.everything_text.strip(" ."):
+            self.pipeline.everything = True
         restored = self.load_dir is not None or self.pipeline.base is None
         started = rank_in_environment()
         CONSOLE.quiet = CONSOLE.quiet or (started is not None and started[0] > 0)

@@ -202,6 +202,7 @@ def test_cuda_that_is_not_there_is_refused(tiny_run: Path):
         (MachineConfig(num_devices=2, device_type="cpu"), 1, {}, "torchrun --nproc-per-node 2"),
         (MachineConfig(num_devices=2), 1, {"lifting": "gradient"}, "takes the views one after another"),
         (MachineConfig(num_devices=2), 1, {"everything": True}, "everything is for one process"),
+        (MachineConfig(num_devices=2), 1, {"everything_text": "a mug."}, "everything is for one process"),
         (MachineConfig(num_machines=2), 1, {}, "dist-url tcp://HOST:PORT"),
         (MachineConfig(num_devices=2), 4, {}, "torchrun has started 4 processes already"),
         (MachineConfig(), 4, {"lifting": "gradient"}, "takes the views one after another"),

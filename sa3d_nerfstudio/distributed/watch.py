@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 from torch.distributed import Store  # type: ignore[reportPrivateImportUsage]
 
-from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.errors import STAYS, SA3DError
 from sa3d_nerfstudio.files import is_running
 
 SECONDS = 0.5
@@ -23,7 +23,6 @@ SILENT = 30.0
 """Seconds without a sign of life after which a rank on another machine counts as ended."""
 GRACE = 15.0
 """Seconds for work to end by itself once another rank has ended; it may be within a render or a sum."""
-STAYS = "what was saved stays, and the same command goes on from there"
 
 ANSWER = 5.0
 """Seconds in which living ranks note a fault; rank 0, which may hold the store, waits that long for them."""

@@ -124,7 +124,7 @@ def test_a_killed_rank_ends_all_with_one_sentence(after: int, tmp_path: Path):
     told = ended.printed[0] + ended.printed[2]
     assert "error: rank 1 of 3, on " in told
     assert "was killed" in told
-    assert "the same command goes on" in told
+    assert "the same command goes on from there with --load-dir RUN" in told
     assert told.count("error: ") == 1
     assert (tmp_path / "saved").read_text() == "an object"
 

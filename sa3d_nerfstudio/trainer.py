@@ -465,7 +465,7 @@ class SA3DTrainer(Trainer):
         suffix = f"-{unique_stems(names)[names.index(name)]}" if several else ""
         try:
             write_overview(self.base_dir / f"overview{suffix}.png", *overview)
-        except Exception as error:
+        except (SA3DError, OSError, ValueError) as error:
             say(f"warning: there is no overview of {name!r} ({one_line(error)}).")
 
     def save_checkpoint(self, step: int) -> None:

@@ -380,9 +380,15 @@ class SA3DPipeline(VanillaPipeline):
         """Prompts of the configuration, by object and view.
 
         Raises:
-            SA3DError: A view is unknown, a point lies outside its image, or a file cannot be read.
+            SA3DError: A view is unknown, a point lies outside its image, a file cannot be read, or one is given beside
+                a name for the object.
         """
         config = self.config
+        if config.prompt.file is not None and config.object_name != type(config).object_name:
+            raise SA3DError(
+                "give either --pipeline.prompt.file or --pipeline.object-name, not both: in the file, name is a key of "
+                "each entry."
+            )
         return read_prompts(config.prompt, self.views, config.object_name, self.text_finder())
 
     def remember(self, name: str, session: SegmentationSession) -> None:

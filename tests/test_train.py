@@ -188,6 +188,8 @@ def test_each_fault_of_a_prompt_has_its_sentence(tiny_run: Path, tmp_path: Path,
     assert "counted from 0" in refused(tiny_run, out, prompt=PromptConfig("77", (4, 3)), **grabcut)
     assert "sam_vit_h_4b8939.pth" in refused(tiny_run, out, prompt=PromptConfig(view, (4, 3)), segmenter="sam-vit-h")
     assert "grabcut" in refused(tiny_run, out, prompt=PromptConfig(view, (4, 3)), segmenter="grabkut")
+    named = {"object_name": "mug", **grabcut}
+    assert "name is a key" in refused(tiny_run, out, prompt=PromptConfig(file=tmp_path / "prompts.json"), **named)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -180,6 +180,7 @@ class FreeViews:
             answer = self.predictor.answer(view, prompt.pixels(trace.height, trace.width))
             if prompt.choice is not None:
                 answer.choice = min(prompt.choice, len(answer.candidates.masks) - 1)
+                answer.picked = True
             answer.correcting = prompt.correcting
             self._answers[prompt] = answer
         return self._answers[prompt]

@@ -69,9 +69,11 @@ class MaskObjects(nn.Module):
 
     def __setitem__(self, name: str, field: MaskField) -> None:
         self.fields[_key(name)] = field
-        # Prompts and checksum belong to the object that was replaced.
+        # All but the colour belongs to the object that was replaced.
         self.prompts.pop(name, None)
         self.finished.pop(name, None)
+        self.hidden.discard(name)
+        self.parents.pop(name, None)
         if name not in self.colors:
             self.colors[name] = next_color(list(self.colors.values()))
 
@@ -98,9 +100,11 @@ class MaskObjects(nn.Module):
         for name in set(self.parents) - set(fields):
             grandparent = self.parents.pop(name)
             self.parents = {child: grandparent if parent == name else parent for child, parent in self.parents.items()}
+        # Published fields never change: objects with other fields have been edited.
+        unchanged = {_name(key) for key, field in self.fields.items() if fields.get(_name(key)) is field}
+        self.finished = {name: job for name, job in self.finished.items() if name in unchanged}
         self.fields = nn.ModuleDict({_key(name): field for name, field in fields.items()})
         self.hidden, self.colors, self.prompts = set(hidden), dict(colors), dict(prompts)
-        self.finished = {}  # the objects may have been edited
 
     @property
     def names(self) -> list[str]:

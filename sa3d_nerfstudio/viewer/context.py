@@ -108,8 +108,13 @@ class PanelContext:
 
     def save(self) -> Path:
         """Write the run, and return the path of its config.yml."""
-        config = self.viewer.save(self.pipeline())
+        # Before the run is written: the threshold may change meanwhile.
         self.editor.unsaved = False
+        try:
+            config = self.viewer.save(self.pipeline())
+        except BaseException:
+            self.editor.unsaved = True
+            raise
         self.refresh_handles()
         return config
 
@@ -177,6 +182,9 @@ class PanelContext:
             self._report_faults()
         except SA3DError as error:
             self.complain(str(error))
+            if self._closed:
+                # The status line is gone in a moment.
+                say(f"error: {error}")
         except Exception as error:
             # The status line holds one line; the whole traceback goes to the terminal.
             CONSOLE.print_exception()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import viser
 from nerfstudio.viewer.viewer import Viewer
@@ -54,6 +56,8 @@ class SegmentPanel(ViewerControl):
         self.viser_server.on_client_connect(self._on_connect)
         self.viser_server.on_client_disconnect(self._prompting.left)
         context.begin()
+        if not self.nerfstudio_viewer.trains:
+            close_at_interrupt(self.close)
 
     def close(self) -> None:
         """Stop a running job at the next view, and wait until its result is kept."""
@@ -80,3 +84,25 @@ class SegmentPanel(ViewerControl):
         thread = threading.Thread(target=welcome, daemon=True)
         thread.start()
         self._welcoming = [*(running for running in self._welcoming if running.is_alive()), thread]
+
+
+def close_at_interrupt(close: Callable[[], None]) -> None:
+    """Call a function at Ctrl-C, before the program is interrupted; a second Ctrl-C ends the call as well.
+
+    ``ns-viewer`` does not tell its parts that it ends, and the interpreter waits for the worker. Exit handlers come too
+    late: by then, a running job that uses a further thread fails with a traceback.
+
+    Args:
+        close: The function.
+    """
+    # A program without Ctrl-C, or with its own handler, ends in another way; other threads cannot set handlers.
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+
+    def interrupted(*_: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        close()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupted)

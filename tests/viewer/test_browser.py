@@ -273,7 +273,12 @@ def test_ns_viewer_goes_on_where_the_run_was_saved(chromium: Any, run: Path, fol
         shown.open_folder("Save and export")
         shown.press("Save the run")
         shown.wait("Saved:")
+        # Ctrl-C comes amid a segmentation, which stops.
+        shown.press("Segment")
+        shown.wait("pass 1: view")
         page.close()
+    printed = (folder / "viewer.log").read_text()
+    assert printed.count("Traceback") == 1 and "KeyboardInterrupt" in printed, printed[-3000:]
     assert checkpoint.stat().st_mtime_ns > before
     assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
     assert "threshold: 0.4" in (run / "config.yml").read_text()

@@ -43,7 +43,7 @@ class ExportSection:
 
     def _write_run(self) -> None:
         self._context.say("Saving ...")
-        self._context.say(f"Saved: {literal(_short(self._context.save()))}")
+        self._context.say(f"Saved: {self._named(self._context.save())}")
 
     def _write_points(self) -> None:
         context = self._context
@@ -65,9 +65,8 @@ class ExportSection:
         if len(points) == 0:
             raise SA3DError(f"no view shows {name}: lower the threshold, or segment it again.")
         write_view_points(path, points, colors)
-        context.say(f"{len(points)} points written: {literal(_short(path))}")
+        context.say(f"{len(points)} points written: {self._named(path)}")
 
-
-def _short(path: Path) -> str:
-    """Last three parts of a path, since the panel is narrow."""
-    return "/".join(path.parts[-3:])
+    def _named(self, path: Path) -> str:
+        """Markdown of a path's last three parts, since the panel is narrow; of all if the run is elsewhere."""
+        return literal(path if self._context.viewer.is_elsewhere else "/".join(path.parts[-3:]))

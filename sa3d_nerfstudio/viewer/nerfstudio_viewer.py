@@ -26,6 +26,7 @@ from nerfstudio.viewer.utils import CameraState, get_camera
 from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO, Viewer
 from torch import Tensor
 
+from sa3d_nerfstudio.base_run.checkpoint import checkpoints_in
 from sa3d_nerfstudio.errors import SA3DError, one_line
 from sa3d_nerfstudio.models.outputs import MaskOutputs
 from sa3d_nerfstudio.segmenters.base import Segmenter
@@ -132,8 +133,14 @@ class NerfstudioViewer:
 
     @property
     def run_dir(self) -> Path:
-        """Folder of the run."""
-        return self.viewer.log_filename.parent
+        """Folder of the run. ``ns-train`` writes to another one than the viewer was opened for if that has no room."""
+        trainer: Any = self.viewer.trainer
+        return self.viewer.log_filename.parent if trainer is None else trainer.base_dir
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the run is in another folder than the viewer was opened for."""
+        return self.run_dir != self.viewer.log_filename.parent
 
     @property
     def config(self) -> Path:
@@ -333,11 +340,12 @@ class NerfstudioViewer:
         if trainer is not None:
             trainer.save()
             return self.config
-        checkpoints = sorted((self.run_dir / MODEL_DIR).glob("step-*.ckpt"))
-        if not checkpoints:
-            raise SA3DError(f"there is no checkpoint in {self.run_dir / MODEL_DIR} to save to: put the run back.")
+        folder, step = self.run_dir / MODEL_DIR, self.viewer.step
+        checkpoint = checkpoints_in(folder).get(step) if folder.is_dir() else None
+        if checkpoint is None:
+            raise SA3DError(f"there is no checkpoint of step {step} in {folder} to save to: put the run back.")
         try:
-            pipeline.save_checkpoint(checkpoints[-1], int(checkpoints[-1].stem.removeprefix("step-")))
+            pipeline.save_checkpoint(checkpoint, step)
             self._save_threshold(pipeline.config.threshold)
         except OSError as error:
             raise SA3DError(

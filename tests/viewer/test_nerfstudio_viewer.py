@@ -5,16 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import viser
+import yaml
 from nerfstudio.viewer.viewer import Viewer
 
+from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.trainer import default_config
-from sa3d_nerfstudio.viewer.nerfstudio_viewer import NerfstudioViewer
+from sa3d_nerfstudio.viewer.export_section import ExportSection
+from sa3d_nerfstudio.viewer.nerfstudio_viewer import MODEL_DIR, NerfstudioViewer
+from sa3d_nerfstudio.viewer.viser_compat import literal
 from tests.viewer.browser import HANG, free_port
 
 
@@ -81,6 +86,53 @@ def test_closing_waits_for_the_last_image_of_a_tab_that_has_left():
     ours.close()
     # Else the process ends while it renders, and aborts.
     assert not machine.is_alive()
+
+
+def test_what_is_saved_is_the_checkpoint_that_was_loaded(tmp_path: Path):
+    server = viser.ViserServer("127.0.0.1", free_port(), verbose=False)
+    try:
+        viewer = Viewer.__new__(Viewer)
+        viewer.viser_server, viewer.render_statemachines, viewer.train_lock = server, {}, None
+        viewer.trainer, viewer.log_filename, viewer.step = None, tmp_path / "log.txt", 1
+        ours, saved = NerfstudioViewer(viewer), []
+        pipeline: Any = SimpleNamespace(
+            config=SimpleNamespace(threshold=0.5), save_checkpoint=lambda path, step: saved.append((path.name, step))
+        )
+        ours.config.write_text(yaml.dump(SimpleNamespace(pipeline=SimpleNamespace(threshold=0.5))))
+        with pytest.raises(SA3DError, match="put the run back"):
+            ours.save(pipeline)
+        # A user's copy, and a later step than the one that was asked for.
+        for name in ("step-000000001.ckpt", "step-000000001.old.ckpt", "step-000000002.ckpt"):
+            folder = tmp_path / MODEL_DIR
+            folder.mkdir(exist_ok=True)
+            (folder / name).touch()
+        assert ours.save(pipeline) == tmp_path / "config.yml"
+        assert saved == [("step-000000001.ckpt", 1)]
+    finally:
+        server.stop()
+
+
+def test_the_run_is_where_it_was_written():
+    server = viser.ViserServer("127.0.0.1", free_port(), verbose=False)
+    try:
+        viewer = Viewer.__new__(Viewer)
+        viewer.viser_server, viewer.render_statemachines, viewer.train_lock = server, {}, None
+        viewer.log_filename, trainer = Path("outputs/scene/sa3d/T/log.txt"), SimpleNamespace()
+        viewer.trainer = trainer  # type: ignore[assignment]
+        ours, section = NerfstudioViewer(viewer), ExportSection.__new__(ExportSection)
+        section._context = SimpleNamespace(viewer=ours)  # type: ignore[assignment]
+
+        def save() -> None:
+            trainer.base_dir = folder
+
+        trainer.save = save
+        folder = Path("outputs/scene/sa3d/T")
+        assert section._named(ours.save(SimpleNamespace())) == literal("sa3d/T/config.yml")  # type: ignore[arg-type]
+        # As the trainer does without room for the run.
+        folder = Path("/tmp/sa3d-1/scene/sa3d/T")
+        assert section._named(ours.save(SimpleNamespace())) == literal(folder / "config.yml")  # type: ignore[arg-type]
+    finally:
+        server.stop()
 
 
 def test_messages_sent_together_end_after_an_error():

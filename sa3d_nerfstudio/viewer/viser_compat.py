@@ -18,7 +18,7 @@ class _Handle(Protocol):
 
 
 class EscapeKey:
-    """Listener for Esc in one tab at a time, where viser has hotkeys (1.0 and later); else without effect.
+    """Listener for Esc in one tab at a time, where viser has hotkeys (1.0.29 has, 1.0.0 has not); else without effect.
 
     Args:
         pressed: Called when the key is pressed.

@@ -60,22 +60,30 @@ class PanelContext:
         """Set while a job runs that only Stop ends."""
         self.holder: viser.ClientHandle | None = None
         """Tab in which a tool is active; its viewport shows the picture that is prompted."""
+        self._waiting: set[Callable[[], None]] = set()
+        """Actions that wait for their turn, of those that are done once."""
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="sa3d")
-        self._closed = False
+        self.closed = False
+        """Whether the panel is being closed: a running job stops at its next step, and no further action begins."""
         self._status = self.gui.add_markdown("")
 
     # Actions of the sections.
 
     def do(self, action: Callable[..., None], *args: Any) -> None:
         """Queue an action for the worker, unless a job runs, which the user must stop first."""
-        if self.busy.is_set():
-            self.say("It is still at work: press **Stop** first, or wait.")
-            return
-        self.do_in_turn(action, *args)
+        if not self._is_busy():
+            self.do_in_turn(action, *args)
+
+    def do_once(self, action: Callable[[], None]) -> None:
+        """Queue an action as :meth:`do` does, unless it waits for its turn already: users press a button again if
+        nothing happens."""
+        if not self._is_busy() and action not in self._waiting and not self.closed:
+            self._waiting.add(action)
+            self._worker.submit(self._begin, action)
 
     def do_in_turn(self, action: Callable[..., None], *args: Any) -> None:
         """Queue an action for the worker, even if a job runs."""
-        if not self._closed:
+        if not self.closed:
             self._worker.submit(self._guarded, action, *args)
 
     def change(self, operation: Callable[..., Any], *args: Any) -> None:
@@ -133,8 +141,8 @@ class PanelContext:
             say(f"warning: {fault}")
 
     def close(self) -> None:
-        """Wait for the worker's current action, and cancel all others."""
-        self._closed = True
+        """Stop a running job at its next step, wait for the worker's current action, and cancel all others."""
+        self.closed = True
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     # Display.
@@ -175,6 +183,17 @@ class PanelContext:
         """A tab's camera, at the image size for prompts."""
         return self.viewer.camera(client, self.editor.views.long_side)
 
+    def _is_busy(self) -> bool:
+        """Whether a job runs; if so, the status line says what to do."""
+        busy = self.busy.is_set()
+        if busy:
+            self.say("It is still at work: press **Stop** first, or wait.")
+        return busy
+
+    def _begin(self, action: Callable[[], None]) -> None:
+        self._waiting.remove(action)
+        self._guarded(action)
+
     def _guarded(self, action: Callable[..., None], *args: Any) -> None:
         try:
             self.editor.adopt()
@@ -182,7 +201,7 @@ class PanelContext:
             self._report_faults()
         except SA3DError as error:
             self.complain(str(error))
-            if self._closed:
+            if self.closed:
                 # The status line is gone in a moment.
                 say(f"error: {error}")
         except Exception as error:

@@ -24,9 +24,9 @@ class ExportSection:
         gui = context.gui
         with gui.add_folder("Save and export", expand_by_default=False):
             save = gui.add_button("Save the run", color="green", icon=viser.Icon.DEVICE_FLOPPY)
-            save.on_click(lambda _: context.do(self._write_run))
+            save.on_click(lambda _: context.do_once(self._write_run))
             self._points = gui.add_button("Write the object's points", color="gray", icon=viser.Icon.FILE_EXPORT)
-            self._points.on_click(lambda _: context.do(self._write_points))
+            self._points.on_click(lambda _: context.do_once(self._write_points))
             # Text fields scroll; as plain text, the longest command would widen the panel.
             self._commands = {
                 label: gui.add_text(label, initial_value="", hint=hint)

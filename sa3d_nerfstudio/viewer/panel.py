@@ -48,11 +48,10 @@ class SegmentPanel(ViewerControl):
             wording = [TextSection(context, self._prompting)] if text_available() else []
             editing = EditSection(context)
             segmenting = SegmentSection(context, self._prompting)
-            self._job = segmenting.job
             viewing = ViewSection(context, self._prompting)
             scene = SceneSection(context)
             context.sections = [self._prompting, *wording, editing, segmenting, viewing, scene]
-            context.sections += [NameSection(context), ExportSection(context, self._job)]
+            context.sections += [NameSection(context), ExportSection(context, segmenting.job)]
         self.viser_server.on_client_connect(self._on_connect)
         self.viser_server.on_client_disconnect(self._prompting.left)
         context.begin()
@@ -61,7 +60,6 @@ class SegmentPanel(ViewerControl):
 
     def close(self) -> None:
         """Stop a running job at the next view, and wait until its result is kept."""
-        self._job.stop()
         self.context.close()
         self.nerfstudio_viewer.close()
         for thread in self._welcoming:

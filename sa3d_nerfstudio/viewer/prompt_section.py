@@ -9,10 +9,11 @@ from sa3d_nerfstudio.viewer.context import PanelContext, add_choice
 from sa3d_nerfstudio.viewer.scene_objects import SceneObjects
 from sa3d_nerfstudio.viewer.viser_compat import EscapeKey, literal
 
+BOX = "box"
 TOOLS = {
     "+ point": "Click on the object, as often as you like.",
     "− point": "Click on what is not the object.",
-    "box": "Drag a rectangle around the object.",
+    BOX: "Drag a rectangle around the object.",
     "scribble": "Click along the object: the points are joined.",
     "pick": "Click on an object to select it.",
     "split off": "Click on a piece of the selected object to make it an object of its own.",
@@ -116,17 +117,22 @@ class PromptSection:
             # The tool cannot be used, for instance without the segmenter's weights.
             self.put_down(refresh=False)
             raise
-        if tool == "box":
+        if tool == BOX:
             client.scene.on_pointer_event("rect-select")(lambda event: context.do(self._boxed, event))
         else:
             client.scene.on_pointer_event("click")(lambda event: context.do(self._clicked, event))
         context.refresh()
 
+    def _is_held_by(self, client_id: int) -> bool:
+        """Whether a tool is active in a tab. Until the worker activates one, the earlier one sends events."""
+        holder = self._context.holder
+        return holder is not None and holder.client_id == client_id
+
     def _clicked(self, event: viser.ScenePointerEvent) -> None:
         context = self._context
-        if context.holder is None or self._tool is None:
+        if not self._is_held_by(event.client_id) or self._tool in (None, BOX):
             return
-        view = self.look(context.holder)
+        view = self.look(event.client)
         x, y = event.screen_pos[0]
         if self._tool in WITHOUT_SEGMENTER:
             name = (self._objects.pick if self._tool == "pick" else self._objects.split)(view, x, y)
@@ -138,9 +144,9 @@ class PromptSection:
 
     def _boxed(self, event: viser.ScenePointerEvent) -> None:
         context = self._context
-        if context.holder is None:
+        if not self._is_held_by(event.client_id) or self._tool != BOX:
             return
-        view = self.look(context.holder)
+        view = self.look(event.client)
         (x0, y0), (x1, y1) = event.screen_pos
         context.editor.draw_box(view, x0, y0, x1, y1)
         context.refresh()

@@ -35,7 +35,7 @@ class Job:
     @property
     def stopped(self) -> bool:
         """Whether the job is to stop."""
-        return self._stop.is_set()
+        return self._stop.is_set() or self._context.closed
 
     def stop(self) -> None:
         """Stop the job at its next step."""
@@ -72,7 +72,7 @@ class SegmentSection:
         self._button = context.gui.add_button(
             "Segment", color="green", icon=viser.Icon.CUBE, hint="In all training views"
         )
-        self._button.on_click(lambda _: context.do(self._segment))
+        self._button.on_click(lambda _: context.do_once(self._segment))
         self.job = Job(context, instead_of=self._button)
 
     def refresh(self) -> None:
@@ -82,9 +82,9 @@ class SegmentSection:
 
     def _segment(self) -> None:
         context = self._context
-        self._prompting.put_down(refresh=False)
-        context.show_view("overlay")
         with self.job.running():
+            self._prompting.put_down(refresh=False)
+            context.show_view("overlay")
             # Within the context, so that the result is shown before another action begins.
             try:
                 progress, stopped = self._run()

@@ -17,9 +17,10 @@ import viser
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.viewer.context import PanelContext
 from sa3d_nerfstudio.viewer.panel import close_at_interrupt
+from sa3d_nerfstudio.viewer.prompt_section import PromptSection
 from sa3d_nerfstudio.viewer.segment_section import Job
 from tests.viewer.browser import HANG, free_port
-from tests.viewer.test_editor import ViewsOfBalls, bench_on, click, views
+from tests.viewer.test_editor import ViewsOfBalls, bench_on, click, viewer_camera, views
 
 __all__ = ["views"]
 
@@ -35,6 +36,17 @@ class Viewer:
 
     def mark(self, points: Any, colors: Any) -> None: ...
 
+    def hide_cameras(self) -> None: ...
+
+    def show_output(self, name: str) -> None: ...
+
+    def hold(self, client: Any) -> None: ...
+
+    def send(self, client: Any, image: Any) -> None: ...
+
+    def camera(self, client: Any, long_side: int) -> Any:
+        return client.seen
+
     def save(self, pipeline: Any) -> Path:
         raise SA3DError("the disk is full; the objects are safe for now in /tmp/sa3d-1.")
 
@@ -43,6 +55,7 @@ class Viewer:
 def context(views: ViewsOfBalls) -> Iterator[PanelContext]:
     server = viser.ViserServer("127.0.0.1", free_port(), verbose=False)
     viewer: Any = Viewer(server)
+    views.long_side = 64  # type: ignore[attr-defined]
     context = PanelContext(viewer, bench_on(views), SimpleNamespace)  # type: ignore[arg-type, return-value]
     yield context
     context.close()
@@ -78,13 +91,9 @@ def test_an_interrupt_stops_the_job_and_waits_for_it(context: PanelContext):
                 time.sleep(0.01)
         stopped.append(True)
 
-    def close() -> None:
-        job.stop()
-        context.close()
-
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        close_at_interrupt(close)
+        close_at_interrupt(context.close)
         context.do(action)
         assert begun.wait(HANG)
         with pytest.raises(KeyboardInterrupt):
@@ -110,11 +119,94 @@ def test_the_terminal_names_what_fails_while_the_panel_closes(
     assert begun.wait(HANG)
     waiting = threading.Thread(target=context.close)
     waiting.start()
-    while not context._closed:
+    while not context.closed:
         time.sleep(0.01)
     closing.set()
     waiting.join(HANG)
     assert "safe for now in /tmp/sa3d-1" in capsys.readouterr().out
+
+
+class Tab:
+    """A tab that looks at the balls, and sends what is clicked as viser does: to the callback that was set last."""
+
+    def __init__(self, number: int, views: ViewsOfBalls) -> None:
+        self.client_id, self.seen = number, viewer_camera(views, number)
+        self.scene, self.gui = self, SimpleNamespace()
+        self.callback: Any = None
+
+    def on_pointer_event(self, kind: str) -> Any:
+        return lambda callback: setattr(self, "callback", callback)
+
+    def remove_pointer_callback(self) -> None: ...
+
+    def point(self, *places: tuple[float, float]) -> None:
+        self.callback(SimpleNamespace(client=self, client_id=self.client_id, screen_pos=places))
+
+
+def test_events_of_an_earlier_tool_are_dropped(context: PanelContext, views: ViewsOfBalls):
+    editor, first, second = context.editor, Tab(0, views), Tab(1, views)
+    section = PromptSection(context)
+
+    def use(tool: str, tab: Any, *late: tuple[Any, tuple[tuple[float, float], ...]]) -> None:
+        """Press a button; before the worker gets to it, others point with the tools that they have."""
+        waiting, pressed = threading.Event(), threading.Event()
+
+        def work() -> None:
+            waiting.set()
+            assert pressed.wait(HANG)
+
+        context.do(work)
+        assert waiting.wait(HANG)
+        context.do(section._use, tool, tab)
+        for other, places in late:
+            other.point(*places)
+        pressed.set()
+        finish(context)
+
+    def finish(context: PanelContext) -> None:
+        done = threading.Event()
+        context.do(done.set)
+        assert done.wait(HANG)
+
+    y, x = (views.elsewhere.ids(0) == 1).nonzero().float().mean(0).tolist()
+    place = ((x + 0.5) / 64, (y + 0.5) / 48)
+    box = ((0.1, 0.1), (0.9, 0.9))
+    use("+ point", first)
+    use("+ point", second, (first, (place,)))
+    assert editor.state.names == [], "a click in one tab is no prompt in the view of another"
+    use("box", second)
+    use("+ point", first, (second, box))
+    use("box", first)
+    use("+ point", first, (first, box))
+    assert editor.state.names == [], "a drag is no box when the tool has been changed"
+    use("box", first, (first, (place,)))
+    assert editor.state.names == [], "nor is a click a point"
+    use("+ point", first)
+    first.point(place)
+    finish(context)
+    assert [prompt.view for prompt in editor.state.objects[0].prompts] == ["view 0"]
+
+
+def test_a_button_pressed_again_while_it_waits_is_pressed_once(context: PanelContext):
+    runs: list[int] = []
+    begin, done = threading.Event(), threading.Event()
+
+    def action() -> None:
+        runs.append(1)
+
+    def work() -> None:
+        assert begin.wait(HANG)
+
+    context.do(work)
+    for _ in range(3):
+        context.do_once(action)
+    begin.set()
+    context.do(done.set)
+    assert done.wait(HANG) and len(runs) == 1
+    done.clear()
+    context.do_once(action)
+    context.do(done.set)
+    assert done.wait(HANG) and len(runs) == 2
 
 
 def test_a_change_during_a_save_is_not_saved(context: PanelContext, monkeypatch: pytest.MonkeyPatch):

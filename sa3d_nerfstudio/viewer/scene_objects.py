@@ -17,6 +17,7 @@ from sa3d_nerfstudio.fields.base import LIGHT_LOGIT, MaskField
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.viewer.editor import Editor
+from sa3d_nerfstudio.viewer.history import SceneState
 
 LINK = 2.0
 """Largest distance of linked cells of a piece, in cell sizes; of splats, in median distances of neighbours."""
@@ -124,20 +125,26 @@ class SceneObjects:
     def merge(self, names: Sequence[str]) -> str:
         """Merge several objects into one, with the name, colour and list position of the first. Undo restores them.
 
+        It is a part of the smallest other object that all of them are parts of.
+
         Raises:
-            SA3DError: Fewer than two objects are named, or one of them does not exist.
+            SA3DError: Fewer than two objects are named, one of them does not exist, or all are empty.
         """
         state, chosen = self.editor.state, list(dict.fromkeys(names))
         if len(chosen) < 2 or any(name not in state.names for name in chosen):
             raise SA3DError("there are no two objects to merge: select one, and choose another beside it.")
-        merged = union([self.editor.masks[name] for name in chosen], self.editor.model.mask_threshold)
-        first = next(entry for entry in state if entry.name == chosen[0])
-        for name in chosen[1:]:
-            state = state.removing(name)
-        parent = None if first.parent in chosen else first.parent
-        entry = replace(first, prompts=(), evidence=merged, total=None, hidden=False, parent=parent)
-        self.editor.change(state.replacing(chosen[0], entry).selecting(chosen[0]))
-        return chosen[0]
+        fields, threshold = [self.editor.masks[name] for name in chosen], self.editor.model.mask_threshold
+        if not any(bool(field.object_cells(threshold).any()) for field in fields):
+            raise SA3DError(f"{' and '.join(chosen)} are empty: prompt one of them, or lower the threshold.")
+        name, tree = chosen[0], state.tree
+        common = set[str](state.names).intersection(*(tree.ancestors(each) for each in chosen)).difference(chosen)
+        parent = next((above for above in tree.ancestors(name) if above in common), None)
+        new = {"prompts": (), "evidence": union(fields, threshold), "total": None, "hidden": False, "parent": parent}
+        # What was a part of any of them is a part of the merged object.
+        objects = [replace(entry, parent=name) if entry.parent in chosen else entry for entry in state]
+        objects = [replace(entry, **new) if entry.name == name else entry for entry in objects]
+        self.editor.change(SceneState(tuple(entry for entry in objects if entry.name not in chosen[1:]), name))
+        return name
 
     def split(self, view: str, x: float, y: float) -> str:
         """Make a new object of the selected object's piece under a click, and return its name.

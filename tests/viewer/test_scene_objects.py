@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -99,6 +100,39 @@ def test_merging_makes_one_of_two_and_undo_takes_it_back(views: ViewsOfBalls):
     for names in (["first"], ["first", "first"], ["first", "nothing"]):
         with pytest.raises(SA3DError, match="no two objects"):
             objects.merge(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "parents"),
+    [
+        (["part", "middle"], {"whole": None, "part": "whole", "other": "whole", "piece": "part"}),
+        (["part", "whole"], {"middle": "part", "part": None, "other": "part", "piece": "part"}),
+        (["part", "other"], {"whole": None, "middle": "whole", "part": "whole", "piece": "part"}),
+        (["whole", "part"], {"whole": None, "middle": "whole", "other": "whole", "piece": "whole"}),
+    ],
+)
+def test_a_merged_object_has_the_place_of_what_it_contains(
+    views: ViewsOfBalls, names: list[str], parents: dict[str, str | None]
+):
+    editor, objects = bench(views, "first")
+    before = {"whole": None, "middle": "whole", "part": "middle", "other": "whole", "piece": "part"}
+    field = editor.masks["first"]
+    for name, parent in before.items():
+        editor.change(editor.state.adding(replace(editor.new_object(name), evidence=field, parent=parent)))
+    editor.select("first")
+    editor.delete()
+    objects.merge(names)
+    assert editor.state.tree.parents == parents
+    editor.undo()
+    assert editor.state.tree.parents == before
+
+
+def test_there_is_nothing_to_merge_in_empty_objects(views: ViewsOfBalls):
+    editor, objects = bench(views)
+    names = [editor.add_object() for _ in range(2)]
+    with pytest.raises(SA3DError, match="are empty"):
+        objects.merge(names)
+    assert editor.state.names == names
 
 
 def test_a_piece_is_split_off_by_a_click(views: ViewsOfBalls):

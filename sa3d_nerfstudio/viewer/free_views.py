@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -169,8 +170,10 @@ class FreeViews:
         """Make a session in these views that starts from the masks of these prompts and shares the embeddings."""
         prompted = {self.key(prompt.view): self.answer(prompt) for prompt in prompts}
         segmenter = self.predictor.segmenter
+        # A copy: the user may move the threshold while the session runs.
+        settings = copy.copy(self.settings)
         return SegmentationSession(
-            self.views, segmenter, grid, self.settings, self._embeddings, free=self.free, prompted=prompted
+            self.views, segmenter, grid, settings, self._embeddings, free=self.free, prompted=prompted
         )
 
     def answer(self, prompt: ViewPrompt) -> PromptedMask:

@@ -277,6 +277,14 @@ def test_a_negative_point_takes_away(editor: Editor, views: ViewsOfBalls):
     assert iou(editor, views.elsewhere, 0, [1]) > 0.9
 
 
+def test_the_threshold_of_a_running_session_stays(editor: Editor, views: ViewsOfBalls):
+    click(editor, views, 1)
+    session = editor.free_views.session(MaskGrid(16), editor.state.objects[0].prompts)
+    before = session.settings.threshold
+    editor.settings.threshold = 0.9
+    assert session.settings.threshold == before != 0.9
+
+
 def test_stopping_keeps_what_is_there(editor: Editor, views: ViewsOfBalls):
     click(editor, views, 1)
     steps = editor.segment(live_every=0.0)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import torch
 import viser
 
 from sa3d_nerfstudio.errors import SA3DError
+from sa3d_nerfstudio.files import unique_stems
 from sa3d_nerfstudio.viewer.context import PanelContext
 from sa3d_nerfstudio.viewer.segment_section import Job
 from sa3d_nerfstudio.viewer.viser_compat import literal
@@ -50,7 +50,8 @@ class ExportSection:
         name, model = context.editor.state.selected, context.editor.model
         if name is None or model.masks[name].is_empty:
             raise SA3DError("there is no object to write yet: segment one first.")
-        path = context.viewer.run_dir / "exports" / (re.sub(r"[^\w.-]+", "_", name) + ".ply")
+        stems = dict(zip(model.masks.names, unique_stems(model.masks.names), strict=True))
+        path = context.viewer.run_dir / "exports" / f"{stems[name]}.ply"
         views = context.editor.views
         chosen = views_to_show(views)
         with self._job.running():
@@ -61,9 +62,10 @@ class ExportSection:
                 if self._job.stopped:
                     context.say("Stopped; nothing was written.")
                     return
-        points, colors = (torch.cat(tensors) for tensors in zip(*clouds, strict=True))
-        if len(points) == 0:
+        clouds = [cloud for cloud in clouds if len(cloud[0])]
+        if not clouds:
             raise SA3DError(f"no view shows {name}: lower the threshold, or segment it again.")
+        points, colors = (torch.cat(tensors) for tensors in zip(*clouds, strict=True))
         write_view_points(path, points, colors)
         context.say(f"{len(points)} points written: {self._named(path)}")
 

@@ -16,6 +16,7 @@ import viser
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.viewer.context import PanelContext
+from sa3d_nerfstudio.viewer.export_section import ExportSection
 from sa3d_nerfstudio.viewer.panel import close_at_interrupt
 from sa3d_nerfstudio.viewer.prompt_section import PromptSection
 from sa3d_nerfstudio.viewer.segment_section import Job
@@ -207,6 +208,26 @@ def test_a_button_pressed_again_while_it_waits_is_pressed_once(context: PanelCon
     context.do_once(action)
     context.do(done.set)
     assert done.wait(HANG) and len(runs) == 2
+
+
+def test_points_go_to_a_file_of_their_own(
+    context: PanelContext, views: ViewsOfBalls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    viewer: Any = context.viewer
+    viewer.run_dir, viewer.is_elsewhere, viewer.commands = tmp_path, False, dict
+    monkeypatch.setattr(views, "is_partly_rendered", lambda view: True, raising=False)
+    monkeypatch.setattr(views, "object_trace", lambda view, *_: views.trace(view), raising=False)
+    section = ExportSection(context, Job(context, context.gui.add_button("Segment")))
+    for ball, name in ((1, "a b"), (3, "a/b")):
+        context.editor.add_object(name)
+        click(context.editor, views, ball)
+        section._write_points()
+    files = sorted((tmp_path / "exports").iterdir())
+    assert len(files) == 2 and files[0].read_bytes() != files[1].read_bytes()
+    # As of views in which no ray passes through the object.
+    monkeypatch.setattr(views, "object_trace", lambda view, *_: None)
+    with pytest.raises(SA3DError, match="no view shows a/b"):
+        section._write_points()
 
 
 def test_a_change_during_a_save_is_not_saved(context: PanelContext, monkeypatch: pytest.MonkeyPatch):

@@ -65,7 +65,7 @@ class MaskField(nn.Module):
     @property
     def is_empty(self) -> bool:
         """Whether no cell has evidence of the object."""
-        return not bool(self.derived("highest average", lambda: self.average().amax()) > 0)
+        return not bool(self.derived("highest average", self._highest_average) > 0)
 
     def holds_object(self, threshold: float) -> bool:
         """Whether the probability of any cell exceeds the threshold."""
@@ -73,6 +73,9 @@ class MaskField(nn.Module):
 
     def _highest(self) -> Tensor:
         return self.probability().amax()
+
+    def _highest_average(self) -> Tensor:
+        return self.average().amax()
 
     def derived(self, key: Any, compute: Callable[[], Tensor]) -> Tensor:
         """A tensor computed from the evidence, cached until the evidence changes or moves to another device.

@@ -41,6 +41,9 @@ class SplatMask(MaskField):
     An object's rays touch few of a scene's splats. A field at :meth:`rest` holds exact numbers for those only, and for
     each other splat a byte, its coarse ``seen``; reading or changing the evidence unpacks it.
 
+    A field that does not change may be read, packed and unpacked by several threads: its buffers are replaced by those
+    of the other form in one step.
+
     Args:
         positions: World positions of the splats, which the model holds, so checkpoints do not store them twice.
     """
@@ -69,7 +72,8 @@ class SplatMask(MaskField):
     @property
     def num_bytes(self) -> int:
         """Memory of the evidence in bytes; the positions are the model's."""
-        held = (self._buffers[name] for name in (*EVIDENCE, *PACKED))
+        buffers = self._buffers
+        held = (buffers[name] for name in (*EVIDENCE, *PACKED))
         return sum(buffer.numel() * buffer.element_size() for buffer in held if buffer is not None)
 
     @property
@@ -82,36 +86,39 @@ class SplatMask(MaskField):
 
         Unpacking restores it, but ``seen`` of splats that no ray of the object has touched only to a twentieth.
         """
-        self._derived = {key: entry for key, entry in self._derived.items() if entry[1].numel() < self.num_cells}
-        if self.is_packed:
+        # A list, since other threads may add to the dictionary.
+        derived = list(self._derived.items())
+        self._derived = {key: entry for key, entry in derived if entry[1].numel() < self.num_cells}
+        buffers = self._buffers
+        hit, seen, logits = (buffers[name] for name in EVIDENCE)
+        if hit is None or seen is None:
             return
-        hit, seen, logits, known = self.hit, self.seen, self.logits, self.known()
+        known = seen > MIN_EVIDENCE
         touched = (hit > 0) & known
         if logits is not None:
             touched |= known & (logits != LIGHT_LOGIT)
         rows = touched.nonzero()[:, 0]
         values = [hit, seen] if logits is None else [hit, seen, logits]
         level = 1 + (STEPS * (seen.clamp(min=MIN_EVIDENCE) / MIN_EVIDENCE).log2()).round()
-        self.packed_seen = torch.where(known, level.clamp(max=255), 0.0).to(torch.uint8)
-        self.packed_values = torch.stack([value[rows] for value in values], dim=1)
-        # A render may be interrupted at any line, so at least one form of the evidence exists at all times.
-        self.packed_rows = rows.int()
-        for name in EVIDENCE:
-            self._buffers[name] = None
+        packed = {
+            "packed_rows": rows.int(),
+            "packed_values": torch.stack([value[rows] for value in values], dim=1),
+            "packed_seen": torch.where(known, level.clamp(max=255), 0.0).to(torch.uint8),
+        }
+        # In one step: other threads read, and a render may be interrupted at any line.
+        self._buffers = {**buffers, **dict.fromkeys(EVIDENCE), **packed}
 
     def unpack(self) -> dict[str, Tensor | None]:
         """Unpack the evidence if it is packed, and return it by the names of its buffers."""
-        if not self.is_packed:
-            return {name: self._buffers[name] for name in EVIDENCE}
-        evidence = self._unpacked()
-        self._buffers.update(evidence)
-        for name in PACKED:
-            self._buffers[name] = None
+        buffers = self._buffers
+        rows, values, level = (buffers.get(name) for name in PACKED)
+        if rows is None or values is None or level is None:
+            return {name: buffers[name] for name in EVIDENCE}
+        evidence = self._unpacked(rows, values, level)
+        self._buffers = {**buffers, **dict.fromkeys(PACKED), **evidence}
         return evidence
 
-    def _unpacked(self) -> dict[str, Tensor | None]:
-        rows, values, level = (self._buffers[name] for name in PACKED)
-        assert rows is not None and values is not None and level is not None
+    def _unpacked(self, rows: Tensor, values: Tensor, level: Tensor) -> dict[str, Tensor | None]:
         rows, known = rows.long(), level > 0
         # Rounding must not make a seen splat count as unseen.
         seen = (MIN_EVIDENCE * 2 ** ((level.float() - 1) / STEPS)).clamp(min=1.001 * MIN_EVIDENCE)
@@ -124,16 +131,21 @@ class SplatMask(MaskField):
 
     def _highest(self) -> Tensor:
         """Read from the packed values: all other splats are off the object."""
-        if not self.is_packed or self.packed_values is None:
-            return super()._highest()
         values = self.packed_values
-        if len(values) == 0:
-            return values.new_tensor(0.0)
-        return (values[:, 2].sigmoid() if values.shape[1] > 2 else values[:, 0] / values[:, 1]).amax()
+        if values is None:
+            return super()._highest()
+        if values.shape[1] == 2:
+            return _highest_average(values)
+        return values[:, 2].sigmoid().amax() if len(values) else values.new_tensor(0.0)
+
+    def _highest_average(self) -> Tensor:
+        """Read from the packed values likewise."""
+        values = self.packed_values
+        return super()._highest_average() if values is None else _highest_average(values)
 
     def __getattr__(self, name: str) -> Any:
         """Unpack the evidence where it is read."""
-        if name in EVIDENCE and "_buffers" in self.__dict__ and self.is_packed:
+        if name in EVIDENCE and name in self.__dict__.get("_buffers", ()):
             # Not read from the buffer: another thread may pack it again meanwhile.
             return self.unpack()[name]
         return super().__getattr__(name)
@@ -307,6 +319,11 @@ def through_box(
     first, second = ((corner - origins) / directions for corner in corners)
     enters, leaves = torch.minimum(first, second).amax(-1), torch.maximum(first, second).amin(-1)
     return (enters <= leaves) & (leaves > 0)
+
+
+def _highest_average(packed: Float[Tensor, "num_touched values"]) -> Float[Tensor, ""]:
+    """Highest ``hit / seen`` of packed values; 0 if there are none."""
+    return (packed[:, 0] / packed[:, 1]).amax() if len(packed) else packed.new_tensor(0.0)
 
 
 def _rows(on: Bool[Tensor, " num_cells"]) -> Int[Tensor, " num"]:

@@ -116,6 +116,7 @@ class PanelContext:
 
     def save(self) -> Path:
         """Write the run, and return the path of its config.yml."""
+        self.editor.rest()
         # Before the run is written: the threshold may change meanwhile.
         self.editor.unsaved = False
         try:
@@ -208,6 +209,8 @@ class PanelContext:
             # The status line holds one line; the whole traceback goes to the terminal.
             CONSOLE.print_exception()
             self.complain(f"{one_line(error)} (the terminal tells more).")
+        finally:
+            self.editor.rest()
 
 
 def add_choice(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import MaskField
+from sa3d_nerfstudio.fields.mask_grid import MaskGrid
 from sa3d_nerfstudio.fields.objects import next_color
+from sa3d_nerfstudio.fields.splat_mask import SplatMask
 from sa3d_nerfstudio.prompts.view_prompt import Mark, ViewPrompt
 from sa3d_nerfstudio.segmentation.saved_prompts import read_prompts, write_prompts
 from sa3d_nerfstudio.segmentation.self_prompting import self_prompt
@@ -58,8 +60,8 @@ class SceneMasks:
     def _taken_over(self, name: str, grid: MaskField) -> ObjectState:
         masks = self.objects
         entry = ObjectState(name, masks.colors[name], name in masks.hidden, parent=masks.parents.get(name))
-        field = None
-        if not grid.is_empty:
+        field = None if grid.is_empty else grid
+        if isinstance(field, MaskGrid):
             # A loaded grid could never become finer; its copy may have up to the configured resolution.
             field = self.free_views.model.new_field(self.resolution)
             field.copy_from(grid)
@@ -101,6 +103,13 @@ class SceneMasks:
         self.objects.replace(grids, hidden, {entry.name: entry.color for entry in state}, prompts, parents)
         self._published = grids
         self.changes += 1
+
+    def rest(self, states: Iterable[SceneState]) -> None:
+        """Pack the splat masks of the published objects, and the evidence of some states, after they have been read."""
+        kept = {field for state in states for entry in state for field in (entry.evidence, entry.total)}
+        for field in kept.union(self._published.values()):
+            if isinstance(field, SplatMask):
+                field.rest()
 
     def without(self, prompts: tuple[ViewPrompt, ...], total: MaskField) -> MaskField:
         """Evidence of the views that the user has not prompted: the total minus that of the prompted views.
@@ -171,6 +180,12 @@ class Editor:
         state = self.masks.taken_over()
         if state is not None:
             self.history = History(state)
+
+    def rest(self) -> None:
+        """Reduce memory after an operation. A splat mask that has been read takes some twenty times that of one that
+        has not."""
+        history = self.history
+        self.masks.rest((*history.past[-1:], history.present, *history.future[-1:]))
 
     # Views.
 

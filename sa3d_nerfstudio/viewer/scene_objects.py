@@ -15,7 +15,6 @@ from torch import Tensor
 from sa3d_nerfstudio.errors import SA3DError
 from sa3d_nerfstudio.fields.base import LIGHT_LOGIT, MaskField
 from sa3d_nerfstudio.fields.mask_grid import MaskGrid
-from sa3d_nerfstudio.traces.base import render_probability
 from sa3d_nerfstudio.viewer.editor import Editor
 from sa3d_nerfstudio.viewer.history import SceneState
 
@@ -53,11 +52,11 @@ class SceneObjects:
             trace = editor.free_views.trace(view)
             best = torch.full_like(trace.accumulation, threshold)
             ids = torch.full_like(best, -1, dtype=torch.long)
-            for index, entry in enumerate(state):
-                if not entry.hidden and not entry.is_empty:
-                    probability = render_probability(trace, editor.masks[entry.name])[0]
-                    ids = torch.where(probability > best, index, ids)
-                    best = torch.maximum(best, probability)
+            shown = [index for index, entry in enumerate(state) if not entry.hidden and not entry.is_empty]
+            fields = [editor.masks[state.objects[index].name] for index in shown]
+            for index, probability in zip(shown, editor.model.probabilities(trace, fields), strict=True):
+                ids = torch.where(probability > best, index, ids)
+                best = torch.maximum(best, probability)
             self._ids = (key, ids.reshape(trace.height, trace.width).cpu())
         return self._ids[1]
 

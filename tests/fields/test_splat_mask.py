@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -184,6 +187,51 @@ def test_a_packed_field_takes_evidence_and_new_values():
     moved = copy.deepcopy(field).to(torch.device("cpu"))
     assert moved.is_packed and field.is_packed
     assert torch.equal(moved.cells(), field.cells())
+
+
+def test_emptiness_is_read_from_packed_values():
+    for hit in (torch.zeros(10), torch.arange(10.0) / 20):
+        field = line()
+        field.set(hit, torch.full((10,), 0.5))
+        field.set_logits(torch.full((10,), 4.0))
+        before = line()
+        before.copy_from(field)
+        field.rest()
+        assert field.is_empty == before.is_empty == (not hit.any())
+        assert field.is_packed
+
+
+class Interleaved(SplatMask):
+    """A field that another thread packs, unpacks and reads between any two of its steps."""
+
+    other: Callable[[], None] | None = None
+
+    def __getattribute__(self, name: str) -> Any:
+        other = object.__getattribute__(self, "__dict__").get("other")
+        if name in ("_buffers", "is_packed") and other is not None:
+            self.__dict__["other"] = None
+            other()
+            self.__dict__["other"] = other
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("others", [("rest",), ("unpack",), ("rest", "unpack")])
+def test_several_threads_may_pack_and_read_a_field(others: tuple[str, ...]):
+    before = touched_few()
+    field = Interleaved(before.positions)
+    field.copy_from(before)
+    turns = itertools.cycle(others)
+
+    def act() -> None:
+        getattr(field, next(turns))()
+
+    field.__dict__["other"] = act
+    for _ in range(3):
+        for change in (field.rest, field.unpack):
+            change()
+            assert torch.equal(field.probability(), before.probability())
+            assert torch.equal(field.object_weights(), before.object_weights())
+            assert field.holds_object(0.5) and not field.is_empty and field.num_bytes > 0
 
 
 @pytest.mark.parametrize("packed", [True, False])

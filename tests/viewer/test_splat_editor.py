@@ -10,12 +10,15 @@ import torch
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
+from sa3d_nerfstudio.fields.base import LIGHT_LOGIT
+from sa3d_nerfstudio.fields.splat_mask import SplatMask
 from sa3d_nerfstudio.models.splats import MaskedSplatModel
 from sa3d_nerfstudio.prompts.prompt import Prompt
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.segmenters.base import Candidates, SegmenterImage
 from sa3d_nerfstudio.viewer.editor import Editor
 from sa3d_nerfstudio.viewer.free_views import FreeViews
+from sa3d_nerfstudio.viewer.scene_objects import SceneObjects
 from sa3d_nerfstudio.views.training_views import TrainingViews
 from tests.small_models import masked_splats
 from tests.stand_ins import splats_on_cpu
@@ -74,6 +77,47 @@ def bench_of(model: MaskedSplatModel) -> Editor:
 
 def objects_splats(model: MaskedSplatModel) -> list[int]:
     return model.object_splats().nonzero()[:, 0].tolist()
+
+
+def fields_of(editor: Editor) -> set[SplatMask]:
+    """All fields of an editor and its model."""
+    fields = {field for entry in editor.state for field in (entry.evidence, entry.total)}
+    fields |= {editor.model.masks[name] for name in editor.model.masks.names}
+    return {field for field in fields if isinstance(field, SplatMask)}
+
+
+def bytes_of(editor: Editor) -> int:
+    """Memory of all fields, and of what is derived from them for each splat."""
+    fields = fields_of(editor)
+    derived = [tensor for field in fields for _, tensor in field._derived.values() if tensor.numel() >= 2 * PART]
+    return sum(field.num_bytes for field in fields) + sum(tensor.nbytes for tensor in derived)
+
+
+def test_loaded_objects_stay_packed(model: MaskedSplatModel):
+    for number in range(3):
+        field = model.new_field(0)
+        hit = torch.zeros(2 * PART)
+        hit[4 * number : 4 * number + 4] = 1
+        field.set(hit, torch.ones(2 * PART))
+        field.set_logits(torch.where(hit > 0, 4.0, LIGHT_LOGIT))
+        field.rest()
+        model.masks[f"object {number}"] = field
+    loaded = sum(model.masks[name].num_bytes for name in model.masks.names)
+    editor = bench_of(model)
+    assert bytes_of(editor) == loaded, "taking over the objects neither copies nor unpacks them"
+    objects, view = SceneObjects(editor), editor.look(cameras()[4:5])
+    name = objects.pick(view, 0.5 - 0.5 / 3, 0.5)
+    unpicked = [field for field in editor.model.masks.names if field != name]
+    assert all(field.is_packed for field in fields_of(editor))
+    editor.picture(view)
+    editor.rest()
+    assert bytes_of(editor) == loaded
+    # A prompt goes on from the packed evidence.
+    editor.mark(view, 0.5 + 0.5 / 3, 0.5, True)
+    assert not all(field.is_packed for field in fields_of(editor))
+    objects.merge(unpicked)
+    editor.rest()
+    assert len(fields_of(editor)) == 3 and all(field.is_packed for field in fields_of(editor))
 
 
 def test_a_ball_of_splats_is_segmented_refined_and_saved(model: MaskedSplatModel):

@@ -10,7 +10,7 @@ from sa3d_nerfstudio.viewer.scene_objects import SceneObjects
 from sa3d_nerfstudio.viewer.viser_compat import literal
 
 LISTED = 20
-"""Objects that the list shows, at most; the filter finds the others."""
+"""Objects that the list shows at a time."""
 NOTHING = "(none)"
 NO_OBJECT = "There is no object, or none of such a name."
 
@@ -24,8 +24,12 @@ class SceneSection:
         gui = context.gui
         with gui.add_folder("All objects", expand_by_default=False):
             self._filter = gui.add_text("Filter", initial_value="", hint="Part of a name; the list shows what has it")
-            self._filter.on_update(lambda _: self.refresh())
+            self._filter.on_update(lambda _: self._turn(0))
             self._list = gui.add_markdown("")
+            self._first = 0
+            pages = {"back": -LISTED, "more": LISTED}
+            turn = lambda page, _: self._turn(self._first + pages[page])  # noqa: E731
+            self._pages = add_choice(gui, "List", list(pages), turn, f"{LISTED} objects at a time")
             walks = {"smaller": objects.smaller, "larger": objects.larger}
             hint = "Show the parts of the selected object, or what it is a part of"
             add_choice(gui, "Level", list(walks), lambda walk, _: context.change(walks[walk]), hint)
@@ -43,13 +47,21 @@ class SceneSection:
         entries = [entry for entry in state if wanted in entry.name.casefold()]
         # Shown objects come first: their parts and wholes are hidden.
         entries.sort(key=lambda entry: entry.hidden)
-        lines = [self._line(entry) for entry in entries[:LISTED]]
-        if len(entries) > LISTED:
-            lines.append(f"… and {len(entries) - LISTED} more")
+        several = self._pages.visible = len(entries) > LISTED
+        self._first = min(self._first, max(len(entries) - 1, 0) // LISTED * LISTED)
+        page = entries[self._first : self._first + LISTED]
+        lines = [self._line(entry) for entry in page]
+        if several:
+            lines.append(f"{self._first + 1} to {self._first + len(page)} of {len(entries)}")
         self._list.content = "\n".join(f"- {line}" for line in lines) or NO_OBJECT
         options = [NOTHING, *(entry.name for entry in entries if entry.name != state.selected)]
         if tuple(self._other.options) != tuple(options):
             self._other.options = options
+
+    def _turn(self, first: int) -> None:
+        """Show the objects from this number on."""
+        self._first = max(first, 0)
+        self.refresh()
 
     def _line(self, entry: ObjectState) -> str:
         name, tree = literal(entry.name), self._context.editor.state.tree

@@ -61,8 +61,15 @@ def test_the_list_stays_short_and_shows_what_is_asked_for(server: viser.ViserSer
         editor.add_object(f"object {number}")
     section._filter.value = ""
     section.refresh()
-    assert len(section._list.content.splitlines()) == LISTED + 1
-    assert section._list.content.endswith(f"and {204 - LISTED} more")
+    seen: list[str] = []
+    assert section._pages.visible
+    for first in range(0, 204, LISTED):
+        *lines, place = section._list.content.splitlines()
+        assert place == f"- {first + 1} to {first + len(lines)} of 204"
+        seen += lines
+        section._turn(first + LISTED)
+    assert len(seen) == len(set(seen)) == 204
+    assert section._list.content.splitlines()[0] == seen[200], "there is nothing after the last page"
     section._filter.value = "object 199"
     section.refresh()
-    assert section._list.content == "- **object 199**"
+    assert section._list.content == "- **object 199**" and not section._pages.visible

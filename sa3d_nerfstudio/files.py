@@ -232,12 +232,3 @@ def digest(parts: Iterable[Any]) -> str:
             sums.update(repr(part).encode())
         sums.update(b"\0")
     return sums.hexdigest()
-
-
-def unique_stems(names: Sequence[str]) -> list[str]:
-    """Unique file names for any file system, case-insensitive ones included."""
-    stems = [re.sub(r"[^\w-]+", "_", name).strip("_")[:80] or "object" for name in names]
-    folded = [stem.casefold() for stem in stems]
-    return [
-        stem if folded.count(stem.casefold()) == 1 else f"{stem}-{number}" for number, stem in enumerate(stems, start=1)
-    ]

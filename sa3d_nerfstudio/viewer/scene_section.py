@@ -28,8 +28,10 @@ class SceneSection:
             self._list = gui.add_markdown("")
             self._first = 0
             pages = {"back": -LISTED, "more": LISTED}
-            turn = lambda page, _: self._turn(self._first + pages[page])  # noqa: E731
-            self._pages = add_choice(gui, "List", list(pages), turn, f"{LISTED} objects at a time")
+            hint = f"{LISTED} objects at a time"
+            self._pages = add_choice(
+                gui, "List", list(pages), lambda page, _: self._turn(self._first + pages[page]), hint
+            )
             walks = {"smaller": objects.smaller, "larger": objects.larger}
             hint = "Show the parts of the selected object, or what it is a part of"
             add_choice(gui, "Level", list(walks), lambda walk, _: context.change(walks[walk]), hint)

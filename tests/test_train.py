@@ -153,9 +153,8 @@ def test_bad_input_ends_in_a_sentence_and_writes_nothing(tiny_run: Path, tmp_pat
 
 
 def test_a_missing_load_dir_ends_in_a_sentence(tmp_path: Path):
-    done = run("ns-train", "sa3d", "--load-dir", tmp_path / "nowhere", "--vis", "tensorboard", cwd=tmp_path)
-    assert done.returncode == 1
-    assert_one_sentence(done.stderr, "nowhere")
+    with pytest.raises(SA3DError, match=r"^[^\n]*nowhere[^\n]*$"):
+        sa3d.load(tmp_path / "nowhere", output_dir=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -121,6 +121,9 @@ class LikelihoodReport:
     views."""
     begun: int = 0
     """Number of its steps that was chosen."""
+    outline_offset: float = 0.0
+    """Distance, in pixels of an image of 160 pixels, by which outlines that were too wide in all views were moved
+    inwards; negative where they were too narrow."""
 
 
 @dataclass

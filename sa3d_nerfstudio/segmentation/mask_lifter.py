@@ -24,6 +24,7 @@ from sa3d_nerfstudio.segmentation.mask_depth import (
     surface_of,
     without_far_parts,
 )
+from sa3d_nerfstudio.segmentation.outlines import common_offset, outline_measures, scale_of, without_offset
 from sa3d_nerfstudio.segmentation.session_views import PromptedMask, SessionViews, ViewKey
 from sa3d_nerfstudio.segmentation.settings import SessionSettings
 from sa3d_nerfstudio.traces.window import Window
@@ -45,6 +46,10 @@ class LiftedMask:
     """Weight of its rays."""
     prompted: bool
     """Whether the user has prompted the view."""
+    scale: float
+    """:func:`~sa3d_nerfstudio.segmentation.outlines.scale_of` the view's image."""
+    measures: Float[Tensor, "2"] | None
+    """:func:`~sa3d_nerfstudio.segmentation.outlines.outline_measures` of the mask; None where it stays as it is."""
 
 
 @dataclass
@@ -177,13 +182,25 @@ class MaskLifter:
         likelihood = MaskLikelihood(field, ranks=self.ranks, most_rays=most_rays)
         lifted_anywhere = {view for views in self.ranks.gather(list(self._lifted)) for view in views}
         numbers = {view: number for number, view in enumerate(view for view in order if view in lifted_anywhere)}
+        offset = common_offset(item for part in self.ranks.gather(self._own_outlines()) for item in part)
         for view, lifted in self._lifted.items():
-            trace = self.views.trace(view)
+            trace, found = self.views.trace(view), lifted.found
             with self.views.report.timed("lift"):
-                masked = MaskedView(trace, lifted.found, lifted.weight, lifted.prompted, lifted.mask)
+                if lifted.measures is not None:
+                    image = found.reshape(trace.height, trace.width)
+                    found = without_offset(image, offset, lifted.scale).reshape(-1)
+                masked = MaskedView(trace, found, lifted.weight, lifted.prompted, lifted.mask)
                 likelihood.add(masked, numbers[view])
         with self.views.report.timed("lift"):
-            return likelihood.fit(self.settings.likelihood_steps)
+            report = likelihood.fit(self.settings.likelihood_steps)
+        report.outline_offset = offset
+        return report
+
+    def _own_outlines(self) -> list[list[float]]:
+        """Measures of the outlines in the self-prompted views of this process."""
+        measures = [lifted.measures for lifted in self._lifted.values() if lifted.measures is not None]
+        # One wait for all of them.
+        return torch.stack(measures).tolist() if measures else []
 
     def _lift(
         self,
@@ -203,6 +220,8 @@ class MaskLifter:
             found, mask = found.to(trace.depth.device), mask.to(trace.depth.device)
             self._spacings[view] = spacing = pixel_spacing(trace, mask) if spacing is None else spacing
             weights: Weight = weight
+            side = None if window is None else max(window.size)
+            scale, measures = scale_of(mask, side), None
             if isinstance(lifting, EvidenceLifting):
                 surroundings = self.views.surroundings(view)
                 if surroundings is not None:
@@ -210,12 +229,13 @@ class MaskLifter:
                     lifting.add(coarse, torch.zeros_like(coarse_weights, dtype=torch.bool), weight * coarse_weights)
                 weights = weight = weight * self.views.ray_weight(view)
                 if self.settings.trim_outline:
-                    side = None if window is None else max(window.size)
                     weights = weight * ~background_rim(trace, mask, spacing, side).reshape(-1)
+                    # The user has seen the masks of prompted views.
+                    measures = None if prompted else outline_measures(trace, mask, spacing, scale)
             lifting.add(trace, mask.reshape(-1), weights)
             # The fit needs the whole outline: without its pixels that see past the object, those beside it would move
             # it inwards.
-            self._lifted[view] = LiftedMask(mask.reshape(-1), found.reshape(-1), weight, prompted)
+            self._lifted[view] = LiftedMask(mask.reshape(-1), found.reshape(-1), weight, prompted, scale, measures)
 
     def _solid(self, view: ViewKey, prompted: PromptedMask) -> Bool[Tensor, "height width"]:
         """The mask of a prompted view without parts elsewhere in space; a mask that the user gave stays as it is."""

@@ -27,7 +27,8 @@ class SessionSettings:
     """Parts of a mask that are farther from the rest in space than this share of its size are not the object; 0 keeps
     all ('evidence' lifting only)."""
     trim_outline: bool = True
-    """Whether pixels at a mask's outline that see past the object are not lifted ('evidence' lifting only)."""
+    """Whether pixels at a mask's outline that see past the object are not lifted, and outlines that lie beside edges in
+    depth in all views are moved there for the fit at the end ('evidence' lifting only)."""
     prompt_weight: float = 3.0
     """Weight of a prompted view's mask, relative to another view's mask ('evidence' lifting only)."""
     correction_weight: float = 1.0

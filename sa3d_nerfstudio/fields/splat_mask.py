@@ -254,7 +254,7 @@ class SplatMask(MaskField):
         return values[torch.searchsorted(held, rows), 0]
 
     def main_points(self, threshold: float = 0.5) -> tuple[Float[Tensor, "num 3"], float]:
-        """World positions of the object's splats without stray ones, and 0 for the size of a splat.
+        """World positions of the object's splats without stray ones, and half the usual distance of the nearest.
 
         A splat is stray if its mean distance to its neighbours exceeds the mean of all by three standard deviations.
         """
@@ -263,9 +263,11 @@ class SplatMask(MaskField):
         if len(positions) <= NEIGHBORS_OF_STRAYS:
             return points, 0.0
         neighbors = NearestNeighbors(n_neighbors=NEIGHBORS_OF_STRAYS).fit(positions)
-        distance = neighbors.kneighbors(positions)[0].mean(axis=1)
+        distances = neighbors.kneighbors(positions)[0]
+        distance = distances.mean(axis=1)
         inliers = distance <= distance.mean() + 3 * distance.std()
-        return points[torch.from_numpy(inliers).to(points.device)], 0.0
+        # The first is the distance of each splat to itself.
+        return points[torch.from_numpy(inliers).to(points.device)], float(np.median(distances[:, 1])) / 2
 
     def hits(
         self, origins: Float[Tensor, "num_rays 3"], directions: Float[Tensor, "num_rays 3"], threshold: float = 0.5

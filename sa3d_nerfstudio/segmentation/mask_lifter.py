@@ -230,8 +230,9 @@ class MaskLifter:
                 weights = weight = weight * self.views.ray_weight(view)
                 if self.settings.trim_outline:
                     weights = weight * ~background_rim(trace, mask, spacing, side).reshape(-1)
-                    # The user has seen the masks of prompted views.
-                    measures = None if prompted else outline_measures(trace, mask, spacing, scale)
+                    # The user has seen the masks of prompted views. Of others, the depth check may have left out what
+                    # lies beyond the edges.
+                    measures = None if prompted else outline_measures(trace, found, spacing, scale)
             lifting.add(trace, mask.reshape(-1), weights)
             # The fit needs the whole outline: without its pixels that see past the object, those beside it would move
             # it inwards.

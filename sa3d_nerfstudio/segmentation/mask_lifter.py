@@ -232,7 +232,8 @@ class MaskLifter:
                     weights = weight * ~background_rim(trace, mask, spacing, side).reshape(-1)
                     # The user has seen the masks of prompted views. Of others, the depth check may have left out what
                     # lies beyond the edges.
-                    measures = None if prompted else outline_measures(trace, found, spacing, scale)
+                    if not prompted and self.settings.likelihood_steps > 0:
+                        measures = outline_measures(trace, found, spacing, scale)
             lifting.add(trace, mask.reshape(-1), weights)
             # The fit needs the whole outline: without its pixels that see past the object, those beside it would move
             # it inwards.

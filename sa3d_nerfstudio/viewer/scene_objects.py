@@ -50,14 +50,11 @@ class SceneObjects:
         key = (view, editor.masks.changes, tuple((entry.name, entry.hidden) for entry in state), threshold)
         if self._ids is None or self._ids[0] != key:
             trace = editor.free_views.trace(view)
-            best = torch.full_like(trace.accumulation, threshold)
-            ids = torch.full_like(best, -1, dtype=torch.long)
             shown = [index for index, entry in enumerate(state) if not entry.hidden and not entry.is_empty]
             fields = [editor.masks[state.objects[index].name] for index in shown]
-            for index, probability in zip(shown, editor.model.probabilities(trace, fields), strict=True):
-                ids = torch.where(probability > best, index, ids)
-                best = torch.maximum(best, probability)
-            self._ids = (key, ids.reshape(trace.height, trace.width).cpu())
+            highest, number = editor.model.most_probable(trace, fields)
+            ids = torch.tensor([*shown, -1])[torch.where(highest > threshold, number, len(shown)).cpu()]
+            self._ids = (key, ids.reshape(trace.height, trace.width))
         return self._ids[1]
 
     def pick(self, view: str, x: float, y: float) -> str:

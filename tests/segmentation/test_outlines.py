@@ -96,3 +96,14 @@ def test_the_fit_has_outlines_where_depth_ends(views: BallViews, pixels: int):
             overlaps.append(float((on & truth).sum() / (on | truth).sum()))
         ious.append(sum(overlaps) / len(overlaps))
     assert 1 - ious[1] < 0.5 * (1 - ious[0])
+
+
+def test_outlines_are_measured_before_the_depth_check(views: BallViews):
+    """The check leaves out most of what is beyond the edges, so that outlines seemed right."""
+    wide = {view: changed(views.ids(view) == BALL, 2) for view in range(len(views))}
+    session = SegmentationSession(views, BallSegmenter.of(views, wide), MaskGrid(64), SessionSettings(max_passes=2))
+    session.prompt(0, point_on(views, 0, BALL))
+    session.run()
+    measures = session._lifter._own_outlines()
+    assert len(measures) == len(views) - 1
+    assert min(area / length for area, length in measures) > 1.5

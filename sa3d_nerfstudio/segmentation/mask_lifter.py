@@ -33,6 +33,8 @@ FIT_SHARE = 0.5
 """Share of the free memory that the fit may take."""
 FEWEST_FITTED = 1024
 """Rays of each view that take part in the fit, however little memory is free."""
+MEASURED = 32
+"""Approximate number of views whose outlines are measured: traces that are not in the cache are rendered for it."""
 
 
 @dataclass
@@ -48,8 +50,6 @@ class LiftedMask:
     """Whether the user has prompted the view."""
     scale: float
     """:func:`~sa3d_nerfstudio.segmentation.outlines.scale_of` the view's image."""
-    measures: Float[Tensor, "2"] | None
-    """:func:`~sa3d_nerfstudio.segmentation.outlines.outline_measures` of the mask; None where it stays as it is."""
 
 
 @dataclass
@@ -186,7 +186,7 @@ class MaskLifter:
         for view, lifted in self._lifted.items():
             trace, found = self.views.trace(view), lifted.found
             with self.views.report.timed("lift"):
-                if lifted.measures is not None:
+                if not lifted.prompted:  # the user has seen those masks
                     image = found.reshape(trace.height, trace.width)
                     found = without_offset(image, offset, lifted.scale).reshape(-1)
                 masked = MaskedView(trace, found, lifted.weight, lifted.prompted, lifted.mask)
@@ -197,10 +197,25 @@ class MaskLifter:
         return report
 
     def _own_outlines(self) -> list[list[float]]:
-        """Measures of the outlines in the self-prompted views of this process."""
-        measures = [lifted.measures for lifted in self._lifted.values() if lifted.measures is not None]
+        """Measures of the outlines in some of the self-prompted views of this process.
+
+        They are those that the segmenter draws: the depth check may have left out what lies beyond the edges.
+        """
+        checked = (
+            [view for view, lifted in self._lifted.items() if not lifted.prompted] if self._checks_outlines else []
+        )
+        measures = []
+        for view in checked[:: max(len(checked) // MEASURED, 1)]:
+            trace, lifted = self.views.trace(view), self._lifted[view]
+            with self.views.report.timed("lift"):
+                image = lifted.found.reshape(trace.height, trace.width)
+                measures.append(outline_measures(trace, image, self._spacings[view], lifted.scale))
         # One wait for all of them.
         return torch.stack(measures).tolist() if measures else []
+
+    @property
+    def _checks_outlines(self) -> bool:
+        return self.settings.trim_outline and self.settings.lifting == "evidence"
 
     def _lift(
         self,
@@ -221,23 +236,18 @@ class MaskLifter:
             self._spacings[view] = spacing = pixel_spacing(trace, mask) if spacing is None else spacing
             weights: Weight = weight
             side = None if window is None else max(window.size)
-            scale, measures = scale_of(mask, side), None
             if isinstance(lifting, EvidenceLifting):
                 surroundings = self.views.surroundings(view)
                 if surroundings is not None:
                     coarse, coarse_weights = surroundings
                     lifting.add(coarse, torch.zeros_like(coarse_weights, dtype=torch.bool), weight * coarse_weights)
                 weights = weight = weight * self.views.ray_weight(view)
-                if self.settings.trim_outline:
+                if self._checks_outlines:
                     weights = weight * ~background_rim(trace, mask, spacing, side).reshape(-1)
-                    # The user has seen the masks of prompted views. Of others, the depth check may have left out what
-                    # lies beyond the edges.
-                    if not prompted and self.settings.likelihood_steps > 0:
-                        measures = outline_measures(trace, found, spacing, scale)
             lifting.add(trace, mask.reshape(-1), weights)
             # The fit needs the whole outline: without its pixels that see past the object, those beside it would move
             # it inwards.
-            self._lifted[view] = LiftedMask(mask.reshape(-1), found.reshape(-1), weight, prompted, scale, measures)
+            self._lifted[view] = LiftedMask(mask.reshape(-1), found.reshape(-1), weight, prompted, scale_of(mask, side))
 
     def _solid(self, view: ViewKey, prompted: PromptedMask) -> Bool[Tensor, "height width"]:
         """The mask of a prompted view without parts elsewhere in space; a mask that the user gave stays as it is."""
